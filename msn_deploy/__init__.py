@@ -1,0 +1,35 @@
+"""msn-deploy: train small CNNs with Mean Spectral Normalization, fold, quantise, build and measure them for a Jetson.
+
+`import msn_deploy` imports nothing heavy; each public name below is loaded from its module on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "MSNConv1d": "msn_deploy.msn",
+    "MSNConv2d": "msn_deploy.msn",
+    "MSNConv3d": "msn_deploy.msn",
+    "MSNLinear": "msn_deploy.msn",
+    "build_engine": "msn_deploy.pipeline",
+    "calibrate": "msn_deploy.pipeline",
+    "compare": "msn_deploy.bench",
+    "export_onnx": "msn_deploy.graph",
+    "fold": "msn_deploy.msn",
+    "load_runner": "msn_deploy.engine",
+    "measure": "msn_deploy.bench",
+    "quantize": "msn_deploy.graph",
+    "to_fp16": "msn_deploy.graph",
+}
+
+__all__ = ["__version__", *sorted(_HOME)]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)

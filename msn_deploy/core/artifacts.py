@@ -1,0 +1,183 @@
+"""Files that stages hand on: written atomically, each with a sidecar that names its parents by SHA-256.
+
+The sidecar of `NAME.engine` is `NAME.plan.json`, that of any other file is `FILE.json`. A file is published in three
+steps (old sidecar away, file renamed in, new sidecar renamed in), so a killed run leaves the old file, the new file,
+or no file; never half of one, and never a sidecar that speaks of another file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from msn_deploy import __version__
+from msn_deploy.core.errors import InputError
+
+SCHEMA = 1
+PARTIAL_SUFFIX = ".partial"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parent:
+    """What an artifact was made from: its role ("checkpoint", "onnx", "data", ...), file name and SHA-256."""
+
+    role: str
+    file: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sidecar:
+    """What stands in the sidecar of one artifact.
+
+    kind: "checkpoint", "onnx", "engine", "bench" or "report". bytes: size of the file. versions: of the tools that
+    made it. config: what the user chose. facts: what was measured while making it.
+    """
+
+    kind: str
+    file: str
+    sha256: str
+    bytes: int
+    parents: tuple[Parent, ...] = ()
+    versions: Mapping[str, str] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file as hex. Raises InputError if it cannot be read."""
+    digest = hashlib.sha256()
+    with open_input(path) as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+@contextmanager
+def open_input(path: Path) -> Iterator[Any]:
+    """Open a user's file for reading bytes; every way in which that fails is an InputError that names it."""
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; a file is needed.")
+    try:
+        stream = path.open("rb")
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist.\nCheck the path; `ls {path.parent}` shows what is there.") from None
+    except OSError as cause:
+        raise InputError(f"{path} cannot be read: {cause.strerror}.") from cause
+    with stream:
+        yield stream
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; rename it over `path` if the block succeeds, delete it if not."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=PARTIAL_SUFFIX, dir=path.parent)
+    except OSError as cause:
+        raise InputError(f"{path} cannot be written: {cause.strerror}.\nChoose another place with `--out`.") from cause
+    os.close(handle)
+    partial = Path(name)
+    try:
+        yield partial
+        with partial.open("rb") as stream:
+            os.fsync(stream.fileno())
+        partial.chmod(0o644)
+        try:
+            os.replace(partial, path)
+        except OSError as cause:
+            raise InputError(f"{path} cannot be written: {cause.strerror}.") from cause
+    finally:
+        with suppress(FileNotFoundError):
+            partial.unlink()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as indented JSON, atomically."""
+    with atomic_file(path) as partial:
+        partial.write_text(json.dumps(value, indent=2, default=str) + "\n", encoding="utf-8")
+
+
+def sidecar_path(path: Path) -> Path:
+    """Return where the sidecar of an artifact lies."""
+    if path.suffix == ".engine":
+        return path.with_suffix(".plan.json")
+    return path.with_name(path.name + ".json")
+
+
+def publish(
+    path: Path,
+    write: Callable[[Path], None],
+    *,
+    kind: str,
+    parents: Sequence[Parent] = (),
+    versions: Sequence[str] = (),
+    config: Mapping[str, Any] | None = None,
+    facts: Mapping[str, Any] | None = None,
+) -> Sidecar:
+    """Write an artifact and its sidecar; `write` gets a temporary path and fills it.
+
+    versions: names of installed distributions whose version is recorded.
+    """
+    from msn_deploy.core.optional import version_of
+
+    found = {name: version for name in versions if (version := version_of(name)) is not None}
+    side = sidecar_path(path)
+    with atomic_file(path) as partial:
+        write(partial)
+        sidecar = Sidecar(
+            kind=kind,
+            file=path.name,
+            sha256=sha256_of(partial),
+            bytes=partial.stat().st_size,
+            parents=tuple(parents),
+            versions={"msn-deploy": __version__, **found},
+            config=dict(config or {}),
+            facts=dict(facts or {}),
+        )
+        side.unlink(missing_ok=True)
+    with atomic_file(side) as partial:
+        partial.write_bytes(_sealed(asdict(sidecar)))
+    return sidecar
+
+
+def _sealed(value: dict[str, Any]) -> bytes:
+    """Serialise a sidecar with a digest of itself as the last key, so that a flipped byte in it shows."""
+    seal = hashlib.sha256(json.dumps(value, indent=2).encode()).hexdigest()
+    return (json.dumps({**value, "seal": seal}, indent=2) + "\n").encode()
+
+
+def parent_of(path: Path, *, role: str) -> Parent:
+    """Describe a file as the parent of what is made from it."""
+    return Parent(role=role, file=path.name, sha256=sha256_of(path))
+
+
+def read_sidecar(path: Path) -> Sidecar:
+    """Read the sidecar of an artifact. Raises InputError if it is missing or not a sidecar."""
+    side = sidecar_path(path)
+    with open_input(side) as stream:
+        raw = stream.read()
+    return parse_sidecar(side, raw)
+
+
+def parse_sidecar(side: Path, raw: bytes) -> Sidecar:
+    """Parse the bytes of a sidecar file. Raises InputError that names what is wrong."""
+    try:
+        value = json.loads(raw)
+        if value["schema"] != SCHEMA:
+            raise InputError(f"{side} has schema {value['schema']!r}; this version reads {SCHEMA}.\nUpdate msn-deploy.")
+        del value["seal"]
+        if _sealed(value) != raw:
+            raise InputError(f"{side} was changed after it was written: its seal does not fit.")
+        parents = tuple(Parent(**parent) for parent in value.pop("parents"))
+        return Sidecar(parents=parents, **value)
+    except (ValueError, KeyError, TypeError) as cause:
+        raise InputError(f"{side} is not a sidecar of msn-deploy ({type(cause).__name__}: {cause}).") from cause

@@ -1,0 +1,65 @@
+"""Every error a user can meet, and the exit code it ends with.
+
+MsnDeployError                      anything below; caught once, in cli/app.py
+├── InputError            exit 2    a file, folder, name or option that cannot be used
+│   └── FoldError         exit 2    a network (part) that cannot be folded exactly
+├── GateError             exit 1    a promise was measured and not kept
+│   └── ParityError       exit 1    two stages disagree on the same input
+├── MissingDependency     exit 3    a package that this step needs is not there
+├── MissingDevice         exit 3    a GPU, driver or Jetson that this step needs is not there
+└── InvalidMeasurement    exit 4    a measurement that must not be reported
+
+Messages have one to three lines: what happened, with numbers; the likely cause; what to type next.
+"""
+
+from __future__ import annotations
+
+
+class MsnDeployError(Exception):
+    """Base of all errors meant for the user; the class owns its exit code."""
+
+    exit_code = 2
+
+
+class InputError(MsnDeployError):
+    """A file, folder, name or option from the user that cannot be used."""
+
+
+class FoldError(InputError):
+    """A layer that cannot be folded into plain weights without changing the function."""
+
+
+class GateError(MsnDeployError):
+    """A promise (parity, accuracy, integrity) was measured and not kept."""
+
+    exit_code = 1
+
+
+class ParityError(GateError):
+    """Two stages disagree on the same input by more than the stated tolerance."""
+
+    def __init__(self, *, before: str, after: str, worst: float, atol: float) -> None:
+        super().__init__(
+            f"{after} differs from {before}: max |difference of logits| = {worst:.3g}, allowed {atol:.3g}.\n"
+            "Likely cause: activations too large for float32 round-off, or a converter bug.\n"
+            "Nothing was written. Try `--no-simplify`, or `--no-fold`, to see which step differs."
+        )
+        self.worst = worst
+
+
+class MissingDependency(MsnDeployError):
+    """A package that this step needs could not be imported."""
+
+    exit_code = 3
+
+
+class MissingDevice(MsnDeployError):
+    """Hardware or a driver that this step needs is not on this machine."""
+
+    exit_code = 3
+
+
+class InvalidMeasurement(MsnDeployError):
+    """A measurement whose conditions were too poor to report."""
+
+    exit_code = 4

@@ -1,0 +1,80 @@
+"""What a model file says of itself: how to prepare its input, what its outputs mean, what it is.
+
+The same JSON text travels in a checkpoint's safetensors header and in an ONNX file's `metadata_props`, under one key.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from msn_deploy.core.errors import InputError
+
+METADATA_KEY = "msn_deploy"
+NORMS = ("msn", "msn-affine", "sn", "bn", "none")
+PRECISIONS = ("fp32", "fp16", "int8")
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preprocess:
+    """From an image to the network's input: resize, to `channels`, to 0..1, then (x - mean) / std per channel.
+
+    height_px, width_px: input size. channels: 1 (luminance) or 3 (RGB). mean, std: per channel, on the 0..1 scale.
+    """
+
+    height_px: int
+    width_px: int
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if self.channels not in (1, 3):
+            raise InputError(f"preprocessing to {self.channels} channels is not supported; 1 and 3 are.")
+        if len(self.mean) != self.channels or len(self.std) != self.channels or min(self.std) <= 0:
+            raise InputError(f"mean and std need {self.channels} numbers each, std above 0: {self.mean}, {self.std}.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInfo:
+    """Identity and contract of a model file.
+
+    net: name in the registry, or "custom". norm: one of NORMS, or "custom". precision: of the graph itself, one of
+    PRECISIONS. folded: no normalisation is left. data: name or folder it was trained on. recipe: the recipe as a
+    dict, complete enough to rebuild the network. metrics: such as test_accuracy (0 to 1).
+    """
+
+    net: str
+    norm: str
+    precision: str = "fp32"
+    folded: bool = False
+    classes: tuple[str, ...] = ()
+    preprocess: Preprocess | None = None
+    data: str = ""
+    recipe: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+    def to_json(self) -> str:
+        """Serialise, keys sorted, so that equal infos give equal bytes."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    def with_precision(self, precision: str) -> ModelInfo:
+        """Return the info of the same network in another precision."""
+        return replace(self, precision=precision)
+
+
+def info_from_json(text: str, *, source: str) -> ModelInfo:
+    """Parse what `to_json` wrote. Raises InputError that names the source and what is wrong."""
+    try:
+        value = json.loads(text)
+        if value["schema"] != SCHEMA:
+            raise InputError(f"{source} holds metadata of schema {value['schema']!r}; this version reads {SCHEMA}.")
+        prep = value.pop("preprocess")
+        if prep is not None:
+            prep = Preprocess(**{**prep, "mean": tuple(prep["mean"]), "std": tuple(prep["std"])})
+        return ModelInfo(**{**value, "classes": tuple(value["classes"]), "preprocess": prep})
+    except (ValueError, KeyError, TypeError, AttributeError) as cause:
+        raise InputError(f"{source} holds damaged metadata ({type(cause).__name__}: {cause}).") from cause

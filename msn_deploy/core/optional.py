@@ -1,0 +1,48 @@
+"""The one door to optional packages: import at the moment of need, or say how to get them."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+from msn_deploy.core.errors import MissingDependency
+
+_EXPORT = "Install it with: pip install 'msn-deploy[export]'"
+_HOW_TO_GET = {
+    "torch": "Install it with: pip install 'msn-deploy[train]'   (workstation only; a Jetson does not need it)",
+    "safetensors": "Install it with: pip install 'msn-deploy[train]'",
+    "onnx": _EXPORT,
+    "onnxscript": _EXPORT,
+    "onnxsim": _EXPORT,
+    "onnxruntime": "Install it with: pip install 'msn-deploy[rtx]' on a workstation, 'msn-deploy[jetson]' on a Jetson",
+    "tensorrt": (
+        "On a Jetson it comes with JetPack: sudo apt install tensorrt python3-libnvinfer\n"
+        "(a venv needs --system-site-packages; do not pip install tensorrt there)."
+    ),
+    "tensorrt_rtx": "Install it with: pip install 'msn-deploy[rtx]'",
+    "pycuda": "Install it on the device with: pip install 'msn-deploy[jetson]'   (compiles against JetPack's CUDA)",
+}
+
+
+def require(module: str, *, step: str) -> ModuleType:
+    """Import an optional package, or say which step needs it and how to get it.
+
+    The true cause stays visible: a missing libnvinfer.so is not a missing package.
+    Raises MissingDependency (exit 3).
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as cause:
+        package = module.partition(".")[0]
+        hint = _HOW_TO_GET.get(package, f"Install it with: pip install {package}")
+        raise MissingDependency(f"`{step}` needs {package}, which could not be imported ({cause}).\n{hint}") from cause
+
+
+def version_of(distribution: str) -> str | None:
+    """Return the installed version of a distribution, or None; imports nothing of it."""
+    from importlib import metadata
+
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
