@@ -1,1 +1,27 @@
-"""."""
+"""Mean Spectral Normalization (arXiv 1907.04003) and Spectral Normalization as layers, and their fold."""
+
+from msn_deploy.msn.fold import fold, fold_bn_weights, fold_msn_weights
+from msn_deploy.msn.layers import (
+    MSNConv1d,
+    MSNConv2d,
+    MSNConv3d,
+    MSNLinear,
+    SNConv1d,
+    SNConv2d,
+    SNConv3d,
+    SNLinear,
+)
+
+__all__ = [
+    "MSNConv1d",
+    "MSNConv2d",
+    "MSNConv3d",
+    "MSNLinear",
+    "SNConv1d",
+    "SNConv2d",
+    "SNConv3d",
+    "SNLinear",
+    "fold",
+    "fold_bn_weights",
+    "fold_msn_weights",
+]

@@ -1,0 +1,168 @@
+"""Recipes: TOML files that say how a network is trained, found by path or by the name of a file under `models/`.
+
+A path given by the user beats a built-in name. In a wheel the built-in files lie inside the package, in a checkout
+they are the top-level folders themselves.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from msn_deploy.core.artifacts import open_input
+from msn_deploy.core.errors import InputError
+from msn_deploy.core.model_info import NORMS
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+T = TypeVar("T")
+OPTIMIZERS = ("sgd", "adam", "adamw")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainOptions:
+    """How a network is trained."""
+
+    epochs: int
+    """Passes over the training split."""
+    batch_size: int
+    """Images per optimizer step."""
+    learning_rate: float
+    """Peak of the one-cycle schedule."""
+    optimizer: str = "adam"
+    """One of OPTIMIZERS."""
+    weight_decay: float = 0.0
+    """On weights only, never on shift, gain or bias."""
+    power_iterations: int = 1
+    """Per training step, for sigma."""
+    seed: int = 0
+    """Of initial weights and batch order."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "power_iterations"):
+            if getattr(self, name) < 1:
+                raise InputError(f"train.{name} must be at least 1, got {getattr(self, name)}.")
+        if not 0 < self.learning_rate < 100:
+            raise InputError(f"train.learning_rate (--lr) must lie between 0 and 100, got {self.learning_rate}.")
+        if self.weight_decay < 0:
+            raise InputError(f"train.weight_decay must not be negative, got {self.weight_decay}.")
+        if self.optimizer not in OPTIMIZERS:
+            raise InputError(f"train.optimizer must be one of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """One network, one norm, and how to train it.
+
+    input_shape: (N, C, H, W); N is 1, C is 1 or 3. data: default data, a known name or a folder. width: channels of
+    the first block; the others are multiples of it.
+    """
+
+    name: str
+    net: str
+    norm: str
+    data: str
+    input_shape: tuple[int, int, int, int]
+    width: int
+    train: TrainOptions = field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.norm not in NORMS:
+            raise InputError(f"unknown norm {self.norm!r}{did_you_mean(self.norm, NORMS)}")
+        shape = self.input_shape
+        if len(shape) != 4 or shape[0] != 1 or shape[1] not in (1, 3) or min(shape) < 1:
+            raise InputError(f"input_shape must be [1, 1 or 3, height, width], got {list(shape)}.")
+        if not 1 <= self.width <= 4096:
+            raise InputError(f"width must lie between 1 and 4096, got {self.width}.")
+
+    def override(self, *, norm: str | None = None, data: str | None = None, **train: Any) -> Recipe:
+        """Return the recipe with the options that are not None replaced, and the name following the norm."""
+        chosen = {key: value for key, value in train.items() if value is not None}
+        name = self.name
+        if norm is not None and norm != self.norm:
+            name = name.removesuffix("_" + self.norm.replace("-", "_")) + "_" + norm.replace("-", "_")
+        return replace(
+            self,
+            name=name,
+            norm=norm or self.norm,
+            data=data or self.data,
+            train=replace(self.train, **chosen),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, as they stand in metadata; `recipe_from_dict` reads them back."""
+        return asdict(self)
+
+
+def recipe_from_dict(value: Mapping[str, Any], *, source: str) -> Recipe:
+    """Build a recipe from plain values; every unknown, missing or mistyped key is an InputError that names it."""
+    flat = dict(value)
+    train = flat.pop("train", None)
+    if not isinstance(train, Mapping):
+        raise InputError(f"{source} needs a [train] section.")
+    shape = flat.get("input_shape")
+    if isinstance(shape, (list, tuple)):
+        flat["input_shape"] = tuple(shape)
+    options = _checked(TrainOptions, train, source=f"{source} [train]")
+    return _checked(Recipe, {**flat, "train": options}, source=source)
+
+
+def load_recipe(name_or_path: str) -> Recipe:
+    """Read a recipe by path (`my.toml`) or built-in name (`vgg7_msn`). Raises InputError."""
+    path = Path(name_or_path)
+    if not path.is_file():
+        folder = builtin_folder("models")
+        known = sorted(file.stem for file in folder.glob("*.toml"))
+        if name_or_path not in known:
+            raise InputError(
+                f"unknown recipe {name_or_path!r}{did_you_mean(name_or_path, known)}\nA path to a TOML file works too."
+            )
+        path = folder / f"{name_or_path}.toml"
+    with open_input(path) as stream:
+        try:
+            value = tomllib.load(stream)
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as cause:
+            raise InputError(f"{path} is not valid TOML: {cause}.") from cause
+    return recipe_from_dict({"name": path.stem, **value}, source=str(path))
+
+
+def builtin_folder(name: str) -> Path:
+    """Return the folder of built-in data files: "models", "calibration" or "suites"."""
+    package = Path(__file__).resolve().parent.parent
+    shipped = package / "_recipes" / name
+    checkout = package.parent / ("benchmarks/suites" if name == "suites" else name)
+    return shipped if shipped.is_dir() else checkout
+
+
+def did_you_mean(word: str, known: tuple[str, ...] | list[str]) -> str:
+    """Return ": did you mean X?" or the list of what is known, to finish an error message."""
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known are: {', '.join(known)}."
+
+
+def _checked(cls: type[T], value: Mapping[str, Any], *, source: str) -> T:
+    """Construct a dataclass from TOML values; types are compared by the annotation's first word."""
+    known = {entry.name: entry for entry in fields(cls)}  # type: ignore[arg-type]
+    for key in value:
+        if key not in known:
+            raise InputError(f"{source}: unknown key {key!r}{did_you_mean(key, list(known))}")
+    kinds: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,), "tuple": (tuple,)}
+    for key, item in value.items():
+        wanted = str(known[key].type).partition("[")[0]
+        if wanted in kinds and (not isinstance(item, kinds[wanted]) or isinstance(item, bool)):
+            raise InputError(f"{source}: {key} must be {wanted}, got {item!r}.")
+        if wanted == "tuple" and not all(isinstance(part, int) for part in item):
+            raise InputError(f"{source}: {key} must hold whole numbers, got {list(item)}.")
+    try:
+        return cls(**value)
+    except TypeError as cause:
+        raise InputError(f"{source}: {str(cause).partition('__init__() ')[2] or cause}.") from cause
+    except InputError as cause:
+        raise InputError(f"{source}: {cause}") from cause

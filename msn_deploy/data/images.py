@@ -1,0 +1,39 @@
+"""Image files and arrays at the size and number of channels that a network wants."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from msn_deploy.core.artifacts import open_input
+from msn_deploy.core.errors import InputError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".pgm", ".ppm", ".webp")
+_MODE = {1: "L", 3: "RGB"}
+
+
+def read_image(path: Path, *, height_px: int, width_px: int, channels: int) -> NDArray[np.uint8]:
+    """Read one image file as uint8 (height, width, channels), bilinear; InputError if it is not an image."""
+    with open_input(path) as stream:
+        try:
+            with Image.open(stream) as image:
+                return _fitted(image, height_px, width_px, channels)
+        except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as cause:
+            raise InputError(f"{path} is not a readable image ({type(cause).__name__}).") from cause
+
+
+def fit_images(images: NDArray[np.uint8], *, height_px: int, width_px: int, channels: int) -> NDArray[np.uint8]:
+    """Resize uint8 images (N, h, w) or (N, h, w, 3) to (N, height, width, channels)."""
+    if images.shape[1:] == (height_px, width_px) and channels == 1:
+        return images[..., np.newaxis]
+    return np.stack([_fitted(Image.fromarray(image), height_px, width_px, channels) for image in images])
+
+
+def _fitted(image: Image.Image, height_px: int, width_px: int, channels: int) -> NDArray[np.uint8]:
+    image = image.convert(_MODE[channels])
+    if image.size != (width_px, height_px):
+        image = image.resize((width_px, height_px), Image.Resampling.BILINEAR)
+    return np.asarray(image, dtype=np.uint8).reshape(height_px, width_px, channels)

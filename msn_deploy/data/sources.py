@@ -1,0 +1,106 @@
+"""Which images a name or a folder stands for: `digits`, IDX files, or one folder per class."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from msn_deploy.core.errors import InputError
+from msn_deploy.core.recipes import builtin_folder, did_you_mean
+from msn_deploy.data.idx import read_idx
+from msn_deploy.data.images import SUFFIXES, fit_images, read_image
+
+_BUNDLED = ("digits",)
+_IDX_PREFIX = {"train": "train", "test": "t10k"}
+_FOLDERS = {"train": ("train",), "test": ("test", "val", "valid")}
+_TEST_EVERY = 5  # in a folder without a split of its own, every fifth file of a class is for the test
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Split:
+    """Images uint8 (N, H, W, C), labels int64 (N,), and the class names that the labels index."""
+
+    source: str
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    classes: tuple[str, ...]
+
+    def sha256(self) -> str:
+        """Return a digest of images, labels and classes: the identity of the data in provenance."""
+        digest = hashlib.sha256(repr((self.images.shape, self.classes)).encode())
+        digest.update(self.images.tobytes())
+        digest.update(self.labels.tobytes())
+        return digest.hexdigest()
+
+    def first(self, count: int | None) -> Split:
+        """Return a split of at most `count` samples, drawn evenly over the whole; None keeps all."""
+        if count is None or count >= len(self.labels):
+            return self
+        chosen = np.linspace(0, len(self.labels) - 1, count).round().astype(np.int64)
+        return Split(source=self.source, images=self.images[chosen], labels=self.labels[chosen], classes=self.classes)
+
+
+def load_split(source: str, split: str, *, height_px: int, width_px: int, channels: int) -> Split:
+    """Load the "train" or "test" split of a name or a folder, resized to (height, width, channels).
+
+    Folders: IDX (`train-images-idx3-ubyte[.gz]`, `t10k-...`), or images in `train/CLASS/` and `test/CLASS/`, or
+    images in `CLASS/` alone, of which every fifth goes to the test. Raises InputError that says what was looked for.
+    """
+    folder = builtin_folder("calibration") / source if source in _BUNDLED else Path(source)
+    if not folder.exists():
+        hint = did_you_mean(source, list(_BUNDLED)) if "/" not in source else "."
+        raise InputError(
+            f"no data called {source!r}{hint}\n`--data` takes a name or a folder with IDX files or images."
+        )
+    if not folder.is_dir():
+        raise InputError(f"{folder} is a file; `--data` takes a folder with IDX files, or one folder per class.")
+    size = {"height_px": height_px, "width_px": width_px, "channels": channels}
+    images_file = _idx_file(folder, f"{_IDX_PREFIX[split]}-images-idx3-ubyte")
+    if images_file is not None:
+        return _load_idx(source, folder, images_file, split, size)
+    return _load_image_folder(source, folder, split, size)
+
+
+def _idx_file(folder: Path, stem: str) -> Path | None:
+    return next((path for path in (folder / stem, folder / f"{stem}.gz") if path.is_file()), None)
+
+
+def _load_idx(source: str, folder: Path, images_file: Path, split: str, size: dict[str, int]) -> Split:
+    stem = f"{_IDX_PREFIX[split]}-labels-idx1-ubyte"
+    labels_file = _idx_file(folder, stem)
+    if labels_file is None:
+        raise InputError(f"{images_file} has no labels beside it: {folder / stem}[.gz] is missing.")
+    images = read_idx(images_file, rank=3)
+    labels = read_idx(labels_file, rank=1).astype(np.int64)
+    if len(images) != len(labels) or len(images) == 0:
+        raise InputError(f"{images_file} holds {len(images)} images, {labels_file.name} {len(labels)} labels.")
+    classes = tuple(str(label) for label in range(max(int(labels.max()) + 1, 10)))
+    return Split(source=source, images=fit_images(images, **size), labels=labels, classes=classes)
+
+
+def _load_image_folder(source: str, folder: Path, split: str, size: dict[str, int]) -> Split:
+    named = next((folder / name for name in _FOLDERS[split] if (folder / name).is_dir()), None)
+    other = "train" if split == "test" else "test"
+    if named is None and any((folder / name).is_dir() for name in _FOLDERS[other]):
+        raise InputError(f"{folder} has a folder for {other}ing but none called {' or '.join(_FOLDERS[split])}.")
+    root = named or folder
+    classes = tuple(sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")))
+    files: list[Path] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        found = sorted(path for path in (root / name).iterdir() if path.suffix.lower() in SUFFIXES)
+        if named is None:
+            found = [path for at, path in enumerate(found) if (at % _TEST_EVERY == 0) == (split == "test")]
+        files += found
+        labels += [label] * len(found)
+    if not files:
+        raise InputError(
+            f"{folder} holds no {split} data: neither {_IDX_PREFIX[split]}-images-idx3-ubyte[.gz] nor images in\n"
+            f"{split}/CLASS/ or CLASS/ ({', '.join(SUFFIXES[:3])}, ...)."
+        )
+    images = np.stack([read_image(path, **size) for path in files])
+    return Split(source=source, images=images, labels=np.asarray(labels, dtype=np.int64), classes=classes)

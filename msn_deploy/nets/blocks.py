@@ -1,0 +1,34 @@
+"""One convolution with its norm and activation: all that the twins of a network differ in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from msn_deploy.msn import MSNConv2d, SNConv2d
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Norm:
+    """Which norm (one of core.model_info.NORMS) a network's convolutions carry, and its power iterations per step."""
+
+    name: str
+    power_iterations: int = 1
+
+
+def conv_norm(
+    norm: Norm, in_channels: int, out_channels: int, kernel: int, *, stride: int = 1, padding: int = 0
+) -> list[nn.Module]:
+    """Return the layers of a convolution with its norm, to be unpacked into a Sequential."""
+    shape = (in_channels, out_channels, kernel, stride, padding)
+    iterations = norm.power_iterations
+    if norm.name == "bn":
+        return [nn.Conv2d(*shape, bias=False), nn.BatchNorm2d(out_channels)]
+    if norm.name == "none":
+        return [nn.Conv2d(*shape)]
+    if norm.name == "sn":
+        return [SNConv2d(*shape, power_iterations=iterations)]
+    if norm.name in ("msn", "msn-affine"):
+        return [MSNConv2d(*shape, affine=norm.name == "msn-affine", power_iterations=iterations)]
+    raise ValueError(f"unknown norm {norm.name!r}")
