@@ -115,7 +115,7 @@ def sidecar_path(path: Path) -> Path:
 
 def publish(
     path: Path,
-    write: Callable[[Path], None],
+    write: Callable[[Path], object],
     *,
     kind: str,
     parents: Sequence[Parent] = (),

@@ -1,0 +1,111 @@
+"""Checkpoints: safetensors files whose header says how to rebuild the network and prepare its input.
+
+Nothing here unpickles: a `.pt` file of the user's own weights is read with `weights_only=True`.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+from msn_deploy.core.artifacts import Parent, open_input, publish
+from msn_deploy.core.errors import InputError
+from msn_deploy.core.model_info import METADATA_KEY, ModelInfo, info_from_json
+from msn_deploy.core.recipes import recipe_from_dict
+from msn_deploy.nets import build_net
+
+
+def save_checkpoint(path: Path, model: nn.Module, info: ModelInfo, *, parents: Sequence[Parent] = ()) -> None:
+    """Write the weights and the info, atomically, with a sidecar."""
+    write_tensors(path, model.state_dict(), {METADATA_KEY: info.to_json()}, parents=parents, facts=info.metrics)
+
+
+def load_checkpoint(path: Path) -> tuple[nn.Module, ModelInfo]:
+    """Rebuild the network of a checkpoint, in evaluation mode, on the CPU. Raises InputError that names the file."""
+    tensors, metadata = read_tensors(path)
+    if METADATA_KEY not in metadata:
+        raise InputError(
+            f"{path} holds tensors but no recipe: it is not a checkpoint of `msn-deploy train`.\n"
+            "Weights of your own network: msn-deploy export FILE.py:FACTORY --weights WEIGHTS --input-shape N,C,H,W"
+        )
+    info = info_from_json(metadata[METADATA_KEY], source=str(path))
+    model = build_net(recipe_from_dict(info.recipe, source=str(path)), classes=len(info.classes))
+    _fill(model, tensors, path)
+    return model.eval(), info
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Fill a network with weights from a `.safetensors` file or a state dict saved by torch."""
+    if path.suffix == ".safetensors":
+        tensors, _ = read_tensors(path)
+    else:
+        with open_input(path) as stream:
+            try:
+                tensors = torch.load(stream, map_location="cpu", weights_only=True)
+            except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError) as cause:
+                first = str(cause).splitlines()[0][:120]
+                raise InputError(
+                    f"{path} is not a file of plain weights ({first}).\n"
+                    "Save them with: safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
+                ) from cause
+    if not isinstance(tensors, Mapping) or not all(isinstance(value, Tensor) for value in tensors.values()):
+        raise InputError(f"{path} holds no state dict (names to tensors).")
+    _fill(model, tensors, path)
+
+
+def _fill(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    try:
+        model.load_state_dict(dict(tensors))
+    except RuntimeError as cause:
+        lines = [line.strip() for line in str(cause).splitlines()[1:] if line.strip()]
+        detail = (lines[0] if lines else str(cause))[:300]
+        raise InputError(f"{path} does not fit the network: {detail}") from cause
+
+
+def write_tensors(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    *,
+    parents: Sequence[Parent] = (),
+    facts: Mapping[str, float] | None = None,
+) -> None:
+    """Publish a safetensors file."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    publish(
+        path,
+        lambda partial: partial.write_bytes(save_tensors(plain, dict(metadata))),
+        kind="checkpoint",
+        parents=parents,
+        versions=("torch", "safetensors"),
+        facts=facts,
+    )
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read a safetensors file: the tensors and the metadata of its header. Raises InputError; never unpickles."""
+    with open_input(path) as stream:
+        raw = stream.read()
+    if raw[:2] in (b"\x80\x02", b"\x80\x04", b"PK"):
+        raise InputError(
+            f"{path} is a pickle under the name of a safetensors file; it was not opened.\n"
+            "Save the weights with: safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
+        )
+    try:
+        tensors = load_tensors(raw)
+        size = int.from_bytes(raw[:8], "little")
+        header = json.loads(raw[8 : 8 + size])
+    except (SafetensorError, ValueError) as cause:
+        raise InputError(
+            f"{path} is not a whole safetensors file ({len(raw)} bytes; {cause}).\n"
+            "Likely cause: a truncated copy. Copy it again, or train again."
+        ) from cause
+    return tensors, header.get("__metadata__") or {}
