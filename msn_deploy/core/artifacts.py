@@ -91,10 +91,13 @@ def atomic_file(path: Path) -> Iterator[Path]:
         with partial.open("rb") as stream:
             os.fsync(stream.fileno())
         partial.chmod(0o644)
-        try:
-            os.replace(partial, path)
-        except OSError as cause:
-            raise InputError(f"{path} cannot be written: {cause.strerror}.") from cause
+        os.replace(partial, path)
+    except OSError as cause:  # a full disk, or a folder where the file should go
+        if not isinstance(cause.errno, int):
+            raise
+        raise InputError(
+            f"{path} cannot be written: {cause.strerror}.\nFree space, or choose another `--out`."
+        ) from cause
     finally:
         with suppress(FileNotFoundError):
             partial.unlink()

@@ -1,1 +1,36 @@
-"""."""
+"""From an ONNX file to an engine, and from either to logits: targets, builders and runners.
+
+No torch here, and nothing heavy at import: onnx, onnxruntime and tensorrt are imported where they are used.
+"""
+
+from msn_deploy.engine.backends import Backend, needs_device, pick_backend
+from msn_deploy.engine.build import BuildOptions, BuildReport, build_engine_file
+from msn_deploy.engine.device import Check, DeviceFacts, checks, target_of, what_machine
+from msn_deploy.engine.onnx_file import OnnxFile, read_onnx
+from msn_deploy.engine.ort import OrtRunner
+from msn_deploy.engine.runner import PROVIDERS, Runner, load_runner
+from msn_deploy.engine.targets import TARGETS, Target, check_precision, find_target
+
+__all__ = [
+    "PROVIDERS",
+    "TARGETS",
+    "Backend",
+    "BuildOptions",
+    "BuildReport",
+    "Check",
+    "DeviceFacts",
+    "OnnxFile",
+    "OrtRunner",
+    "Runner",
+    "Target",
+    "build_engine_file",
+    "check_precision",
+    "checks",
+    "find_target",
+    "load_runner",
+    "needs_device",
+    "pick_backend",
+    "read_onnx",
+    "target_of",
+    "what_machine",
+]

@@ -1,0 +1,49 @@
+"""`msn-deploy demo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from msn_deploy.cli import output
+from msn_deploy.cli.bench import show
+from msn_deploy.cli.options import Json
+
+
+def command(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for everything.")] = Path("demo"),
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Train shorter, for a quick look.", show_default="12")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Measured time per model.")] = 5.0,
+    json: Json = None,
+) -> None:
+    """Run the whole chain on bundled real data: train MSN and BN, fold, export, quantise, build engines, measure."""
+    from msn_deploy.pipeline.demo import demo
+
+    with output.progress_bar() as progress:
+        result = demo(out, epochs=epochs, seconds=seconds, tell=output.note, progress=progress)
+    if output.emit({"stages": result.stages, "out": str(result.out)}, json):
+        return
+    rows = [
+        (
+            row.network,
+            row.stage,
+            f"{row.accuracy:.2%}",
+            output.size(row.bytes),
+            output.size(row.engine_weight_bytes),
+            "-" if row.median_ms is None else f"{row.median_ms:.3f}",
+        )
+        for row in result.stages
+    ]
+    output.say("")
+    output.show_table(
+        rows, head=("network", "stage", "accuracy", "file", "engine weights", "median ms"), right=(2, 3, 4, 5)
+    )
+    output.say("")
+    show(result.result)
+    output.say(
+        f"\nEverything is in {result.out}/; open {result.out}/report.html. Check it: msn-deploy verify {result.out}"
+    )

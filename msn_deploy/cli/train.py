@@ -1,0 +1,53 @@
+"""`msn-deploy train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from msn_deploy.cli import output
+from msn_deploy.cli.options import Json
+from msn_deploy.core.optional import require
+from msn_deploy.core.recipes import load_recipe
+
+
+def command(
+    recipe: Annotated[str, typer.Argument(help="Recipe file, or a built-in name such as vgg7_msn.")],
+    norm: Annotated[
+        str | None, typer.Option(help="msn, msn-affine, sn, bn or none.", show_default="the recipe's")
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="Known name or folder.", show_default="the recipe's")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the data.", show_default="the recipe's")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images per step.", show_default="the recipe's")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate.", show_default="the recipe's")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of weights and order.", show_default="the recipe's")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    limit_train: Annotated[int | None, typer.Option(min=1, help="Use at most so many training images.")] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the checkpoint.")] = Path("runs"),
+    resume: Annotated[bool, typer.Option("--resume", help="Go on after an interruption.")] = False,
+    json: Json = None,
+) -> None:
+    """Train a recipe; the checkpoint is saved after every epoch."""
+    chosen = load_recipe(recipe).override(
+        norm=norm, data=data, epochs=epochs, batch_size=batch_size, learning_rate=lr, seed=seed
+    )
+    require("torch", step="train")
+    require("safetensors", step="train")
+    from msn_deploy.training import train
+
+    checkpoint = out / f"{chosen.name}.safetensors"
+    try:
+        with output.progress_bar() as progress:
+            result = train(chosen, out=out, device=device, limit_train=limit_train, resume=resume, progress=progress)
+    except KeyboardInterrupt:
+        kept = f"{checkpoint} holds the last whole epoch" if checkpoint.is_file() else "no epoch was finished"
+        raise KeyboardInterrupt(f"interrupted; {kept}.\nGo on with the same command and `--resume`.") from None
+    last = result.history[-1]
+    summary = {"checkpoint": str(result.checkpoint), "accuracy": last["test_accuracy"], "history": result.history}
+    if not output.emit(summary, json):
+        output.say(
+            f"{result.checkpoint}: {chosen.net} with {chosen.norm}, {len(result.history)} epochs on {chosen.data}, "
+            f"test accuracy {last['test_accuracy']:.2%}"
+        )

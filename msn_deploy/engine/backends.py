@@ -1,0 +1,114 @@
+"""Which TensorRT builds for this target, or where else does the engine have to be built?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from msn_deploy.core.errors import InputError, MissingDependency, MissingDevice
+from msn_deploy.core.optional import require
+from msn_deploy.engine.device import DeviceFacts, target_of, what_machine
+from msn_deploy.engine.targets import Target
+
+BACKENDS = ("auto", "tensorrt", "tensorrt-rtx")
+_MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+_STEP = "build-engine"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backend:
+    """An imported TensorRT. name: "tensorrt" or "tensorrt-rtx". module: its Python module, the same API in both."""
+
+    name: str
+    module: Any
+    version: str
+
+    @property
+    def title(self) -> str:
+        """Name and version for messages."""
+        return f"{'TensorRT-RTX' if self.is_rtx else 'TensorRT'} {self.version}"
+
+    @property
+    def is_rtx(self) -> bool:
+        """It builds ahead of time, for GPUs that this machine lacks."""
+        return self.name == "tensorrt-rtx"
+
+
+def pick_backend(
+    name: str,
+    target: Target | None,
+    *,
+    machine: DeviceFacts | None = None,
+    load: Callable[..., ModuleType] = require,
+) -> Backend:
+    """Import the TensorRT that builds for a target; None = this machine's GPU, or any at all where it has none.
+
+    "auto" prefers TensorRT where it can build (a GPU is here), and takes TensorRT-RTX otherwise.
+    Raises InputError for a name or a pair of name and target that cannot be, MissingDevice if the engine has to be
+    built elsewhere, MissingDependency if no TensorRT can be imported.
+    """
+    if name not in BACKENDS:
+        raise InputError(f"there is no backend {name!r}.\nChoose one of {', '.join(BACKENDS)}.")
+    machine = machine or what_machine()
+    if target is not None and must_build_elsewhere(target, name, machine):
+        raise needs_device(target)
+    if target is not None and not target.jetson and name == "tensorrt":
+        raise InputError(
+            f"TensorRT builds only for the GPU that it runs on, not for {target.name}.\n"
+            "Leave `--target` away, or take `--backend tensorrt-rtx`."
+        )
+    if name != "auto":
+        candidates = [name]
+    elif machine.jetson:
+        candidates = ["tensorrt"] if target is None or target.jetson else ["tensorrt-rtx"]
+    elif target is None and machine.has_gpu:
+        candidates = ["tensorrt", "tensorrt-rtx"]
+    else:
+        candidates = ["tensorrt-rtx"]
+    causes = []
+    for candidate in candidates:
+        try:
+            module: Any = load(_MODULES[candidate], step=_STEP)
+        except (MissingDependency, OSError) as cause:  # OSError: a wheel whose shared libraries do not load
+            causes.append(f"{_MODULES[candidate]}: {cause.__cause__ or cause}")
+        else:
+            return Backend(name=candidate, module=module, version=str(getattr(module, "__version__", "unknown")))
+    raise MissingDependency(
+        f"`{_STEP}` could not import a TensorRT ({'; '.join(causes)}).\n"
+        "Workstation: pip install 'msn-deploy[rtx]' (builds without a GPU). The full TensorRT can't be installed from "
+        "the package index alone: its sdist fetches from the vendor's own index.\n"
+        "Jetson: it comes with JetPack, never from pip: sudo apt install tensorrt python3-libnvinfer "
+        "(a venv needs --system-site-packages)."
+    )
+
+
+def must_build_elsewhere(target: Target, name: str, machine: DeviceFacts) -> bool:
+    """Whether a plan for this target cannot be built on this machine, whatever is installed."""
+    if not target.jetson:
+        return False
+    here = target_of(machine)
+    other = here is not None and here.compute_capability != target.compute_capability
+    return machine.jetson is None or other or name == "tensorrt-rtx"
+
+
+def needs_device(
+    target: Target, *, onnx: Path = Path("model.onnx"), out: Path = Path("model.engine"), precision: str = "fp16"
+) -> MissingDevice:
+    """Return the error that says why the plan is built on the device, and the exact command for it."""
+    trtexec = f"trtexec --onnx={onnx.name} --saveEngine={out.name}"
+    if target.weakly_typed:  # and no Python for msn-deploy there
+        flags = {"fp32": "", "fp16": " --fp16", "int8": " --int8 --fp16"}[precision]
+        how = f"Copy {onnx.name} to the device and run there: {trtexec}{flags}"
+    else:
+        how = (
+            f"Copy {onnx.name} to the device and run there: docker run --rm --runtime nvidia -v $PWD:/data msn-deploy "
+            f"build-engine {onnx.name} --precision {precision} --target {target.name} --out {out.name}\n"
+            f"or, without msn-deploy (TensorRT 10 and later): {trtexec} --stronglyTyped"
+        )
+    return MissingDevice(
+        f"cannot build an engine for {target.title} ({target.sm}) here: TensorRT plans are tied to the GPU, the OS and "
+        f"the exact TensorRT version, and TensorRT-RTX has no {target.sm} target.\n{how}"
+    )

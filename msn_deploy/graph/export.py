@@ -1,0 +1,117 @@
+"""From a torch network to an ONNX graph, by torch's dynamo exporter."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+
+import torch
+from onnx import ModelProto
+from torch import nn
+
+from msn_deploy.core.errors import InputError
+
+INPUT_NAME = "input"
+OUTPUT_NAME = "logits"
+DEFAULT_OPSET = 17  # what TensorRT 8.5 and 8.6 still read; the exporter writes 18 and converts
+_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def to_onnx(
+    model: nn.Module,
+    *,
+    input_shape: tuple[int, ...],
+    dynamic_batch: bool = False,
+    opset: int = DEFAULT_OPSET,
+    optimize: bool = True,
+) -> ModelProto:
+    """Export a network in evaluation mode; input (N, C, H, W) float32 called "input", output called "logits".
+
+    optimize=False keeps every BatchNormalization as a node of its own, where the exporter would fuse it. The same
+    network gives the same bytes. Raises InputError if the network can't be exported or runs on no such input.
+    """
+    if any(module.training for module in model.modules()):
+        raise InputError("the network is in training mode; call eval() before it is exported.")
+    model = copy.deepcopy(model).cpu()
+    if not optimize:
+        _give_zero_biases(model)
+    # A batch of two while tracing: torch.export takes a dynamic size of one for a constant.
+    example = torch.zeros((2 if dynamic_batch else input_shape[0], *input_shape[1:]))
+    try:
+        with torch.inference_mode():
+            output = model(example)
+    except Exception as cause:  # whatever the network itself raises on an input that does not suit it
+        first = str(cause).splitlines()[0][:200] if str(cause) else ""
+        raise InputError(
+            f"the network does not run on an input of shape {tuple(example.shape)}: {type(cause).__name__}: {first}\n"
+            "Check `--input-shape`."
+        ) from cause
+    if not isinstance(output, torch.Tensor):
+        raise InputError(f"the network returns {type(output).__name__}; networks with one output tensor are supported.")
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                model,
+                (example,),
+                dynamo=True,
+                opset_version=opset,
+                optimize=optimize,
+                input_names=[INPUT_NAME],
+                output_names=[OUTPUT_NAME],
+                dynamic_shapes=({0: torch.export.Dim("batch")},) if dynamic_batch else None,
+                external_data=False,
+                verbose=False,
+            )
+    except (torch.onnx.OnnxExporterError, torch.onnx.errors.OnnxExporterError, RuntimeError) as cause:
+        first = str(cause).splitlines()[0][:200] if str(cause) else ""
+        raise InputError(f"torch could not export the network: {type(cause).__name__}: {first}") from cause
+    assert program is not None
+    proto = program.model_proto
+    written = next(entry.version for entry in proto.opset_import if entry.domain == "")
+    if written != opset:
+        raise InputError(
+            f"the graph could not be converted to opset {opset}; it needs opset {written}.\nTry `--opset {written}`."
+        )
+    _drop_traces(proto)
+    return proto
+
+
+def _give_zero_biases(model: nn.Module) -> None:
+    """Add zero biases, which change no value; without them the unoptimised exporter spells each as four nodes."""
+    for module in model.modules():
+        if isinstance(module, _CONVS) and module.bias is None:
+            module.bias = nn.Parameter(module.weight.new_zeros(module.out_channels))
+
+
+def _drop_traces(proto: ModelProto) -> None:
+    """Remove stack traces and paths of this machine, which the exporter leaves in every node."""
+    for entry in (proto.graph, *proto.graph.node, *proto.graph.value_info, *proto.graph.input, *proto.graph.output):
+        del entry.metadata_props[:]
+        entry.ClearField("doc_string")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the exporter, which reports every missing optional package and conversion on the terminal."""
+    loud = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loud]
+    disabled = logging.root.manager.disable
+    try:
+        logging.disable(logging.ERROR)
+        for logger in loud:
+            logger.setLevel(logging.CRITICAL)
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+        for logger, level in zip(loud, levels, strict=True):
+            logger.setLevel(level)

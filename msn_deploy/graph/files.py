@@ -1,0 +1,51 @@
+"""ONNX files in and out: read whole and checked, written with the model's metadata, never with external data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+from onnx import ModelProto
+
+from msn_deploy.core.errors import InputError
+from msn_deploy.core.model_info import METADATA_KEY, ModelInfo, info_from_json
+from msn_deploy.engine.onnx_file import read_onnx
+
+
+def read_graph(path: Path) -> ModelProto:
+    """Read and check an ONNX file whose weights are all inside it. Raises InputError that says what is wrong."""
+    model = onnx.load_model_from_string(read_onnx(path, step="export").data)
+    check(model, source=str(path))
+    return model
+
+
+def check(model: ModelProto, *, source: str) -> None:
+    """Run the ONNX checker with shape inference; InputError with its first line if it objects."""
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as cause:
+        first = next((line for line in str(cause).splitlines() if line.strip()), "no reason given")
+        raise InputError(f"{source} is not valid ONNX: {first.strip()[:200]}") from cause
+
+
+def info_of(model: ModelProto, *, source: str) -> ModelInfo | None:
+    """Return what the file says of itself, or None for a file that msn-deploy did not write."""
+    text = next((entry.value for entry in model.metadata_props if entry.key == METADATA_KEY), None)
+    return None if text is None else info_from_json(text, source=source)
+
+
+def with_info(model: ModelProto, info: ModelInfo) -> bytes:
+    """Serialise a graph with the info as its only metadata; equal graphs and infos give equal bytes."""
+    del model.metadata_props[:]
+    onnx.helper.set_model_props(model, {METADATA_KEY: info.to_json()})
+    return bytes(model.SerializeToString(deterministic=True))
+
+
+def input_of(model: ModelProto, *, source: str) -> tuple[str, tuple[int | None, ...]]:
+    """Return name and shape (None = dynamic) of the only input. Raises InputError if there are several."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in weights]
+    if len(inputs) != 1:
+        raise InputError(f"{source} has {len(inputs)} inputs; networks with one image input are supported.")
+    dims = inputs[0].type.tensor_type.shape.dim
+    return inputs[0].name, tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in dims)

@@ -1,0 +1,135 @@
+"""`demo`: the whole chain on bundled real data, MSN beside its BatchNorm twin, every stage measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from msn_deploy.bench import BenchResult, MeasureOptions
+from msn_deploy.core.errors import GateError
+from msn_deploy.core.optional import require
+from msn_deploy.core.progress import Progress, silent
+from msn_deploy.core.recipes import load_recipe
+from msn_deploy.pipeline.bench import bench, write_html, write_json
+from msn_deploy.pipeline.build import build_engine
+from msn_deploy.pipeline.evaluate import Evaluation, evaluate
+from msn_deploy.pipeline.export import export_onnx
+
+_RECIPES = {"BN": "vgg7_bn", "MSN": "vgg7_msn"}
+_INT8_MAY_LOSE = 0.01
+_ARM = {"ONNX unfolded": "unfolded", "ONNX folded": "folded", "INT8": "INT8"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """One row of the table: a network at one stage. Bytes of the file; None where the stage has no such number.
+
+    engine_weight_bytes: weight memory that the engine builder reports. median_ms: ONNX Runtime, batch 1.
+    """
+
+    network: str
+    stage: str
+    accuracy: float
+    bytes: int
+    engine_weight_bytes: int | None = None
+    median_ms: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemoResult:
+    """All stages of both networks, the latency comparison, and where everything lies."""
+
+    out: Path
+    stages: tuple[Stage, ...]
+    result: BenchResult
+
+
+def demo(
+    out: Path,
+    *,
+    epochs: int | None = None,
+    seconds: float = 5.0,
+    tell: Callable[[str], None],
+    progress: Progress = silent,
+) -> DemoResult:
+    """Run the chain into `out`; `tell` gets a line before each step. epochs: fewer than the recipes', for a quick look.
+
+    Raises GateError (exit 1) if folding changes a prediction on the test split or INT8 loses more than a point of
+    accuracy, and whatever the steps raise.
+    """
+    for package in ("torch", "onnx", "onnxscript", "onnxruntime", "onnxsim", "tensorrt_rtx"):
+        require(package, step="demo")
+    stages: list[Stage] = []
+    for network, recipe in _RECIPES.items():
+        stages += _one_network(network, recipe, out, epochs=epochs, tell=tell, progress=progress)
+    arms = {
+        out / "vgg7_bn.unfolded.onnx": "BN unfolded",
+        out / "vgg7_bn.onnx": "BN folded",
+        out / "vgg7_msn.onnx": "MSN folded",
+        out / "vgg7_msn.int8.onnx": "MSN INT8",
+    }
+    tell(f"measuring {len(arms)} ONNX files in interleaved blocks")
+    result = bench(list(arms), options=MeasureOptions(seconds=seconds), names=arms, progress=progress)
+    medians = {arm.name: arm.median_ms for arm in result.arms}
+    timed = tuple(replace(row, median_ms=medians.get(f"{row.network} {_ARM.get(row.stage)}")) for row in stages)
+    write_json(result, out / "bench.json", list(arms))
+    rows = [asdict(row) for row in timed]
+    write_html(result, out / "report.html", list(arms), title="VGG7 on digits: MSN beside BatchNorm", stages=rows)
+    return DemoResult(out=out, stages=timed, result=result)
+
+
+def _one_network(
+    network: str, recipe_name: str, out: Path, *, epochs: int | None, tell: Callable[[str], None], progress: Progress
+) -> list[Stage]:
+    from msn_deploy.training import train
+
+    recipe = load_recipe(recipe_name).override(epochs=epochs)
+    tell(f"{network}: training {recipe.name} for {recipe.train.epochs} epochs on {recipe.data}")
+    checkpoint = train(recipe, out=out, progress=progress).checkpoint
+    trained = evaluate(checkpoint)
+    rows = [Stage(network=network, stage="checkpoint", accuracy=trained.accuracy, bytes=checkpoint.stat().st_size)]
+
+    onnx = checkpoint.with_suffix(".onnx")
+    if recipe.norm == "bn":
+        unfolded = checkpoint.with_suffix(".unfolded.onnx")
+        tell(f"{network}: exporting, unfolded and folded")
+        export_onnx(str(checkpoint), unfolded, fold=False)
+        rows.append(_stage(network, "ONNX unfolded", unfolded, _same(trained, evaluate(unfolded)), None))
+    else:
+        tell(f"{network}: exporting, folded")
+    export_onnx(str(checkpoint), onnx)
+    folded = _same(trained, evaluate(onnx))
+    tell(f"{network}: building engines in FP32, FP16 and INT8 (calibrating on training images)")
+    for precision, stage in (("fp32", "ONNX folded"), ("fp16", "FP16"), ("int8", "INT8")):
+        engine = checkpoint.with_suffix(f".{precision}.engine")
+        built = build_engine(onnx, engine, precision=precision, progress=progress)
+        evaluation = folded if precision == "fp32" else evaluate(built.onnx)
+        rows.append(_stage(network, stage, built.onnx, evaluation, built.engine.weight_memory_bytes))
+    lost = folded.accuracy - rows[-1].accuracy
+    if lost > _INT8_MAY_LOSE:
+        raise GateError(
+            f"{network}: INT8 loses {lost:.2%} of accuracy, at most {_INT8_MAY_LOSE:.0%} is allowed.\n"
+            "Calibrate on more images, or with `--method minmax`."
+        )
+    return rows
+
+
+def _stage(network: str, stage: str, onnx: Path, evaluation: Evaluation, weights: int | None) -> Stage:
+    return Stage(
+        network=network,
+        stage=stage,
+        accuracy=evaluation.accuracy,
+        bytes=onnx.stat().st_size,
+        engine_weight_bytes=weights,
+    )
+
+
+def _same(before: Evaluation, after: Evaluation) -> Evaluation:
+    """Return `after` if it predicts what `before` predicts, image by image; raise GateError otherwise."""
+    differ = sum(a != b for a, b in zip(before.predictions, after.predictions, strict=True))
+    if differ:
+        raise GateError(
+            f"{after.model} predicts another class than {before.model} on {differ} of {after.samples} images."
+        )
+    return after

@@ -1,0 +1,125 @@
+"""`eval` and `infer`: what a model says of a test split, or of single images."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from msn_deploy.core.artifacts import sha256_of
+from msn_deploy.core.errors import InputError
+from msn_deploy.core.model_info import ModelInfo, Preprocess
+from msn_deploy.core.optional import require
+from msn_deploy.core.progress import Progress, silent
+from msn_deploy.data import to_input
+from msn_deploy.data.images import read_image
+from msn_deploy.engine import load_runner
+from msn_deploy.pipeline.images import preprocess_for, split_for
+
+_CHUNK = 256
+
+Predict = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """Accuracy (0 to 1) of a model on `samples` images, per class too; `correct` and predictions stay in order."""
+
+    model: str
+    sha256: str
+    data: str
+    samples: int
+    accuracy: float
+    per_class: dict[str, float]
+    predictions: tuple[int, ...]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What a model says of one image: the likeliest class, its softmax score (0 to 1), and how long it took."""
+
+    image: str
+    label: str
+    score: float
+    latency_ms: float
+
+
+def evaluate(
+    model: Path, *, data: str | None = None, samples: int | None = None, threads: int | None = None,
+    progress: Progress = silent,
+) -> Evaluation:  # fmt: skip
+    """Measure accuracy on the test split of `data`, or of what the model was trained on. Raises InputError (exit 2)."""
+    predict, info, prep = _open(model, threads)
+    split = split_for(info, prep, data, "test").first(samples)
+    images = to_input(split.images, prep)
+    began = time.perf_counter()
+    predicted: list[NDArray[np.int64]] = []
+    for start in range(0, len(images), _CHUNK):
+        logits = predict(images[start : start + _CHUNK])
+        if logits.ndim != 2 or logits.shape[1] < len(split.classes):
+            raise InputError(
+                f"{model} gives {logits.shape[1:]} numbers per image; {len(split.classes)} classes need one each."
+            )
+        predicted.append(logits.argmax(1))
+        progress(min(start + _CHUNK, len(images)), len(images), f"evaluating {model.name}")
+    answers = np.concatenate(predicted)
+    right = answers == split.labels
+    per_class = {
+        name: round(float(right[split.labels == label].mean()), 6)
+        for label, name in enumerate(split.classes)
+        if (split.labels == label).any()
+    }
+    return Evaluation(
+        model=str(model),
+        sha256=sha256_of(model),
+        data=split.source,
+        samples=len(images),
+        accuracy=float(right.mean()),
+        per_class=per_class,
+        predictions=tuple(int(answer) for answer in answers),
+        seconds=time.perf_counter() - began,
+    )
+
+
+def infer(model: Path, images: Sequence[Path], *, threads: int | None = None) -> list[Answer]:
+    """Classify image files one by one. Raises InputError that names the first file that is no image."""
+    predict, info, prep = _open(model, threads)
+    arrays = [
+        read_image(path, height_px=prep.height_px, width_px=prep.width_px, channels=prep.channels) for path in images
+    ]
+    batch = to_input(np.stack(arrays), prep)
+    predict(batch[:1])  # the first call pays for memory that the others reuse
+    answers = []
+    for path, image in zip(images, batch, strict=True):
+        began = time.perf_counter()
+        logits = predict(image[np.newaxis])[0].astype(np.float64).ravel()
+        latency_ms = (time.perf_counter() - began) * 1e3
+        scores = np.exp(logits - logits.max())
+        best = int(scores.argmax())
+        label = info.classes[best] if info is not None and best < len(info.classes) else str(best)
+        answers.append(
+            Answer(image=str(path), label=label, score=float(scores[best] / scores.sum()), latency_ms=latency_ms)
+        )
+    return answers
+
+
+def _open(model: Path, threads: int | None) -> tuple[Predict, ModelInfo | None, Preprocess]:
+    if model.suffix == ".safetensors":
+        torch = require("torch", step="eval of a checkpoint")
+        from functools import partial
+
+        from msn_deploy.nets.predict import logits_of
+        from msn_deploy.training import load_checkpoint
+
+        if threads is not None:
+            torch.set_num_threads(threads)
+        net, info = load_checkpoint(model)
+        assert info.preprocess is not None  # every checkpoint of `train` has it
+        return partial(logits_of, net), info, info.preprocess
+    runner = load_runner(model, threads=threads)
+    return runner.run, runner.info, preprocess_for(runner.info, runner.input_shape, model=str(model))

@@ -1,0 +1,225 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+from dataclasses import asdict, replace
+from importlib.util import find_spec
+
+import onnx
+import pytest
+
+from msn_deploy.core.artifacts import read_sidecar, sha256_of
+from msn_deploy.core.errors import InputError, MissingDevice
+from msn_deploy.engine import BuildOptions, build_engine_file, find_target, load_runner, what_machine
+
+needs_rtx = pytest.mark.skipif(not find_spec("tensorrt_rtx"), reason="tensorrt_rtx is not installed")
+RTX = BuildOptions(backend="tensorrt-rtx")
+
+
+def build(onnx_path, name="model.engine", options=RTX, **more):
+    return build_engine_file(onnx_path, onnx_path.with_name(name), options=options, **more)
+
+
+# Building for real
+
+
+@needs_rtx
+@pytest.mark.parametrize(
+    ("net", "precision", "int8_convs"), [({}, "fp32", 0), ({"half": True}, "fp16", 0), ({"int8": True}, "int8", 1)]
+)
+def test_an_engine_is_built_in_the_precision_of_the_file(save, net, precision, int8_convs, capfd):
+    path = save(channels=16, size=16, **net)
+    report = build(path)
+    plan = report.path.read_bytes()
+    assert (report.precision, report.int8_convs) == (precision, int8_convs)
+    assert (report.backend, report.target, report.compute_capability) == ("tensorrt-rtx", "rtx-sm86", "8.6")
+    assert report.plan_bytes == len(plan) > 10_000
+    assert report.layers >= 1
+    assert report.weight_memory_bytes >= 5 * 16 * 9 * {"fp32": 4, "fp16": 2, "int8": 1}[precision]
+    assert report.input_shape == (1, 16, 16, 16)
+    side = read_sidecar(report.path)
+    assert side.kind == "engine"
+    assert side.sha256 == sha256_of(report.path)
+    assert [(each.role, each.file, each.sha256) for each in side.parents] == [("onnx", "model.onnx", sha256_of(path))]
+    assert side.facts["int8_convs"] == int8_convs
+    assert side.facts["machine"] == json.loads(json.dumps(asdict(what_machine()))) | {
+        "memory_free_gib": side.facts["machine"]["memory_free_gib"]
+    }
+    assert side.versions["tensorrt_rtx_cu13"] == report.backend_version
+    assert report.path.with_name("model.plan.json").is_file()
+    assert capfd.readouterr() == ("", "")
+
+
+@needs_rtx
+def test_the_target_decides_what_is_built(save):
+    path = save(channels=16)
+    one = build(path, "a.engine", replace(RTX, target=find_target("rtx-sm86")))
+    other = build(path, "b.engine", replace(RTX, target=find_target("rtx-sm120")))
+    assert (one.compute_capability, other.compute_capability) == ("8.6", "12.0")
+    assert one.path.read_bytes() != other.path.read_bytes()
+
+
+@needs_rtx
+def test_an_open_batch_gets_a_range(save):
+    report = build(save(batch="N"), options=replace(RTX, batch=4))
+    assert report.input_shape == (-1, 3, 8, 8)
+    with pytest.raises(InputError, match=r"leaves more than the batch open: input x is -1x3x-1x-1"):
+        build(save("open.onnx", batch="N", size="S"))
+
+
+@needs_rtx
+def test_progress_rises_to_one_and_the_log_is_let_go(save):
+    from msn_deploy.engine.build_log import logger_of
+
+    seen = []
+    report = build(save(), progress=lambda done, total, note="": seen.append((done / total, note)))
+    shares = [share for share, _ in seen]
+    assert shares == sorted(shares)
+    assert shares[0] < 0.5
+    assert shares[-1] == 1.0
+    assert len(set(shares)) > 5
+    assert {"Building engine", "done"} <= {note for _, note in seen}
+    import tensorrt_rtx
+
+    assert report.layers
+    assert logger_of(tensorrt_rtx)[1].texts == []
+
+
+@needs_rtx
+@pytest.mark.parametrize("blow", [KeyboardInterrupt, ValueError])
+def test_an_exception_in_a_callback_cancels_the_build_and_keeps_the_old_engine(save, blow):
+    path = save()
+    old = build(path).path.read_bytes()
+    calls = []
+
+    def progress(done, total, note=""):
+        calls.append(done)
+        raise blow("stop")
+
+    with pytest.raises(blow, match="stop"):
+        build(path, progress=progress)
+    assert len(calls) < 20  # cancelled, not built to the end
+    assert path.with_name("model.engine").read_bytes() == old
+    assert not list(path.parent.glob(".*partial"))
+    assert build(path).plan_bytes == len(old)  # and the next build is not disturbed
+
+
+@needs_rtx
+def test_a_target_that_lacks_an_operation_is_a_short_error(tmp_path, capfd):
+    from onnx import TensorProto, helper
+
+    weight = helper.make_tensor("w", TensorProto.FLOAT, [8, 8], [0.5] * 64)
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"], name="dense0")],
+        "dense",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [4, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [4, 8])],
+        [weight],
+    )
+    path = tmp_path / "dense.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    with pytest.raises(InputError, match=r"'dense0' for Turing \(SM75\): FP32 GEMM is not supported") as caught:
+        build(path, options=replace(RTX, target=find_target("rtx-sm75")))
+    assert str(caught.value).count("\n") <= 2
+    assert "/_src/" not in str(caught.value)
+    assert "rtx-sm75" in str(caught.value)
+    assert not path.with_name("model.engine").exists()
+    assert capfd.readouterr().err == ""
+
+
+@needs_rtx
+def test_ctrl_c_ends_a_build_and_is_ctrl_c_again_afterwards(save):
+    handler = signal.getsignal(signal.SIGINT)
+    calls = []
+
+    def progress(done, total, note=""):
+        calls.append(done)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        build(save(), progress=progress)
+    assert len(calls) < 20
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+# Bad input
+
+
+@needs_rtx
+def test_hostile_files_give_a_short_input_error_and_write_nothing(hostile, capfd):
+    with pytest.raises(InputError) as caught:
+        build(hostile)
+    assert str(hostile) in str(caught.value)
+    assert str(caught.value).count("\n") <= 2
+    assert not list(hostile.parent.glob("*.engine"))
+    assert not list(hostile.parent.glob("*.plan.json"))
+    assert capfd.readouterr() == ("", "")
+
+
+@needs_rtx
+def test_parser_errors_name_the_node_and_the_operator(save, capfd):
+    with pytest.raises(
+        InputError, match=r"cannot read node act0 \(Frobnicate\) of .*\nTensorRT has no operator Frobnic"
+    ) as c:
+        build(save(act="Frobnicate"))
+    path = save()
+    model = onnx.load(path)
+    model.graph.node[1].input[0] = "nowhere"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(InputError, match=r"node act0 \(Relu\) .*Node input was not registered"):
+        build(path)
+    assert str(c.value).count("\n") <= 2
+    assert capfd.readouterr().err == ""
+
+
+@needs_rtx
+def test_weights_in_another_file_are_refused(external, monkeypatch):
+    monkeypatch.chdir(external.parent)  # where the parser would find them
+    with pytest.raises(InputError, match=r"another file \(weights\.bin\)"):
+        build(external)
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_the_build(save, tmp_path):
+    path = save()
+    with pytest.raises(InputError, match=r"does not end in \.engine"):
+        build(path, "model.plan")
+    (tmp_path / "folder.engine").mkdir()
+    with pytest.raises(InputError, match="is a folder"):
+        build(path, "folder.engine")
+    with pytest.raises(InputError, match="cannot be written"):
+        build_engine_file(path, path / "model.engine", options=RTX)
+
+
+@pytest.mark.parametrize("target", ["nano", "tx2"])
+def test_int8_is_refused_where_tensorrt_has_none(save, target):
+    with pytest.raises(InputError, match=r"has no INT8 in TensorRT"):
+        build(save(int8=True), options=BuildOptions(target=find_target(target)))
+
+
+def test_a_jetson_engine_is_built_on_the_jetson(save):
+    desk = replace(what_machine(), jetson=None)
+    with pytest.raises(MissingDevice, match="tied to the GPU") as caught:
+        build(save("n.onnx", int8=True), "n.engine", BuildOptions(target=find_target("orin-nano")), machine=desk)
+    assert "build-engine n.onnx --precision int8 --target orin-nano-8gb --out n.engine" in str(caught.value)
+    with pytest.raises(InputError, match=r"FP32 network; INT8 was asked for.*\n.*calibrate"):
+        build(save(), options=BuildOptions(target=find_target("orin-nano"), precision="int8"), machine=desk)
+
+
+@needs_rtx
+def test_a_network_is_not_called_by_a_precision_that_it_does_not_have(save):
+    with pytest.raises(InputError, match=r"FP32 network; FP16 was asked for, and TensorRT-RTX"):
+        build(save(), options=replace(RTX, precision="fp16"))
+
+
+def test_options_that_cannot_be_are_refused():
+    for wrong in ({"batch": 0}, {"workspace_mib": 0}, {"optimization_level": 6}):
+        with pytest.raises(InputError):
+            BuildOptions(**wrong)
+
+
+@needs_rtx
+def test_an_engine_is_not_run_here_and_its_source_is_named(save):
+    report = build(save("net.fp32.onnx"), "net.engine")
+    with pytest.raises(MissingDevice, match=r"tensorrt_rtx --loadEngine=net\.engine\nHere, use net\.fp32\.onnx"):
+        load_runner(report.path)

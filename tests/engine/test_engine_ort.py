@@ -1,0 +1,277 @@
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import onnx
+import pytest
+
+from msn_deploy.core.errors import InputError, MissingDependency, MissingDevice
+from msn_deploy.core.model_info import METADATA_KEY, ModelInfo
+from msn_deploy.engine import OrtRunner, load_runner, read_onnx
+
+pytest.importorskip("onnxruntime", reason="these tests run ONNX files")
+
+
+def reference(images, *, norm=False):
+    """What conv_net computes, in numpy and float64."""
+    rng = np.random.default_rng(7)
+    weight = rng.uniform(-0.5, 0.5, (5, 3, 3, 3)).astype(np.float32).astype(float)
+    bias = rng.uniform(-1, 1, 5).astype(np.float32).astype(float)
+    padded = np.pad(images.astype(float), ((0, 0), (0, 0), (1, 1), (1, 1)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(2, 3))
+    out = np.einsum("nchwij,ocij->nohw", windows, weight) + bias[:, None, None]
+    if norm:
+        gain, shift, mean, var = (rng.uniform(0.5, 2.0, 5).astype(np.float32)[:, None, None] for _ in range(4))
+        out = (out - mean) / np.sqrt(var + 1e-5) * gain + shift
+    return np.maximum(out, 0).mean(axis=(2, 3))
+
+
+def operators(path):
+    return [node.op_type for node in onnx.load(path).graph.node]
+
+
+def passes_over_the_image(path):
+    """How many arithmetic layers really run. On x86, ONNX Runtime runs a lone normalisation, or a Mul by channel, as
+    a 1x1 depthwise Conv in its own memory layout: another name, but still a layer of its own."""
+    return sum(name in ("Conv", "BatchNormalization", "Mul", "Add") for name in operators(path))
+
+
+def test_logits_are_those_of_the_network(save, batch):
+    images = batch(4)
+    runner = OrtRunner(save(batch="N"), threads=1)
+    logits = runner.run(images)
+    assert logits.dtype == np.float32
+    np.testing.assert_allclose(logits, reference(images), atol=1e-5)
+    assert (runner.name, runner.input_name, runner.input_shape) == ("model.onnx", "x", (None, 3, 8, 8))
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 5, 8])
+def test_a_fixed_batch_takes_any_number_of_images(save, batch, count):
+    images = batch(count)
+    runner = OrtRunner(save(batch=4), threads=1)
+    logits = runner.run(images)
+    assert logits.shape == (count, 5)
+    np.testing.assert_allclose(logits, reference(images), atol=1e-5)
+
+
+def test_half_precision_weights_and_strided_images_run(save, batch):
+    images = batch(2).transpose(0, 1, 3, 2)
+    logits = OrtRunner(save(batch="N", half=True), threads=1).run(images)
+    np.testing.assert_allclose(logits, reference(images), atol=5e-3)
+
+
+def test_fuse_norms_false_keeps_the_normalisation_and_the_numbers(save, batch, tmp_path):
+    path, images = save(batch="N", norm=True), batch(3)
+    fused = OrtRunner(path, threads=1, optimized_to=tmp_path / "fused.onnx")
+    kept = OrtRunner(path, threads=1, fuse_norms=False, optimized_to=tmp_path / "kept.onnx")
+    assert passes_over_the_image(tmp_path / "fused.onnx") == 1
+    assert passes_over_the_image(tmp_path / "kept.onnx") == 2
+    np.testing.assert_allclose(fused.run(images), reference(images, norm=True), atol=1e-5)
+    np.testing.assert_allclose(kept.run(images), reference(images, norm=True), atol=1e-5)
+
+
+def test_fuse_norms_false_keeps_a_normalisation_in_pieces(tmp_path):
+    from onnx import TensorProto, helper, numpy_helper
+
+    rng = np.random.default_rng(0)
+    inits = {
+        "w": rng.standard_normal((4, 3, 3, 3)),
+        "a": rng.uniform(1, 2, (4, 1, 1)),
+        "b": rng.uniform(1, 2, (4, 1, 1)),
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"]),
+        helper.make_node("Mul", ["c", "a"], ["m"]),
+        helper.make_node("Add", ["m", "b"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "pieces",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 8, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 4, 6, 6])],
+        [numpy_helper.from_array(value.astype(np.float32), name) for name, value in inits.items()],
+    )
+    path = tmp_path / "pieces.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    OrtRunner(path, optimized_to=tmp_path / "fused.onnx")
+    OrtRunner(path, fuse_norms=False, optimized_to=tmp_path / "kept.onnx")
+    assert passes_over_the_image(tmp_path / "fused.onnx") == 1
+    assert passes_over_the_image(tmp_path / "kept.onnx") == 3
+
+
+def test_hostile_files_give_a_short_input_error_and_no_noise(hostile, capfd):
+    with pytest.raises(InputError) as caught:
+        load_runner(hostile)
+    assert str(hostile) in str(caught.value)
+    assert str(caught.value).count("\n") <= 2
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_graph_that_onnxruntime_cannot_load_is_named_without_its_noise(save, capfd):
+    with pytest.raises(InputError, match=r"cannot load .*Frobnicate") as caught:
+        OrtRunner(save(act="Frobnicate"))
+    assert "ONNXRuntimeError" not in str(caught.value)
+    assert str(caught.value).count("\n") <= 2
+    assert capfd.readouterr().err == ""
+
+
+def test_a_graph_that_loads_but_does_not_run_is_an_input_error_without_noise(save, batch, capfd):
+    path = save()
+    model = onnx.load(path)
+    wrong = onnx.numpy_helper.from_array(np.zeros((5, 4, 3, 3), np.float32), "weight")
+    index = [each.name for each in model.graph.initializer].index("weight")
+    model.graph.initializer[index].CopyFrom(wrong)
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(InputError, match=r"model\.onnx") as caught:
+        OrtRunner(path).run(batch(1))
+    assert str(caught.value).count("\n") <= 2
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_weights_in_another_file_are_refused_from_any_working_directory(external, monkeypatch, tmp_path, inside):
+    """From bytes without a path, ONNX Runtime and TensorRT look in the working directory."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(external.parent if inside else elsewhere)
+    with pytest.raises(InputError, match=r"another file \(weights\.bin\)") as caught:
+        OrtRunner(external)
+    command = str(caught.value).splitlines()[1].partition(": ")[2]
+    assert os.system(command) == 0
+    assert OrtRunner(type(external)("merged.onnx")).input_shape == (1, 3, 8, 8)
+
+
+def test_weights_in_another_file_are_found_inside_branches_too(tmp_path):
+    from onnx import TensorProto, helper
+
+    secret = TensorProto(name="v", data_type=TensorProto.FLOAT, dims=[1], data_location=TensorProto.EXTERNAL)
+    secret.external_data.add(key="location", value="../../etc/passwd")
+    value = helper.make_tensor_value_info("v", TensorProto.FLOAT, [1])
+    for nodes, inits in (([helper.make_node("Identity", ["v"], ["o"])], [secret]), ([_constant(secret)], [])):
+        branch = helper.make_graph(
+            nodes, "branch", [], [helper.make_tensor_value_info("o", TensorProto.FLOAT, [1])], inits
+        )
+        node = helper.make_node("If", ["cond"], ["y"], then_branch=branch, else_branch=branch)
+        graph = helper.make_graph([node], "g", [helper.make_tensor_value_info("cond", TensorProto.BOOL, [])], [value])
+        path = tmp_path / "branch.onnx"
+        path.write_bytes(helper.make_model(graph).SerializeToString())
+        with pytest.raises(InputError, match=r"\.\./\.\./etc/passwd"):
+            read_onnx(path, step="test")
+
+
+def _constant(tensor):
+    from onnx import helper
+
+    return helper.make_node("Constant", [], ["o"], value=tensor)
+
+
+def test_images_of_another_shape_are_refused_with_both_shapes(save, batch):
+    runner = OrtRunner(save(batch="N", size=32, channels=1))
+    with pytest.raises(InputError, match=r"model wants 1x32x32 images, the data gives 1x28x28"):
+        runner.run(batch(2, channels=1, size=28))
+    with pytest.raises(InputError, match="1x32x32"):
+        runner.run(np.zeros((1, 32, 32), np.float32))
+    with pytest.raises(InputError, match="no image"):
+        runner.run(np.zeros((0, 1, 32, 32), np.float32))
+    with pytest.raises(InputError, match="uint8"):
+        runner.run(np.zeros((1, 1, 32, 32), np.uint8))
+
+
+def test_an_open_image_size_takes_any_size(save, batch):
+    runner = OrtRunner(save(batch="N", size="S"))
+    assert runner.input_shape == (None, 3, None, None)
+    images = batch(2, size=11)
+    np.testing.assert_allclose(runner.run(images), reference(images), atol=1e-5)
+
+
+def test_metadata_comes_back_and_its_absence_is_none(save):
+    info = ModelInfo(net="cnn3", norm="msn", classes=("a", "b"))
+    assert OrtRunner(save(metadata={METADATA_KEY: info.to_json()})).info == info
+    assert OrtRunner(save()).info is None
+    with pytest.raises(InputError, match="damaged"):
+        OrtRunner(save(metadata={METADATA_KEY: "{"}))
+
+
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
+def test_a_missing_provider_is_refused_not_replaced(save, provider):
+    import onnxruntime
+
+    if any(provider in name.lower() for name in onnxruntime.get_available_providers()):
+        pytest.skip("this onnxruntime has the provider")
+    with pytest.raises(MissingDependency, match=rf"no provider {provider}; it has: cpu"):
+        load_runner(save(), provider=provider)
+
+
+def test_a_provider_that_onnxruntime_drops_is_refused(save, monkeypatch):
+    """An onnxruntime-gpu without a usable CUDA lists the provider, then runs on the CPU."""
+    import onnxruntime
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    with pytest.warns(UserWarning, match="CUDAExecutionProvider"), pytest.raises(MissingDevice, match="fell back"):
+        load_runner(save(), provider="cuda")
+
+
+def test_unusable_options_are_refused(save):
+    with pytest.raises(InputError, match="threads"):
+        OrtRunner(save(), threads=0)
+    with pytest.raises(InputError, match="cpu, cuda, tensorrt"):
+        OrtRunner(save(), provider="opencl")
+
+
+def test_threads_reach_onnxruntime(save):
+    assert OrtRunner(save(), threads=1)._session.get_session_options().intra_op_num_threads == 1
+
+
+def test_a_closed_runner_does_not_run(save, batch):
+    runner = OrtRunner(save())
+    runner.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        runner.run(batch(1))
+
+
+def test_other_files_are_refused_by_what_they_are(tmp_path):
+    checkpoint = tmp_path / "net.pt"
+    checkpoint.write_bytes(b"x")
+    with pytest.raises(InputError, match=r"'\.pt'; \.onnx files are accepted"):
+        load_runner(checkpoint)
+    engine = tmp_path / "net.engine"
+    with pytest.raises(InputError, match="does not exist"):
+        load_runner(engine)
+    engine.write_bytes(b"x")
+    with pytest.raises(MissingDevice, match=r"trtexec --loadEngine=net\.engine") as caught:
+        load_runner(engine)
+    assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "precision"),
+    [({}, "fp32"), ({"half": True}, "fp16"), ({"int8": True}, "int8"), ({"norm": True}, "fp32")],
+)
+def test_the_precision_is_read_from_the_graph(save, options, precision):
+    model = read_onnx(save(**options), step="test")
+    assert model.precision == precision
+    assert ("conv0", "Conv") in model.nodes
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "is empty"),
+        (b"hello\n", "do not parse"),
+        (onnx.ModelProto(ir_version=8).SerializeToString(), "no network"),
+    ],
+)
+def test_a_file_without_a_network_is_told_from_a_damaged_one(tmp_path, content, said):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=said):
+        read_onnx(path, step="test")
+
+
+def test_a_graph_that_only_casts_to_half_counts_as_half(save):
+    path = save()
+    model = onnx.load(path)
+    model.graph.node.insert(0, onnx.helper.make_node("Cast", ["x"], ["h"], to=onnx.TensorProto.FLOAT16))
+    path.write_bytes(model.SerializeToString())
+    assert read_onnx(path, step="test").precision == "fp16"
