@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from msn_deploy.cli import output
-from msn_deploy.cli.options import Json
+from msn_deploy.cli.options import Print
 from msn_deploy.engine import checks
 
 
-def command(json: Json = None) -> int:
+def command(json: Print = False) -> int:
     """Check this machine: packages, TensorRT, driver, memory; exit 3 if something is a problem."""
     found = checks()
     if not output.emit(found, json):

@@ -8,14 +8,14 @@ from typing import Annotated
 import typer
 
 from msn_deploy.cli import output
-from msn_deploy.cli.options import Json, Threads
+from msn_deploy.cli.options import Print, Threads
 
 
 def command(
     model: Annotated[Path, typer.Argument(help="Checkpoint or ONNX file.")],
     images: Annotated[list[Path], typer.Argument(help="Image files.")],
     threads: Threads = None,
-    json: Json = None,
+    json: Print = False,
 ) -> None:
     """Classify images: class, score and latency of each."""
     from msn_deploy.pipeline import infer

@@ -14,6 +14,7 @@ Data = Annotated[
     typer.Option("--data", help="Known name or folder of images.", show_default="what the model was trained on"),
 ]
 Json = Annotated[Path | None, typer.Option("--json", help="Write the result to this file as JSON; - for stdout.")]
+Print = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads.", show_default="all cores")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="File to write.")]
 Method = Annotated[str, typer.Option("--method", help="How ranges are chosen: entropy or minmax.")]

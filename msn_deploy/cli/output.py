@@ -42,11 +42,11 @@ def note(text: str) -> None:
         sys.stderr.flush()
 
 
-def emit(value: Any, json_to: Path | None) -> bool:
-    """Write a result as JSON to a file or, for "-", to stdout; tell whether stdout is taken (no table then)."""
-    if json_to is None:
+def emit(value: Any, json_to: Path | bool | None) -> bool:
+    """Write a result as JSON to a file or, for True or "-", to stdout; tell whether stdout is taken (no table then)."""
+    if json_to is None or json_to is False:
         return False
-    if str(json_to) == "-":
+    if json_to is True or str(json_to) == "-":
         say(json.dumps(plain(value), indent=2, default=str))
         return True
     write_json(json_to, plain(value))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from msn_deploy.cli import output
-from msn_deploy.cli.options import Json
+from msn_deploy.cli.options import Print
 from msn_deploy.engine import TARGETS
 
 
-def command(json: Json = None) -> None:
+def command(json: Print = False) -> None:
     """List the devices that engines are built for, with what they can do."""
     if output.emit(TARGETS, json):
         return

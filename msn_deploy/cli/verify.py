@@ -8,14 +8,14 @@ from typing import Annotated
 import typer
 
 from msn_deploy.cli import output
-from msn_deploy.cli.options import Json
+from msn_deploy.cli.options import Print
 from msn_deploy.core.errors import GateError
 from msn_deploy.core.verify import verify_folder
 
 
 def command(
     folder: Annotated[Path, typer.Argument(help="Output folder of a run.")],
-    json: Json = None,
+    json: Print = False,
 ) -> None:
     """Check every file of a folder against its recorded SHA-256, and every parent against its child."""
     findings = verify_folder(folder)
