@@ -1,0 +1,200 @@
+"""How long does one query take, for several arms under the same conditions?
+
+Arms are timed in rounds. A round is a random order of all arms followed by its mirror image (A B C C B A), so each arm
+has two blocks per round whose middle falls on the same moment: a machine that slows down steadily slows all arms alike.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from msn_deploy.core.errors import InputError, InvalidMeasurement
+from msn_deploy.core.progress import Progress, silent
+
+MIN_ROUNDS = 10
+BLOCKS_PER_ROUND = 2
+# A query of a few microseconds would otherwise fill the memory and the result file with millions of samples.
+MAX_BLOCK_QUERIES = 10_000
+MAX_ARM_QUERIES = 1_000_000
+
+Clock = Callable[[], int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arm:
+    """One thing to time: `run` answers one query and is already bound to its input.
+
+    `run` must return only when the answer is there (a GPU runner synchronises). facts: what is known of the model, such
+    as file, sha256, precision, folded, size_bytes, fusions, accuracy; JSON values only.
+    """
+
+    name: str
+    run: Callable[[], object]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasureOptions:
+    """How to measure; equal for all arms.
+
+    seconds: measured time per arm. block_ms: intended length of a block; short ones give more rounds
+    in the same time, and arms that take turns faster see the same machine. An arm is warmed up for at least
+    warmup_seconds and at least warmup_queries. settle_queries: run and dropped at the start of every block, so that
+    the tail does not hold the cost of switching from one arm's weights to another's. seed: of the block order.
+    Raises InputError for values that cannot be used.
+    """
+
+    seconds: float = 10.0
+    block_ms: float = 25.0
+    warmup_seconds: float = 2.0
+    warmup_queries: int = 50
+    settle_queries: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, unit in (("seconds", "s"), ("block_ms", "ms")):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise InputError(f"the benchmark's {name} must be a number above 0, not {value} {unit}.")
+        if not (math.isfinite(self.warmup_seconds) and self.warmup_seconds >= 0):
+            raise InputError(f"the benchmark's warmup_seconds must be 0 or more, not {self.warmup_seconds}.")
+        if self.warmup_queries < 1:
+            raise InputError(f"the benchmark's warmup_queries must be at least 1, not {self.warmup_queries}.")
+        if self.settle_queries < 0:
+            raise InputError(f"the benchmark's settle_queries must be 0 or more, not {self.settle_queries}.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArmSamples:
+    """Raw samples of one arm: blocks in time order, two per round; each block holds nanoseconds per query.
+
+    block_starts_ns: when each block began, counted from the start of the first block of any arm.
+    """
+
+    name: str
+    facts: Mapping[str, Any]
+    blocks: tuple[tuple[int, ...], ...]
+    block_starts_ns: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Samples:
+    """Raw samples of all arms, in the order the arms were given, and how they were taken."""
+
+    arms: tuple[ArmSamples, ...]
+    options: MeasureOptions
+
+
+DEFAULT_OPTIONS = MeasureOptions()
+
+
+def measure(
+    arms: Sequence[Arm],
+    *,
+    options: MeasureOptions = DEFAULT_OPTIONS,
+    progress: Progress = silent,
+    clock: Clock = time.perf_counter_ns,
+) -> Samples:
+    """Time every arm in randomised mirrored blocks and return the raw samples.
+
+    clock: monotonic, in nanoseconds. progress: called between blocks, in planned seconds, never while a block runs.
+    Raises InputError for no arms or for two of one name; InvalidMeasurement before measuring if fewer than MIN_ROUNDS
+    rounds fit into the budget. What `run` raises passes through, as does KeyboardInterrupt.
+    """
+    names = [arm.name for arm in arms]
+    if not arms:
+        raise InputError("nothing to measure: name at least one model.")
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InputError(f"two arms are called {twice!r}; each needs a name of its own.")
+    warmup_s = len(arms) * options.warmup_seconds
+    total_s = warmup_s + len(arms) * options.seconds
+    with _garbage_collector_off():
+        query_ns = []
+        for index, arm in enumerate(arms):
+            progress(index * options.warmup_seconds, total_s, f"warming up {arm.name}")
+            query_ns.append(_warm_up(arm.run, options, clock))
+        queries, rounds = _plan(query_ns, options)
+        order = _block_order(len(arms), rounds, seed=options.seed)
+        blocks: list[list[tuple[int, ...]]] = [[] for _ in arms]
+        starts: list[list[int]] = [[] for _ in arms]
+        begin = clock()
+        for done, index in enumerate(order):
+            note = f"round {1 + done // (BLOCKS_PER_ROUND * len(arms))} of {rounds}"
+            progress(warmup_s + (total_s - warmup_s) * done / len(order), total_s, note)
+            _time_queries(arms[index].run, options.settle_queries, clock)
+            starts[index].append(clock() - begin)
+            blocks[index].append(tuple(_time_queries(arms[index].run, queries[index], clock)))
+    progress(total_s, total_s, "measured")
+    return Samples(
+        arms=tuple(
+            ArmSamples(name=arm.name, facts=dict(arm.facts), blocks=tuple(taken), block_starts_ns=tuple(begun))
+            for arm, taken, begun in zip(arms, blocks, starts, strict=True)
+        ),
+        options=options,
+    )
+
+
+@contextmanager
+def _garbage_collector_off() -> Iterator[None]:
+    was_on = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def _time_queries(run: Callable[[], object], queries: int, clock: Clock) -> list[int]:
+    """Return nanoseconds per query; warm-up, settling and measuring all go through here, so they run the same code."""
+    taken = [0] * queries
+    for index in range(queries):
+        start = clock()
+        run()
+        taken[index] = clock() - start
+    return taken
+
+
+def _warm_up(run: Callable[[], object], options: MeasureOptions, clock: Clock) -> float:
+    """Warm one arm up; return the nanoseconds of a warm query (median of the later half)."""
+    taken: list[int] = []
+    until = clock() + options.warmup_seconds * 1e9
+    while len(taken) < options.warmup_queries or clock() < until:
+        taken += _time_queries(run, 1, clock)
+    later = sorted(taken[len(taken) // 2 :])
+    return max(1.0, float(later[len(later) // 2]))
+
+
+def _plan(query_ns: Sequence[float], options: MeasureOptions) -> tuple[tuple[int, ...], int]:
+    """Choose queries per block (per arm) and the number of rounds, once, so that no arm is stopped by its own luck."""
+    queries = tuple(min(MAX_BLOCK_QUERIES, max(1, round(options.block_ms * 1e6 / ns))) for ns in query_ns)
+    round_ns = sum(BLOCKS_PER_ROUND * count * ns for count, ns in zip(queries, query_ns, strict=True))
+    rounds = round(options.seconds * 1e9 * len(query_ns) / round_ns)
+    if rounds < MIN_ROUNDS:
+        # A quarter more than is needed now, so that the next try does not fail by a hair.
+        needed_s = math.ceil(1.25 * MIN_ROUNDS * round_ns / len(query_ns) / 1e9)
+        raise InvalidMeasurement(
+            f"{rounds} rounds of blocks fit into {options.seconds:g} s per model; an interval needs {MIN_ROUNDS}.\n"
+            f"The slowest model takes {max(query_ns) / 1e6:.3g} ms per query.\n"
+            f"Raise the time: `--seconds {needed_s}`."
+        )
+    return queries, min(rounds, MAX_ARM_QUERIES // (BLOCKS_PER_ROUND * max(queries)))
+
+
+def _block_order(arms: int, rounds: int, *, seed: int) -> list[int]:
+    """Return arm numbers in time order: per round a random permutation, then its mirror image."""
+    generator = random.Random(seed)
+    order: list[int] = []
+    for _ in range(rounds):
+        forth = generator.sample(range(arms), arms)
+        order += [*forth, *reversed(forth)]
+    return order

@@ -1,0 +1,235 @@
+"""One self-contained HTML page from a benchmark result: what is faster, how sure that is, on what it was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from html import escape
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from msn_deploy import __version__
+from msn_deploy.bench.compare import BenchResult, ratio_between
+from msn_deploy.bench.report_page import page
+from msn_deploy.bench.report_plots import (
+    COLOURS,
+    Comparison,
+    both_cuts,
+    drift_plot,
+    latency_plot,
+    ratio_plot,
+    ratio_text,
+)
+from msn_deploy.bench.report_tables import DASH, decimals_for, facts_table, records_table, table
+from msn_deploy.bench.stats import MINIMUM_QUERIES, Ratio, block_medians
+
+# Above this many arms, comparing each with each gives more rows than anyone reads.
+_ARMS_FOR_ALL_PAIRS = 4
+_TENTHS = 10
+_PERCENT = "\N{NO-BREAK SPACE}%"
+_SAME_GRAPH = (
+    "A folded MSN network and a folded BN network of conv\N{EN DASH}norm form are the same graph: convolutions with a "
+    "bias, nothing else. Between those two SAME is the expected result. What folding saves shows against the unfolded "
+    "network, and only where the runtime did not fold it by itself."
+)
+
+
+def render_html(result: BenchResult, *, title: str, stages: Sequence[Mapping[str, Any]] = ()) -> str:
+    """Return the report as one HTML document that loads nothing from outside.
+
+    stages: rows such as {"network": "MSN", "stage": "INT8", "accuracy": 0.98, "bytes": 12345}; the keys become the
+    columns. Keys ending in "bytes" are shown in KiB or MiB, those ending in "accuracy" (0 to 1) in percent.
+    """
+    comparisons = _comparisons(result)
+    body = [_header(result, title, _headlines(result, comparisons)), _latency_section(result)]
+    if comparisons:
+        body.append(_ratio_section(result, comparisons))
+    if stages:
+        body.append(_section("Each stage", records_table("Network by network, from checkpoint to device", stages)))
+    body += [_drift_section(result), _conditions_section(result), _provenance_section(result), _footer(result)]
+    return page(title, "\n".join(body))
+
+
+def _comparisons(result: BenchResult) -> list[Comparison]:
+    """List every arm against the baseline, then, for a few arms, the others against each other."""
+    rows = [
+        Comparison(
+            arm=arm.name,
+            other=result.baseline,
+            ratio=Ratio(ratio=arm.ratio, low=arm.ratio_interval[0], high=arm.ratio_interval[1], verdict=arm.verdict),
+            colour=index % COLOURS,
+        )
+        for index, arm in enumerate(result.arms)
+        if arm.name != result.baseline
+    ]
+    if len(result.arms) <= _ARMS_FOR_ALL_PAIRS:
+        others = [(index, arm) for index, arm in enumerate(result.arms) if arm.name != result.baseline]
+        for (_, other), (index, arm) in combinations(others, 2):
+            between = ratio_between(arm, other)
+            rows.append(Comparison(arm=arm.name, other=other.name, ratio=between, colour=index % COLOURS))
+    return rows
+
+
+def _headlines(result: BenchResult, comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """Keep what the page opens with: each arm against the baseline, and the folded networks against each other."""
+    folded = {arm.name for arm in result.arms if arm.facts.get("folded") is True}
+    return [row for row in comparisons if row.other == result.baseline or {row.arm, row.other} <= folded]
+
+
+def _header(result: BenchResult, title: str, comparisons: Sequence[Comparison]) -> str:
+    profile, environment = result.profile, result.environment
+    machine = environment.get("machine") or environment.get("cpu") or environment.get("host")
+    threads = f"{profile.threads} thread{'s' * (profile.threads != 1)}" if profile.threads else "the runtime's threads"
+    meta = [machine, profile.provider.upper(), f"batch {profile.batch}", threads, profile.input]
+    when = str(environment.get("time_utc") or "").replace("T", " ").replace("+00:00", " UTC")
+    line = " \N{MIDDLE DOT} ".join(f'<span class="nb">{escape(str(item))}</span>' for item in [*meta, when] if item)
+    found = "".join(
+        f'<li class="finding {row.ratio.verdict}">{_finding(row).replace(" %", _PERCENT)}</li>' for row in comparisons
+    )
+    if not found:
+        only = result.arms[0]
+        digits = decimals_for([only.median_ms])
+        found = f'<li class="finding"><b>{escape(only.name)}</b> answers in {only.median_ms:.{digits}f} ms.</li>'
+    return f'<header><h1>{escape(title)}</h1><p class="meta">{line}</p><ul class="findings">{found}</ul></header>'
+
+
+def _finding(row: Comparison) -> str:
+    """Say in one sentence what the verdict means."""
+    arm, other, ratio = f"<b>{escape(row.arm)}</b>", escape(row.other), row.ratio
+    if ratio.verdict == "SAME":
+        return f"{arm} and {other} are equally fast: they differ by less than 2 %."
+    if ratio.verdict == "AMBIGUOUS":
+        return (
+            f"{arm} against {other} is not settled: it takes {ratio.ratio:.3f} times as long, somewhere from "
+            f"{ratio.low:.3f} to {ratio.high:.3f}. A longer run would tell."
+        )
+    return f"{arm} is {ratio.verdict.lower()} than {other}: it takes {_difference(ratio)}."
+
+
+def _difference(ratio: Ratio) -> str:
+    """Write a small ratio in percent, a large one as a multiple."""
+    if not 0.5 <= ratio.ratio <= 2:
+        return f"{ratio.ratio:.3g} times as long (95 % interval {ratio.low:.3g} to {ratio.high:.3g})"
+    less, more = sorted(abs(100 * (edge - 1)) for edge in (ratio.low, ratio.high))
+    word = "less" if ratio.ratio < 1 else "more"
+    return f"{abs(100 * (ratio.ratio - 1)):.1f} % {word} time (95 % interval {less:.1f} to {more:.1f} %)"
+
+
+def _latency_section(result: BenchResult) -> str:
+    arms = result.arms
+    digits = decimals_for(arm.median_ms for arm in arms)
+    rows = []
+    for index, arm in enumerate(arms):
+        shown = [DASH if ms is None else f"{ms:.{digits}f}" for ms in (arm.median_ms, arm.p90_ms, arm.p99_ms)]
+        rows.append([_named(arm.name, index), *shown, f"{arm.queries:,}"])
+    headings = ("Model", "Median (ms)", "p90", "p99", "Queries")
+    caption = "Milliseconds per query"
+    refused = any(arm.p99_ms is None or arm.p90_ms is None for arm in arms)
+    note = (
+        f'<p class="note">{DASH} marks a percentile with too few queries behind it: p90 needs '
+        f"{MINIMUM_QUERIES[90]}, p99 needs {MINIMUM_QUERIES[99]}.</p>"
+        if refused
+        else ""
+    )
+    return _section(
+        "How long one query takes",
+        _figure(
+            both_cuts(lambda width, css: latency_plot(arms, width, css)),
+            "Further left is faster. The hill is the distribution of all queries, scaled to its own peak; the upright "
+            "line is the median; each dot below is the median of one block. A narrow hill is a steady model. "
+            "The axis need not start at zero, and it leaves out the slowest few.",
+        ),
+        table(caption, headings, rows, numeric=(False, True, True, True, True)),
+        note,
+    )
+
+
+def _ratio_section(result: BenchResult, comparisons: Sequence[Comparison]) -> str:
+    rows = [
+        [
+            escape(row.arm),
+            escape(row.other),
+            " ".join(f'<span class="nb">{part}</span>' for part in ratio_text(row.ratio).split(" ", 1)),
+            f'<span class="v {row.ratio.verdict}">{row.ratio.verdict}</span>',
+        ]
+        for row in comparisons
+    ]
+    rounds = result.arms[0].blocks // 2
+    return _section(
+        "How much faster, and how sure",
+        _figure(
+            both_cuts(lambda width, css: ratio_plot(comparisons, width, css)),
+            f"Dot: median over {rounds} rounds of the ratio of latencies within a round. Whisker: 95 % interval, by "
+            "resampling rounds. Band: within 2 % of equal.",
+        ),
+        table(
+            "Ratio of latencies; below 1 is faster",
+            ("Model", "Against", "Ratio", "Verdict"),
+            rows,
+            numeric=(False,) * 4,
+        ),
+        '<p class="note">SAME: the whole interval lies within 2 % of 1. FASTER, SLOWER: the interval excludes 1 and '
+        "the ratio differs from it by more than 2 %. AMBIGUOUS: none of these; measure longer.</p>",
+        f"<p>{_SAME_GRAPH}</p>",
+    )
+
+
+def _drift_section(result: BenchResult) -> str:
+    arms = result.arms
+    digits = decimals_for(arm.median_ms for arm in arms)
+    tenths = [np.array_split(block_medians(arm.samples_ns) / 1e6, min(_TENTHS, arm.blocks)) for arm in arms]
+    rows = [
+        [str(number + 1), *(f"{np.median(parts[number]):.{digits}f}" for parts in tenths)]
+        for number in range(len(tenths[0]))
+    ]
+    listing = table(
+        "Median of the block medians in each tenth of the run (ms)",
+        ("Tenth", *(arm.name for arm in arms)),
+        rows,
+        numeric=(False, *(True for _ in arms)),
+    )
+    return _section(
+        "How steady the machine was",
+        _figure(
+            both_cuts(lambda width, css: drift_plot(arms, width, css)),
+            "Each dot is the median of one block, as a difference from the middle of its own model. All models take "
+            "turns, so a slow spell of the machine shows at the same place in all, and drops out of the ratios.",
+        ),
+        f"<details><summary>The same as a table</summary>{listing}</details>",
+    )
+
+
+def _conditions_section(result: BenchResult) -> str:
+    return _section(
+        "Where and how it was measured",
+        facts_table("Machine and software", result.environment),
+        facts_table("Timing profile", asdict(result.profile)),
+        facts_table("Schedule, equal for all models", result.options),
+    )
+
+
+def _provenance_section(result: BenchResult) -> str:
+    parts = []
+    for index, arm in enumerate(result.arms):
+        role = " (baseline)" if arm.name == result.baseline else ""
+        parts.append(f"<h3>{_named(arm.name, index)}{role}</h3>")
+        parts.append(facts_table(f"Facts about {arm.name}", arm.facts) if arm.facts else "<p>Nothing recorded.</p>")
+    return _section("Which files these are", *parts)
+
+
+def _footer(result: BenchResult) -> str:
+    return f"<footer>msn-deploy {escape(__version__)} \N{MIDDLE DOT} {escape(result.schema)}</footer>"
+
+
+def _named(name: str, index: int) -> str:
+    return f'<span class="swatch s{index % COLOURS}" aria-hidden="true"></span>{escape(name)}'
+
+
+def _section(heading: str, *parts: str) -> str:
+    return f"<section><h2>{escape(heading)}</h2>{''.join(parts)}</section>"
+
+
+def _figure(drawing: str, caption: str) -> str:
+    return f"<figure>{drawing}<figcaption>{caption}</figcaption></figure>"

@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from msn_deploy.bench import ArmResult, BenchResult, MeasureOptions, Profile, Samples, compare, from_json, to_json
+from msn_deploy.bench.compare import ratio_between
+from msn_deploy.bench.measure import ArmSamples
+from msn_deploy.core.errors import InputError, InvalidMeasurement
+
+LEVELS_MS = {"BN unfolded": 1.3, "BN folded": 1.0, "MSN folded": 1.0}
+
+
+def samples_of(levels_ms=LEVELS_MS, *, rounds: int = 12, queries: int = 40, noise: float = 0.01) -> Samples:
+    random = np.random.default_rng(11)
+    arms = []
+    for name, level_ms in levels_ms.items():
+        raw = (1e6 * level_ms * random.lognormal(0, noise, (2 * rounds, queries))).astype(int).tolist()
+        starts = tuple(int(1e8 * at) for at in range(2 * rounds))
+        facts = {"file": f"{name}.onnx", "sha256": "ab" * 32, "folded": "un" not in name}
+        arms.append(ArmSamples(name=name, facts=facts, blocks=tuple(map(tuple, raw)), block_starts_ns=starts))
+    return Samples(arms=tuple(arms), options=MeasureOptions(seconds=2.5))
+
+
+def result_of(samples: Samples | None = None, baseline: str = "BN unfolded") -> BenchResult:
+    return compare(
+        samples or samples_of(),
+        baseline=baseline,
+        environment={"cpu": "a processor", "governor": None, "versions": {"numpy": "2"}},
+        profile=Profile(provider="cpu", threads=2),
+    )
+
+
+def test_three_rows_against_the_baseline():
+    unfolded, folded, msn = result_of().arms
+    assert [arm.verdict for arm in (unfolded, folded, msn)] == ["SAME", "FASTER", "FASTER"]
+    assert (unfolded.ratio, unfolded.ratio_interval) == (1.0, (1.0, 1.0))
+    assert folded.ratio == pytest.approx(1 / 1.3, rel=0.01)
+    assert folded.ratio_interval[0] <= folded.ratio <= folded.ratio_interval[1]
+    assert ratio_between(msn, folded).verdict == "SAME"
+
+
+def test_numbers_are_those_of_the_raw_samples():
+    samples = samples_of()
+    arm = result_of(samples).arms[1]
+    raw_ms = np.array(samples.arms[1].blocks).ravel() / 1e6
+    assert arm.median_ms == pytest.approx(np.median(raw_ms))
+    assert arm.p90_ms == pytest.approx(np.percentile(raw_ms, 90), rel=1e-3)
+    assert arm.p99_ms == pytest.approx(np.percentile(raw_ms, 99), rel=3e-3)
+    assert arm.median_ms < arm.p90_ms < arm.p99_ms
+    assert (arm.queries, arm.blocks) == (960, 24)
+    assert arm.samples_ns == samples.arms[1].blocks
+    assert arm.block_start_ms[:3] == (0.0, 100.0, 200.0)
+
+
+def test_tails_of_few_queries_are_none():
+    arm = result_of(samples_of(queries=1)).arms[0]
+    assert (arm.queries, arm.p90_ms, arm.p99_ms) == (24, None, None)
+    arm = result_of(samples_of(queries=4)).arms[0]
+    assert arm.p90_ms is not None
+    assert arm.p99_ms is None
+
+
+def test_unknown_baseline_lists_what_there_is():
+    with pytest.raises(InputError, match=r"'bm'.*BN unfolded, BN folded, MSN folded"):
+        result_of(baseline="bm")
+
+
+def test_a_clock_too_coarse_is_an_invalid_measurement():
+    with pytest.raises(InvalidMeasurement):
+        result_of(samples_of({"BN unfolded": 1.0, "tiny": 0.0}))
+
+
+@pytest.mark.parametrize("queries", [1, 40])
+def test_json_round_trip(queries):
+    result = result_of(samples_of(queries=queries))
+    assert from_json(to_json(result)) == result
+    assert to_json(from_json(to_json(result))) == to_json(result)
+
+
+def test_json_of_an_arm_begins_with_the_promised_keys():
+    value = json.loads(to_json(result_of()))
+    assert value["schema"] == "msn-deploy-bench/1"
+    promised = ["name", "median_ms", "p90_ms", "p99_ms", "ratio", "ratio_interval", "verdict", "queries", "blocks"]
+    for arm in value["arms"]:
+        assert list(arm)[: len(promised)] == promised
+    assert value["profile"] == {
+        "provider": "cpu",
+        "batch": 1,
+        "threads": 2,
+        "input": "real samples",
+        "h2d": "n/a",
+        "d2h": "n/a",
+    }
+    assert value["options"]["seconds"] == 2.5
+
+
+def test_json_holds_one_block_of_whole_nanoseconds_per_line():
+    result = result_of()
+    lines = [line.strip().rstrip(",") for line in to_json(result).splitlines()]
+    first = json.dumps(result.arms[0].samples_ns[0], separators=(",", ":"))
+    assert first in lines
+    assert len(lines) < 400
+
+
+def test_hostile_names_and_facts_survive_json():
+    name = 'x",\n "samples_ns": [} \u2028 <b>'
+    samples = samples_of({name: 1.0})
+    samples = replace(samples, arms=(replace(samples.arms[0], facts={"note": name, "nested": {"]": [1, None]}}),))
+    result = result_of(samples, baseline=name)
+    assert from_json(to_json(result)) == result
+
+
+def test_numpy_numbers_and_paths_in_facts_become_json_values():
+    samples = samples_of({"a": 1.0})
+    facts = {"accuracy": np.float32(0.5), "size_bytes": np.int64(12), "file": Path("a/b.onnx")}
+    result = result_of(replace(samples, arms=(replace(samples.arms[0], facts=facts),)), baseline="a")
+    assert from_json(to_json(result)).arms[0].facts == {"accuracy": 0.5, "size_bytes": 12, "file": "a/b.onnx"}
+
+
+@pytest.mark.parametrize(("value", "error"), [(float("nan"), ValueError), (object(), TypeError)])
+def test_facts_that_are_not_json_are_refused_when_writing(value, error):
+    samples = samples_of({"a": 1.0})
+    result = result_of(replace(samples, arms=(replace(samples.arms[0], facts={"accuracy": value}),)), baseline="a")
+    with pytest.raises(error):
+        to_json(result)
+
+
+def damaged(change) -> str:
+    value = json.loads(to_json(result_of()))
+    change(value)
+    return json.dumps(value)
+
+
+def keep_blocks(arm: dict, count: int) -> None:
+    arm["samples_ns"], arm["block_start_ms"] = arm["samples_ns"][:count], arm["block_start_ms"][:count]
+    arm.update(blocks=count, queries=40 * count)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda v: v.update(schema="msn-deploy-bench/2"), "schema 'msn-deploy-bench/2'"),
+        (lambda v: v.pop("schema"), "'schema' is missing"),
+        (lambda v: v.pop("arms"), "'arms' is missing"),
+        (lambda v: v.pop("profile"), "'profile' is missing"),
+        (lambda v: v.update(surprise=1), "surprise"),
+        (lambda v: v.update(baseline="other"), "'other' is not among"),
+        (lambda v: v.update(environment=[]), "environment"),
+        (lambda v: v["profile"].update(batch=0), "batch"),
+        (lambda v: v["profile"].update(input="zeros"), "zeros"),
+        (lambda v: v["arms"][1].pop("median_ms"), "median_ms"),
+        (lambda v: v["arms"][1].update(median_ms="1.0"), "'BN folded' holds something that is not a number"),
+        (lambda v: v["arms"][1].update(ratio=float("nan")), "NaN"),
+        (lambda v: v["arms"][1].update(ratio_interval=[1.0]), "unpack"),
+        (lambda v: v["arms"][1].update(verdict="FASTEST"), "FASTEST"),
+        (lambda v: v["arms"][1].update(queries=3), "promises 3 queries"),
+        (lambda v: v["arms"][1].update(facts=None), "facts"),
+        (lambda v: keep_blocks(v["arms"][1], 22), "unequal numbers of blocks"),
+        (lambda v: [keep_blocks(arm, 23) for arm in v["arms"]], "two blocks per round.*has 23"),
+        (lambda v: [keep_blocks(arm, 0) for arm in v["arms"]], "two blocks per round.*has 0"),
+        (lambda v: v["arms"][1]["samples_ns"].pop(), "'BN folded' needs two blocks"),
+        (lambda v: v["arms"][1]["samples_ns"][0].clear(), "none of them empty"),
+        (lambda v: v["arms"][1]["samples_ns"][0].pop(), "'BN folded' promises"),
+        (lambda v: v["arms"][1]["samples_ns"][0].__setitem__(0, 1.5), "whole number of nanoseconds"),
+        (lambda v: v["arms"][1]["samples_ns"][0].__setitem__(0, -1), "whole number of nanoseconds"),
+    ],
+)
+def test_damaged_json_is_an_input_error_that_names_the_problem(change, problem):
+    with pytest.raises(InputError, match=problem) as caught:
+        from_json(damaged(change), source="bench.json")
+    assert "bench.json" in str(caught.value) or "profile" in problem or problem in ("batch", "zeros")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "3", '"x"', "{}", '{"schema": null}'])
+def test_what_is_not_a_result_is_an_input_error(text):
+    with pytest.raises(InputError, match=r"bench\.json"):
+        from_json(text, source="bench.json")
+
+
+@pytest.mark.parametrize("missing", ["samples_ns", "block_start_ms", "verdict", "name"])
+def test_missing_keys_of_an_arm_are_named(missing):
+    with pytest.raises(InputError, match=missing):
+        from_json(damaged(lambda v: v["arms"][2].pop(missing)))
+
+
+def test_results_are_frozen():
+    arm = result_of().arms[0]
+    assert isinstance(arm, ArmResult)
+    with pytest.raises(AttributeError):
+        arm.verdict = "FASTER"

@@ -1,0 +1,233 @@
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from itertools import product
+
+import numpy as np
+import pytest
+
+from msn_deploy.bench import MeasureOptions, Profile, Samples, compare
+from msn_deploy.bench.measure import ArmSamples
+from msn_deploy.bench.report import render_html
+from msn_deploy.bench.report_page import DARK, LIGHT
+from msn_deploy.bench.report_tables import bytes_text, decimals_for, heading_of, value_text
+from msn_deploy.bench.svg import Scale, shortened, tick_text
+
+HOSTILE = "</title></svg><script>alert('x')</script><img src=x onerror=\"a()\">&amp;"
+VOID = {"meta", "link", "br", "img", "hr"}
+
+
+def result_of(levels_ms, *, rounds=12, queries=30, noise=0.01, facts=None, environment=None):
+    random = np.random.default_rng(3)
+    arms = []
+    for name, level in levels_ms.items():
+        raw = (1e6 * level * random.lognormal(0, noise, (2 * rounds, queries))).astype(int).tolist()
+        starts = tuple(int(5e7 * at) for at in range(2 * rounds))
+        known = {"sha256": "cd" * 32, "folded": "unfolded" not in name, **(facts or {})}
+        arms.append(ArmSamples(name=name, facts=known, blocks=tuple(map(tuple, raw)), block_starts_ns=starts))
+    return compare(
+        Samples(arms=tuple(arms), options=MeasureOptions()),
+        baseline=next(iter(levels_ms)),
+        environment=environment or {"cpu": "a processor", "governor": None, "load_average": [0.1, 0.2, 0.3]},
+        profile=Profile(provider="cpu", threads=2),
+    )
+
+
+THREE = {"BN unfolded": 1.3, "BN folded": 1.0, "MSN folded": 1.0}
+
+
+class Page(HTMLParser):
+    """Checks that every tag is closed in order, and collects what the tests ask about."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\s+", " ", " ".join(self.words))
+
+
+def test_page_is_well_formed_and_says_what_was_found():
+    page = Page(render_html(result_of(THREE), title="Three rows"))
+    text = page.text
+    assert "Three rows" in text
+    assert re.search(r"BN folded\s+is faster than BN unfolded: it takes 2[23]\.\d % less time", text)
+    assert re.search(r"MSN folded\s+and BN folded are equally fast", text)
+    assert "SAME is the expected result" in text
+    assert "cd" * 32 in text
+    assert "a processor" in text
+
+
+def test_nothing_is_loaded_from_outside():
+    html = render_html(result_of(THREE), title="t")
+    assert "http" not in html
+    assert "//" not in html
+    assert not re.search(r"url\(|@import|<script|<iframe|<object|\bsrc=", html)
+    assert [tag["href"] for tag in Page(html).all("link")] == ["data:,"]
+
+
+def test_every_string_is_escaped():
+    levels = {f"{HOSTILE} {n} unfolded": 1.0 for n in range(3)}
+    result = result_of(
+        levels, facts={HOSTILE: HOSTILE, "file": HOSTILE}, environment={"cpu": HOSTILE, HOSTILE: [HOSTILE]}
+    )
+    stages = [{"network": HOSTILE, HOSTILE: HOSTILE, "bytes": 3}]
+    html = render_html(result, title=HOSTILE, stages=stages)
+    assert "<script" not in html
+    assert "<img" not in html
+    page = Page(html)  # also shows that no attribute or tag was broken open
+    assert not [tag for tag, attributes in page.tags if "onerror" in attributes]
+    assert page.text.count("alert('x')") > 10
+
+
+def test_every_plot_is_described_and_has_its_table():
+    page = Page(render_html(result_of(THREE), title="t"))
+    drawings = page.all("svg")
+    assert len(drawings) == 6  # three plots, each in a wide and a narrow cut
+    assert {d["class"] for d in drawings} == {"wide", "narrow"}
+    for drawing in drawings:
+        assert drawing["role"] == "img"
+        assert all(name in drawing["aria-label"] for name in THREE if name != "BN unfolded")
+    captions = page.text
+    for caption in ("Milliseconds per query", "Ratio of latencies; below 1 is faster", "in each tenth of the run"):
+        assert caption in captions
+    assert all("aria-label" in region for region in page.all("div") if region.get("class") == "scroll")
+
+
+def test_drawn_positions_lie_inside_their_drawing():
+    wild = {"a": 0.01, "b": 1.0, "c": 250.0}
+    for levels in (THREE, wild, {"only": 2.0}):
+        html = render_html(result_of(levels, noise=0.3), title="t")
+        for width, body in re.findall(r'<svg [^>]*viewBox="0 0 (\d+) \d+"[^>]*>(.*?)</svg>', html, re.S):
+            places = [float(x) for x in re.findall(r'\b(?:x|x1|x2|cx)="(-?[\d.]+)"', body)]
+            assert places
+            assert min(places) >= 0
+            assert max(places) <= float(width)
+
+
+def test_a_hundred_thousand_samples_stay_below_the_size_limit():
+    result = result_of({"a": 1.0, "b": 1.1}, rounds=500, queries=50)
+    assert sum(arm.queries for arm in result.arms) == 100_000
+    assert len(render_html(result, title="t").encode()) < 400_000
+
+
+def test_few_queries_show_a_dash_and_say_why():
+    html = render_html(result_of(THREE, queries=1), title="t")
+    assert "p99 needs 662" in Page(html).text
+    assert "p99 needs 662" not in Page(render_html(result_of(THREE), title="t")).text
+
+
+def test_one_arm_needs_no_ratio():
+    text = Page(render_html(result_of({"only": 2.0}), title="t")).text
+    assert re.search(r"only\s+answers in 2\.0\d ms", text)
+    assert "How much faster" not in text
+
+
+@pytest.mark.parametrize(("level", "words"), [(1.2, "more time"), (5.0, "5 times as long"), (0.2, "0.2 times as long")])
+def test_findings_by_verdict(level, words):
+    assert words in Page(render_html(result_of({"a": 1.0, "b": level}, noise=1e-4), title="t")).text
+
+
+def test_an_unsettled_comparison_says_so():
+    text = Page(render_html(result_of({"a": 1.0, "b": 1.015}, noise=0.2, queries=5), title="t")).text
+    assert "is not settled" in text
+
+
+def test_stages_become_columns_by_their_keys():
+    stages = [
+        {"network": "MSN", "stage": "ONNX", "accuracy": 0.98333, "bytes": 2048, "engine_weight_bytes": None},
+        {"network": "MSN", "stage": "INT8", "accuracy": 0.98, "bytes": 512, "latency_ms": 0.5},
+    ]
+    html = render_html(result_of(THREE), title="t", stages=stages)
+    part = html[html.index("Each stage") :]
+    headings = re.findall(r'<th scope="col"[^>]*>([^<]*)</th>', part)[:6]
+    assert headings == ["Network", "Stage", "Accuracy", "Size", "Engine weight", "Latency (ms)"]
+    for shown in ("98.33 %", "98.00 %", "2.0 KiB", "512 B", "width:25.0%"):
+        assert shown in part
+    assert "Each stage" not in render_html(result_of(THREE), title="t")
+
+
+def contrast(first: str, second: str) -> float:
+    def luminance(colour: str) -> float:
+        parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+        linear = [p / 12.92 if p <= 0.03928 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return sum(weight * p for weight, p in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+    light, dark = sorted((luminance(first), luminance(second)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def test_contrast_of_every_text_colour_in_both_themes():
+    assert LIGHT.keys() == DARK.keys()
+    surfaces = {"paper", "rule", "grid", "zone"}
+    for palette, name in product((LIGHT, DARK), LIGHT.keys() - surfaces):
+        assert contrast(palette[name], palette["paper"]) >= 4.5, name
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "shown"),
+    [
+        ("accuracy", 0.97222, "97.22 %"),
+        ("bytes", 0, "0 B"),
+        ("folded", True, "yes"),
+        ("x", None, "\N{EN DASH}"),
+        ("x", [1.5, None], "1.5, \N{EN DASH}"),
+        ("versions", {"numpy": "2.0"}, "numpy 2.0"),
+        ("memory_mib", 24105, "24,105"),
+    ],
+)
+def test_values_are_written_as_their_key_asks(key, value, shown):
+    assert value_text(key, value) == shown
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(1023, "1023 B"), (1024, "1.0 KiB"), (3 << 20, "3.0 MiB"), (5 << 30, "5.00 GiB")]
+)
+def test_bytes_have_binary_units(value, shown):
+    assert bytes_text(value) == shown
+
+
+def test_headings_decimals_and_labels():
+    assert heading_of("median_ms") == "Median (ms)"
+    assert heading_of("size_bytes") == "Size"
+    assert heading_of("time_utc") == "Time UTC"
+    assert [decimals_for([x]) for x in (250.0, 1.3, 0.041)] == [0, 2, 4]
+    short = shortened("a_long_name_that_ends_in_7", 90)
+    assert short.startswith("a_")
+    assert short.endswith("7")
+    assert len(short) <= 10
+
+
+def test_ticks_are_round_and_inside():
+    ticks = Scale(low=0.93, high=1.47, start=0, end=100).ticks(8)
+    assert ticks == pytest.approx([1.0, 1.1, 1.2, 1.3, 1.4])
+    assert [tick_text(t, ticks) for t in ticks] == ["1.0", "1.1", "1.2", "1.3", "1.4"]
+    log = Scale(low=0.1, high=12, start=0, end=100, log=True)
+    assert log.ticks(8) == pytest.approx([0.1, 0.2, 0.5, 1, 2, 5, 10])
+    assert log(0.1) == 0
+    assert log(12) == 100
+    assert (log(0.001), log(1000)) == (0, 100), "what lies beyond the axis is drawn at its end"
