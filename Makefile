@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test check fmt clean
+.PHONY: setup demo test check fmt results readme clean
 
 setup: $(VENV)/.installed
 
@@ -29,6 +29,13 @@ check: setup
 fmt: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Measures again what the README shows, and fills it in; minutes, on an otherwise idle machine.
+results: setup
+	benchmarks/record.sh
+
+readme: setup
+	$(BIN)/python benchmarks/readme.py
 
 clean:
 	rm -rf $(VENV) demo dist

@@ -93,17 +93,19 @@ def export_onnx(
     truth = made.predict(images)
     atol = _ATOL * max(1.0, float(np.abs(truth).max()))
     simplified = run_onnxsim(made.graph) if simplify and fold else made.graph
-    content, parity = _held_against(truth, simplified, made.info, images)
+    info = _described(made.info, simplified, fold=fold and (simplify or made.info.folded))
+    content, parity = _held_against(truth, simplified, info, images)
     if parity.worst > atol and simplified is not made.graph:
         _LOG.warning("kept the unsimplified graph: onnxsim changed the logits by %.3g", parity.worst)
         simplified = made.graph
         content, parity = _held_against(truth, simplified, made.info, images)
+        info = made.info
     require_parity(parity, before=source, after=str(out), atol=atol)
     report = ExportReport(
         path=out,
         bytes=len(content),
         operators=dict(sorted(Counter(node.op_type for node in simplified.graph.node).items())),
-        folded=made.info.folded,
+        folded=info.folded,
         simplified=simplified is not made.graph,
         parity=parity,
         parity_on=images_are,
@@ -118,6 +120,11 @@ def export_onnx(
         facts={"operators": report.operators, "parity": asdict(parity), "parity_on": images_are},
     )
     return report
+
+
+def _described(info: ModelInfo, graph: ModelProto, *, fold: bool) -> ModelInfo:
+    """Return the info with `folded` told by the graph itself: the simplifier fuses norms of other tools' files too."""
+    return replace(info, folded=fold and not any(node.op_type in _NORMS for node in graph.graph.node))
 
 
 def _held_against(
@@ -149,7 +156,7 @@ def _open_source(
 ) -> _Source:
     require("onnx", step="export")
     if source.endswith(".onnx"):
-        return _open_onnx(Path(source), fold=fold)
+        return _open_onnx(Path(source))
     require("torch", step="export")
     require("onnxscript", step="export")
     from msn_deploy.graph import to_onnx
@@ -173,10 +180,9 @@ def _open_source(
         shape = (batch, prep.channels, prep.height_px, prep.width_px)
     exported = fold_model(model, strict=False) if fold else model
     graph = to_onnx(exported, input_shape=shape, dynamic_batch=dynamic, opset=opset or DEFAULT_OPSET, optimize=fold)
-    folded = fold and not any(node.op_type in _NORMS for node in graph.graph.node)
     return _Source(
         graph=graph,
-        info=replace(info, folded=folded, precision="fp32"),
+        info=_described(replace(info, precision="fp32"), graph, fold=fold),
         predict=lambda images: logits_of(model, images, chunk=64 if dynamic else shape[0]),
         input_shape=shape,
         parents=parents,
@@ -199,15 +205,14 @@ def _own_network(source: str, weights: Path | None) -> tuple[nn.Module, ModelInf
     return model, ModelInfo(net="custom", norm="custom"), tuple(parents)
 
 
-def _open_onnx(path: Path, *, fold: bool) -> _Source:
+def _open_onnx(path: Path) -> _Source:
     from msn_deploy.graph.files import info_of, input_of, read_graph
 
     graph = read_graph(path)
     _, shape = input_of(graph, source=str(path))
     if None in shape[1:]:
         raise InputError(f"{path} leaves sizes other than the batch open; export it with fixed ones.")
-    folded = fold and not any(node.op_type in _NORMS for node in graph.graph.node)
-    info = info_of(graph, source=str(path)) or ModelInfo(net="custom", norm="custom", folded=folded)
+    info = info_of(graph, source=str(path)) or _described(ModelInfo(net="custom", norm="custom"), graph, fold=True)
     runner = OrtRunner(path)
     return _Source(
         graph=graph,

@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Measure what the README claims, on this machine, and put the raw results where the README is generated from.
+# Takes a few minutes; nothing else should run meanwhile.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+bin="$PWD/.venv/bin"
+results="$PWD/benchmarks/results/xeon-2-cores"
+mkdir -p "$results"
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+(cd "$work" && "$bin/msn-deploy" demo --out demo) >"$work/demo.txt" 2>"$work/steps.txt"
+cat "$work/steps.txt" "$work/demo.txt" >"$results/demo.txt"
+cp "$work/demo/bench.json" "$results/demo-bench.json"
+(cd "$work/demo" && "$bin/msn-deploy" bench vgg7_msn.onnx vgg7_msn.int8.onnx --seconds 5 --json int8.json)
+cp "$work/demo/int8.json" "$results/int8-on-cpu.json"
+"$bin/python" benchmarks/startup.py --json "$results/startup.json"
+mkdir "$work/runs" && cp "$work/demo/"vgg7_msn.onnx* "$work/runs"
+(cd "$work" && "$bin/msn-deploy" build-engine runs/vgg7_msn.onnx --precision int8 --target orin-nano) \
+    >"$results/jetson.txt" 2>&1 || [ $? -eq 3 ]
+"$bin/python" benchmarks/readme.py
