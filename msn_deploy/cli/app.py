@@ -106,14 +106,23 @@ def _call(name: str, args: list[str], *, quiet: bool) -> int:
     )
     app.command(help=module.command.__doc__)(module.command)
     output.start(quiet=quiet)
+    command = typer.main.get_command(app)
     try:
-        result = typer.main.get_command(app).main(args=args, prog_name=f"msn-deploy {name}", standalone_mode=False)
+        # Not command.main(), which swallows Ctrl-C and broken pipes, and the messages that they carry here.
+        with command.make_context(f"msn-deploy {name}", args) as context:
+            result = command.invoke(context)
+    except typer.Exit as done:  # --help
+        return done.exit_code
     except typer.TyperException as error:
         message = error.format_message() if hasattr(error, "format_message") else str(error)
-        raise InputError(f"{message}\n`msn-deploy {name} --help` shows the options.") from error
-    except typer.Abort as error:
-        raise KeyboardInterrupt from error
+        raise InputError(f"{message}{_given(error)}\n`msn-deploy {name} --help` shows the options.") from error
     return result if isinstance(result, int) else 0
+
+
+def _given(error: Exception) -> str:
+    """Return what was typed for an option of the wrong kind: pydantic, behind typer, knows it, typer leaves it out."""
+    errors = getattr(error.__cause__, "errors", None)
+    return f", not {errors()[0]['input']!r}." if callable(errors) else ""
 
 
 def _fail(message: str, exit_code: int) -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from msn_deploy.cli import output
-from msn_deploy.cli.options import Threads
+from msn_deploy.cli.options import Seconds, Threads, new_text
 
 if TYPE_CHECKING:
     from msn_deploy.bench import BenchResult
@@ -20,11 +20,11 @@ def command(
     provider: Annotated[str, typer.Option(help="cpu, cuda or tensorrt.")] = "cpu",
     batch: Annotated[int, typer.Option(min=1, help="Images per query.")] = 1,
     threads: Threads = None,
-    seconds: Annotated[float, typer.Option(min=0.01, help="Measured time per model.")] = 10.0,
+    seconds: Seconds = 10.0,
     json: Annotated[
-        Path | None, typer.Option("--json", help="Write the result with raw samples; - for stdout.")
+        Path | None, typer.Option("--json", callback=new_text, help="Write the result with raw samples; - for stdout.")
     ] = None,
-    html: Annotated[Path | None, typer.Option("--html", help="Write the report page.")] = None,
+    html: Annotated[Path | None, typer.Option("--html", callback=new_text, help="Write the report page.")] = None,
 ) -> None:
     """Measure latency side by side, in interleaved blocks, against a baseline."""
     from msn_deploy.bench import MeasureOptions, to_json
@@ -41,13 +41,14 @@ def command(
             options=MeasureOptions(seconds=seconds),
             progress=progress,
         )
+    measured = list(dict.fromkeys([*([baseline] if baseline is not None else []), *models]))
     if html is not None:
-        write_html(result, html, models, title="msn-deploy bench")
+        write_html(result, html, measured, title="msn-deploy bench")
     if json is not None and str(json) == "-":
         output.say(to_json(result))
         return
     if json is not None:
-        write_json(result, json, models)
+        write_json(result, json, measured)
     show(result)
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from msn_deploy.cli import output
-from msn_deploy.cli.options import Data, Json, Method, Samples
+from msn_deploy.cli.options import Data, Json, Method, Samples, new_file
 
 
 def command(
@@ -23,7 +23,8 @@ def command(
     workspace_mib: Annotated[int, typer.Option(min=1, help="Scratch memory of the builder, MiB.")] = 256,
     timing_cache: Annotated[Path | None, typer.Option(help="Timing cache to read and write.")] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="File to write.", show_default="NAME.PRECISION.engine")
+        Path | None,
+        typer.Option("--out", "-o", callback=new_file, help="File to write.", show_default="NAME.PRECISION.engine"),
     ] = None,
     json: Json = None,
 ) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from msn_deploy.cli import output
-from msn_deploy.cli.options import Data, Json, Method, Samples
+from msn_deploy.cli.options import Data, Json, Method, Samples, new_file
 
 
 def command(
@@ -17,7 +17,8 @@ def command(
     method: Method = "entropy",
     samples: Samples = 256,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="File to write.", show_default="NAME.int8.onnx")
+        Path | None,
+        typer.Option("--out", "-o", callback=new_file, help="File to write.", show_default="NAME.int8.onnx"),
     ] = None,
     json: Json = None,
 ) -> None:

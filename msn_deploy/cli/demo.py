@@ -9,15 +9,17 @@ import typer
 
 from msn_deploy.cli import output
 from msn_deploy.cli.bench import show
-from msn_deploy.cli.options import Json
+from msn_deploy.cli.options import Json, Seconds, new_folder
 
 
 def command(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for everything.")] = Path("demo"),
+    out: Annotated[Path, typer.Option("--out", "-o", callback=new_folder, help="Folder for everything.")] = Path(
+        "demo"
+    ),
     epochs: Annotated[
         int | None, typer.Option(min=1, help="Train shorter, for a quick look.", show_default="12")
     ] = None,
-    seconds: Annotated[float, typer.Option(min=0.1, help="Measured time per model.")] = 5.0,
+    seconds: Seconds = 5.0,
     json: Json = None,
 ) -> None:
     """Run the whole chain on bundled real data: train MSN and BN, fold, export, quantise, build engines, measure."""

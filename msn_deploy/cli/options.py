@@ -2,21 +2,68 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from msn_deploy.core.artifacts import sidecar_path
 from msn_deploy.core.errors import InputError
+
+MINIMUM_SECONDS = 0.5  # ten rounds of two blocks of 25 ms: fewer give no interval
+
+
+def new_file(path: Path | None) -> Path | None:
+    """Refuse, before the work, a path that could not be written after it. Raises InputError."""
+    if path is None or str(path) == "-":
+        return path
+    if os.path.isdir(path):
+        raise InputError(f"{path} is a folder; a file is needed.\nGive the name of a file in it.")
+    _require_folder(path.parent, shown=path)
+    return path
+
+
+def new_folder(path: Path) -> Path:
+    """Refuse, before the work, a folder that cannot be made or written to. Raises InputError."""
+    _require_folder(path, shown=path)
+    return path
+
+
+def _require_folder(folder: Path, *, shown: Path) -> None:
+    # os.path answers False where Path raises: for what may not be looked at, and for names that are too long.
+    nearest = next(each for each in (folder, *folder.absolute().parents) if os.path.exists(each))
+    if not os.path.isdir(nearest) or not os.access(nearest, os.W_OK):
+        why = "may not be written to" if os.path.isdir(nearest) else "is not a folder"
+        raise InputError(f"{shown} cannot be written: {nearest} {why}.\nChoose another place.")
+
+
+def new_text(path: Path | None) -> Path | None:
+    """Refuse also to replace what is no result: a model, or the sidecar of one. Raises InputError."""
+    new_file(path)
+    if path is None or not os.path.isfile(path):
+        return path
+    if path.suffix not in (".json", ".html", ".htm"):
+        raise InputError(f"{path} is there already and no JSON or HTML file; it would be overwritten.\nChoose another.")
+    owner = path.with_name(path.name.removesuffix(".plan.json") + ".engine")
+    for described in (path.with_suffix(""), owner):
+        if described.is_file() and sidecar_path(described) == path:
+            raise InputError(f"{path} is the sidecar of {described.name}; it would be overwritten.\nChoose another.")
+    return path
+
 
 Data = Annotated[
     str | None,
     typer.Option("--data", help="Known name or folder of images.", show_default="what the model was trained on"),
 ]
-Json = Annotated[Path | None, typer.Option("--json", help="Write the result to this file as JSON; - for stdout.")]
+Json = Annotated[
+    Path | None,
+    typer.Option("--json", callback=new_text, help="Write the result to this file as JSON; - for stdout."),
+]
 Print = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads.", show_default="all cores")]
-Out = Annotated[Path, typer.Option("--out", "-o", help="File to write.")]
+Out = Annotated[Path, typer.Option("--out", "-o", callback=new_file, help="File to write.")]
+Seconds = Annotated[float, typer.Option("--seconds", min=MINIMUM_SECONDS, help="Measured time per model, s.")]
 Method = Annotated[str, typer.Option("--method", help="How ranges are chosen: entropy or minmax.")]
 Samples = Annotated[int, typer.Option("--samples", min=1, help="Images to calibrate on.")]
 
@@ -36,6 +83,6 @@ def parse_batch(text: str) -> tuple[int, bool]:
     """Turn "8" or "dynamic" into (batch, is it dynamic). Raises InputError."""
     if text == "dynamic":
         return 1, True
-    if not text.isdigit() or int(text) < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise InputError(f"--batch {text!r} is neither a number of images nor `dynamic`.")
     return int(text), False

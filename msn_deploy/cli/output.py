@@ -72,7 +72,8 @@ def show_table(rows: Sequence[Sequence[str]], *, head: Sequence[str], right: Seq
 
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
     for at, title in enumerate(head):
-        table.add_column(title, justify="right" if at in right else "left")
+        # Names stay whole where they can: they are what one searches for, and pastes into the next command.
+        table.add_column(title, justify="right" if at in right else "left", no_wrap=at == 0, overflow="fold")
     for row in rows:
         table.add_row(*row)
     Console(markup=False, highlight=False, emoji=False).print(table)

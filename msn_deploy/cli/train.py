@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from msn_deploy.cli import output
-from msn_deploy.cli.options import Json
+from msn_deploy.cli.options import Json, new_folder
 from msn_deploy.core.optional import require
 from msn_deploy.core.recipes import load_recipe
 
@@ -25,7 +25,9 @@ def command(
     seed: Annotated[int | None, typer.Option(help="Of weights and order.", show_default="the recipe's")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     limit_train: Annotated[int | None, typer.Option(min=1, help="Use at most so many training images.")] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the checkpoint.")] = Path("runs"),
+    out: Annotated[Path, typer.Option("--out", "-o", callback=new_folder, help="Folder for the checkpoint.")] = Path(
+        "runs"
+    ),
     resume: Annotated[bool, typer.Option("--resume", help="Go on after an interruption.")] = False,
     json: Json = None,
 ) -> None:
@@ -37,13 +39,17 @@ def command(
     require("safetensors", step="train")
     from msn_deploy.training import train
 
+    state = out / f"{chosen.name}.state.safetensors"
     checkpoint = out / f"{chosen.name}.safetensors"
     try:
         with output.progress_bar() as progress:
             result = train(chosen, out=out, device=device, limit_train=limit_train, resume=resume, progress=progress)
     except KeyboardInterrupt:
-        kept = f"{checkpoint} holds the last whole epoch" if checkpoint.is_file() else "no epoch was finished"
-        raise KeyboardInterrupt(f"interrupted; {kept}.\nGo on with the same command and `--resume`.") from None
+        if not state.is_file():
+            raise KeyboardInterrupt("interrupted before the end of the first epoch; nothing was written.") from None
+        raise KeyboardInterrupt(
+            f"interrupted; {checkpoint} holds the last whole epoch.\nGo on with the same command and `--resume`."
+        ) from None
     last = result.history[-1]
     summary = {"checkpoint": str(result.checkpoint), "accuracy": last["test_accuracy"], "history": result.history}
     if not output.emit(summary, json):

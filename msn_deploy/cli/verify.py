@@ -24,5 +24,6 @@ def command(
         output.show_table(rows, head=("file", "verdict", "why"))
     broken = [finding for finding in findings if finding.verdict == "broken"]
     if broken:
+        broken.sort(key=lambda finding: finding.why.startswith("made from"))  # the cause before what came from it
         first = f"{broken[0].file} ({broken[0].why})"
         raise GateError(f"{len(broken)} of {len(findings)} files are broken, the first: {first}.\nMake it again.")

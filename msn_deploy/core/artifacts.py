@@ -64,7 +64,7 @@ def sha256_of(path: Path) -> str:
 @contextmanager
 def open_input(path: Path) -> Iterator[Any]:
     """Open a user's file for reading bytes; every way in which that fails is an InputError that names it."""
-    if path.is_dir():
+    if os.path.isdir(path):  # Path.is_dir raises where a folder above may not be looked into
         raise InputError(f"{path} is a folder; a file is needed.")
     try:
         stream = path.open("rb")
@@ -79,6 +79,9 @@ def open_input(path: Path) -> Iterator[Any]:
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it over `path` if the block succeeds, delete it if not."""
+    if os.path.exists(path) and not os.path.isfile(path):  # a rename would replace /dev/null itself
+        what = "a folder" if os.path.isdir(path) else "not a plain file"
+        raise InputError(f"{path} is {what}; it cannot be written.\nGive the name of a file.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=PARTIAL_SUFFIX, dir=path.parent)
@@ -180,6 +183,8 @@ def parse_sidecar(side: Path, raw: bytes) -> Sidecar:
         del value["seal"]
         if _sealed(value) != raw:
             raise InputError(f"{side} was changed after it was written: its seal does not fit.")
+        if Path(value["file"]).name != value["file"]:
+            raise InputError(f"{side} speaks of {value['file']!r}, which is not the name of a file beside it.")
         parents = tuple(Parent(**parent) for parent in value.pop("parents"))
         return Sidecar(parents=parents, **value)
     except (ValueError, KeyError, TypeError) as cause:

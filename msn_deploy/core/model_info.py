@@ -6,6 +6,7 @@ The same JSON text travels in a checkpoint's safetensors header and in an ONNX f
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -33,7 +34,10 @@ class Preprocess:
     def __post_init__(self) -> None:
         if self.channels not in (1, 3):
             raise InputError(f"preprocessing to {self.channels} channels is not supported; 1 and 3 are.")
-        if len(self.mean) != self.channels or len(self.std) != self.channels or min(self.std) <= 0:
+        if min(self.height_px, self.width_px) < 1:
+            raise InputError(f"preprocessing to {self.height_px}x{self.width_px} pixels is not possible.")
+        numbers = all(math.isfinite(value) for value in (*self.mean, *self.std))
+        if not numbers or {len(self.mean), len(self.std)} != {self.channels} or min(self.std) <= 0:
             raise InputError(f"mean and std need {self.channels} numbers each, std above 0: {self.mean}, {self.std}.")
 
 
@@ -71,10 +75,12 @@ def info_from_json(text: str, *, source: str) -> ModelInfo:
     try:
         value = json.loads(text)
         if value["schema"] != SCHEMA:
-            raise InputError(f"{source} holds metadata of schema {value['schema']!r}; this version reads {SCHEMA}.")
+            raise InputError(f"schema {value['schema']!r}; this version reads {SCHEMA}")
         prep = value.pop("preprocess")
         if prep is not None:
             prep = Preprocess(**{**prep, "mean": tuple(prep["mean"]), "std": tuple(prep["std"])})
-        return ModelInfo(**{**value, "classes": tuple(value["classes"]), "preprocess": prep})
-    except (ValueError, KeyError, TypeError, AttributeError) as cause:
+        return ModelInfo(
+            **{**value, "classes": tuple(value["classes"]), "preprocess": prep, "recipe": dict(value["recipe"])}
+        )
+    except (InputError, ValueError, KeyError, TypeError, AttributeError) as cause:
         raise InputError(f"{source} holds damaged metadata ({type(cause).__name__}: {cause}).") from cause

@@ -7,6 +7,7 @@ they are the top-level folders themselves.
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -51,8 +52,10 @@ class TrainOptions:
                 raise InputError(f"train.{name} must be at least 1, got {getattr(self, name)}.")
         if not 0 < self.learning_rate < 100:
             raise InputError(f"train.learning_rate (--lr) must lie between 0 and 100, got {self.learning_rate}.")
-        if self.weight_decay < 0:
-            raise InputError(f"train.weight_decay must not be negative, got {self.weight_decay}.")
+        if not 0 <= self.weight_decay < 100:
+            raise InputError(f"train.weight_decay must lie between 0 and 100, got {self.weight_decay}.")
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f"train.seed (--seed) must lie between 0 and {2**32 - 1}, got {self.seed}.")
         if self.optimizer not in OPTIMIZERS:
             raise InputError(f"train.optimizer must be one of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}.")
 
@@ -98,7 +101,7 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, as they stand in metadata; `recipe_from_dict` reads them back."""
-        return asdict(self)
+        return {**asdict(self), "input_shape": list(self.input_shape)}
 
 
 def recipe_from_dict(value: Mapping[str, Any], *, source: str) -> Recipe:
@@ -117,7 +120,7 @@ def recipe_from_dict(value: Mapping[str, Any], *, source: str) -> Recipe:
 def load_recipe(name_or_path: str) -> Recipe:
     """Read a recipe by path (`my.toml`) or built-in name (`vgg7_msn`). Raises InputError."""
     path = Path(name_or_path)
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike Path.is_file it takes any text, also one too long for a file name
         folder = builtin_folder("models")
         known = sorted(file.stem for file in folder.glob("*.toml"))
         if name_or_path not in known:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def verify_folder(folder: Path) -> list[Finding]:
     A file is broken if its bytes differ from its sidecar, if its sidecar cannot be read or speaks of a file that is
     gone, or if a parent that lies beside it has changed since. Raises InputError if the folder holds no sidecar.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise InputError(f"{folder} is not a folder.\n`verify` takes the output folder of a run.")
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != PARTIAL_SUFFIX)
     findings: list[Finding] = []
@@ -34,8 +35,10 @@ def verify_folder(folder: Path) -> list[Finding]:
         try:
             sidecar = parse_sidecar(side, side.read_bytes())
         except InputError as cause:
-            if side.name.endswith(".plan.json") or side.with_suffix("").is_file():
-                covered.update({side, side.with_suffix("")})
+            is_plan = side.name.endswith(".plan.json")
+            target = side.with_name(side.name[: -len(".plan.json")] + ".engine") if is_plan else side.with_suffix("")
+            if is_plan or target.is_file():
+                covered.update({side, target})
                 findings.append(Finding(file=name, verdict="broken", why=str(cause).splitlines()[0]))
             continue
         target = side.with_name(sidecar.file)
@@ -56,7 +59,7 @@ def _check(folder: Path, target: Path, sidecar: Sidecar) -> Finding:
     if sha256_of(target) != sidecar.sha256:
         return Finding(file=name, verdict="broken", why="its bytes are not the ones that its sidecar recorded")
     for parent in sidecar.parents:
-        beside = target.with_name(parent.file)
+        beside = target.parent / parent.file  # data may be a folder elsewhere, which is no file to compare
         if beside.is_file() and sha256_of(beside) != parent.sha256:
             return Finding(file=name, verdict="broken", why=f"made from another {parent.file} than the one here")
     return Finding(file=name, verdict="ok")

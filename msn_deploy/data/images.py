@@ -33,6 +33,8 @@ def fit_images(images: NDArray[np.uint8], *, height_px: int, width_px: int, chan
 
 
 def _fitted(image: Image.Image, height_px: int, width_px: int, channels: int) -> NDArray[np.uint8]:
+    if image.mode.startswith("I"):  # 16 bits per pixel, which `convert` would cut off at 255
+        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
     image = image.convert(_MODE[channels])
     if image.size != (width_px, height_px):
         image = image.resize((width_px, height_px), Image.Resampling.BILINEAR)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,12 +52,12 @@ def load_split(source: str, split: str, *, height_px: int, width_px: int, channe
     images in `CLASS/` alone, of which every fifth goes to the test. Raises InputError that says what was looked for.
     """
     folder = builtin_folder("calibration") / source if source in _BUNDLED else Path(source)
-    if not folder.exists():
+    if not os.path.exists(folder):
         hint = did_you_mean(source, list(_BUNDLED)) if "/" not in source else "."
         raise InputError(
             f"no data called {source!r}{hint}\n`--data` takes a name or a folder with IDX files or images."
         )
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise InputError(f"{folder} is a file; `--data` takes a folder with IDX files, or one folder per class.")
     size = {"height_px": height_px, "width_px": width_px, "channels": channels}
     images_file = _idx_file(folder, f"{_IDX_PREFIX[split]}-images-idx3-ubyte")

@@ -50,8 +50,7 @@ def pick_backend(
     Raises InputError for a name or a pair of name and target that cannot be, MissingDevice if the engine has to be
     built elsewhere, MissingDependency if no TensorRT can be imported.
     """
-    if name not in BACKENDS:
-        raise InputError(f"there is no backend {name!r}.\nChoose one of {', '.join(BACKENDS)}.")
+    check_backend(name)
     machine = machine or what_machine()
     if target is not None and must_build_elsewhere(target, name, machine):
         raise needs_device(target)
@@ -83,6 +82,12 @@ def pick_backend(
         "Jetson: it comes with JetPack, never from pip: sudo apt install tensorrt python3-libnvinfer "
         "(a venv needs --system-site-packages)."
     )
+
+
+def check_backend(name: str) -> None:
+    """Raise InputError for a name that is not one of BACKENDS."""
+    if name not in BACKENDS:
+        raise InputError(f"there is no backend {name!r}.\nChoose one of {', '.join(BACKENDS)}.")
 
 
 def must_build_elsewhere(target: Target, name: str, machine: DeviceFacts) -> bool:

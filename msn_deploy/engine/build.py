@@ -11,7 +11,7 @@ from typing import Any
 from msn_deploy.core.artifacts import Parent, publish
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.progress import Progress, silent
-from msn_deploy.engine.backends import Backend, must_build_elsewhere, needs_device, pick_backend
+from msn_deploy.engine.backends import Backend, check_backend, must_build_elsewhere, needs_device, pick_backend
 from msn_deploy.engine.build_log import count_int8_convs, layer_rows, weight_memory_bytes
 from msn_deploy.engine.device import DeviceFacts, target_of, what_machine
 from msn_deploy.engine.onnx_file import OnnxFile, read_onnx
@@ -42,6 +42,7 @@ class BuildOptions:
     optimization_level: int | None = None
 
     def __post_init__(self) -> None:
+        check_backend(self.backend)
         if self.batch < 1:
             raise InputError(f"a batch of {self.batch} images cannot be built.\nGive `--batch` 1 or more.")
         if self.workspace_mib < 1:

@@ -14,6 +14,7 @@ from onnx import ModelProto
 from torch import nn
 
 from msn_deploy.core.errors import InputError
+from msn_deploy.graph.opset import from_18_to_17
 
 INPUT_NAME = "input"
 OUTPUT_NAME = "logits"
@@ -72,7 +73,7 @@ def to_onnx(
     assert program is not None
     proto = program.model_proto
     written = next(entry.version for entry in proto.opset_import if entry.domain == "")
-    if written != opset:
+    if written != opset and not (opset == 17 and written == 18 and from_18_to_17(proto)):
         raise InputError(
             f"the graph could not be converted to opset {opset}; it needs opset {written}.\nTry `--opset {written}`."
         )

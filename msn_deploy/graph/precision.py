@@ -10,6 +10,7 @@ from onnx import ModelProto, TensorProto, numpy_helper
 
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.optional import require
+from msn_deploy.graph.files import check
 
 FP16_MAX = 65504.0
 
@@ -21,7 +22,9 @@ def to_fp16(model: ModelProto) -> ModelProto:
     them without a word).
     """
     float16 = require("onnxruntime.transformers.float16", step="build-engine --precision fp16")
-    for tensor in model.graph.initializer:
+    onnx_model = require("onnxruntime.quantization.onnx_model", step="build-engine --precision fp16")
+    constants = [each.t for node in model.graph.node for each in node.attribute if each.HasField("t")]
+    for tensor in (*model.graph.initializer, *constants):
         if tensor.data_type in (TensorProto.FLOAT16, TensorProto.INT8):
             raise InputError(
                 f"{tensor.name} is already {TensorProto.DataType.Name(tensor.data_type)}; FP16 starts from FP32."
@@ -37,5 +40,8 @@ def to_fp16(model: ModelProto) -> ModelProto:
     copied.CopyFrom(model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # one warning per weight below FP16's smallest number: it becomes zero
-        converted: ModelProto = float16.convert_float_to_float16(copied, keep_io_types=True)
-    return converted
+        converted = onnx_model.ONNXModel(float16.convert_float_to_float16(copied, keep_io_types=True))
+    converted.topological_sort()  # the converter appends its casts, which is not valid ONNX
+    result: ModelProto = converted.model
+    check(result, source="the FP16 graph")
+    return result

@@ -35,6 +35,11 @@ def centre_(y: Tensor, shift: Tensor, *, channel_dim: int) -> tuple[Tensor, Tens
     """Subtract the mean of y per channel and add shift (C,), in place; return y and the mean (C,), which is detached.
 
     y must be the fresh output of an operation whose backward does not need it (a convolution, a matrix product).
+    Raises ValueError if y has nothing but the channels.
     """
+    if y.dim() < 2:
+        raise ValueError(f"a mean over the batch needs a batch: the output has shape {tuple(y.shape)}")
+    if y._is_view():  # a convolution's output for one image without a batch, which autograd keeps from in-place changes
+        y = y.clone()
     centred, mean = _CentreInPlace.apply(y, shift, channel_dim)  # type: ignore[no-untyped-call]
     return centred, mean

@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize
 
 from msn_deploy.core.errors import FoldError
 from msn_deploy.msn.layers import _MSN, _SN, _Spectral
@@ -78,7 +79,10 @@ def fold(model: nn.Module, *, strict: bool = True) -> nn.Module:
                 f"{name or 'the model'} is in training mode, where sigma and mean still move.\nCall eval()."
             )
     _refuse_shared_parameters(model)
-    model = copy.deepcopy(model)
+    try:
+        model = copy.deepcopy(model)
+    except RuntimeError as cause:  # torch copies no tensor that was computed, as the old weight_norm keeps one
+        raise FoldError(f"the model cannot be copied: {str(cause).splitlines()[0][:160]}") from cause
     if isinstance(model, _Spectral):
         return _plain_layer("the layer", model)
     for name, module in list(model.named_modules()):
@@ -103,6 +107,9 @@ def _refuse_shared_parameters(model: nn.Module) -> None:
 
 def _plain_layer(name: str, layer: _Spectral) -> nn.Module:
     """Return the plain torch twin of an SN or MSN layer, folded."""
+    reason = _why_opaque(layer)
+    if reason:
+        raise FoldError(f"{name}: {reason}.")
     channels = layer.weight.shape[0]
     zeros = layer.weight.new_zeros(channels)
     ones = torch.ones_like(zeros)
@@ -111,8 +118,6 @@ def _plain_layer(name: str, layer: _Spectral) -> nn.Module:
         mean = layer.running_mean
         gain = layer.gain if layer.gain is not None else ones
         shift = layer.shift if layer.shift is not None else zeros
-    elif not isinstance(layer, _SN):
-        raise FoldError(f"{name}: {type(layer).__name__} is no layer that this version folds.")
     bias = layer.bias if layer.bias is not None else zeros
     try:
         weight, offset = fold_msn_weights(layer.weight, bias, sigma=layer.sigma(), mean=mean, gain=gain, shift=shift)
@@ -137,32 +142,48 @@ def _plain_layer(name: str, layer: _Spectral) -> nn.Module:
     return plain.eval()
 
 
+def _why_opaque(layer: nn.Module) -> str | None:
+    """Return why a layer may compute something else than its weights and its class say, or None."""
+    if parametrize.is_parametrized(layer):
+        return f"{type(layer).__name__} computes its weight by a parametrisation"
+    if layer._forward_hooks or layer._forward_pre_hooks:
+        return "forward hooks may change what it computes"
+    if isinstance(layer, _Spectral) and type(layer).forward not in (_MSN.forward, _SN.forward):
+        return f"{type(layer).__name__} has a forward of its own"
+    return None
+
+
+class _Tracer(fx.Tracer):
+    proxy_buffer_attributes = True  # so that a forward that reads a norm's statistics itself shows in the graph
+
+
 def _fold_batch_norms(model: nn.Module) -> list[str]:
     """Fold each BatchNorm into the layer that alone feeds it; return a sentence per one that stays."""
     norms = [name for name, module in model.named_modules() if isinstance(module, _BATCH_NORMS)]
     if not norms:
         return []
     try:
-        graph = fx.symbolic_trace(model).graph
+        graph = _Tracer().trace(model)
     except Exception as cause:  # fx raises whatever the model's own forward raises on a symbolic input
         return [
             f"{norms[0]} and {len(norms) - 1} more: the data flow could not be traced ({type(cause).__name__}: {cause})"
         ]
     calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
+    read = {str(node.target).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}
     refusals = [f"{name}: the data flow never reaches it" for name in norms if calls[name] == 0]
     for node in graph.nodes:
         if node.op != "call_module" or node.target not in norms:
             continue
-        reason = _fold_pair(model, node, calls)
+        reason = _fold_pair(model, node, calls, read)
         if reason:
             refusals.append(f"{node.target}: {reason}")
     return refusals
 
 
-def _fold_pair(model: nn.Module, node: fx.Node, calls: Counter[object]) -> str | None:
+def _fold_pair(model: nn.Module, node: fx.Node, calls: Counter[object], read: set[str]) -> str | None:
     """Fold the BatchNorm that a node calls into its producer, or return why that would change the function."""
     norm = model.get_submodule(str(node.target))
-    source = node.args[0]
+    source = node.all_input_nodes[0] if node.all_input_nodes else None
     assert isinstance(norm, _BATCH_NORMS)
     if not isinstance(source, fx.Node) or source.op != "call_module":
         return "no layer feeds it directly"
@@ -171,20 +192,28 @@ def _fold_pair(model: nn.Module, node: fx.Node, calls: Counter[object]) -> str |
         return f"{source.target} ({type(layer).__name__}) stands between it and the convolution before it"
     if calls[source.target] > 1 or calls[node.target] > 1:
         return f"{source.target} or the norm itself is used more than once"
+    if read & {str(source.target), str(node.target)}:
+        return f"the weights of {source.target} or of the norm are also used directly"
     if len(source.users) > 1:
         return f"the output of {source.target} is also used without the norm"
     if norm.running_mean is None or norm.running_var is None:
         return "it keeps no running statistics"
+    for name, module in ((source.target, layer), (node.target, norm)):
+        if reason := _why_opaque(module):
+            return f"{name}: {reason}"
     zeros, ones = torch.zeros_like(norm.running_mean), torch.ones_like(norm.running_mean)
-    weight, bias = fold_bn_weights(
-        layer.weight,
-        layer.bias if layer.bias is not None else zeros,
-        mean=norm.running_mean,
-        var=norm.running_var,
-        eps=norm.eps,
-        gain=norm.weight if norm.weight is not None else ones,
-        shift=norm.bias if norm.bias is not None else zeros,
-    )
+    try:
+        weight, bias = fold_bn_weights(
+            layer.weight,
+            layer.bias if layer.bias is not None else zeros,
+            mean=norm.running_mean,
+            var=norm.running_var,
+            eps=norm.eps,
+            gain=norm.weight if norm.weight is not None else ones,
+            shift=norm.bias if norm.bias is not None else zeros,
+        )
+    except FoldError as cause:
+        raise FoldError(f"{node.target}: {cause}") from cause
     layer.weight, layer.bias = nn.Parameter(weight), nn.Parameter(bias)
     _replace(model, str(node.target), nn.Identity())
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 
@@ -18,7 +19,7 @@ def net_from_file(spec: str) -> nn.Module:
     """
     file, _, name = spec.rpartition(":")
     path = Path(file)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise InputError(f"{path} does not exist.\nA network of your own is given as FILE.py:FACTORY.")
     module_spec = importlib.util.spec_from_file_location(path.stem, path)
     if module_spec is None or module_spec.loader is None:

@@ -16,7 +16,7 @@ NETS = {"cnn3": cnn3, "vgg7": vgg7}
 def build_net(recipe: Recipe, *, classes: int) -> nn.Module:
     """Build the untrained network of a recipe: (N, C, H, W) to logits (N, classes). Raises InputError."""
     if recipe.net not in NETS:
-        raise InputError(f"unknown net {recipe.net!r}{did_you_mean(recipe.net, list(NETS))}")
+        raise InputError(f"recipe {recipe.name}: unknown net {recipe.net!r}{did_you_mean(recipe.net, list(NETS))}")
     _, channels, height, width = recipe.input_shape
     return NETS[recipe.net](
         Norm(name=recipe.norm, power_iterations=recipe.train.power_iterations),

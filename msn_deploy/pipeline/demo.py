@@ -65,9 +65,9 @@ def demo(
     for network, recipe in _RECIPES.items():
         stages += _one_network(network, recipe, out, epochs=epochs, tell=tell, progress=progress)
     arms = {
-        out / "vgg7_bn.unfolded.onnx": "BN unfolded",
-        out / "vgg7_bn.onnx": "BN folded",
-        out / "vgg7_msn.onnx": "MSN folded",
+        out / f"{_RECIPES['BN']}.unfolded.onnx": "BN unfolded",
+        out / f"{_RECIPES['BN']}.onnx": "BN folded",
+        out / f"{_RECIPES['MSN']}.onnx": "MSN folded",
     }
     tell(f"measuring {len(arms)} ONNX files in interleaved blocks")
     result = bench(list(arms), options=MeasureOptions(seconds=seconds), names=arms, progress=progress)

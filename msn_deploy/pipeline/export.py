@@ -83,6 +83,8 @@ def export_onnx(
     """
     if out.suffix != ".onnx":
         raise InputError(f"{out} has to end in .onnx.")
+    if out.resolve() == Path(source).resolve():
+        raise InputError(f"{out} is the input itself; it would be overwritten.\nChoose another `--out`.")
     from msn_deploy.graph import simplify as run_onnxsim
     from msn_deploy.graph.parity import require_parity
 

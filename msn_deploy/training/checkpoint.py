@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import struct
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -21,6 +23,9 @@ from msn_deploy.core.errors import InputError
 from msn_deploy.core.model_info import METADATA_KEY, ModelInfo, info_from_json
 from msn_deploy.core.recipes import recipe_from_dict
 from msn_deploy.nets import build_net
+
+# What torch's restricted unpickler raises on bytes that are no state dict, or only the beginning of one.
+_UNREADABLE = (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, LookupError, TypeError, struct.error)
 
 
 def save_checkpoint(path: Path, model: nn.Module, info: ModelInfo, *, parents: Sequence[Parent] = ()) -> None:
@@ -49,14 +54,18 @@ def load_weights(model: nn.Module, path: Path) -> None:
     else:
         with open_input(path) as stream:
             try:
-                tensors = torch.load(stream, map_location="cpu", weights_only=True)
-            except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError) as cause:
-                first = str(cause).splitlines()[0][:120]
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # about the pickle protocol of what is no pickle at all
+                    tensors = torch.load(stream, map_location="cpu", weights_only=True)
+            except _UNREADABLE as cause:
+                first = (str(cause).splitlines() or [type(cause).__name__])[0][:120]
                 raise InputError(
                     f"{path} is not a file of plain weights ({first}).\n"
                     "Save them with: safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
                 ) from cause
-    if not isinstance(tensors, Mapping) or not all(isinstance(value, Tensor) for value in tensors.values()):
+    if not isinstance(tensors, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in tensors.items()
+    ):
         raise InputError(f"{path} holds no state dict (names to tensors).")
     _fill(model, tensors, path)
 
@@ -94,16 +103,17 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read a safetensors file: the tensors and the metadata of its header. Raises InputError; never unpickles."""
     with open_input(path) as stream:
         raw = stream.read()
-    if raw[:2] in (b"\x80\x02", b"\x80\x04", b"PK"):
-        raise InputError(
-            f"{path} is a pickle under the name of a safetensors file; it was not opened.\n"
-            "Save the weights with: safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
-        )
     try:
         tensors = load_tensors(raw)
         size = int.from_bytes(raw[:8], "little")
         header = json.loads(raw[8 : 8 + size])
     except (SafetensorError, ValueError) as cause:
+        # Asked only now, and of the ninth byte too: a header of 640 bytes begins like a pickle of protocol 2.
+        if raw[:2] == b"PK" or (raw[:1] == b"\x80" and raw[1:2] in b"\2\3\4\5" and raw[8:9] != b"{"):
+            raise InputError(
+                f"{path} is a pickle under the name of a safetensors file; it was not opened.\n"
+                "Save the weights with: safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
+            ) from cause
         raise InputError(
             f"{path} is not a whole safetensors file ({len(raw)} bytes; {cause}).\n"
             "Likely cause: a truncated copy. Copy it again, or train again."

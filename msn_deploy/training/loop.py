@@ -13,13 +13,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from msn_deploy.core.artifacts import Parent, publish, sidecar_path
 from msn_deploy.core.errors import GateError, InputError, MissingDevice
-from msn_deploy.core.model_info import METADATA_KEY, ModelInfo
+from msn_deploy.core.model_info import ModelInfo
 from msn_deploy.core.progress import Progress, silent
 from msn_deploy.core.recipes import Recipe, TrainOptions
 from msn_deploy.data import Split, load_split, to_input
@@ -29,6 +30,7 @@ from msn_deploy.nets.predict import logits_of
 from msn_deploy.training.checkpoint import read_tensors, save_checkpoint, write_tensors
 
 _RISE = 0.3  # share of the steps in which the learning rate rises from peak / 25; then it falls to almost nothing
+_RUN_KEY = "msn_deploy_run"  # in the header of the state
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +55,7 @@ def train(
 
     device: "auto", "cpu" or "cuda". limit_train: use at most so many training images. The same recipe, data and
     number of threads give the same weights; a resumed run gives those of a run that was never interrupted.
-    Raises InputError (exit 2), MissingDevice (exit 3), and GateError (exit 1) if the loss is no longer finite.
+    Raises InputError (exit 2), MissingDevice (exit 3), and GateError (exit 1) if loss or outputs are no longer finite.
     """
     where = _device(device)
     _, channels, height, width = recipe.input_shape
@@ -73,7 +75,7 @@ def train(
     )
     run = _Run(recipe=recipe, model=build_net(recipe, classes=len(training.classes)).to(where), info=info, out=out)
     if resume:
-        run.restore()
+        run.restore(training)
     run.fit(training, testing, progress=progress)
     return TrainResult(checkpoint=run.checkpoint, info=run.info, history=run.history)
 
@@ -106,12 +108,20 @@ class _Run:
         for epoch in range(len(self.history), options.epochs):
             began = time.perf_counter()
             loss = self._epoch(epoch, images, labels, steps, progress)
-            accuracy = float((logits_of(self.model, test_input).argmax(1) == testing.labels).mean())
+            logits = logits_of(self.model, test_input)
+            lost = int((~np.isfinite(logits).all(axis=1)).sum())
+            if lost or not math.isfinite(loss):
+                raise GateError(
+                    f"the training diverged in epoch {epoch + 1}: loss {loss:.3g}, {lost} of {len(logits)} test images "
+                    "without a finite output.\n"
+                    f"Lower the learning rate, for example `--lr {options.learning_rate / 3:.2g}`."
+                )
+            accuracy = float((logits.argmax(1) == testing.labels).mean())
             entry = {"epoch": epoch + 1, "train_loss": loss, "test_accuracy": accuracy}
             self.history.append({**entry, "seconds": round(time.perf_counter() - began, 3)})
             self.info = replace(self.info, metrics=entry)
             if epoch + 1 < options.epochs:
-                self._save_state()
+                self._save_state(training)
             publish(self.log, self._write_history, kind="history", parents=parents)
             save_checkpoint(self.checkpoint, self.model, self.info, parents=parents)
         for path in (sidecar_path(self.state), self.state):
@@ -135,13 +145,7 @@ class _Run:
             self.optimizer.step()
             total += loss.detach()
             progress(at + 1, options.epochs * steps, self._note(epoch))
-        mean = float(total) / steps
-        if not math.isfinite(mean):
-            raise GateError(
-                f"the loss of epoch {epoch + 1} is {mean}: the training diverged.\n"
-                f"Lower the learning rate, for example `--lr {options.learning_rate / 3:.2g}`."
-            )
-        return mean
+        return float(total) / steps
 
     def _note(self, epoch: int) -> str:
         last = f", test {self.history[-1]['test_accuracy']:.2%}" if self.history else ""
@@ -150,21 +154,28 @@ class _Run:
     def _write_history(self, path: Path) -> None:
         path.write_text("".join(json.dumps(entry) + "\n" for entry in self.history), encoding="utf-8")
 
-    def _save_state(self) -> None:
+    def _save_state(self, training: Split) -> None:
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         for index, slots in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{slot}": value for slot, value in slots.items() if value is not None}
-        metadata = {METADATA_KEY: self.info.to_json(), "history": json.dumps(self.history)}
-        write_tensors(self.state, tensors, metadata)
+        run = {"recipe": self.recipe.to_dict(), "data": training.sha256(), "history": self.history}
+        write_tensors(self.state, tensors, {_RUN_KEY: json.dumps(run)})
 
-    def restore(self) -> None:
-        """Continue from the saved state. Raises InputError if there is none or it is of another recipe."""
+    def restore(self, training: Split) -> None:
+        """Continue from the saved state. Raises InputError if there is none or it is of another recipe or data."""
         if not self.state.is_file():
             raise InputError(f"nothing to resume: {self.state} does not exist.\nStart without `--resume`.")
         tensors, metadata = read_tensors(self.state)
-        saved = json.loads(metadata.get(METADATA_KEY, "{}")).get("recipe")
-        if saved != json.loads(self.info.to_json())["recipe"]:
+        if _RUN_KEY not in metadata:
+            raise InputError(f"{self.state} is not the state of a training.\nStart without `--resume`.")
+        run = json.loads(metadata[_RUN_KEY])
+        if run["recipe"] != self.recipe.to_dict():
             raise InputError(f"{self.state} was made with other options.\nResume with the options of the first run.")
+        if run["data"] != training.sha256():
+            raise InputError(
+                f"{self.state} was made with other training images than {training.source} holds now.\n"
+                "Resume with the data and `--limit-train` of the first run."
+            )
         self.model.load_state_dict({name[6:]: value for name, value in tensors.items() if name.startswith("model.")})
         state: dict[int, dict[str, Any]] = {}
         for name, value in tensors.items():
@@ -173,7 +184,7 @@ class _Run:
                 state.setdefault(int(index), {})[slot] = value
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
-        self.history = json.loads(metadata["history"])
+        self.history = run["history"]
 
 
 def one_cycle(share: float, *, peak: float) -> float:

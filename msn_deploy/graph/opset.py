@@ -1,0 +1,68 @@
+"""From opset 18, the lowest that torch's exporter writes, down to 17, the highest that TensorRT 8 reads.
+
+onnx's own converter stops at reductions whose axes became an input in 18 (an average pool to 1x1 is one), which nearly
+every classifier has. Everything else in a network that is older than 18 means the same in both.
+"""
+
+from __future__ import annotations
+
+import onnx
+from onnx import ModelProto, NodeProto, numpy_helper
+
+_AXES_INPUT_SINCE_18 = (
+    "ReduceL1",
+    "ReduceL2",
+    "ReduceLogSum",
+    "ReduceLogSumExp",
+    "ReduceMax",
+    "ReduceMean",
+    "ReduceMin",
+    "ReduceProd",
+    "ReduceSumSquare",
+)
+
+
+def from_18_to_17(model: ModelProto) -> bool:
+    """Rewrite a graph of opset 18 in place as opset 17; where that cannot be done, return False and leave it alone."""
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "Constant" and node.attribute[0].name == "value":
+            constants[node.output[0]] = node.attribute[0].t
+    reductions = [node for node in model.graph.node if node.op_type in _AXES_INPUT_SINCE_18]
+    for node in model.graph.node:
+        if node.op_type in _AXES_INPUT_SINCE_18:
+            if len(node.input) > 1 and node.input[1] not in constants:
+                return False
+        elif node.domain == "" and _meaning(node, 17) != _meaning(node, 18):
+            return False
+    for node in reductions:
+        if len(node.input) > 1:
+            axes = numpy_helper.to_array(constants[node.input[1]]).ravel().tolist()
+            node.input.pop()
+            kept = [each for each in node.attribute if each.name != "noop_with_empty_axes"]
+            del node.attribute[:]
+            node.attribute.extend([*kept, onnx.helper.make_attribute("axes", axes)])
+    for entry in model.opset_import:
+        if entry.domain == "":
+            entry.version = 17
+    _drop_unread(model)
+    return True
+
+
+def _meaning(node: NodeProto, opset: int) -> int:
+    """Return since which opset the operator has meant what it means in this one; -1 if it does not exist there."""
+    try:
+        return int(onnx.defs.get_schema(node.op_type, opset).since_version)
+    except onnx.defs.SchemaError:
+        return -1
+
+
+def _drop_unread(model: ModelProto) -> None:
+    """Remove the constants that only the axes inputs read."""
+    read = {name for node in model.graph.node for name in node.input} | {value.name for value in model.graph.output}
+    kept = [tensor for tensor in model.graph.initializer if tensor.name in read]
+    nodes = [node for node in model.graph.node if node.op_type != "Constant" or node.output[0] in read]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)

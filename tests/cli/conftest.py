@@ -1,0 +1,148 @@
+"""A small finished run that the command-line tests share, and how they call the command line."""
+
+import contextlib
+import hashlib
+import io
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import msn_deploy
+from msn_deploy.cli import output
+from msn_deploy.cli.app import main
+from msn_deploy.data import load_split
+
+REPO = Path(msn_deploy.__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one command line did."""
+
+    code: int
+    out: str
+    err: str
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Networks this small train ten times slower with two threads on a busy machine."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def _call(*args: object) -> Outcome:
+    """Run a command line in this process and leave the process as it was."""
+    logger = logging.getLogger("msn_deploy")
+    before = logger.handlers, logger.propagate, logger.level
+    out, err = io.StringIO(), io.StringIO()
+    try:
+        with _one_thread(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = main([str(arg) for arg in args])
+    finally:
+        logger.handlers, logger.propagate, logger.level = before
+        output._quiet = False
+    return Outcome(code=code, out=out.getvalue(), err=err.getvalue())
+
+
+def _succeed(*args: object) -> Outcome:
+    outcome = _call(*args)
+    assert outcome.code == 0, f"{' '.join(map(str, args))}: {outcome}"
+    return outcome
+
+
+@pytest.fixture(autouse=True)
+def plain_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever debugs the tests with MSN_DEPLOY_DEBUG=1 in the shell still tests what users see."""
+    monkeypatch.delenv("MSN_DEPLOY_DEBUG", raising=False)
+
+
+@pytest.fixture
+def cli() -> Callable[..., Outcome]:
+    """Run a command line in this process: `cli("eval", path)`."""
+    return _call
+
+
+@pytest.fixture
+def ok() -> Callable[..., Outcome]:
+    """Run a command line in this process that has to exit 0."""
+    return _succeed
+
+
+@pytest.fixture(scope="session")
+def process_env() -> dict[str, str]:
+    """The environment of commands that run in a process of their own."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("MSN_DEPLOY", "PYTHON", "COLUMNS"))}
+    return {**kept, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture
+def start(process_env: dict[str, str], tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start a Python process (`start("-m", "msn_deploy", ...)`); what still runs after the test is killed."""
+    started: list[subprocess.Popen[str]] = []
+
+    def _start(*args: object, **options: object) -> "subprocess.Popen[str]":
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": process_env, "cwd": tmp_path}
+        process = subprocess.Popen([sys.executable, *map(str, args)], text=True, **{**pipes, **options})
+        started.append(process)
+        return process
+
+    yield _start
+    for process in started:
+        with process:
+            process.kill()
+
+
+@pytest.fixture(scope="session")
+def snapshot() -> Callable[[Path], dict[str, str]]:
+    """Return every file below a folder with its SHA-256, and every folder, as one comparable dict."""
+
+    def _snapshot(folder: Path) -> dict[str, str]:
+        return {
+            path.relative_to(folder).as_posix(): "folder"
+            if not path.is_file()
+            else hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(folder.rglob("*"))
+        }
+
+    return _snapshot
+
+
+@pytest.fixture(scope="session")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run: two checkpoints, ONNX files in every precision, two engines. Read it, never write to it."""
+    pytest.importorskip("tensorrt_rtx")
+    folder = tmp_path_factory.mktemp("run")
+    for name in ("cnn3_msn", "cnn3_bn"):
+        _succeed("train", name, "--epochs", 2, "--out", folder)
+        _succeed("export", folder / f"{name}.safetensors", "--out", folder / f"{name}.onnx")
+    _succeed("export", folder / "cnn3_bn.safetensors", "--no-fold", "--out", folder / "cnn3_bn.unfolded.onnx")
+    _succeed("calibrate", folder / "cnn3_msn.onnx", "--samples", 64)
+    for precision in ("fp16", "int8"):
+        _succeed("build-engine", folder / "cnn3_msn.onnx", "--precision", precision, "--samples", 64)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def digit_images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Twenty digits of the test split as PNG files named after their class."""
+    folder = tmp_path_factory.mktemp("images")
+    split = load_split("digits", "test", height_px=28, width_px=28, channels=1)
+    paths = []
+    for at, index in enumerate(np.linspace(0, len(split.labels) - 1, 20).astype(int)):
+        path = folder / f"{at:02d}_is_{split.classes[split.labels[index]]}.png"
+        Image.fromarray(split.images[index, ..., 0]).save(path)
+        paths.append(path)
+    return paths

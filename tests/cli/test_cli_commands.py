@@ -1,0 +1,263 @@
+"""Each command once, on a small real run: does it do what it is for, and say so in its JSON?"""
+
+import json
+import math
+
+import pytest
+
+from msn_deploy.core.artifacts import read_sidecar, sha256_of
+from msn_deploy.core.model_info import METADATA_KEY, info_from_json
+
+VERDICTS = {"FASTER", "SLOWER", "SAME", "AMBIGUOUS"}
+
+
+def test_train_reports_its_history_as_json(ok, tmp_path):
+    outcome = ok("train", "cnn3_msn", "--epochs", 2, "--limit-train", 256, "--out", tmp_path, "--json", "-")
+    result = json.loads(outcome.out)
+    assert [entry["epoch"] for entry in result["history"]] == [1, 2]
+    assert result["history"][1]["train_loss"] < result["history"][0]["train_loss"]
+    assert 0.3 < result["accuracy"] <= 1
+    assert result["accuracy"] == result["history"][-1]["test_accuracy"]
+    assert (tmp_path / "cnn3_msn.safetensors").is_file()
+    logged = [json.loads(line) for line in (tmp_path / "cnn3_msn.history.jsonl").read_text().splitlines()]
+    assert logged == result["history"]
+
+
+def test_train_options_reach_the_checkpoint(ok, tmp_path):
+    from msn_deploy.training import load_checkpoint
+
+    options = ["--norm", "msn-affine", "--epochs", 1, "--batch-size", 16, "--lr", 0.002, "--seed", 3]
+    outcome = ok("train", "cnn3_bn", *options, "--limit-train", 64, "--device", "cpu", "--out", tmp_path)
+    assert "cnn3 with msn-affine, 1 epochs on digits" in outcome.out
+    _, info = load_checkpoint(tmp_path / "cnn3_msn_affine.safetensors")
+    chosen = info.recipe["train"]
+    assert (info.norm, chosen["epochs"], chosen["batch_size"], chosen["learning_rate"], chosen["seed"]) == (
+        "msn-affine",
+        1,
+        16,
+        0.002,
+        3,
+    )
+
+
+def test_trained_networks_tell_digits_apart(ok, run_folder):
+    for name in ("cnn3_msn", "cnn3_bn"):
+        result = json.loads(ok("eval", run_folder / f"{name}.safetensors", "--json", "-").out)
+        assert 0.85 < result["accuracy"] <= 1, name
+        assert result["samples"] == 364
+
+
+def test_export_reports_operators_and_parity(ok, run_folder, tmp_path):
+    import onnx
+
+    out = tmp_path / "new folder" / "net.onnx"
+    outcome = ok("export", run_folder / "cnn3_msn.safetensors", "--out", out, "--json", "-")
+    result = json.loads(outcome.out)
+    assert result["folded"] is True
+    assert result["operators"]["Conv"] == 3
+    assert "BatchNormalization" not in result["operators"]
+    assert result["parity"]["same_class"] == 1
+    assert result["parity"]["worst"] < 1e-3
+    assert result["bytes"] == out.stat().st_size
+    assert out.read_bytes() == (run_folder / "cnn3_msn.onnx").read_bytes()  # one checkpoint, one file
+    model = onnx.load(out)
+    info = info_from_json(next(each.value for each in model.metadata_props if each.key == METADATA_KEY), source="it")
+    assert (info.net, info.norm, info.precision, info.folded) == ("cnn3", "msn", "fp32", True)
+
+
+def test_unfolded_export_keeps_its_norms(run_folder):
+    operators = read_sidecar(run_folder / "cnn3_bn.unfolded.onnx").facts["operators"]
+    assert operators["BatchNormalization"] == 3
+    assert "BatchNormalization" not in read_sidecar(run_folder / "cnn3_bn.onnx").facts["operators"]
+
+
+def test_export_with_a_batch_and_of_an_onnx_file(ok, run_folder, tmp_path):
+    import onnx
+
+    for batch, wanted in (("4", 4), ("dynamic", 0)):
+        out = tmp_path / f"{batch}.onnx"
+        ok("export", run_folder / "cnn3_bn.safetensors", "--batch", batch, "--out", out)
+        assert onnx.load(out).graph.input[0].type.tensor_type.shape.dim[0].dim_value == wanted
+    ok("export", tmp_path / "4.onnx", "--out", tmp_path / "again.onnx")
+    assert read_sidecar(tmp_path / "again.onnx").parents[0].sha256 == sha256_of(tmp_path / "4.onnx")
+
+
+def test_export_of_a_network_of_ones_own(ok, run_folder, tmp_path):
+    from safetensors.torch import save_file
+
+    source = tmp_path / "mine.py"
+    source.write_text(
+        "from torch import nn\n\n\ndef net():\n"
+        "    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5))\n"
+    )
+    scope: dict = {}
+    exec(source.read_text(), scope)  # the same code that the command runs
+    save_file(scope["net"]().state_dict(), tmp_path / "mine.safetensors")
+    out = tmp_path / "mine.onnx"
+    spec = f"{source}:net"
+    ok("export", spec, "--weights", tmp_path / "mine.safetensors", "--input-shape", "1,3,8,8", "--out", out)
+    side = read_sidecar(out)
+    assert {parent.role: parent.sha256 for parent in side.parents} == {
+        "source": sha256_of(source),
+        "weights": sha256_of(tmp_path / "mine.safetensors"),
+    }
+    assert "BatchNormalization" not in side.facts["operators"]
+
+
+@pytest.mark.parametrize("method", ["entropy", "minmax"])
+def test_calibrate_makes_a_small_int8_file(ok, run_folder, tmp_path, method):
+    out = tmp_path / "net.int8.onnx"
+    outcome = ok("calibrate", run_folder / "cnn3_msn.onnx", "--method", method, "--samples", 48, "--out", out)
+    assert "from 48 images" in outcome.out
+    assert out.stat().st_size < 0.35 * (run_folder / "cnn3_msn.onnx").stat().st_size
+    side = read_sidecar(out)
+    assert side.config["method"] == method
+    assert {parent.role for parent in side.parents} == {"onnx", "data:train"}
+
+
+def test_int8_is_as_accurate_as_fp32(ok, run_folder):
+    accuracy = [
+        json.loads(ok("eval", run_folder / name, "--json", "-").out)["accuracy"]
+        for name in ("cnn3_msn.onnx", "cnn3_msn.fp16.onnx", "cnn3_msn.int8.onnx")
+    ]
+    assert max(accuracy) - min(accuracy) <= 0.01
+
+
+def test_build_engine_reports_the_engine(ok, run_folder, tmp_path):
+    out = tmp_path / "net.engine"
+    source = run_folder / "cnn3_msn.int8.onnx"
+    command = ["build-engine", source, "--precision", "int8", "--backend", "tensorrt-rtx", "--target", "rtx-sm89"]
+    result = json.loads(ok(*command, "--out", out, "--json", "-").out)
+    assert result["engine"]["int8_convs"] == 3
+    assert result["engine"]["target"] == "rtx-sm89"
+    assert result["engine"]["plan_bytes"] == out.stat().st_size
+    assert read_sidecar(out).parents[0].sha256 == sha256_of(source)
+    assert result["onnx"] == str(source)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["net.engine", "net.plan.json"]
+
+
+def test_engines_of_the_run_name_the_typed_file_they_came_from(run_folder):
+    for precision in ("fp16", "int8"):
+        side = read_sidecar(run_folder / f"cnn3_msn.{precision}.engine")
+        assert side.parents[0].file == f"cnn3_msn.{precision}.onnx"
+        assert side.parents[0].sha256 == sha256_of(run_folder / f"cnn3_msn.{precision}.onnx")
+        assert side.facts["precision"] == precision
+
+
+def test_eval_writes_json_and_agrees_across_the_export(ok, run_folder, tmp_path):
+    results = {}
+    for name in ("cnn3_msn.safetensors", "cnn3_msn.onnx"):
+        out = tmp_path / f"{name}.eval.json"
+        outcome = ok("eval", run_folder / name, "--threads", 1, "--json", out)
+        results[name] = json.loads(out.read_text())
+        assert f"accuracy {results[name]['accuracy']:.2%} on 364 test images of digits" in outcome.out
+    first, second = results.values()
+    assert first["predictions"] == second["predictions"]
+    assert first["accuracy"] == second["accuracy"]
+    assert second["sha256"] == sha256_of(run_folder / "cnn3_msn.onnx")
+    fewer = json.loads(ok("eval", run_folder / "cnn3_msn.onnx", "--samples", 50, "--json", "-").out)
+    assert fewer["samples"] == 50
+
+
+def test_eval_takes_a_folder_of_images(ok, run_folder, digit_images, tmp_path):
+    for path in digit_images:
+        label = path.stem.rpartition("_")[2]
+        target = tmp_path / "test" / label / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(path.read_bytes())
+    for label in range(10):
+        (tmp_path / "test" / str(label)).mkdir(exist_ok=True)
+    result = json.loads(ok("eval", run_folder / "cnn3_msn.onnx", "--data", tmp_path, "--json", "-").out)
+    assert result["samples"] == len(digit_images)
+    assert result["accuracy"] >= 0.8
+
+
+def test_bench_writes_json_and_a_page(ok, run_folder, tmp_path):
+    names = ("cnn3_bn.unfolded", "cnn3_bn", "cnn3_msn")
+    files = [run_folder / f"{name}.onnx" for name in names]
+    command = ["bench", *files[1:], "--baseline", files[0], "--seconds", 0.6, "--threads", 1]
+    outcome = ok(*command, "--json", tmp_path / "bench.json", "--html", tmp_path / "report.html")
+    result = json.loads((tmp_path / "bench.json").read_text())
+    assert result["baseline"] == "cnn3_bn.unfolded"
+    assert [arm["name"] for arm in result["arms"]] == list(names)
+    for arm, file in zip(result["arms"], files, strict=True):
+        assert {"median_ms", "p90_ms", "p99_ms", "ratio", "ratio_interval", "verdict"} <= arm.keys()
+        assert 0 < arm["median_ms"] < 1000
+        assert arm["p90_ms"] is None or arm["p90_ms"] >= arm["median_ms"]
+        assert arm["ratio_interval"][0] <= arm["ratio"] <= arm["ratio_interval"][1]
+        assert arm["verdict"] in VERDICTS
+        assert math.isfinite(arm["ratio"])
+        assert arm["facts"]["sha256"] == sha256_of(file)
+        assert arm["name"] in outcome.out
+    assert [arm["facts"]["runtime_norm_fusions"] for arm in result["arms"]] == ["off", "on", "on"]
+    page = (tmp_path / "report.html").read_text()
+    assert "<svg" in page
+    assert all(name in page for name in names)
+    assert "http" not in page.replace("http://www.w3.org", "")  # nothing is loaded from elsewhere
+    assert {parent.sha256 for parent in read_sidecar(tmp_path / "bench.json").parents} == set(map(sha256_of, files))
+
+
+def test_bench_json_to_stdout_is_json_alone(ok, run_folder):
+    outcome = ok("bench", run_folder / "cnn3_msn.onnx", "--seconds", 0.6, "--threads", 1, "--json", "-")
+    (arm,) = json.loads(outcome.out)["arms"]
+    assert (arm["ratio"], arm["verdict"]) == (1, "SAME")
+
+
+@pytest.mark.parametrize("name", ["cnn3_msn.safetensors", "cnn3_msn.onnx", "cnn3_msn.int8.onnx"])
+def test_infer_reads_png_files(ok, run_folder, digit_images, name):
+    answers = json.loads(ok("infer", run_folder / name, *digit_images, "--json").out)
+    assert [answer["image"] for answer in answers] == [str(path) for path in digit_images]
+    right = sum(answer["label"] == path.stem[-1] for answer, path in zip(answers, digit_images, strict=True))
+    assert right >= 0.8 * len(digit_images)
+    assert all(0 < answer["score"] <= 1 and answer["latency_ms"] > 0 for answer in answers)
+
+
+def test_infer_prints_one_row_per_image(ok, run_folder, digit_images):
+    outcome = ok("infer", run_folder / "cnn3_msn.onnx", *digit_images[:3])
+    assert [len(outcome.out.splitlines()), outcome.err] == [5, ""]
+
+
+def test_verify_accepts_the_run(ok, run_folder):
+    findings = json.loads(ok("verify", run_folder, "--json").out)
+    assert {finding["verdict"] for finding in findings} == {"ok"}
+    assert {"cnn3_msn.safetensors", "cnn3_msn.onnx", "cnn3_msn.int8.onnx", "cnn3_msn.int8.engine"} <= {
+        finding["file"] for finding in findings
+    }
+
+
+def test_targets_lists_jetsons(ok):
+    text = ok("targets").out
+    assert all(name in text for name in ("orin-nano-8gb", "agx-orin-64gb", "thor-t5000", "rtx-sm86"))
+    rows = json.loads(ok("targets", "--json").out)
+    assert next(row for row in rows if row["name"] == "orin-nano-8gb")["compute_capability"] == "8.7"
+
+
+def test_doctor_judges_this_machine(cli):
+    outcome = cli("doctor", "--json")
+    found = {check["name"]: check for check in json.loads(outcome.out)}
+    assert found["torch"]["verdict"] == "ok"
+    assert {"python", "onnxruntime", "tensorrt", "gpu", "memory", "disk"} <= found.keys()
+    problems = [check for check in found.values() if check["verdict"] == "problem"]
+    assert outcome.code == (3 if problems else 0)
+    table = cli("doctor").out
+    assert all(name in table for name in found)
+
+
+def test_quiet_silences_warnings_and_not_results(ok, run_folder, tmp_path):
+    import onnx
+
+    bare = onnx.load(run_folder / "cnn3_msn.onnx")
+    del bare.metadata_props[:]
+    onnx.save(bare, tmp_path / "bare.onnx")
+    loud = ok("eval", tmp_path / "bare.onnx", "--data", "digits")
+    quiet = ok("eval", tmp_path / "bare.onnx", "--data", "digits", "--quiet")
+    assert "says nothing of its preprocessing" in loud.err
+    assert quiet.err == ""
+    assert quiet.out == loud.out != ""
+
+
+def test_version_and_no_arguments(ok):
+    from msn_deploy import __version__
+
+    assert ok("--version").out == f"msn-deploy {__version__}\n"
+    assert ok().out == ok("--help").out

@@ -1,0 +1,69 @@
+"""What the help says: every command, every option of the contract, on 80 columns."""
+
+import re
+
+import pytest
+
+from msn_deploy.cli.app import COMMANDS
+
+# the command line as it was promised; options may be added, never renamed
+CONTRACT = {
+    "demo": ["--out"],
+    "train": [
+        "--norm",
+        "--data",
+        "--epochs",
+        "--batch-size",
+        "--lr",
+        "--seed",
+        "--device",
+        "--limit-train",
+        "--out",
+        "--resume",
+    ],
+    "export": ["--weights", "--input-shape", "--out", "--batch", "--opset", "--no-simplify", "--no-fold"],
+    "calibrate": ["--data", "--method", "--samples", "--out"],
+    "build-engine": ["--precision", "--data", "--target", "--backend", "--workspace-mib", "--timing-cache", "--out"],
+    "eval": ["--data", "--json"],
+    "bench": ["--baseline", "--provider", "--batch", "--threads", "--seconds", "--json", "--html"],
+    "infer": [],
+    "verify": [],
+    "targets": [],
+    "doctor": ["--json"],
+}
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_lists_every_command(ok, flag):
+    text = ok(flag).out
+    assert set(COMMANDS) == set(CONTRACT)
+    for name in CONTRACT:
+        assert re.search(rf"^  {name} ", text, re.M), name
+    assert "Exit codes: 0 fine, 1 a gate failed" in text
+    assert max(map(len, text.splitlines())) <= 100  # the table of commands; their own help fits 80
+
+
+@pytest.mark.parametrize("name", CONTRACT)
+def test_help_of_a_command(ok, monkeypatch, name):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    outcome = ok(name, "--help")
+    assert outcome.err == ""
+    assert outcome.out.startswith(f"Usage: msn-deploy {name} ")
+    assert max(map(len, outcome.out.splitlines())) <= 80
+    offered = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", outcome.out))
+    assert offered >= set(CONTRACT[name])
+    assert ok(name, "-h").out == outcome.out
+
+
+@pytest.mark.parametrize("name", CONTRACT)
+def test_help_wins_over_missing_arguments_and_touches_nothing(ok, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    ok(name, "--help", "--quiet")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reader_who_leaves_early_is_no_error(start):
+    process = start("-m", "msn_deploy", "targets", "--json")
+    process.stdout.close()
+    assert process.wait(timeout=60) == 0
+    assert process.stderr.read() == ""

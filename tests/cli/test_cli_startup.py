@@ -1,0 +1,42 @@
+"""The help must answer at once: neither it nor `import msn_deploy` may load what takes long."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("typer", "rich", "numpy", "PIL", "torch", "onnx", "onnxruntime", "tensorrt_rtx", "safetensors")
+LOADED = f"print([name for name in {HEAVY} if name in sys.modules])"
+
+
+def _python(code, env):
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=True, timeout=60).stdout
+
+
+@pytest.mark.parametrize("args", [["--help"], ["--version"], []])
+def test_help_loads_nothing_heavy(process_env, args):
+    code = f"import sys; from msn_deploy.cli.app import main; assert main({args}) == 0; {LOADED}"
+    assert _python(code, process_env).splitlines()[-1] == "[]"
+
+
+def test_import_loads_nothing_heavy(process_env):
+    assert _python(f"import sys, msn_deploy; {LOADED}", process_env) == "[]\n"
+
+
+def test_an_unknown_command_loads_no_framework(process_env):
+    code = f"import sys; from msn_deploy.cli.app import main; assert main(['trian']) == 2; {LOADED}"
+    assert _python(code, process_env) == "[]\n"
+
+
+@pytest.mark.parametrize("name", ["targets", "doctor", "verify", "export", "train", "build-engine"])
+def test_help_of_a_command_loads_no_framework(process_env, name):
+    code = f"import sys; from msn_deploy.cli.app import main; assert main(['{name}', '--help']) == 0; {LOADED}"
+    loaded = _python(code, process_env).splitlines()[-1]
+    assert not [each for each in ("numpy", "torch", "onnx", "onnxruntime", "tensorrt_rtx") if f"'{each}'" in loaded]
+
+
+def test_public_names_exist(process_env):
+    code = "import msn_deploy, json; print(json.dumps([n for n in msn_deploy.__all__ if not hasattr(msn_deploy, n)]))"
+    assert json.loads(_python(code, process_env)) == []

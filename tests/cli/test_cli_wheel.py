@@ -1,0 +1,206 @@
+"""The wheel: what it holds, and what it does in an environment that has no torch."""
+
+import importlib.metadata
+import json
+import os
+import shutil
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import msn_deploy
+
+REPO = Path(msn_deploy.__file__).resolve().parent.parent
+HOST_ONLY = ("torch", "safetensors", "onnxsim", "onnxscript", "sklearn", "pytest")
+
+pytestmark = pytest.mark.skipif(not (REPO / "pyproject.toml").is_file(), reason="needs the source tree")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel, built from the source tree with the installed hatchling: nothing is downloaded."""
+    pytest.importorskip("hatchling")
+    out = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(REPO)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (path,) = out.iterdir()
+    return path
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    tops = {name.partition("/")[0] for name in names}
+    assert tops == {"msn_deploy", f"msn_deploy-{msn_deploy.__version__}.dist-info"}
+    unwanted = ("__pycache__", "tests/", ".safetensors", ".engine", ".partial", ".pyc", "results/")
+    assert [name for name in names if any(part in name for part in unwanted)] == []
+    recipes = {name for name in names if name.startswith("msn_deploy/_recipes/models/") and name.endswith(".toml")}
+    assert {Path(name).name for name in recipes} == {path.name for path in (REPO / "models").glob("*.toml")} != set()
+    assert "msn_deploy/_recipes/calibration/digits/train-images-idx3-ubyte.gz" in names
+    modules = {name.removeprefix("msn_deploy/") for name in names if name.endswith(".py")}
+    package = REPO / "msn_deploy"
+    assert modules == {path.relative_to(package).as_posix() for path in package.rglob("*.py")}
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+def _needed(wheel, extra):
+    """Return the installed distributions that the wheel needs with an extra, and what these need."""
+    metadata = zipfile.Path(wheel, f"msn_deploy-{msn_deploy.__version__}.dist-info/METADATA").read_text()
+    lines = [line.partition(": ")[2] for line in metadata.splitlines() if line.startswith("Requires-Dist: ")]
+    found = {}
+    todo = [(Requirement(line), {extra, ""}) for line in lines]
+    while todo:
+        requirement, extras = todo.pop()
+        if requirement.marker and not any(requirement.marker.evaluate({"extra": each}) for each in extras):
+            continue
+        name = canonicalize_name(requirement.name)
+        if name in found or name == "msn-deploy":
+            continue
+        found[name] = importlib.metadata.distribution(requirement.name)
+        wanted = {"", *requirement.extras}
+        todo += [(Requirement(line), wanted) for line in found[name].requires or ()]
+    return found
+
+
+@pytest.fixture(scope="module")
+def device(wheel, tmp_path_factory, run_folder):
+    """A fresh environment with `msn-deploy[rtx]` and only that; returns a function that runs a command in it."""
+    place = tmp_path_factory.mktemp("device")
+    venv.create(place / "env", with_pip=False, symlinks=True)
+    python = place / "env" / "bin" / "python"
+    (site,) = (place / "env").glob("lib/python*/site-packages")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    for distribution in _needed(wheel, "rtx").values():
+        for file in distribution.files or ():
+            source, target = Path(distribution.locate_file(file)), site / file
+            if ".." in file.parts or not source.exists():
+                continue
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.symlink_to(source)
+    script = place / "env" / "bin" / "msn-deploy"
+    script.write_text(f"#!{python}\nfrom msn_deploy.cli.app import run\n\nrun()\n")
+    script.chmod(0o755)
+    shutil.copytree(run_folder, place / "work")
+    for checkpoint in (place / "work").glob("*.safetensors*"):
+        checkpoint.unlink()
+    env = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "MSN_DEPLOY"))}
+
+    def run(*args, program=script):
+        command = [str(program), *map(str, args)]
+        return subprocess.run(command, cwd=place / "work", env=env, capture_output=True, text=True, timeout=120)
+
+    run.python = python
+    run.site = site
+    run.work = place / "work"
+    return run
+
+
+def _ok(done):
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return done.stdout
+
+
+def test_the_environment_is_what_the_test_says(device):
+    """Without this, the tests below would prove nothing."""
+    code = "import importlib.util, msn_deploy, sys\n" + (
+        f"print([name for name in {HOST_ONLY} if importlib.util.find_spec(name)], msn_deploy.__file__)"
+    )
+    out = _ok(device("-c", code, program=device.python))
+    assert out == f"[] {device.site / 'msn_deploy' / '__init__.py'}\n"
+    failed = device("-c", "import torch", program=device.python)
+    assert "No module named 'torch'" in failed.stderr
+
+
+def test_help_doctor_and_targets(device):
+    assert "build-engine" in _ok(device("--help"))
+    assert "orin-nano-8gb" in _ok(device("targets"))
+    checks = {check["name"]: check for check in json.loads(_ok(device("doctor", "--json")))}
+    assert checks["torch"]["verdict"] == "warning"
+    assert "msn-deploy[train]" in checks["torch"]["hint"]
+    assert "TensorRT-RTX" in checks["tensorrt"]["found"]
+
+
+def test_every_module_of_the_device_half_imports(device):
+    for layer in ("core", "data", "engine", "bench", "pipeline", "cli"):
+        names = [
+            f"msn_deploy.{layer}.{path.stem}" for path in sorted((device.site / "msn_deploy" / layer).glob("*.py"))
+        ]
+        code = f"import importlib; [importlib.import_module(n.removesuffix('.__init__')) for n in {names}]"
+        _ok(device("-c", code, program=device.python))
+
+
+@pytest.mark.parametrize("name", ["cnn3_msn.onnx", "cnn3_bn.unfolded.onnx", "cnn3_msn.int8.onnx"])
+def test_eval(device, ok, run_folder, name):
+    here = json.loads(_ok(device("eval", name, "--json", "-")))
+    there = json.loads(ok("eval", run_folder / name, "--json", "-").out)
+    assert here["predictions"] == there["predictions"]
+    assert here["accuracy"] > 0.85
+
+
+def test_infer_and_verify(device, digit_images):
+    answers = json.loads(_ok(device("infer", "cnn3_msn.onnx", *digit_images[:5], "--json")))
+    assert len(answers) == 5
+    assert "cnn3_msn.int8.engine" in _ok(device("verify", "."))
+
+
+def test_bench(device):
+    out = _ok(
+        device("bench", "cnn3_msn.onnx", "--seconds", 0.6, "--threads", 1, "--json", "b.json", "--html", "b.html")
+    )
+    assert "cnn3_msn" in out
+    (arm,) = json.loads((device.work / "b.json").read_text())["arms"]
+    assert arm["median_ms"] > 0
+
+
+def test_calibrate_writes_what_the_workstation_writes(device, run_folder):
+    _ok(device("calibrate", "cnn3_msn.onnx", "--samples", 64, "--out", "here.int8.onnx"))
+    written = device.work / "here.int8.onnx"
+    assert written.read_bytes() == (run_folder / "cnn3_msn.int8.onnx").read_bytes()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_build_engine(device, precision):
+    options = [
+        "--precision",
+        precision,
+        "--backend",
+        "tensorrt-rtx",
+        "--samples",
+        32,
+        "--out",
+        f"new.{precision}.engine",
+    ]
+    report = json.loads(_ok(device("build-engine", "cnn3_bn.onnx", *options, "--json", "-")))
+    assert report["engine"]["precision"] == precision
+    assert (report["engine"]["int8_convs"] == 3) is (precision == "int8")
+
+
+@pytest.mark.parametrize(
+    ("args", "extra"),
+    [
+        (["train", "cnn3_msn"], "train"),
+        (["eval", "some.safetensors"], "train"),
+        (["export", "some.safetensors"], "train"),
+        (["export", "net.py:factory", "--input-shape", "1,3,8,8"], "train"),
+        (["export", "cnn3_msn.onnx", "--out", "again.onnx"], "export"),
+        (["demo"], "train"),
+    ],
+    ids=lambda value: " ".join(value[:2]) if isinstance(value, list) else "",
+)
+def test_what_needs_torch_says_what_to_install(device, args, extra):
+    done = device(*args)
+    assert done.returncode == 3
+    assert done.stdout == ""
+    assert 1 <= len(done.stderr.splitlines()) <= 3
+    assert done.stderr.startswith("msn-deploy: ")
+    assert f"pip install 'msn-deploy[{extra}]'" in done.stderr
+    assert "Traceback" not in done.stderr

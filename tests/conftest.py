@@ -1,0 +1,97 @@
+"""What the tests of several packages share: a small recipe, networks with statistics that are not neutral, digits."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from msn_deploy.core.recipes import Recipe
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before anything imports torch: small tensors only lose by more
+
+
+@pytest.fixture(scope="session")
+def small_recipe() -> Callable[..., Recipe]:
+    """The built-in recipe of a net and a norm, narrow; further keywords override its training options."""
+    from msn_deploy.core.recipes import load_recipe
+
+    def make(net: str = "cnn3", norm: str = "msn", *, width: int = 2, **train: Any) -> Recipe:
+        recipe = load_recipe(f"{net}_{norm.replace('-', '_')}")
+        return replace(recipe, width=width).override(**train)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def unsettle() -> Callable[[nn.Module, int], nn.Module]:
+    """Move every norm of a network away from its neutral start, seeded, and set evaluation mode; return it."""
+    import torch
+    from torch import nn
+
+    def move(model: nn.Module, seed: int = 0) -> nn.Module:
+        rng = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for module in model.modules():
+                for name, low, high in (
+                    ("running_mean", -0.5, 0.3),
+                    ("running_var", 0.4, 1.6),
+                    ("gain", 1.2, 2.4),
+                    ("shift", 0.1, 0.5),
+                ):
+                    tensor = getattr(module, name, None)
+                    if isinstance(tensor, torch.Tensor):
+                        tensor.uniform_(low, high, generator=rng)
+                if type(module) in (nn.Conv2d, nn.Linear):  # torch's own start lets the signal of seven layers die
+                    nn.init.kaiming_normal_(module.weight, generator=rng)
+                if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d) and module.affine:
+                    module.weight.uniform_(0.6, 1.6, generator=rng)
+                    module.bias.uniform_(0.1, 0.5, generator=rng)
+        return model.eval()
+
+    return move
+
+
+@pytest.fixture(scope="session")
+def small_net(small_recipe: Callable[..., Recipe], unsettle: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """A seeded, untrained, narrow network of a net and a norm, its statistics not neutral, in evaluation mode."""
+    import torch
+
+    from msn_deploy.nets import build_net
+
+    def make(net: str = "cnn3", norm: str = "msn", *, width: int = 2, seed: int = 0) -> nn.Module:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = build_net(small_recipe(net, norm, width=width), classes=10)
+        return unsettle(model, seed)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def digits() -> Callable[..., NDArray[np.float32]]:
+    """The first test digits as a network's input (N, 1, side, side), mean 0 and deviation 1."""
+    from msn_deploy.data import load_split, to_input
+    from msn_deploy.data.preprocess import measured_preprocess
+
+    def load(count: int, side: int = 28) -> NDArray[np.float32]:
+        images = load_split("digits", "test", height_px=side, width_px=side, channels=1).first(count).images
+        return to_input(images, measured_preprocess(images))
+
+    return load
+
+
+@pytest.fixture
+def below_a_file(tmp_path: Path) -> Path:
+    """A path that no one, root included, can write to: its folder is a file."""
+    (tmp_path / "file").write_bytes(b"in the way")
+    return tmp_path / "file" / "out.bin"

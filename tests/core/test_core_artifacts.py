@@ -1,0 +1,205 @@
+"""Atomic writes, the order in which an artifact is published, and the seal of a sidecar."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from msn_deploy.core import artifacts
+from msn_deploy.core.artifacts import (
+    PARTIAL_SUFFIX,
+    Parent,
+    atomic_file,
+    parent_of,
+    parse_sidecar,
+    publish,
+    read_sidecar,
+    sha256_of,
+    sidecar_path,
+    write_json,
+)
+from msn_deploy.core.errors import InputError
+
+
+def _publish(path: Path, content: bytes) -> artifacts.Sidecar:
+    return publish(path, lambda partial: partial.write_bytes(content), kind="onnx")
+
+
+def test_sha256_is_that_of_the_whole_file(tmp_path: Path) -> None:
+    content = bytes(range(256)) * 5000  # more than one chunk of reading
+    (tmp_path / "a").write_bytes(content)
+    assert sha256_of(tmp_path / "a") == hashlib.sha256(content).hexdigest()
+
+
+@pytest.mark.parametrize("what", ["missing", "folder"])
+def test_input_that_cannot_be_read_is_named(tmp_path: Path, what: str) -> None:
+    path = tmp_path / what
+    if what == "folder":
+        path.mkdir()
+    with pytest.raises(InputError, match=str(path)):
+        sha256_of(path)
+
+
+def test_atomic_file_replaces_only_when_the_block_succeeds(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "out.bin"
+    with atomic_file(path) as partial:
+        partial.write_bytes(b"first")
+        assert not path.exists()
+        assert partial.parent == path.parent
+    assert path.read_bytes() == b"first"
+
+    def fail() -> None:
+        with atomic_file(path) as partial:
+            partial.write_bytes(b"half of the sec")
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        fail()
+    assert path.read_bytes() == b"first"
+    assert [entry.name for entry in path.parent.iterdir()] == ["out.bin"]
+
+
+def test_atomic_file_lets_keyboard_interrupts_through_and_cleans_up(tmp_path: Path) -> None:
+    def interrupted() -> None:
+        with atomic_file(tmp_path / "out.bin"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_path_below_a_file_cannot_be_written(below_a_file: Path) -> None:
+    with pytest.raises(InputError, match=r"out\.bin cannot be written") as caught:
+        write_json(below_a_file, {})
+    assert "--out" in str(caught.value)
+    assert below_a_file.parent.read_bytes() == b"in the way"
+
+
+def test_a_folder_where_the_file_should_go_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "out.bin"
+    (path / "kept").mkdir(parents=True)
+    with pytest.raises(InputError, match="cannot be written"):
+        _publish(path, b"x")
+    assert (path / "kept").is_dir()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out.bin"]
+
+
+def test_a_full_disk_while_writing_is_an_input_error(tmp_path: Path) -> None:
+    def full(_: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(InputError, match="No space left on device"):
+        publish(tmp_path / "out.bin", full, kind="onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_written_files_are_readable_by_others(tmp_path: Path) -> None:
+    _publish(tmp_path / "out.bin", b"x")
+    for name in ("out.bin", "out.bin.json"):
+        assert (tmp_path / name).stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize(
+    ("name", "side"),
+    [("m.onnx", "m.onnx.json"), ("m.engine", "m.plan.json"), ("a.b.safetensors", "a.b.safetensors.json")],
+)
+def test_where_the_sidecar_lies(name: str, side: str) -> None:
+    assert sidecar_path(Path("run") / name) == Path("run") / side
+
+
+def test_publish_records_what_it_was_told_and_what_it_wrote(tmp_path: Path) -> None:
+    (tmp_path / "parent.bin").write_bytes(b"parent")
+    parent = parent_of(tmp_path / "parent.bin", role="checkpoint")
+    assert parent == Parent(role="checkpoint", file="parent.bin", sha256=hashlib.sha256(b"parent").hexdigest())
+    path = tmp_path / "m.onnx"
+    written = publish(
+        path,
+        lambda partial: partial.write_bytes(b"seven!!"),
+        kind="onnx",
+        parents=[parent],
+        versions=("numpy", "no-such-distribution"),
+        config={"opset": 17},
+        facts={"operators": {"Conv": 3}},
+    )
+    assert path.read_bytes() == b"seven!!"
+    assert (written.kind, written.file, written.bytes) == ("onnx", "m.onnx", 7)
+    assert written.sha256 == hashlib.sha256(b"seven!!").hexdigest()
+    assert set(written.versions) == {"msn-deploy", "numpy"}
+    assert read_sidecar(path) == written
+
+
+@pytest.mark.parametrize("at", [0, 1], ids=["before-the-file", "between-file-and-sidecar"])
+def test_a_crash_between_the_renames_leaves_no_sidecar_of_other_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    path = tmp_path / "m.onnx"
+    _publish(path, b"old")
+    real, renames = os.replace, []
+
+    def dying(source: Path, target: Path) -> None:
+        renames.append(Path(target).name)
+        if len(renames) == at + 1:
+            raise KeyboardInterrupt
+        real(source, target)
+
+    monkeypatch.setattr(artifacts.os, "replace", dying)
+    with pytest.raises(KeyboardInterrupt):
+        _publish(path, b"new bytes")
+    assert renames == ["m.onnx", "m.onnx.json"][: at + 1]
+    assert path.read_bytes() == (b"old", b"new bytes")[at]
+    assert not sidecar_path(path).exists()
+    assert not list(tmp_path.glob(f"*{PARTIAL_SUFFIX}")) + list(tmp_path.glob(f".*{PARTIAL_SUFFIX}"))
+
+
+def test_a_failed_write_keeps_the_old_file_and_its_sidecar(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    old = _publish(path, b"old")
+
+    def fail(partial: Path) -> None:
+        partial.write_bytes(b"ha")
+        raise RuntimeError("converter")
+
+    with pytest.raises(RuntimeError, match="converter"):
+        publish(path, fail, kind="onnx")
+    assert path.read_bytes() == b"old"
+    assert read_sidecar(path) == old
+
+
+def test_a_sidecar_edited_by_hand_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    _publish(path, b"old")
+    side = sidecar_path(path)
+    side.write_text(side.read_text().replace('"bytes": 3', '"bytes": 4'))
+    with pytest.raises(InputError, match="seal does not fit"):
+        read_sidecar(path)
+
+
+@pytest.mark.parametrize(
+    ("raw", "why"),
+    [
+        (b"", "JSONDecodeError"),
+        (b"\xff{}", "UnicodeDecodeError"),
+        (b"[]", "TypeError"),
+        (b"{}", "KeyError"),
+        (b'{"schema": 1}', "KeyError"),
+        (b'{"schema": 7}', "schema 7"),
+    ],
+)
+def test_what_is_no_sidecar_says_why(raw: bytes, why: str) -> None:
+    with pytest.raises(InputError, match=why) as caught:
+        parse_sidecar(Path("m.onnx.json"), raw)
+    assert "m.onnx.json" in str(caught.value)
+
+
+def test_a_sealed_sidecar_that_points_elsewhere_is_refused(tmp_path: Path) -> None:
+    _publish(tmp_path / "m.onnx", b"old")
+    value = json.loads(sidecar_path(tmp_path / "m.onnx").read_bytes())
+    del value["seal"]
+    value["file"] = "../../etc/passwd"
+    with pytest.raises(InputError, match="not the name of a file beside it"):
+        parse_sidecar(tmp_path / "m.onnx.json", artifacts._sealed(value))

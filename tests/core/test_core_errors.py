@@ -1,0 +1,86 @@
+"""Exit codes, and the one door to optional packages."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from msn_deploy.core import errors
+from msn_deploy.core.optional import require, version_of
+
+EXIT_CODES = {
+    "MsnDeployError": 2,
+    "InputError": 2,
+    "FoldError": 2,
+    "GateError": 1,
+    "ParityError": 1,
+    "MissingDependency": 3,
+    "MissingDevice": 3,
+    "InvalidMeasurement": 4,
+}
+
+
+def test_every_error_has_its_exit_code() -> None:
+    found = {name: value.exit_code for name, value in vars(errors).items() if hasattr(value, "exit_code")}
+    assert found == EXIT_CODES
+
+
+def test_every_error_stands_in_the_tree_of_the_docstring() -> None:
+    tree = errors.__doc__ or ""
+    for name, code in EXIT_CODES.items():
+        line = next(line for line in tree.splitlines() if f"{name} " in line)
+        assert name == "MsnDeployError" or f"exit {code}" in line
+
+
+def test_parity_error_tells_numbers_and_what_to_do() -> None:
+    error = errors.ParityError(before="net.safetensors", after="net.onnx", worst=0.25, atol=1e-4)
+    message = str(error)
+    assert error.worst == 0.25
+    assert all(part in message for part in ("net.onnx differs from net.safetensors", "0.25", "0.0001", "--no-fold"))
+    assert len(message.splitlines()) == 3
+
+
+def test_require_returns_the_module_itself() -> None:
+    import json.decoder
+
+    assert require("json.decoder", step="train") is json.decoder
+
+
+@pytest.mark.parametrize(
+    ("module", "hint"),
+    [
+        ("torch", "msn-deploy[train]"),
+        ("onnxruntime.quantization", "msn-deploy[rtx]"),
+        ("tensorrt", "JetPack"),
+        ("no_such_package.deep", "pip install no_such_package"),
+    ],
+)
+def test_a_missing_package_says_step_and_remedy(monkeypatch: pytest.MonkeyPatch, module: str, hint: str) -> None:
+    package = module.partition(".")[0]
+    for name in [name for name in sys.modules if name == package or name.startswith(package + ".")]:
+        monkeypatch.delitem(sys.modules, name)
+    if package != "no_such_package":
+        monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(errors.MissingDependency) as caught:
+        require(module, step="train")
+    message = str(caught.value)
+    assert f"`train` needs {package}" in message
+    assert hint in message
+    assert len(message.splitlines()) <= 3
+    assert caught.value.exit_code == 3
+
+
+def test_the_true_cause_of_a_failed_import_stays_visible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "halfway_there.py").write_text("raise ImportError('libnvinfer.so.10: cannot open shared object file')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(errors.MissingDependency, match=r"libnvinfer\.so\.10"):
+        require("halfway_there", step="build-engine")
+
+
+def test_version_of() -> None:
+    import numpy
+
+    assert version_of("numpy") == numpy.__version__
+    assert version_of("no-such-distribution") is None

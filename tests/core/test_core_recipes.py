@@ -1,0 +1,139 @@
+"""Recipes: the built-in ones, and every way in which one of the user's own can be wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from msn_deploy.core.errors import InputError
+from msn_deploy.core.model_info import NORMS
+from msn_deploy.core.recipes import builtin_folder, did_you_mean, load_recipe, recipe_from_dict
+
+BUILT_IN = sorted(path.stem for path in builtin_folder("models").glob("*.toml"))
+GOOD = """
+net = "cnn3"
+norm = "bn"
+data = "digits"
+input_shape = [1, 1, 28, 28]
+width = 4
+[train]
+epochs = 3
+batch_size = 8
+learning_rate = 0.5
+"""
+
+
+def test_every_net_has_a_recipe_for_every_norm() -> None:
+    assert sorted(f"{net}_{norm.replace('-', '_')}" for net in ("cnn3", "vgg7") for norm in NORMS) == BUILT_IN
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_built_in_recipes_load_and_say_what_their_name_says(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    assert f"{recipe.net}_{recipe.norm.replace('-', '_')}" == name
+    assert recipe_from_dict(recipe.to_dict(), source="round trip") == recipe
+    assert recipe_from_dict(json.loads(json.dumps(recipe.to_dict())), source="round trip") == recipe
+
+
+@pytest.mark.parametrize("net", ["cnn3", "vgg7"])
+def test_twins_differ_only_in_norm(net: str) -> None:
+    def lines(norm: str) -> list[str]:
+        text = (builtin_folder("models") / f"{net}_{norm.replace('-', '_')}.toml").read_text(encoding="utf-8")
+        assert text.count(f'norm = "{norm}"\n') == 1
+        return text.replace(f'norm = "{norm}"\n', 'norm = ""\n').splitlines()
+
+    assert all(lines(norm) == lines("bn") for norm in NORMS)
+
+
+def _load(tmp_path: Path, text: str) -> Any:
+    path = tmp_path / "mine.toml"
+    path.write_text(text, encoding="utf-8")
+    return load_recipe(str(path))
+
+
+def test_a_recipe_of_the_users_own(tmp_path: Path) -> None:
+    recipe = _load(tmp_path, GOOD)
+    assert (recipe.name, recipe.net, recipe.norm, recipe.width) == ("mine", "cnn3", "bn", 4)
+    assert recipe.input_shape == (1, 1, 28, 28)
+    assert (recipe.train.epochs, recipe.train.batch_size, recipe.train.learning_rate) == (3, 8, 0.5)
+    assert (recipe.train.optimizer, recipe.train.weight_decay, recipe.train.seed) == ("adam", 0.0, 0)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        ('norm = "bn"', 'norm = "msn-afine"', ["norm 'msn-afine'", "did you mean 'msn-affine'"]),
+        ('norm = "bn"', 'norms = "bn"', ["unknown key 'norms'", "did you mean 'norm'"]),
+        ('norm = "bn"', "norm = 3", ["norm must be str", "3"]),
+        ('norm = "bn"\n', "", ["norm", "missing"]),
+        ("width = 4", 'width = "4"', ["width must be int", "'4'"]),
+        ("width = 4", "width = 4.0", ["width must be int", "4.0"]),
+        ("width = 4", "width = true", ["width must be int", "True"]),
+        ("width = 4", "width = 0", ["width", "between 1 and 4096", "0"]),
+        ("[1, 1, 28, 28]", "[1, 28, 28]", ["input_shape", "[1, 28, 28]"]),
+        ("[1, 1, 28, 28]", "[8, 1, 28, 28]", ["input_shape", "[8, 1, 28, 28]"]),
+        ("[1, 1, 28, 28]", "[1, 2, 28, 28]", ["input_shape", "1 or 3"]),
+        ("[1, 1, 28, 28]", "[1, 1, 28, 2.5]", ["input_shape", "whole numbers"]),
+        ("[1, 1, 28, 28]", '"1x28x28"', ["input_shape must be tuple"]),
+        ("epochs = 3", "epochs = 0", ["[train]", "epochs", "at least 1"]),
+        ("epochs = 3", "epoch = 3", ["[train]", "unknown key 'epoch'", "did you mean 'epochs'"]),
+        ("epochs = 3\n", "", ["[train]", "epochs", "missing"]),
+        ("batch_size = 8", "batch_size = 8.5", ["[train]", "batch_size must be int"]),
+        ("learning_rate = 0.5", "learning_rate = 0", ["[train]", "learning_rate", "--lr"]),
+        ("learning_rate = 0.5", "learning_rate = nan", ["[train]", "learning_rate", "nan"]),
+        ("epochs = 3", "epochs = 3\nweight_decay = nan", ["weight_decay", "nan"]),
+        ("epochs = 3", "epochs = 3\nweight_decay = inf", ["weight_decay", "inf"]),
+        ("epochs = 3", "epochs = 3\nweight_decay = -0.1", ["weight_decay", "-0.1"]),
+        ("epochs = 3", "epochs = 3\nseed = -1", ["seed", "-1"]),
+        ("epochs = 3", f"epochs = 3\nseed = {2**62}", ["seed", str(2**62)]),
+        ("epochs = 3", 'epochs = 3\noptimizer = "lion"', ["optimizer", "'lion'", "sgd, adam, adamw"]),
+        ("[train]", "[training]", ["[train] section"]),
+        ('net = "cnn3"', 'net = "cnn3', ["not valid TOML", "line 2"]),
+    ],
+)
+def test_a_wrong_recipe_names_file_and_key(tmp_path: Path, old: str, new: str, named: list[str]) -> None:
+    assert old in GOOD
+    with pytest.raises(InputError) as caught:
+        _load(tmp_path, GOOD.replace(old, new))
+    message = str(caught.value)
+    assert "mine.toml" in message
+    assert len(message.splitlines()) <= 3
+    for part in named:
+        assert part in message
+
+
+def test_bytes_that_are_no_text_are_not_valid_toml(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_bytes(b"net = \xff\xfe")
+    with pytest.raises(InputError, match=r"mine\.toml is not valid TOML"):
+        load_recipe(str(tmp_path / "mine.toml"))
+
+
+def test_an_unknown_name_suggests_the_nearest() -> None:
+    with pytest.raises(InputError, match="unknown recipe 'vgg7_mns'; did you mean 'vgg7_msn'"):
+        load_recipe("vgg7_mns")
+    assert did_you_mean("zzz", ("bn", "sn")) == "; known are: bn, sn."
+
+
+def test_a_users_file_beats_a_built_in_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_recipe("cnn3_msn").width == 16
+    (tmp_path / "cnn3_msn").write_text(GOOD, encoding="utf-8")
+    assert load_recipe("cnn3_msn").width == 4
+
+
+def test_override_replaces_what_is_given_and_renames_with_the_norm() -> None:
+    recipe = load_recipe("cnn3_msn_affine")
+    same = recipe.override(norm=None, data=None, epochs=None, seed=None)
+    assert same == recipe
+    other = recipe.override(norm="bn", data="mnist", epochs=5, seed=3)
+    assert (other.name, other.norm, other.data) == ("cnn3_bn", "bn", "mnist")
+    assert (other.train.epochs, other.train.seed, other.train.batch_size) == (5, 3, recipe.train.batch_size)
+    assert recipe.override(norm="msn").name == "cnn3_msn"
+    with pytest.raises(InputError, match="unknown norm"):
+        recipe.override(norm="layer")
+    with pytest.raises(InputError, match=r"epochs must be at least 1, got 0"):
+        recipe.override(epochs=0)

@@ -1,0 +1,177 @@
+"""Exported graphs hold what they should and nothing else, repeat themselves to the byte, and compute the same."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from msn_deploy.core.errors import InputError
+from msn_deploy.core.model_info import NORMS
+from msn_deploy.graph import to_onnx
+from msn_deploy.msn import fold
+
+CONVS = {"cnn3": 3, "vgg7": 7}
+PLAIN = {
+    "cnn3": {"Conv": 3, "LeakyRelu": 3, "Reshape": 1, "Gemm": 1},
+    "vgg7": {"Conv": 7, "Relu": 7, "MaxPool": 4, "Reshape": 1, "Gemm": 1},
+}
+BOTH = pytest.mark.parametrize("net", CONVS)
+
+
+@BOTH
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_folded_graph_holds_nothing_of_its_norm(
+    exported: Callable[..., Any], run: Callable[..., Any], digits: Callable[..., Any], net: str, norm: str
+) -> None:
+    made = exported(net, norm)
+    graph = made.graph.graph
+    onnx.checker.check_model(made.graph, full_check=True)
+    assert Counter(node.op_type for node in graph.node) == PLAIN[net]
+    weights = {tensor.name for tensor in graph.initializer}
+    for node in graph.node:
+        assert not weights.issuperset(node.input), node.name  # else it could have been computed once and for all
+    assert [value.name for value in graph.input] == ["input"]
+    assert [value.name for value in graph.output] == ["logits"]
+    assert made.graph.opset_import[0].version == 17
+    batch = digits(6, made.input_shape[-1])
+    expected = made.logits(batch)
+    assert np.ptp(expected, axis=0).min() > 1e-4
+    np.testing.assert_allclose(run(made.graph, batch)["logits"], expected, atol=1e-5 * np.abs(expected).max())
+
+
+@BOTH
+def test_two_exports_are_the_same_bytes(exported: Callable[..., Any], net: str) -> None:
+    made = exported(net, "msn")
+    again = to_onnx(fold(made.model), input_shape=made.input_shape)
+    assert again.SerializeToString(deterministic=True) == made.graph.SerializeToString(deterministic=True)
+
+
+@BOTH
+def test_an_unfolded_graph_keeps_every_batch_norm(
+    exported: Callable[..., Any], run: Callable[..., Any], digits: Callable[..., Any], net: str
+) -> None:
+    made = exported(net, "bn", folded=False)
+    counts = Counter(node.op_type for node in made.graph.graph.node)
+    assert counts["BatchNormalization"] == counts["Conv"] == CONVS[net]
+    assert not counts.keys() & {"Shape", "Expand", "ConstantOfShape", "Gather", "Cast"}
+    assert counts.keys() <= PLAIN[net].keys() | {"BatchNormalization", "Constant", "Concat"}
+    by_output = {output: node for node in made.graph.graph.node for output in node.output}
+    for node in made.graph.graph.node:
+        if node.op_type == "BatchNormalization":
+            assert by_output[node.input[0]].op_type == "Conv"
+            assert len(by_output[node.input[0]].input) == 3  # with a bias of zeros
+    batch = digits(4, made.input_shape[-1])
+    expected = made.logits(batch)
+    np.testing.assert_allclose(run(made.graph, batch)["logits"], expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_the_zero_biases_are_not_left_in_the_network(exported: Callable[..., Any]) -> None:
+    made = exported("cnn3", "bn", folded=False)
+    assert all(module.bias is None for module in made.model if isinstance(module, nn.Conv2d))
+
+
+def test_a_dynamic_batch(exported: Callable[..., Any], run: Callable[..., Any], digits: Callable[..., Any]) -> None:
+    made = exported("cnn3", "msn", dynamic=True)
+    sizes = made.graph.graph.input[0].type.tensor_type.shape.dim
+    assert not sizes[0].HasField("dim_value")
+    assert [size.dim_value for size in sizes[1:]] == [1, 28, 28]
+    assert Counter(node.op_type for node in made.graph.graph.node) == PLAIN["cnn3"]
+    batch = digits(7)
+    expected = made.logits(batch)
+    for count in (1, 2, 7):
+        np.testing.assert_allclose(run(made.graph, batch[:count])["logits"], expected[:count], atol=1e-5)
+
+
+def test_a_fixed_batch_of_several(small_net: Callable[..., nn.Module]) -> None:
+    graph = to_onnx(fold(small_net("cnn3", "bn")), input_shape=(4, 1, 28, 28)).graph
+    assert [size.dim_value for size in graph.input[0].type.tensor_type.shape.dim] == [4, 1, 28, 28]
+    assert [size.dim_value for size in graph.output[0].type.tensor_type.shape.dim] == [4, 10]
+
+
+@pytest.mark.parametrize("opset", [16, 18, 20])
+def test_the_opset_is_the_one_asked_for(small_net: Callable[..., nn.Module], opset: int) -> None:
+    graph = to_onnx(fold(small_net()), input_shape=(1, 1, 28, 28), opset=opset)
+    assert [(entry.domain, entry.version) for entry in graph.opset_import] == [("", opset)]
+
+
+def test_an_opset_that_cannot_be_had_is_refused(small_net: Callable[..., nn.Module]) -> None:
+    with pytest.raises(InputError, match=r"could not be converted to opset 9; it needs opset 18[\s\S]*--opset 18"):
+        to_onnx(fold(small_net()), input_shape=(1, 1, 28, 28), opset=9)
+
+
+@pytest.mark.parametrize("optimize", [True, False])
+def test_nothing_is_printed_logged_or_warned(
+    small_net: Callable[..., nn.Module],
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    optimize: bool,
+) -> None:
+    logging.getLogger("torch.onnx").setLevel(logging.NOTSET)
+    level, disabled = logging.getLogger("onnxscript").level, logging.root.manager.disable
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        to_onnx(small_net("cnn3", "bn"), input_shape=(1, 1, 28, 28), optimize=optimize)
+    assert capfd.readouterr() == ("", "")
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+    assert caught == []
+    assert (logging.getLogger("onnxscript").level, logging.root.manager.disable) == (level, disabled)
+
+
+def test_no_path_of_this_machine_is_left_in_the_file(exported: Callable[..., Any]) -> None:
+    raw = exported("cnn3", "msn").graph.SerializeToString()
+    for trace in (b"site-packages", b".py", b"forward(", b"stack_trace"):
+        assert trace not in raw
+
+
+def test_the_network_is_untouched(small_net: Callable[..., nn.Module]) -> None:
+    model = small_net("cnn3", "bn")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    to_onnx(model, input_shape=(1, 1, 28, 28), optimize=False)
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+
+
+def test_training_mode_is_refused_wherever_it_hides(small_net: Callable[..., nn.Module]) -> None:
+    model = small_net("cnn3", "bn")
+    model[1].train()
+    with pytest.raises(InputError, match=r"training mode; call eval\(\)"):
+        to_onnx(model, input_shape=(1, 1, 28, 28))
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 28, 28), (1, 1, 40, 28), (1, 1, 28), (1, 1, 0, 28)])
+def test_an_input_that_does_not_suit_the_network(small_net: Callable[..., nn.Module], shape: tuple[int, ...]) -> None:
+    with pytest.raises(InputError, match=r"does not run on an input of shape[\s\S]*--input-shape") as caught:
+        to_onnx(small_net(), input_shape=shape)
+    assert len(str(caught.value).splitlines()) <= 3
+
+
+class _Pair(nn.Module):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return x, x + 1
+
+
+class _Undecided(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.relu() if x.sum() > 0 else x.tanh()
+
+
+def test_a_network_of_several_outputs_is_refused() -> None:
+    with pytest.raises(InputError, match="returns tuple; networks with one output tensor are supported"):
+        to_onnx(_Pair().eval(), input_shape=(1, 1, 4, 4))
+
+
+def test_a_network_that_torch_cannot_export_is_refused(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(InputError, match="torch could not export the network") as caught:
+        to_onnx(_Undecided().eval(), input_shape=(1, 1, 4, 4))
+    assert len(str(caught.value).splitlines()) <= 3
+    assert capfd.readouterr() == ("", "")

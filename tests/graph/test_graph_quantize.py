@@ -1,0 +1,133 @@
+"""INT8 as explicit Q/DQ: what every TensorRT takes, small, and hardly another network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import ModelProto
+
+from msn_deploy.core.errors import InputError
+from msn_deploy.data import load_split, to_input
+from msn_deploy.data.preprocess import measured_preprocess
+from msn_deploy.graph import calibrate_ranges, quantize
+
+
+@pytest.fixture(scope="module")
+def quantised(exported: Callable[..., Any], digits: Callable[..., Any]) -> dict[str, Any]:
+    """A random cnn3 with MSN, its ranges, and its INT8 twin."""
+    made = exported("cnn3", "msn")
+    ranges = calibrate_ranges(made.graph, digits(32), method="minmax")
+    return {"made": made, "ranges": ranges, "int8": quantize(made.graph, ranges)}
+
+
+def test_every_weight_is_int8_and_symmetric_per_output_channel(
+    quantised: dict[str, Any], tensors: Callable[..., Any]
+) -> None:
+    graph = quantised["int8"].graph
+    values, originals = tensors(quantised["int8"]), tensors(quantised["made"].graph)
+    by_output = {output: node for node in graph.node for output in node.output}
+    seen = 0
+    for node in graph.node:
+        if node.op_type not in ("Conv", "Gemm"):
+            continue
+        seen += 1
+        dequantise = by_output[node.input[1]]
+        assert dequantise.op_type == "DequantizeLinear"
+        weight, scale, zero = (values[name] for name in dequantise.input)
+        assert weight.dtype == zero.dtype == np.int8
+        assert not zero.any()
+        assert weight.min() >= -127
+        original = originals[dequantise.input[0].removesuffix("_quantized")]
+        if node.op_type == "Conv":
+            assert next(entry.i for entry in dequantise.attribute if entry.name == "axis") == 0
+            assert scale.shape == (len(weight),)
+            np.testing.assert_allclose(scale, np.abs(original).reshape(len(weight), -1).max(1) / 127, rtol=1e-5)
+        restored = weight * scale.reshape(-1, *[1] * (weight.ndim - 1))
+        assert np.abs(restored - original).max() <= scale.max() / 2 * 1.001
+        assert values[node.input[2]].dtype == np.float32  # the bias
+        assert by_output[node.input[0]].op_type == "DequantizeLinear"
+    assert seen == 4
+
+
+def test_activations_are_symmetric_per_tensor_at_the_given_ranges(
+    quantised: dict[str, Any], tensors: Callable[..., Any]
+) -> None:
+    values = tensors(quantised["int8"])
+    scales = {}
+    for node in quantised["int8"].graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            zero = values[node.input[2]]
+            assert zero.dtype == np.int8
+            assert not zero.any()
+        if node.op_type == "QuantizeLinear":
+            assert values[node.input[1]].shape == ()
+            scales[node.input[0]] = float(values[node.input[1]])
+    assert scales == pytest.approx({name: largest / 127 for name, largest in quantised["ranges"].items()}, rel=2e-2)
+
+
+def test_nothing_else_changes(quantised: dict[str, Any]) -> None:
+    def plain(graph: ModelProto) -> list[str]:
+        return [node.op_type for node in graph.graph.node if "quantize" not in node.op_type.lower()]
+
+    assert plain(quantised["int8"]) == plain(quantised["made"].graph)
+    assert quantised["int8"].opset_import[0].version == quantised["made"].graph.opset_import[0].version == 17
+    onnx.checker.check_model(quantised["int8"], full_check=True)
+
+
+def test_a_second_time_gives_the_same_bytes_and_leaves_the_graph_alone(quantised: dict[str, Any]) -> None:
+    graph = quantised["made"].graph
+    before = graph.SerializeToString(deterministic=True)
+    again = quantize(graph, quantised["ranges"])
+    assert again.SerializeToString(deterministic=True) == quantised["int8"].SerializeToString(deterministic=True)
+    assert graph.SerializeToString(deterministic=True) == before
+
+
+def test_int8_predicts_what_fp32_predicts(trained: Any, run: Callable[..., Any]) -> None:
+    splits = {name: load_split("digits", name, height_px=28, width_px=28, channels=1) for name in ("train", "test")}
+    prep = measured_preprocess(splits["train"].images)
+    images = to_input(splits["train"].first(128).images, prep)
+    test = to_input(splits["test"].images, prep)
+    plain = run(trained.graph, test)["logits"]
+    for method in ("entropy", "minmax"):
+        int8 = run(quantize(trained.graph, calibrate_ranges(trained.graph, images, method=method)), test)["logits"]
+        assert (int8.argmax(1) == plain.argmax(1)).mean() > 0.97
+        assert 0 < np.abs(int8 - plain).max() < 0.25 * np.abs(plain).max()
+
+
+def test_wrong_ranges_would_show(trained: Any, run: Callable[..., Any], digits: Callable[..., Any]) -> None:
+    """Ranges ten times too small ruin the predictions, so the test above measures something."""
+    images = digits(64)
+    ranges = calibrate_ranges(trained.graph, images, method="minmax")
+    ruined = quantize(trained.graph, {name: largest / 10 for name, largest in ranges.items()})
+    plain = run(trained.graph, images)["logits"]
+    assert (run(ruined, images)["logits"].argmax(1) == plain.argmax(1)).mean() < 0.9
+
+
+def test_int8_is_a_third_of_the_size_on_vgg7(small_net: Callable[..., Any]) -> None:
+    from msn_deploy.graph import to_onnx
+    from msn_deploy.msn import fold
+
+    graph = to_onnx(fold(small_net("vgg7", "msn", width=32)), input_shape=(1, 1, 32, 32))
+    convs = [node for node in graph.graph.node if node.op_type in ("Conv", "Gemm")]
+    int8 = quantize(graph, {node.input[0]: 1.0 for node in convs})
+    assert int8.ByteSize() <= 0.35 * graph.ByteSize()
+
+
+def test_a_quantised_graph_is_refused(quantised: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="the graph is quantised already"):
+        quantize(quantised["int8"], quantised["ranges"])
+
+
+def test_a_graph_with_nothing_to_quantise_is_refused(tiny: Callable[..., ModelProto]) -> None:
+    with pytest.raises(InputError, match="nothing to quantise"):
+        quantize(tiny("Relu"), {"x": 1.0})
+
+
+def test_a_missing_range_is_named(quantised: dict[str, Any]) -> None:
+    ranges = {name: largest for name, largest in quantised["ranges"].items() if name != "input"}
+    with pytest.raises(InputError, match=r"could not be quantised: .*input"):
+        quantize(quantised["made"].graph, ranges)

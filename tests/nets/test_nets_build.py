@@ -1,0 +1,150 @@
+"""Every recipe builds the network that its name promises; the twins differ in their norm and in nothing else."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from msn_deploy.core.errors import InputError
+from msn_deploy.core.model_info import NORMS
+from msn_deploy.core.recipes import Recipe, builtin_folder, load_recipe
+from msn_deploy.msn import MSNConv2d, SNConv2d
+from msn_deploy.nets import build_net
+from msn_deploy.nets.blocks import Norm, conv_norm
+from msn_deploy.nets.predict import logits_of
+
+BUILT_IN = sorted(path.stem for path in builtin_folder("models").glob("*.toml"))
+CONVS = {"cnn3": 3, "vgg7": 7}
+WIDE = ("in_channels", "out_channels", "kernel_size", "stride", "padding")
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_a_recipe_builds_and_runs_on_its_input(name: str) -> None:
+    recipe = load_recipe(name)
+    torch.manual_seed(0)
+    model = build_net(recipe, classes=7)
+    batch = torch.rand(3, *recipe.input_shape[1:], generator=torch.Generator().manual_seed(1))
+    for training in (True, False):
+        logits = model.train(training)(batch)
+        assert logits.shape == (3, 7)
+        assert torch.isfinite(logits).all()
+        assert logits.std(0).min() > 0  # it looks at its input
+
+
+@pytest.mark.parametrize("net", CONVS)
+@pytest.mark.parametrize("norm", NORMS)
+def test_the_layers_are_those_of_the_norm(small_recipe: Callable[..., Recipe], net: str, norm: str) -> None:
+    model = build_net(small_recipe(net, norm, power_iterations=3), classes=10)
+    convs = [module for module in model if isinstance(module, nn.Conv2d)]
+    kinds = Counter(type(module) for module in model)
+    kind = {"bn": nn.Conv2d, "none": nn.Conv2d, "sn": SNConv2d}.get(norm, MSNConv2d)
+    assert kinds[kind] == len(convs) == CONVS[net]
+    assert kinds[nn.BatchNorm2d] == (CONVS[net] if norm == "bn" else 0)
+    assert kinds[nn.Linear] == 1
+    for conv in convs:
+        names = {name for name, _ in conv.named_parameters()}
+        assert (
+            names
+            == {
+                "bn": {"weight"},
+                "none": {"weight", "bias"},
+                "sn": {"weight", "bias"},
+                "msn": {"weight", "shift"},
+                "msn-affine": {"weight", "shift", "gain"},
+            }[norm]
+        )
+        if norm in ("sn", "msn", "msn-affine"):
+            assert conv.power_iterations == 3
+
+
+@pytest.mark.parametrize("net", CONVS)
+def test_twins_share_every_shape_but_those_of_the_norm(small_recipe: Callable[..., Recipe], net: str) -> None:
+    def skeleton(norm: str) -> list[object]:
+        shapes: list[object] = []
+        for module in build_net(small_recipe(net, norm), classes=10):
+            if isinstance(module, nn.Conv2d):
+                shapes.append(tuple(getattr(module, key) for key in WIDE))
+            elif not isinstance(module, nn.BatchNorm2d):
+                shapes.append(repr(module))
+        return shapes
+
+    assert all(skeleton(norm) == skeleton("bn") for norm in NORMS)
+
+
+@pytest.mark.parametrize("net", CONVS)
+def test_msn_has_fewer_parameters_than_bn_by_one_per_channel(small_recipe: Callable[..., Recipe], net: str) -> None:
+    counts, channels = {}, 0
+    for norm in NORMS:
+        model = build_net(small_recipe(net, norm), classes=10)
+        counts[norm] = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        channels = sum(module.out_channels for module in model if isinstance(module, nn.Conv2d))
+    assert counts["bn"] - counts["msn"] == channels > 0
+    assert counts["msn-affine"] == counts["bn"]
+    assert counts["sn"] == counts["none"] == counts["msn"]
+
+
+def test_cnn3_is_the_papers() -> None:
+    model = build_net(load_recipe("cnn3_msn"), classes=10)
+    convs = [module for module in model if isinstance(module, nn.Conv2d)]
+    assert [(conv.kernel_size[0], conv.stride[0], conv.padding[0]) for conv in convs] == [
+        (5, 1, 2),
+        (3, 1, 2),
+        (4, 2, 2),
+    ]
+    assert [conv.out_channels for conv in convs] == [16, 32, 32]
+    assert {module.negative_slope for module in model if isinstance(module, nn.LeakyReLU)} == {0.1}
+
+
+def test_vgg7_is_the_papers() -> None:
+    model = build_net(load_recipe("vgg7_msn"), classes=10)
+    convs = [module for module in model if isinstance(module, nn.Conv2d)]
+    assert [conv.out_channels for conv in convs] == [32, 32, 64, 64, 128, 128, 256]
+    assert [conv.padding[0] for conv in convs] == [1, 1, 1, 1, 1, 1, 0]
+    assert sum(isinstance(module, nn.MaxPool2d) for module in model) == 4
+    assert model[-1].in_features == 256
+
+
+@pytest.mark.parametrize("size", [(28, 20), (17, 31), (5, 5)])
+def test_cnn3_takes_any_size(small_recipe: Callable[..., Recipe], size: tuple[int, int]) -> None:
+    recipe = replace(small_recipe("cnn3", "msn"), input_shape=(1, 3, *size))
+    assert build_net(recipe, classes=4).eval()(torch.rand(2, 3, *size)).shape == (2, 4)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (40, 33), (64, 48)])
+def test_vgg7_takes_any_size_from_32(small_recipe: Callable[..., Recipe], size: tuple[int, int]) -> None:
+    recipe = replace(small_recipe("vgg7", "bn"), input_shape=(1, 3, *size))
+    assert build_net(recipe, classes=4).eval()(torch.rand(2, 3, *size)).shape == (2, 4)
+
+
+def test_vgg7_refuses_what_is_too_small(small_recipe: Callable[..., Recipe]) -> None:
+    recipe = replace(small_recipe("vgg7", "bn"), input_shape=(1, 1, 32, 31))
+    with pytest.raises(InputError, match="at least 32x32 pixels, got 32x31"):
+        build_net(recipe, classes=10)
+
+
+def test_unknown_nets_and_norms(small_recipe: Callable[..., Recipe]) -> None:
+    with pytest.raises(InputError, match="recipe cnn3_msn: unknown net 'vgg77'; did you mean 'vgg7'"):
+        build_net(replace(small_recipe(), net="vgg77"), classes=10)
+    with pytest.raises(ValueError, match="unknown norm 'layer'"):
+        conv_norm(Norm(name="layer"), 1, 2, 3)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_logits_of_is_chunked_evaluation_and_leaves_no_trace(
+    small_net: Callable[..., nn.Module], digits: Callable[..., np.ndarray], training: bool
+) -> None:
+    model, batch = small_net("cnn3", "msn-affine").train(training), digits(11)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    got = logits_of(model, batch, chunk=4)
+    assert model.training is training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    with torch.no_grad():
+        wanted = model.eval()(torch.from_numpy(batch)).numpy()
+    np.testing.assert_allclose(got, wanted, atol=1e-5)
+    assert got.dtype == np.float32
