@@ -14,7 +14,7 @@ cat "$work/steps.txt" "$work/demo.txt" >"$results/demo.txt"
 cp "$work/demo/bench.json" "$results/demo-bench.json"
 (cd "$work/demo" && "$bin/msn-deploy" bench vgg7_msn.onnx vgg7_msn.int8.onnx --seconds 5 --json int8.json)
 cp "$work/demo/int8.json" "$results/int8-on-cpu.json"
-"$bin/python" benchmarks/startup.py --json "$results/startup.json"
+"$bin/python" benchmarks/startup.py --out "$results/startup.json"
 mkdir "$work/runs" && cp "$work/demo/"vgg7_msn.onnx* "$work/runs"
 (cd "$work" && "$bin/msn-deploy" build-engine runs/vgg7_msn.onnx --precision int8 --target orin-nano) \
     >"$results/jetson.txt" 2>&1 || [ $? -eq 3 ]

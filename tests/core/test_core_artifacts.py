@@ -189,6 +189,7 @@ def test_a_sidecar_edited_by_hand_is_found(tmp_path: Path) -> None:
         (b'{"schema": 1}', "KeyError"),
         (b'{"schema": 7}', "schema 7"),
     ],
+    ids=["empty", "not-utf-8", "list", "no-keys", "few-keys", "schema"],
 )
 def test_what_is_no_sidecar_says_why(raw: bytes, why: str) -> None:
     with pytest.raises(InputError, match=why) as caught:

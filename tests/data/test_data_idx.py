@@ -50,6 +50,7 @@ def test_truncated_data_says_so_with_numbers(tmp_path: Path) -> None:
         (b"\x89PNG\r\n\x1a\n" + bytes(40), "starts with 89 50 4e 47"),
         (WHOLE + b"\0", "61 bytes of data"),
     ],
+    ids=["magic", "type", "rank", "png", "surplus"],
 )
 def test_other_content_is_refused(tmp_path: Path, raw: bytes, why: str) -> None:
     (tmp_path / "images").write_bytes(raw)

@@ -74,7 +74,9 @@ def test_fit_images_leaves_gray_of_the_right_size_as_it_is() -> None:
     np.testing.assert_array_equal(fit_images(gray, channels=1, **SIZE), gray[..., np.newaxis])
 
 
-@pytest.mark.parametrize("raw", [b"", b"hello, this is text", b"\x89PNG\r\n\x1a\n"])
+@pytest.mark.parametrize(
+    "raw", [b"", b"hello, this is text", b"\x89PNG\r\n\x1a\n"], ids=["empty", "text", "png-header"]
+)
 def test_what_is_no_image_is_refused_by_name(tmp_path: Path, raw: bytes) -> None:
     (tmp_path / "note.png").write_bytes(raw)
     with pytest.raises(InputError, match=r"note\.png is not a readable image"):

@@ -97,7 +97,7 @@ def test_a_fixed_batch_of_several(small_net: Callable[..., nn.Module]) -> None:
     assert [size.dim_value for size in graph.output[0].type.tensor_type.shape.dim] == [4, 10]
 
 
-@pytest.mark.parametrize("opset", [16, 18, 20])
+@pytest.mark.parametrize("opset", [16, 20])
 def test_the_opset_is_the_one_asked_for(small_net: Callable[..., nn.Module], opset: int) -> None:
     graph = to_onnx(fold(small_net()), input_shape=(1, 1, 28, 28), opset=opset)
     assert [(entry.domain, entry.version) for entry in graph.opset_import] == [("", opset)]
@@ -126,8 +126,9 @@ def test_nothing_is_printed_logged_or_warned(
     assert (logging.getLogger("onnxscript").level, logging.root.manager.disable) == (level, disabled)
 
 
-def test_no_path_of_this_machine_is_left_in_the_file(exported: Callable[..., Any]) -> None:
-    raw = exported("cnn3", "msn").graph.SerializeToString()
+@pytest.mark.parametrize("opset", [17, 18])
+def test_no_path_of_this_machine_is_left_in_the_file(small_net: Callable[..., nn.Module], opset: int) -> None:
+    raw = to_onnx(fold(small_net()), input_shape=(1, 1, 28, 28), opset=opset).SerializeToString()
     for trace in (b"site-packages", b".py", b"forward(", b"stack_trace"):
         assert trace not in raw
 

@@ -266,3 +266,19 @@ def test_one_cycle_rises_to_its_peak_and_falls_to_almost_nothing() -> None:
     assert got[300] == max(got) == pytest.approx(0.4)
     assert got[1000] == pytest.approx(0.4 / 1e4)
     np.testing.assert_allclose(got, wanted, atol=2e-3)
+
+
+def test_every_epoch_sees_the_images_in_another_order(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, orders = torch.randperm, []
+
+    def randperm(count: int, *, generator: torch.Generator) -> torch.Tensor:
+        orders.append(real(count, generator=generator))
+        return orders[-1]
+
+    monkeypatch.setattr(torch, "randperm", randperm)
+    _train(recipe, tmp_path / "a")
+    _train(recipe.override(seed=1), tmp_path / "b")
+    assert {len(order) for order in orders} == {IMAGES}
+    assert len({tuple(order.tolist()) for order in orders}) == 2 * EPOCHS
