@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -138,6 +140,7 @@ def test_weights_in_another_file_are_refused_from_any_working_directory(external
     with pytest.raises(InputError, match=r"another file \(weights\.bin\)") as caught:
         OrtRunner(external)
     command = str(caught.value).splitlines()[1].partition(": ")[2]
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     assert os.system(command) == 0
     assert OrtRunner(type(external)("merged.onnx")).input_shape == (1, 3, 8, 8)
 
