@@ -10,29 +10,35 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections import Counter
-from collections.abc import Callable
+import warnings
 
 import torch
-from torch import Tensor, fx, nn
-from torch.nn.utils import parametrize
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize
 
 from msn_deploy.core.errors import FoldError
-from msn_deploy.msn.layers import _MSN, _SN, _Spectral
+from msn_deploy.msn import layers as ours
+from msn_deploy.msn.layers import scale_channels
+from msn_deploy.msn.pairs import LAYERS, find_pairs, why_opaque
 
 _LOG = logging.getLogger(__name__)
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-_PLAIN: dict[int, Callable[..., nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-_FOLDABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
 def fold_msn_weights(
-    weight: Tensor, bias: Tensor, *, sigma: Tensor, mean: Tensor, gain: Tensor, shift: Tensor
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    sigma: Tensor,
+    mean: Tensor,
+    gain: Tensor,
+    shift: Tensor,
+    transposed: bool = False,
+    groups: int = 1,
 ) -> tuple[Tensor, Tensor]:
     """Fold y = gain * (conv(x, W / sigma) + b - mean) + shift into one plain convolution or matrix product.
 
-    weight (C_out, ...); bias, mean, gain, shift (C_out,); sigma () > 0. Returns new tensors
-    W' = gain / sigma * W and b' = gain * (b - mean) + shift in the dtype of weight; the inputs are untouched.
+    weight (C_out, ...), or (C_in, C_out / groups, ...) if transposed; bias, mean, gain, shift (C_out,); sigma () > 0.
+    Returns new tensors W' = gain / sigma * W and b' = gain * (b - mean) + shift in the dtype of weight.
     Raises FoldError if sigma is not positive and finite. Source: arXiv 1907.04003; SN is mean = 0, gain = 1, shift = 0.
     """
     value = float(sigma)
@@ -40,11 +46,21 @@ def fold_msn_weights(
         raise FoldError(
             f"sigma is {value}, not a positive finite number.\nLikely cause: a weight that is all zero or NaN."
         )
-    return _scaled(weight, bias, gain.double() / sigma.double(), gain, mean, shift)
+    factor = gain.double() / sigma.double()
+    return _scaled(weight, factor, transposed, groups), _offset(weight, bias, gain, mean, shift)
 
 
 def fold_bn_weights(
-    weight: Tensor, bias: Tensor, *, mean: Tensor, var: Tensor, eps: float, gain: Tensor, shift: Tensor
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    mean: Tensor,
+    var: Tensor,
+    eps: float,
+    gain: Tensor,
+    shift: Tensor,
+    transposed: bool = False,
+    groups: int = 1,
 ) -> tuple[Tensor, Tensor]:
     """Fold y = gain * (conv(x, W) + b - mean) / sqrt(var + eps) + shift into one plain convolution or matrix product.
 
@@ -55,23 +71,25 @@ def fold_bn_weights(
         raise FoldError(
             "a BatchNorm has a variance that is negative or not finite.\nLikely cause: a diverged training."
         )
-    return _scaled(weight, bias, scale, scale, mean, shift)
+    return _scaled(weight, scale, transposed, groups), _offset(weight, bias, scale, mean, shift)
 
 
-def _scaled(
-    weight: Tensor, bias: Tensor, weight_scale: Tensor, bias_scale: Tensor, mean: Tensor, shift: Tensor
-) -> tuple[Tensor, Tensor]:
-    folded = weight.double() * weight_scale.double().view(-1, *[1] * (weight.dim() - 1))
-    offset = bias_scale.double() * (bias.double() - mean.double()) + shift.double()
-    return folded.to(weight.dtype), offset.to(weight.dtype)
+def _scaled(weight: Tensor, factor: Tensor, transposed: bool, groups: int) -> Tensor:
+    return scale_channels(weight.double(), factor.double(), transposed=transposed, groups=groups).to(weight.dtype)
+
+
+def _offset(weight: Tensor, bias: Tensor, factor: Tensor, mean: Tensor, shift: Tensor) -> Tensor:
+    return (factor.double() * (bias.double() - mean.double()) + shift.double()).to(weight.dtype)
 
 
 @torch.no_grad()
 def fold(model: nn.Module, *, strict: bool = True) -> nn.Module:
-    """Return a copy of the model with MSN, SN and conv-BN pairs folded into plain layers.
+    """Return a copy of the model with its normalisation folded into plain layers.
 
-    A BatchNorm that no convolution or linear layer alone feeds stays when `strict` is False (with a warning in the
-    log), and is a FoldError otherwise. Raises FoldError for a model in training mode and for shared layers.
+    Folded are MSN and SN layers, BatchNorm that one layer alone feeds, and torch's own spectral_norm and
+    weight_norm (parametrisations and the older hooks). A norm that can't be folded stays when `strict` is False (with
+    a warning in the log), and is a FoldError otherwise. Raises FoldError for a model in training mode, for shared
+    parameters and for parametrisations that it does not know.
     """
     for name, module in model.named_modules():
         if module.training:
@@ -79,20 +97,47 @@ def fold(model: nn.Module, *, strict: bool = True) -> nn.Module:
                 f"{name or 'the model'} is in training mode, where sigma and mean still move.\nCall eval()."
             )
     _refuse_shared_parameters(model)
-    try:
-        model = copy.deepcopy(model)
-    except RuntimeError as cause:  # torch copies no tensor that was computed, as the old weight_norm keeps one
-        raise FoldError(f"the model cannot be copied: {str(cause).splitlines()[0][:160]}") from cause
-    if isinstance(model, _Spectral):
-        return _plain_layer("the layer", model)
-    for name, module in list(model.named_modules()):
-        if isinstance(module, _Spectral):
-            _replace(model, name, _plain_layer(name, module))
-    for refusal in _fold_batch_norms(model):
+    # In a holder, so that a model that is itself one layer is replaced like any other.
+    holder = nn.ModuleDict({"model": _copied(model)}).eval()
+    for name, module in list(holder.named_modules()):
+        settled = _settled(name.removeprefix("model."), module)
+        if settled is not module:
+            replace_module(holder, name, settled)
+        if isinstance(module, ours._Spectral):
+            replace_module(holder, name, _plain_layer(name.removeprefix("model."), module))
+    model = holder["model"]
+    pairs, refusals = find_pairs(model)
+    for pair in pairs:
+        try:
+            _merge(model.get_submodule(pair.layer), model.get_submodule(pair.norm))
+        except FoldError as cause:
+            raise FoldError(f"{pair.norm}: {cause}") from cause
+        replace_module(model, pair.norm, nn.Identity())
+    for name, reason in refusals.items():
         if strict:
-            raise FoldError(refusal)
-        _LOG.warning("not folded: %s", refusal)
+            raise FoldError(f"{name}: {reason}.")
+        _LOG.warning("not folded: %s: %s", name, reason)
     return model
+
+
+def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put a module in the place of the one called `name`, in the mode of the one it replaces."""
+    parent, _, last = name.rpartition(".")
+    setattr(model.get_submodule(parent), last, module.train(model.get_submodule(name).training))
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    """Copy a model deeply, also one whose older weight_norm hooks keep a computed tensor, which torch does not copy."""
+    computed = {
+        id(value): value.detach().clone()
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and value.grad_fn is not None
+    }
+    try:
+        return copy.deepcopy(model, computed)
+    except RuntimeError as cause:
+        raise FoldError(f"the model cannot be copied: {str(cause).splitlines()[0][:160]}") from cause
 
 
 def _refuse_shared_parameters(model: nn.Module) -> None:
@@ -105,120 +150,83 @@ def _refuse_shared_parameters(model: nn.Module) -> None:
         owners[id(parameter)] = name
 
 
-def _plain_layer(name: str, layer: _Spectral) -> nn.Module:
+_KNOWN_PARAMETRISATIONS = (parametrizations._SpectralNorm, parametrizations._WeightNorm)
+_KNOWN_HOOKS = {"SpectralNorm": torch.nn.utils.remove_spectral_norm, "WeightNorm": torch.nn.utils.remove_weight_norm}
+
+
+def _settled(name: str, module: nn.Module) -> nn.Module:
+    """Return a layer whose weight is a parameter of the value that torch's spectral_norm or weight_norm gives it."""
+    for hook in list(module._forward_pre_hooks.values()):
+        remove = _KNOWN_HOOKS.get(type(hook).__name__)
+        if remove is not None and type(hook).__module__.startswith("torch.nn.utils"):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch deprecates the hooks, not their removal
+                remove(module, str(getattr(hook, "name", "weight")))
+    if not parametrize.is_parametrized(module):
+        return module
+    chains: dict[str, nn.Module] = dict(module.parametrizations.items())  # type: ignore[union-attr,operator]
+    for each in (each for chain in chains.values() for each in chain):  # type: ignore[attr-defined]
+        if not isinstance(each, _KNOWN_PARAMETRISATIONS):
+            raise FoldError(f"{name}: {type(each).__name__} is no parametrisation that can be folded.")
+    kind = type(module).__bases__[0]
+    if set(chains) != {"weight"} or kind not in LAYERS:
+        raise FoldError(f"{name}: a {kind.__name__} with its {', '.join(chains)} parametrised cannot be folded.")
+    # Not torch's remove_parametrizations: on a copy it takes the weight away from the class of the original, too.
+    plain: nn.Module = kind(**ours.constructor_arguments(module))
+    plain.weight, plain.bias = nn.Parameter(module.weight.detach().clone()), module.bias  # type: ignore[operator]
+    return plain
+
+
+def _plain_layer(name: str, layer: ours._Spectral) -> nn.Module:
     """Return the plain torch twin of an SN or MSN layer, folded."""
-    reason = _why_opaque(layer)
+    reason = why_opaque(layer)
+    if type(layer).forward not in (ours._MSN.forward, ours._SN.forward):
+        reason = f"{type(layer).__name__} has a forward of its own"
+    mean = gain = shift = None
+    if isinstance(layer, ours._MSN):
+        mean, gain, shift = layer.running_mean, layer.gain, layer.shift
+        reason = reason or (None if mean is not None else "it keeps no running mean")
     if reason:
         raise FoldError(f"{name}: {reason}.")
-    channels = layer.weight.shape[0]
-    zeros = layer.weight.new_zeros(channels)
-    ones = torch.ones_like(zeros)
-    mean, gain, shift = zeros, ones, zeros
-    if isinstance(layer, _MSN):
-        mean = layer.running_mean
-        gain = layer.gain if layer.gain is not None else ones
-        shift = layer.shift if layer.shift is not None else zeros
-    bias = layer.bias if layer.bias is not None else zeros
+    transposed, groups = layer.is_transposed, int(getattr(layer, "groups", 1))
+    zeros = layer.weight.new_zeros(layer.channels)
     try:
-        weight, offset = fold_msn_weights(layer.weight, bias, sigma=layer.sigma(), mean=mean, gain=gain, shift=shift)
+        weight, offset = fold_msn_weights(
+            layer.weight,
+            layer.bias if isinstance(layer.bias, Tensor) else zeros,
+            sigma=layer.sigma(),
+            mean=zeros if mean is None else mean,
+            gain=torch.ones_like(zeros) if gain is None else gain,
+            shift=zeros if shift is None else shift,
+            transposed=transposed,
+            groups=groups,
+        )
     except FoldError as cause:
         raise FoldError(f"{name}: {cause}") from cause
-    plain: nn.Module
-    if isinstance(layer, nn.Linear):
-        plain = nn.Linear(layer.in_features, layer.out_features)
-    else:
-        assert isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
-        plain = _PLAIN[layer.weight.dim() - 2](
-            layer.in_channels,
-            layer.out_channels,
-            layer.kernel_size,
-            stride=layer.stride,
-            padding=layer.padding,
-            dilation=layer.dilation,
-            groups=layer.groups,
-            padding_mode=layer.padding_mode,
-        )
+    kind = next(each for each in type(layer).__mro__ if each.__module__.startswith("torch.nn"))
+    plain: nn.Module = kind(**ours.constructor_arguments(layer))
     plain.weight, plain.bias = nn.Parameter(weight), nn.Parameter(offset)
-    return plain.eval()
+    return plain
 
 
-def _why_opaque(layer: nn.Module) -> str | None:
-    """Return why a layer may compute something else than its weights and its class say, or None."""
-    if parametrize.is_parametrized(layer):
-        return f"{type(layer).__name__} computes its weight by a parametrisation"
-    if layer._forward_hooks or layer._forward_pre_hooks:
-        return "forward hooks may change what it computes"
-    if isinstance(layer, _Spectral) and type(layer).forward not in (_MSN.forward, _SN.forward):
-        return f"{type(layer).__name__} has a forward of its own"
-    return None
-
-
-class _Tracer(fx.Tracer):
-    proxy_buffer_attributes = True  # so that a forward that reads a norm's statistics itself shows in the graph
-
-
-def _fold_batch_norms(model: nn.Module) -> list[str]:
-    """Fold each BatchNorm into the layer that alone feeds it; return a sentence per one that stays."""
-    norms = [name for name, module in model.named_modules() if isinstance(module, _BATCH_NORMS)]
-    if not norms:
-        return []
-    try:
-        graph = _Tracer().trace(model)
-    except Exception as cause:  # fx raises whatever the model's own forward raises on a symbolic input
-        return [
-            f"{norms[0]} and {len(norms) - 1} more: the data flow could not be traced ({type(cause).__name__}: {cause})"
-        ]
-    calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
-    read = {str(node.target).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}
-    refusals = [f"{name}: the data flow never reaches it" for name in norms if calls[name] == 0]
-    for node in graph.nodes:
-        if node.op != "call_module" or node.target not in norms:
-            continue
-        reason = _fold_pair(model, node, calls, read)
-        if reason:
-            refusals.append(f"{node.target}: {reason}")
-    return refusals
-
-
-def _fold_pair(model: nn.Module, node: fx.Node, calls: Counter[object], read: set[str]) -> str | None:
-    """Fold the BatchNorm that a node calls into its producer, or return why that would change the function."""
-    norm = model.get_submodule(str(node.target))
-    source = node.all_input_nodes[0] if node.all_input_nodes else None
-    assert isinstance(norm, _BATCH_NORMS)
-    if not isinstance(source, fx.Node) or source.op != "call_module":
-        return "no layer feeds it directly"
-    layer = model.get_submodule(str(source.target))
-    if not isinstance(layer, _FOLDABLE):
-        return f"{source.target} ({type(layer).__name__}) stands between it and the convolution before it"
-    if calls[source.target] > 1 or calls[node.target] > 1:
-        return f"{source.target} or the norm itself is used more than once"
-    if read & {str(source.target), str(node.target)}:
-        return f"the weights of {source.target} or of the norm are also used directly"
-    if len(source.users) > 1:
-        return f"the output of {source.target} is also used without the norm"
-    if norm.running_mean is None or norm.running_var is None:
-        return "it keeps no running statistics"
-    for name, module in ((source.target, layer), (node.target, norm)):
-        if reason := _why_opaque(module):
-            return f"{name}: {reason}"
-    zeros, ones = torch.zeros_like(norm.running_mean), torch.ones_like(norm.running_mean)
-    try:
-        weight, bias = fold_bn_weights(
-            layer.weight,
-            layer.bias if layer.bias is not None else zeros,
-            mean=norm.running_mean,
-            var=norm.running_var,
-            eps=norm.eps,
-            gain=norm.weight if norm.weight is not None else ones,
-            shift=norm.bias if norm.bias is not None else zeros,
-        )
-    except FoldError as cause:
-        raise FoldError(f"{node.target}: {cause}") from cause
-    layer.weight, layer.bias = nn.Parameter(weight), nn.Parameter(bias)
-    _replace(model, str(node.target), nn.Identity())
-    return None
-
-
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, last = name.rpartition(".")
-    setattr(model.get_submodule(parent), last, module.eval())
+def _merge(layer: nn.Module, norm: nn.Module) -> None:
+    """Fold a BatchNorm into the layer that feeds it, in place."""
+    mean = norm.running_mean
+    assert isinstance(layer, LAYERS)
+    assert isinstance(mean, Tensor)
+    zeros, ones = torch.zeros_like(mean), torch.ones_like(mean)
+    bias = layer.bias if layer.bias is not None else zeros
+    transposed, groups = isinstance(layer, ours.TRANSPOSED), int(getattr(layer, "groups", 1))
+    assert isinstance(norm.running_var, Tensor)
+    weight, offset = fold_bn_weights(
+        layer.weight,
+        bias,
+        mean=mean,
+        var=norm.running_var,
+        eps=float(norm.eps),  # type: ignore[arg-type]
+        gain=norm.weight if isinstance(norm.weight, Tensor) else ones,
+        shift=norm.bias if isinstance(norm.bias, Tensor) else zeros,
+        transposed=transposed,
+        groups=groups,
+    )
+    layer.weight, layer.bias = nn.Parameter(weight), nn.Parameter(offset)

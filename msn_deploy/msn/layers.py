@@ -6,6 +6,8 @@ MSN   y = gain * (layer(x, W / sigma) - mean) + shift            (arXiv 1907.040
 mean is the batch mean per output channel in training, a running mean in evaluation. A bias of the layer itself would
 cancel against the mean; `bias=True` therefore gives the shift. gain exists with `affine=True` only ("msn-affine", as
 the paper's authors have it in their repository): it is folded into the weight, so that it costs no pass over y.
+
+Nothing here is a custom autograd function, so autocast, torch.compile, torch.func and double backward work as usual.
 """
 
 from __future__ import annotations
@@ -14,16 +16,28 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from msn_deploy.msn.centring import centre_
-from msn_deploy.msn.spectral import born_pair, power_iterate, sigma_of
+from msn_deploy.msn.centring import Centring, in_backward
+from msn_deploy.msn.spectral import as_matrix, born_pair, power_iterate, sigma_of
+
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+
+
+def scale_channels(weight: Tensor, scale: Tensor, *, transposed: bool, groups: int) -> Tensor:
+    """Multiply a weight by scale (C_out,) along its output channels, which a transposed one has in dim 1, per group."""
+    if not transposed:
+        return weight * scale.view(-1, *[1] * (weight.dim() - 1))
+    rest = [1] * (weight.dim() - 2)
+    grouped = weight.view(groups, -1, *weight.shape[1:]) * scale.view(groups, 1, -1, *rest)
+    return grouped.view_as(weight)
 
 
 class _Spectral(nn.Module):
     """The part that SN and MSN layers share: the buffers u and v, and W / sigma."""
 
     weight: Tensor
-    bias: Tensor | None
     u: Tensor
     v: Tensor
     power_iterations: int
@@ -32,81 +46,107 @@ class _Spectral(nn.Module):
         if power_iterations < 1:
             raise ValueError(f"power_iterations must be at least 1, got {power_iterations}")
         self.power_iterations = power_iterations
-        u, v = born_pair(self.weight.detach())
+        u, v = born_pair(self._matrix())
         self.register_buffer("u", u)
         self.register_buffer("v", v)
 
+    @property
+    def is_transposed(self) -> bool:
+        """Whether output channels are dim 1 of the weight."""
+        return isinstance(self, TRANSPOSED)
+
+    @property
+    def channels(self) -> int:
+        """Number of output channels."""
+        return self.weight.shape[1] * int(getattr(self, "groups", 1)) if self.is_transposed else self.weight.shape[0]
+
+    def _matrix(self) -> Tensor:
+        return as_matrix(self.weight, transposed=self.is_transposed)
+
     def sigma(self) -> Tensor:
         """Return the tracked spectral norm of the weight, shape (), without moving u and v."""
-        return sigma_of(self.weight, self.u, self.v)
+        return sigma_of(self._matrix(), self.u, self.v)
 
-    def _scaled_weight(self) -> Tensor:
+    def _factor(self) -> Tensor:
+        """Return 1 / sigma, after a power iteration in training."""
         if not self.training:
-            return self.weight / self.sigma()
-        power_iterate(self.weight, self.u, self.v, steps=self.power_iterations)
+            return 1 / self.sigma()
+        matrix = self._matrix()
+        if not in_backward():
+            power_iterate(matrix, self.u, self.v, steps=self.power_iterations)
         # Copies, because a second forward before the backward moves the buffers that autograd would have saved.
-        return self.weight / sigma_of(self.weight, self.u.clone(), self.v.clone())
+        return 1 / sigma_of(matrix, self.u.clone(), self.v.clone())
 
-    def _apply_weight(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def _apply_weight(self, x: Tensor, weight: Tensor, bias: Tensor | None, output_size: list[int] | None) -> Tensor:
         if isinstance(self, nn.Linear):
-            return nn.functional.linear(x, weight, bias)
-        return self._conv_forward(x, weight, bias)  # type: ignore[no-any-return,operator]
+            return F.linear(x, weight, bias)
+        if not isinstance(self, TRANSPOSED):
+            return self._conv_forward(x, weight, bias)  # type: ignore[no-any-return,operator]
+        spatial = weight.dim() - 2
+        padding = self._output_padding(
+            x,
+            output_size,
+            self.stride,  # type: ignore[arg-type]
+            self.padding,  # type: ignore[arg-type]
+            self.kernel_size,  # type: ignore[arg-type]
+            spatial,
+            self.dilation,  # type: ignore[arg-type]
+        )
+        function: Any = _CONV_TRANSPOSE[spatial]
+        y: Tensor = function(x, weight, bias, self.stride, self.padding, padding, self.groups, self.dilation)
+        return y
 
 
 class _SN(_Spectral):
+    bias: Tensor | None
+
     def __init__(self, *args: Any, power_iterations: int = 1, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._start_spectral(power_iterations)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         """Return layer(x, W / sigma) + bias."""
-        return self._apply_weight(x, self._scaled_weight(), self.bias)
+        return self._apply_weight(x, self.weight * self._factor(), self.bias, output_size)
 
 
-class _MSN(_Spectral):
-    running_mean: Tensor
+class _MSN(_Spectral, Centring):
     gain: nn.Parameter | None
-    shift: nn.Parameter | None
 
     def __init__(
         self,
         *args: Any,
         bias: bool = True,
         affine: bool = False,
-        momentum: float = 0.1,
+        momentum: float | None = 0.1,
         power_iterations: int = 1,
+        track_running_stats: bool = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, bias=False, **kwargs)
-        self.momentum = momentum
         self._start_spectral(power_iterations)
-        channels = self.weight.shape[0]
-        zeros = self.weight.detach().new_zeros(channels)
-        self.shift = nn.Parameter(zeros.clone()) if bias else None
+        zeros = self.weight.detach().new_zeros(self.channels)
+        self._start_centring(
+            zeros,
+            shift=bias,
+            momentum=momentum,
+            track_running_stats=track_running_stats,
+        )
         self.gain = nn.Parameter(torch.ones_like(zeros)) if affine else None
-        self.register_buffer("running_mean", zeros)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         """Return gain * (layer(x, W / sigma) - mean) + shift."""
-        weight = self._scaled_weight()
-        if self.gain is not None:
-            weight = weight * self.gain.view(-1, *[1] * (weight.dim() - 1))
-        shift = self.shift if self.shift is not None else torch.zeros_like(self.running_mean)
-        if not self.training:
+        factor = self._factor()
+        if self.gain is None:
+            weight = self.weight * factor
+        else:
+            groups = getattr(self, "groups", 1)
+            weight = scale_channels(self.weight, self.gain * factor, transposed=self.is_transposed, groups=groups)
+        if self.running_mean is not None and not self.training:
             mean = self.running_mean if self.gain is None else self.running_mean * self.gain
-            return self._apply_weight(x, weight, shift - mean)
-        y = self._apply_weight(x, weight, None)
+            return self._apply_weight(x, weight, -mean if self.shift is None else self.shift - mean, output_size)
+        y = self._apply_weight(x, weight, None, output_size)
         channel_dim = y.dim() - 1 if isinstance(self, nn.Linear) else y.dim() - (weight.dim() - 1)
-        y, mean = centre_(y, shift, channel_dim=channel_dim)
-        self._track(mean)
-        return y
-
-    @torch.no_grad()
-    def _track(self, mean: Tensor) -> None:
-        if self.gain is not None:
-            # The running mean is that of layer(x, W / sigma); a channel whose gain is zero keeps its last one.
-            mean = torch.where(self.gain == 0, self.running_mean, mean / self.gain)
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+        return self._centre_(y, channel_dim=channel_dim, gain=self.gain)
 
     def extra_repr(self) -> str:
         """Return the arguments of the torch twin, then those of MSN."""
@@ -125,6 +165,18 @@ class SNConv3d(_SN, nn.Conv3d):
     """`torch.nn.Conv3d` with its weight divided by its spectral norm."""
 
 
+class SNConvTranspose1d(_SN, nn.ConvTranspose1d):
+    """`torch.nn.ConvTranspose1d` with its weight divided by its spectral norm."""
+
+
+class SNConvTranspose2d(_SN, nn.ConvTranspose2d):
+    """`torch.nn.ConvTranspose2d` with its weight divided by its spectral norm."""
+
+
+class SNConvTranspose3d(_SN, nn.ConvTranspose3d):
+    """`torch.nn.ConvTranspose3d` with its weight divided by its spectral norm."""
+
+
 class SNLinear(_SN, nn.Linear):  # type: ignore[misc]  # torch declares no None for its bias
     """`torch.nn.Linear` with its weight divided by its spectral norm."""
 
@@ -141,5 +193,27 @@ class MSNConv3d(_MSN, nn.Conv3d):
     """`torch.nn.Conv3d` with its weight divided by its spectral norm and its output centred."""
 
 
-class MSNLinear(_MSN, nn.Linear):  # type: ignore[misc]  # as above
+class MSNConvTranspose1d(_MSN, nn.ConvTranspose1d):
+    """`torch.nn.ConvTranspose1d` with its weight divided by its spectral norm and its output centred."""
+
+
+class MSNConvTranspose2d(_MSN, nn.ConvTranspose2d):
+    """`torch.nn.ConvTranspose2d` with its weight divided by its spectral norm and its output centred."""
+
+
+class MSNConvTranspose3d(_MSN, nn.ConvTranspose3d):
+    """`torch.nn.ConvTranspose3d` with its weight divided by its spectral norm and its output centred."""
+
+
+class MSNLinear(_MSN, nn.Linear):
     """`torch.nn.Linear` with its weight divided by its spectral norm and its output centred."""
+
+
+def constructor_arguments(layer: nn.Module) -> dict[str, Any]:
+    """Return the constructor arguments that give a torch layer of the same shape, without bias, dtype and device."""
+    if isinstance(layer, nn.Linear):
+        return {"in_features": layer.in_features, "out_features": layer.out_features}
+    names = ["in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"]
+    if isinstance(layer, TRANSPOSED):
+        names.append("output_padding")
+    return {name: getattr(layer, name) for name in names}

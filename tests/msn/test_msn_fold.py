@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -12,15 +13,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrizations
 
 from msn_deploy.msn import (
     MSNConv1d,
     MSNConv2d,
     MSNConv3d,
+    MSNConvTranspose1d,
+    MSNConvTranspose2d,
+    MSNConvTranspose3d,
     MSNLinear,
     SNConv1d,
     SNConv2d,
     SNConv3d,
+    SNConvTranspose2d,
     SNLinear,
     fold,
     fold_bn_weights,
@@ -114,6 +120,10 @@ LAYERS: list[tuple[str, Callable[[], nn.Module], type[nn.Module], int]] = [
     ("msn2-reflect", lambda: MSNConv2d(IN, OUT, 3, padding="same", padding_mode="reflect"), nn.Conv2d, 2),
     ("msn2-no-shift", lambda: MSNConv2d(IN, OUT, 3, bias=False), nn.Conv2d, 2),
     ("msn3", lambda: MSNConv3d(IN, OUT, 2, padding=1, affine=True), nn.Conv3d, 3),
+    ("msn-t1", lambda: MSNConvTranspose1d(IN, OUT, 3, stride=2, output_padding=1, affine=True), nn.ConvTranspose1d, 1),
+    ("msn-t2", lambda: MSNConvTranspose2d(IN, OUT, (3, 2), groups=2, affine=True), nn.ConvTranspose2d, 2),
+    ("msn-t3", lambda: MSNConvTranspose3d(IN, OUT, 2, dilation=2, padding=1), nn.ConvTranspose3d, 3),
+    ("sn-t2", lambda: SNConvTranspose2d(IN, OUT, 3, groups=4), nn.ConvTranspose2d, 2),
     ("msn-linear", lambda: MSNLinear(IN, OUT, affine=True), nn.Linear, 0),
     ("sn1", lambda: SNConv1d(IN, OUT, 3, groups=4), nn.Conv1d, 1),
     ("sn2", lambda: SNConv2d(IN, OUT, 3, bias=False), nn.Conv2d, 2),
@@ -217,3 +227,48 @@ def test_any_conv2d_folds_exactly(data: st.DataObject) -> None:
     x = torch.randn(draw(1, 3), shape["in_channels"], height, width, dtype=torch.float64)
     with torch.no_grad():
         torch.testing.assert_close(fold(layer)(x), layer(x), rtol=EXACT, atol=1e-11)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_a_batch_norm_goes_into_a_transposed_convolution(rank: int, groups: int) -> None:
+    torch.manual_seed(rank)
+    conv = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)[rank - 1]
+    norm = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[rank - 1]
+    model = loosen(nn.Sequential(conv(IN, OUT, 3, stride=2, output_padding=1, groups=groups), norm(OUT, eps=EPS)))
+    folded = fold(model)
+    assert [type(layer) for layer in folded] == [conv, nn.Identity]
+    assert apart(model, folded, model_input(rank)) < EXACT
+
+
+def _old(wrap: Callable[[nn.Module], nn.Module]) -> Callable[[nn.Module], nn.Module]:
+    def made(layer: nn.Module) -> nn.Module:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch deprecates the hooks
+            return wrap(layer)
+
+    return made
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        parametrizations.spectral_norm,
+        parametrizations.weight_norm,
+        _old(nn.utils.spectral_norm),
+        _old(nn.utils.weight_norm),
+    ],
+    ids=["spectral_norm", "weight_norm", "old-spectral_norm", "old-weight_norm"],
+)
+def test_norms_of_torch_fold_too(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    """A few training steps first, so that the singular vectors have moved and sigma is not what it was at birth."""
+    torch.manual_seed(0)
+    model = nn.Sequential(wrap(nn.Conv2d(IN, OUT, 3)), nn.BatchNorm2d(OUT), nn.ReLU(), wrap(nn.Linear(4, 3))).double()
+    x = model_input()
+    for _ in range(3):
+        model(x)
+    model = loosen(model)
+    folded = fold(model)
+    assert [type(layer) for layer in folded] == [nn.Conv2d, nn.Identity, nn.ReLU, nn.Linear]
+    assert not folded[0]._forward_pre_hooks
+    assert apart(model, folded, x) < EXACT
