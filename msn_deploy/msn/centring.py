@@ -8,26 +8,44 @@ hands the big one a gradient with stride 0: with z = y - mean(y) + shift, y rece
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
+from msn_deploy.msn.spectral import HALF
 
-def centre_(y: Tensor, shift: Tensor | None, *, channel_dim: int) -> tuple[Tensor, Tensor]:
+
+def centre_(y: Tensor, shift: Tensor | None, *, channel_dim: int, over_ranks: bool = False) -> tuple[Tensor, Tensor]:
     """Subtract the mean of y per channel and add shift (C,), in place; return y and the mean (C,), detached.
 
     y must be a fresh output that the backward of the operation behind it does not need: of a convolution, a matrix
-    product, a concatenation. Raises
-    ValueError if y has nothing but the channels.
+    product, a concatenation. over_ranks: the mean is that over all processes of torch.distributed's default group.
+    Raises ValueError if y has nothing but the channels.
     """
     if y.dim() < 2:
         raise ValueError(f"a mean over the batch needs a batch: the output has shape {tuple(y.shape)}")
-    dims = [dim for dim in range(y.dim()) if dim != channel_dim]
-    count = y.numel() // y.shape[channel_dim]
-    wide = torch.float32 if y.dtype in (torch.float16, torch.bfloat16) else y.dtype
-    total = y.sum(dims, dtype=wide)
+    channels = y.shape[channel_dim]
+    total = _sum_per_channel(y, channel_dim)
+    count: float | Tensor = y.numel() // channels
+    if over_ranks and dist.is_available() and dist.is_initialized():
+        total, count = _over_ranks(total, y.numel() // channels)
     mean = total / count
     offset = -mean if shift is None else shift - mean
-    view = [-1 if dim == channel_dim else 1 for dim in range(y.dim())]
+    view = (channels, *[1] * (y.dim() - 1 - channel_dim))
     return y.add_(offset.view(view).to(y.dtype)), mean.detach()
+
+
+def _sum_per_channel(y: Tensor, channel_dim: int) -> Tensor:
+    dims = [dim for dim in range(y.dim()) if dim != channel_dim]
+    return y.sum(dims, dtype=torch.float32 if y.dtype in HALF else None)
+
+
+def _over_ranks(total: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Add up sums (C,) and counts of all ranks; the gradients are added up over the ranks as well."""
+    from torch.distributed.nn.functional import all_reduce  # late: importing it takes a second
+
+    both = torch.cat([total, total.new_full((1,), count)])
+    summed: Tensor = all_reduce(both)  # type: ignore[no-untyped-call]
+    return summed[:-1], summed[-1].detach()
 
 
 def in_backward() -> bool:
@@ -47,10 +65,13 @@ class Centring(nn.Module):
     running_mean: Tensor | None
     num_batches_tracked: Tensor | None
 
-    def _start_centring(self, zeros: Tensor, *, shift: bool, momentum: float | None, track_running_stats: bool) -> None:
+    def _start_centring(
+        self, zeros: Tensor, *, shift: bool, momentum: float | None, track_running_stats: bool, sync_mean: bool
+    ) -> None:
         if momentum is not None and not 0 <= momentum <= 1:
             raise ValueError(f"momentum must lie between 0 and 1, or be None, got {momentum}")
         self.momentum = momentum
+        self.sync_mean = sync_mean
         self.shift = nn.Parameter(zeros.clone()) if shift else None
         self.register_buffer("running_mean", zeros if track_running_stats else None)
         batches = torch.zeros((), dtype=torch.long, device=zeros.device) if track_running_stats else None
@@ -58,19 +79,20 @@ class Centring(nn.Module):
 
     def _centre_(self, y: Tensor, *, channel_dim: int, gain: Tensor | None = None) -> Tensor:
         """Centre y in place and move the running mean; with a gain, y is gain times what the running mean is of."""
-        y, mean = centre_(y, self.shift, channel_dim=channel_dim)
+        over_ranks = self.sync_mean and self.training
+        y, mean = centre_(y, self.shift, channel_dim=channel_dim, over_ranks=over_ranks)
         if self.training and self.running_mean is not None and not in_backward():
-            self._track(mean, gain)
+            with torch.no_grad():
+                self._track(mean, self.running_mean, gain)
         return y
 
-    @torch.no_grad()
-    def _track(self, mean: Tensor, gain: Tensor | None) -> None:
-        assert self.running_mean is not None
+    def _track(self, mean: Tensor, running: Tensor, gain: Tensor | None) -> None:
         assert self.num_batches_tracked is not None
         if gain is not None:
             # A channel whose gain is zero tells nothing of its mean, and keeps the last one.
-            mean = torch.where(gain == 0, self.running_mean, mean / gain)
+            mean = torch.where(gain == 0, running, mean / gain)
         self.num_batches_tracked.add_(1)
-        average = self.num_batches_tracked.to(self.running_mean.dtype).reciprocal()
-        momentum = average if self.momentum is None else self.momentum
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
+        if self.momentum is None:
+            running.lerp_(mean.to(running.dtype), self.num_batches_tracked.to(running.dtype).reciprocal())
+        else:
+            running.lerp_(mean.to(running.dtype), self.momentum)

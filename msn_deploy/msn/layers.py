@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from msn_deploy.msn.centring import Centring, in_backward
-from msn_deploy.msn.spectral import as_matrix, born_pair, power_iterate, sigma_of
+from msn_deploy.msn.spectral import as_matrix, born_pair, over_sigma, power_iterate, sigma_of
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
@@ -40,6 +40,7 @@ class _Spectral(nn.Module):
     weight: Tensor
     u: Tensor
     v: Tensor
+    scale: Tensor | None
     power_iterations: int
 
     def _start_spectral(self, power_iterations: int) -> None:
@@ -49,6 +50,7 @@ class _Spectral(nn.Module):
         u, v = born_pair(self._matrix())
         self.register_buffer("u", u)
         self.register_buffer("v", v)
+        self.register_buffer("scale", None)
 
     @property
     def is_transposed(self) -> bool:
@@ -67,15 +69,19 @@ class _Spectral(nn.Module):
         """Return the tracked spectral norm of the weight, shape (), without moving u and v."""
         return sigma_of(self._matrix(), self.u, self.v)
 
-    def _factor(self) -> Tensor:
-        """Return 1 / sigma, after a power iteration in training."""
-        if not self.training:
-            return 1 / self.sigma()
-        matrix = self._matrix()
-        if not in_backward():
-            power_iterate(matrix, self.u, self.v, steps=self.power_iterations)
-        # Copies, because a second forward before the backward moves the buffers that autograd would have saved.
-        return 1 / sigma_of(matrix, self.u.clone(), self.v.clone())
+    def _normalised_weight(self) -> Tensor:
+        """Return scale * W / sigma, after a power iteration in training."""
+        weight = self.weight.transpose(0, 1) if self.is_transposed else self.weight
+        if self.training and self.power_iterations > 0 and not in_backward():
+            u, v, sigma = power_iterate(weight.detach().flatten(1), self.u, self.v, steps=self.power_iterations)
+        else:
+            # Copies, because a second forward before the backward moves the buffers that autograd would have saved.
+            u, v = self.u.clone(), self.v.clone()
+            sigma = sigma_of(weight.detach().flatten(1), u, v)
+        weight = over_sigma(weight, u, v, sigma)
+        if self.scale is not None:
+            weight = weight * self.scale
+        return weight.transpose(0, 1) if self.is_transposed else weight
 
     def _apply_weight(self, x: Tensor, weight: Tensor, bias: Tensor | None, output_size: list[int] | None) -> Tensor:
         if isinstance(self, nn.Linear):
@@ -104,9 +110,9 @@ class _SN(_Spectral):
         super().__init__(*args, **kwargs)
         self._start_spectral(power_iterations)
 
-    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-        """Return layer(x, W / sigma) + bias."""
-        return self._apply_weight(x, self.weight * self._factor(), self.bias, output_size)
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """Return layer(input, scale * W / sigma) + bias."""
+        return self._apply_weight(input, self._normalised_weight(), self.bias, output_size)
 
 
 class _MSN(_Spectral, Centring):
@@ -120,6 +126,7 @@ class _MSN(_Spectral, Centring):
         momentum: float | None = 0.1,
         power_iterations: int = 1,
         track_running_stats: bool = True,
+        sync_mean: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, bias=False, **kwargs)
@@ -130,21 +137,20 @@ class _MSN(_Spectral, Centring):
             shift=bias,
             momentum=momentum,
             track_running_stats=track_running_stats,
+            sync_mean=sync_mean,
         )
         self.gain = nn.Parameter(torch.ones_like(zeros)) if affine else None
 
-    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-        """Return gain * (layer(x, W / sigma) - mean) + shift."""
-        factor = self._factor()
-        if self.gain is None:
-            weight = self.weight * factor
-        else:
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """Return gain * (layer(input, scale * W / sigma) - mean) + shift."""
+        weight = self._normalised_weight()
+        if self.gain is not None:
             groups = getattr(self, "groups", 1)
-            weight = scale_channels(self.weight, self.gain * factor, transposed=self.is_transposed, groups=groups)
+            weight = scale_channels(weight, self.gain, transposed=self.is_transposed, groups=groups)
         if self.running_mean is not None and not self.training:
             mean = self.running_mean if self.gain is None else self.running_mean * self.gain
-            return self._apply_weight(x, weight, -mean if self.shift is None else self.shift - mean, output_size)
-        y = self._apply_weight(x, weight, None, output_size)
+            return self._apply_weight(input, weight, -mean if self.shift is None else self.shift - mean, output_size)
+        y = self._apply_weight(input, weight, None, output_size)
         channel_dim = y.dim() - 1 if isinstance(self, nn.Linear) else y.dim() - (weight.dim() - 1)
         return self._centre_(y, channel_dim=channel_dim, gain=self.gain)
 

@@ -1,4 +1,4 @@
-"""The largest singular value of a weight, tracked by power iteration.
+"""The largest singular value of a weight, tracked by power iteration, and the weight divided by it.
 
 A weight counts as the matrix (C_out, C_in / groups * kernel); a transposed convolution has its C_out in dim 1, as for
 torch's own spectral_norm. sigma = u @ W @ v, where u and v are buffers that one power iteration per training step
@@ -8,12 +8,16 @@ frozen, so sigma is a constant of the weights.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 WARM_UP_ITERATIONS = 15  # at birth, as torch's own spectral_norm does, so that the first sigma is not far off
 _EPS = 1e-12
+HALF = (torch.float16, torch.bfloat16)
 
 
 def as_matrix(weight: Tensor, *, transposed: bool = False) -> Tensor:
@@ -21,19 +25,103 @@ def as_matrix(weight: Tensor, *, transposed: bool = False) -> Tensor:
     return weight.transpose(0, 1).flatten(1) if transposed else weight.flatten(1)
 
 
+def widened(tensor: Tensor) -> Tensor:
+    """Return a tensor of at least single precision: sums and norms in half precision would be off by percents."""
+    return tensor.float() if tensor.dtype in HALF else tensor
+
+
 @torch.no_grad()
-def power_iterate(matrix: Tensor, u: Tensor, v: Tensor, *, steps: int) -> None:
-    """Move u (rows,) and v (columns,) in place towards the first singular pair of a matrix (rows, columns)."""
-    with torch.autocast(matrix.device.type, enabled=False):
+def power_iterate(matrix: Tensor, u: Tensor, v: Tensor, *, steps: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Move u (rows,) and v (columns,) in place towards the first singular pair of a matrix (rows, columns).
+
+    steps: at least 1. Return copies of both, which later calls leave alone, and sigma (), in at least single precision.
+    """
+    matrix = widened(matrix)
+    with full_precision(matrix):
+        right = torch.mv(matrix.t(), widened(u))
+        if steps > 1:
+            right = _iterated(matrix, right, steps - 1)
+        right.div_(torch.linalg.vector_norm(right).clamp_min_(_EPS))
+        left = torch.mv(matrix, right)
+        sigma = torch.linalg.vector_norm(left)  # = u @ W @ v, for u is W @ v over its length
+        left.div_(sigma.clamp_min(_EPS))
+    u.copy_(left)
+    v.copy_(right)
+    return left, right, sigma
+
+
+def _iterated(matrix: Tensor, v: Tensor, steps: int) -> Tensor:
+    """Return (W^T W)^steps v in some length: by squaring where that is cheaper, which makes 100 steps of 7 products."""
+    rows, columns = matrix.shape
+    if 16 * steps < min(rows, columns):  # a product of matrices does some 16 times the arithmetic in the same time
         for _ in range(steps):
-            v.copy_(F.normalize(matrix.mT @ u, dim=0, eps=_EPS))
-            u.copy_(F.normalize(matrix @ v, dim=0, eps=_EPS))
+            v = _unit(torch.mv(matrix.t(), torch.mv(matrix, _unit(v))))
+        return v
+    if rows < columns:  # (W^T W)^n v = W^T (W W^T)^(n - 1) W v
+        return torch.mv(matrix.t(), _power(torch.mm(matrix, matrix.t()), torch.mv(matrix, v), steps - 1))
+    return _power(torch.mm(matrix.t(), matrix), v, steps)
+
+
+def _power(square: Tensor, vector: Tensor, exponent: int) -> Tensor:
+    """Return square^exponent @ vector in unit length, by the binary digits of the exponent."""
+    while exponent:
+        if exponent & 1:
+            vector = torch.mv(square, _unit(vector))
+        exponent >>= 1
+        if exponent:
+            square = _unit(square)
+            square = torch.mm(square, square)
+    return _unit(vector)
+
+
+def _unit(tensor: Tensor) -> Tensor:
+    return tensor / torch.linalg.vector_norm(tensor).clamp_min(_EPS)
 
 
 def sigma_of(matrix: Tensor, u: Tensor, v: Tensor) -> Tensor:
     """Return sigma = u @ W @ v, shape (), differentiable in the matrix; u and v count as constants."""
-    with torch.autocast(matrix.device.type, enabled=False):  # a norm in bfloat16 would be off by up to a percent
-        return torch.dot(u, matrix @ v)
+    with full_precision(matrix):
+        return torch.dot(widened(u), torch.mv(widened(matrix), widened(v)))
+
+
+def over_sigma(weight: Tensor, u: Tensor, v: Tensor, sigma: Tensor) -> Tensor:
+    """Return W / sigma for a weight (C_out, ...) with its singular pair u, v and their sigma, detached.
+
+    Differentiable in the weight through sigma, too: with G the gradient of W / sigma, that of W is
+    (G - <G, W / sigma> u v^T) / sigma.
+    """
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():  # no public name for it
+        # Both trace through plain operations only; a compiler fuses them itself.
+        return (widened(weight) / sigma_of(weight.flatten(1), u, v)).to(weight.dtype)
+    quotient: Tensor = _OverSigma.apply(weight, u, v, sigma)  # type: ignore[no-untyped-call]
+    return quotient
+
+
+class _OverSigma(torch.autograd.Function):
+    """Autograd would take a dozen small operations for this backward: with 99 convolutions they are felt."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, u: Tensor, v: Tensor, sigma: Tensor) -> Tensor:
+        ctx.save_for_backward(weight, u, v, sigma)
+        return (widened(weight) / sigma).to(weight.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        weight, u, v, sigma = ctx.saved_tensors
+        with full_precision(weight):
+            wide = widened(grad)
+            if torch.is_grad_enabled():  # a second derivative sees sigma as the function of the weight that it is
+                sigma = sigma_of(weight.flatten(1), u, v)
+            along = torch.dot(wide.flatten(), widened(weight).flatten()) / sigma
+            matrix = torch.addr(wide.flatten(1), u * along, v, alpha=-1) / sigma
+        return matrix.view(grad.shape).to(grad.dtype), None, None, None
+
+
+def full_precision(like: Tensor) -> AbstractContextManager[Any]:
+    """Keep autocast from rounding what is computed in this context; costs nothing where autocast is off."""
+    kind = like.device.type
+    casting = kind != "meta" and torch.is_autocast_enabled(kind)
+    return torch.autocast(kind, enabled=False) if casting else nullcontext()
 
 
 @torch.no_grad()
