@@ -21,6 +21,7 @@ _HOME = {
     "build_engine": "msn_deploy.pipeline",
     "calibrate": "msn_deploy.pipeline",
     "compare": "msn_deploy.bench.compare",
+    "convert": "msn_deploy.msn",
     "export_onnx": "msn_deploy.pipeline",
     "fold": "msn_deploy.msn",
     "load_runner": "msn_deploy.engine",

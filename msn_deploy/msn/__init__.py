@@ -1,5 +1,6 @@
-"""Mean Spectral Normalization (arXiv 1907.04003) and Spectral Normalization as layers, and their fold."""
+"""Mean Spectral Normalization (arXiv 1907.04003) and Spectral Normalization: layers, fold, conversion from BN."""
 
+from msn_deploy.msn.convert import Conversion, convert
 from msn_deploy.msn.fold import fold, fold_bn_weights, fold_msn_weights
 from msn_deploy.msn.layers import (
     MSNConv1d,
@@ -19,6 +20,7 @@ from msn_deploy.msn.layers import (
 )
 
 __all__ = [
+    "Conversion",
     "MSNConv1d",
     "MSNConv2d",
     "MSNConv3d",
@@ -33,6 +35,7 @@ __all__ = [
     "SNConvTranspose2d",
     "SNConvTranspose3d",
     "SNLinear",
+    "convert",
     "fold",
     "fold_bn_weights",
     "fold_msn_weights",

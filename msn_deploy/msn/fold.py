@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from torch.nn.utils import parametrizations, parametrize
 from msn_deploy.core.errors import FoldError
 from msn_deploy.msn import layers as ours
 from msn_deploy.msn.layers import scale_channels
-from msn_deploy.msn.pairs import LAYERS, find_pairs, why_opaque
+from msn_deploy.msn.pairs import LAYERS, UNREGISTERED, evaluation_calls_only_what_is_registered, find_pairs, why_opaque
 
 _LOG = logging.getLogger(__name__)
 
@@ -66,12 +67,18 @@ def fold_bn_weights(
 
     Shapes as in `fold_msn_weights`; var (C_out,) >= 0. Raises FoldError if var + eps is not positive and finite.
     """
+    scale = bn_scale(gain, var, eps)
+    return _scaled(weight, scale, transposed, groups), _offset(weight, bias, scale, mean, shift)
+
+
+def bn_scale(gain: Tensor, var: Tensor, eps: float) -> Tensor:
+    """Return gain / sqrt(var + eps), shape (C_out,), in float64. Raises FoldError if it is not finite."""
     scale = gain.double() / torch.sqrt(var.double() + eps)
     if not bool(torch.isfinite(scale).all()):
         raise FoldError(
             "a BatchNorm has a variance that is negative or not finite.\nLikely cause: a diverged training."
         )
-    return _scaled(weight, scale, transposed, groups), _offset(weight, bias, scale, mean, shift)
+    return scale
 
 
 def _scaled(weight: Tensor, factor: Tensor, transposed: bool, groups: int) -> Tensor:
@@ -89,7 +96,7 @@ def fold(model: nn.Module, *, strict: bool = True) -> nn.Module:
     Folded are MSN and SN layers, BatchNorm that one layer alone feeds, and torch's own spectral_norm and
     weight_norm (parametrisations and the older hooks). A norm that can't be folded stays when `strict` is False (with
     a warning in the log), and is a FoldError otherwise. Raises FoldError for a model in training mode, for shared
-    parameters and for parametrisations that it does not know.
+    parameters, for parametrisations that it does not know and for layers called from outside of the module tree.
     """
     for name, module in model.named_modules():
         if module.training:
@@ -98,7 +105,7 @@ def fold(model: nn.Module, *, strict: bool = True) -> nn.Module:
             )
     _refuse_shared_parameters(model)
     # In a holder, so that a model that is itself one layer is replaced like any other.
-    holder = nn.ModuleDict({"model": _copied(model)}).eval()
+    holder = nn.ModuleDict({"model": copied(model)}).eval()
     for name, module in list(holder.named_modules()):
         settled = _settled(name.removeprefix("model."), module)
         if settled is not module:
@@ -113,6 +120,8 @@ def fold(model: nn.Module, *, strict: bool = True) -> nn.Module:
         except FoldError as cause:
             raise FoldError(f"{pair.norm}: {cause}") from cause
         replace_module(model, pair.norm, nn.Identity())
+    if pairs and not evaluation_calls_only_what_is_registered(model):
+        raise FoldError(UNREGISTERED)
     for name, reason in refusals.items():
         if strict:
             raise FoldError(f"{name}: {reason}.")
@@ -126,8 +135,11 @@ def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
     setattr(model.get_submodule(parent), last, module.train(model.get_submodule(name).training))
 
 
-def _copied(model: nn.Module) -> nn.Module:
-    """Copy a model deeply, also one whose older weight_norm hooks keep a computed tensor, which torch does not copy."""
+def copied(model: nn.Module) -> nn.Module:
+    """Copy a model deeply, also one whose older weight_norm hooks keep a computed tensor, which torch does not copy.
+
+    Raises FoldError for another such tensor.
+    """
     computed = {
         id(value): value.detach().clone()
         for module in model.modules()
@@ -194,7 +206,7 @@ def _plain_layer(name: str, layer: ours._Spectral) -> nn.Module:
         weight, offset = fold_msn_weights(
             layer.weight,
             layer.bias if isinstance(layer.bias, Tensor) else zeros,
-            sigma=layer.sigma(),
+            sigma=layer.sigma() if layer.scale is None else layer.sigma() / layer.scale,
             mean=zeros if mean is None else mean,
             gain=torch.ones_like(zeros) if gain is None else gain,
             shift=zeros if shift is None else shift,
@@ -211,22 +223,23 @@ def _plain_layer(name: str, layer: ours._Spectral) -> nn.Module:
 
 def _merge(layer: nn.Module, norm: nn.Module) -> None:
     """Fold a BatchNorm into the layer that feeds it, in place."""
-    mean = norm.running_mean
     assert isinstance(layer, LAYERS)
-    assert isinstance(mean, Tensor)
-    zeros, ones = torch.zeros_like(mean), torch.ones_like(mean)
-    bias = layer.bias if layer.bias is not None else zeros
-    transposed, groups = isinstance(layer, ours.TRANSPOSED), int(getattr(layer, "groups", 1))
-    assert isinstance(norm.running_var, Tensor)
-    weight, offset = fold_bn_weights(
-        layer.weight,
-        bias,
-        mean=mean,
-        var=norm.running_var,
-        eps=float(norm.eps),  # type: ignore[arg-type]
-        gain=norm.weight if isinstance(norm.weight, Tensor) else ones,
-        shift=norm.bias if isinstance(norm.bias, Tensor) else zeros,
-        transposed=transposed,
-        groups=groups,
-    )
+    weight, offset = fold_bn_weights(layer.weight, **bn_terms(layer, norm))
     layer.weight, layer.bias = nn.Parameter(weight), nn.Parameter(offset)
+
+
+def bn_terms(layer: nn.Module, norm: nn.Module) -> dict[str, Any]:
+    """Return what `fold_bn_weights` takes besides the weight, of a layer and the BatchNorm that it feeds."""
+    assert isinstance(layer, LAYERS)
+    mean = norm.running_mean
+    assert isinstance(mean, Tensor)
+    return {
+        "bias": layer.bias if layer.bias is not None else torch.zeros_like(mean),
+        "mean": mean,
+        "var": norm.running_var,
+        "eps": norm.eps,
+        "gain": norm.weight if isinstance(norm.weight, Tensor) else torch.ones_like(mean),
+        "shift": norm.bias if isinstance(norm.bias, Tensor) else torch.zeros_like(mean),
+        "transposed": isinstance(layer, ours.TRANSPOSED),
+        "groups": int(getattr(layer, "groups", 1)),
+    }

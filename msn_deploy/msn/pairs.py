@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from torch import fx, nn
 from torch.nn.utils import parametrize
+
+from msn_deploy.msn.layers import _Spectral
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 LAYERS = (
@@ -18,6 +22,15 @@ LAYERS = (
     nn.ConvTranspose3d,
     nn.Linear,
 )
+# The norm that takes for channels what the layer writes as such: BatchNorm1d behind a Conv2d can only be there for a
+# single image without a batch, and normalises its rows.
+_NORM_OF = dict(zip(LAYERS, (*BATCH_NORMS[:3], *BATCH_NORMS[:3], nn.BatchNorm1d), strict=True))
+_UNREACHED = "the data flow never reaches it"
+UNREGISTERED = (
+    "the model calls layers that it does not hold as submodules, so that they cannot be replaced.\n"
+    "Likely cause: a plain list of layers beside their attributes. Make it a torch.nn.ModuleList."
+)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,26 +43,44 @@ class Pair:
 
 def find_pairs(model: nn.Module) -> tuple[list[Pair], dict[str, str]]:
     """Return the pairs in data-flow order, and for every other BatchNorm the reason why it is none."""
-    named = [name for name, module in model.named_modules() if isinstance(module, BATCH_NORMS)]
-    if not named:
-        return [], {}
+    return _split(_flow(model).found)
+
+
+def find_pairs_of_both_modes(model: nn.Module) -> tuple[list[Pair], dict[str, str]]:
+    """Return what `find_pairs` does, for norms that are a pair in training and in evaluation alike.
+
+    A norm that only one of the two reaches (an auxiliary head) is a pair if the other leaves its layer alone, too.
+    """
+    evaluation, training = _in_both_modes(model, _flow)
+    found: dict[str, Pair | str] = {}
+    for name, here in evaluation.found.items():
+        there = training.found[name]
+        if here == there or (isinstance(here, Pair) and there == _UNREACHED and here.layer not in training.called):
+            found[name] = here
+        elif isinstance(there, Pair) and here == _UNREACHED and there.layer not in evaluation.called:
+            found[name] = there
+        elif isinstance(here, str):
+            found[name] = f"in evaluation, {here}"
+        else:
+            found[name] = f"in training, {there if isinstance(there, str) else 'another layer feeds it'}"
+    return _split(found)
+
+
+def calls_only_what_is_registered(model: nn.Module) -> bool:
+    """Tell whether a model that could be traced still can be, after modules in it were replaced.
+
+    It cannot when its forward finds its layers elsewhere, such as in a plain list: there the old ones live on.
+    """
+    return all(_in_both_modes(model, evaluation_calls_only_what_is_registered))
+
+
+def evaluation_calls_only_what_is_registered(model: nn.Module) -> bool:
+    """Tell the same of the mode that the model is in alone."""
     try:
-        graph = _Tracer().trace(model)
-    except Exception as cause:  # fx raises whatever the model's own forward raises on a symbolic input
-        reason = f"the data flow could not be traced ({type(cause).__name__}: {str(cause).splitlines()[0][:120]})"
-        return [], dict.fromkeys(named, reason)
-    calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
-    read = {str(node.target).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}
-    pairs: list[Pair] = []
-    reasons = {name: "the data flow never reaches it" for name in named if calls[name] == 0}
-    for node in graph.nodes:
-        if node.op == "call_module" and node.target in named:
-            found = _pair_or_reason(model, node, calls, read)
-            if isinstance(found, Pair):
-                pairs.append(found)
-            else:
-                reasons[str(node.target)] = found
-    return pairs, reasons
+        _Tracer().trace(model)
+    except Exception:  # fx says it in several ways
+        return False
+    return True
 
 
 def why_opaque(layer: nn.Module) -> str | None:
@@ -58,30 +89,106 @@ def why_opaque(layer: nn.Module) -> str | None:
         return f"{type(layer).__name__} computes its weight by a parametrisation"
     if layer._forward_hooks or layer._forward_pre_hooks:
         return "forward hooks may change what it computes"
+    if "forward" in vars(layer):
+        return "its forward has been replaced"
     return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Flow:
+    """What one trace tells: of every BatchNorm its pair or the reason against it, and which modules are called."""
+
+    found: dict[str, Pair | str]
+    called: frozenset[str]
 
 
 class _Tracer(fx.Tracer):
     proxy_buffer_attributes = True  # so that a forward that reads a norm's statistics itself shows in the graph
 
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        # What norms do inside cannot be traced, and a subclass that differs in its constructor alone is its base.
+        opaque = isinstance(m, (_Spectral, *BATCH_NORMS)) or _is_plain(m)
+        return opaque or super().is_leaf_module(m, module_qualified_name)
 
-def _pair_or_reason(model: nn.Module, node: fx.Node, calls: Counter[object], read: set[str]) -> Pair | str:
-    norm = model.get_submodule(str(node.target))
+
+def _in_both_modes(model: nn.Module, ask: Callable[[nn.Module], T]) -> tuple[T, T]:
+    """Ask something of the model in evaluation and in training mode, and leave it in the modes that it has."""
+    modes = {module: module.training for module in model.modules()}
+    answers = []
+    try:
+        for training in (False, True):
+            for module in modes:
+                module.training = training  # not train(): a model may override that, to keep norms frozen for one
+            answers.append(ask(model))
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    return answers[0], answers[1]
+
+
+def _split(found: dict[str, Pair | str]) -> tuple[list[Pair], dict[str, str]]:
+    pairs = [each for each in found.values() if isinstance(each, Pair)]
+    return pairs, {name: each for name, each in found.items() if isinstance(each, str)}
+
+
+def _flow(model: nn.Module) -> _Flow:
+    named = [name for name, module in model.named_modules() if isinstance(module, BATCH_NORMS)]
+    if not named:
+        return _Flow({}, frozenset())
+    try:
+        graph = _Tracer().trace(model)
+    except Exception as cause:  # fx raises whatever the model's own forward raises on a symbolic input
+        message = f"{type(cause).__name__}: {cause}".splitlines()[0][:160]
+        reason = f"the data flow could not be traced ({message})"
+        return _Flow(dict.fromkeys(named, reason), frozenset())
+    calls = Counter(str(node.target) for node in graph.nodes if node.op == "call_module")
+    read = {str(node.target).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}
+    found: dict[str, Pair | str] = {name: _UNREACHED for name in named if calls[name] == 0}
+    for node in graph.nodes:
+        if node.op == "call_module" and node.target in named:
+            found[str(node.target)] = _pair_or_reason(model, node, calls, read)
+    return _Flow(found, frozenset(calls))
+
+
+def _pair_or_reason(model: nn.Module, node: fx.Node, calls: Counter[str], read: set[str]) -> Pair | str:
+    name, norm = str(node.target), model.get_submodule(str(node.target))
     source = node.all_input_nodes[0] if node.all_input_nodes else None
     if not isinstance(source, fx.Node) or source.op != "call_module":
         return "no layer feeds it directly"
-    layer = model.get_submodule(str(source.target))
+    feeder, layer = str(source.target), model.get_submodule(str(source.target))
     if not isinstance(layer, LAYERS):
-        return f"{source.target} ({type(layer).__name__}) stands between it and the convolution before it"
-    if calls[source.target] > 1 or calls[node.target] > 1:
-        return f"{source.target} or the norm itself is used more than once"
-    if read & {str(source.target), str(node.target)}:
-        return f"the weights of {source.target} or of the norm are also used directly"
+        return f"{feeder} ({type(layer).__name__}) stands between it and the convolution before it"
+    if calls[feeder] > 1 or calls[name] > 1:
+        return f"{feeder} or the norm itself is used more than once"
+    if read & {feeder, name}:
+        return f"the weights of {feeder} or of the norm are also used directly"
     if len(source.users) > 1:
-        return f"the output of {source.target} is also used without the norm"
+        return f"the output of {feeder} is also used without the norm"
     if norm.running_mean is None:
         return "it keeps no running statistics"
-    for name, module in ((source.target, layer), (node.target, norm)):
+    for named, module in ((feeder, layer), (name, norm)):
         if reason := why_opaque(module):
-            return f"{name}: {reason}"
-    return Pair(layer=str(source.target), norm=str(node.target))
+            return f"{named}: {reason}"
+    return _mismatch(feeder, layer, norm) or Pair(layer=feeder, norm=name)
+
+
+def _mismatch(feeder: str, layer: nn.Module, norm: nn.Module) -> str | None:
+    """Return why a norm does not act on the output channels of a layer as torch computes them, or None."""
+    shown = f"{feeder} ({type(layer).__name__})"
+    if isinstance(layer, _Spectral):
+        return f"{shown} is normalised already"
+    for name, module in ((feeder, layer), ("it", norm)):
+        if not _is_plain(module):
+            return f"{name} ({type(module).__name__}) has a forward of its own"
+    channels = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+    fitting = next(norm for kind, norm in _NORM_OF.items() if isinstance(layer, kind))
+    if not isinstance(norm, (fitting, nn.SyncBatchNorm)) or norm.num_features != channels:
+        return f"{type(norm).__name__}({norm.num_features}) does not act on the {channels} output channels of {shown}"
+    return None
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Tell whether a module is one of LAYERS or BATCH_NORMS and computes what torch's own does."""
+    base = next((kind for kind in (*LAYERS, *BATCH_NORMS) if isinstance(module, kind)), None)
+    methods = ("forward", "_conv_forward")
+    return base is not None and all(getattr(type(module), each, 0) is getattr(base, each, 0) for each in methods)
