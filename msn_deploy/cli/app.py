@@ -15,6 +15,7 @@ from msn_deploy import __version__
 COMMANDS = {
     "demo": "the whole chain on bundled real data, a few minutes on two CPU cores",
     "train": "train a recipe: RECIPE is a file or a built-in name such as vgg7_msn",
+    "import-checkpoint": "turn a checkpoint of the MSN paper's authors into one of ours",
     "export": "fold a checkpoint or a network of your own and write one checked ONNX file",
     "calibrate": "quantise an ONNX file to INT8 on real images",
     "build-engine": "build a TensorRT engine in FP32, FP16 or INT8",
@@ -57,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def help_text() -> str:
     """Return what `msn-deploy --help` prints."""
-    lines = [f"  {name:<14}{about}" for name, about in COMMANDS.items()]
+    lines = [f"  {name:<19}{about}" for name, about in COMMANDS.items()]
     usage = (
         "Usage: msn-deploy COMMAND [OPTIONS] ...\n\nTrain, fold, quantise, build and measure small CNNs for a Jetson.\n"
     )

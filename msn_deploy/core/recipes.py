@@ -25,6 +25,7 @@ else:
 
 T = TypeVar("T")
 OPTIMIZERS = ("sgd", "adam", "adamw")
+CLASSIFIERS = ("linear", "sn")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +66,8 @@ class Recipe:
     """One network, one norm, and how to train it.
 
     input_shape: (N, C, H, W); N is 1, C is 1 or 3. data: default data, a known name or a folder. width: channels of
-    the first block; the others are multiples of it.
+    the first block; the others are multiples of it. classifier: one of CLASSIFIERS; "sn" divides the weight of the last
+    linear layer by its spectral norm, as the paper's authors do on MNIST.
     """
 
     name: str
@@ -74,6 +76,7 @@ class Recipe:
     data: str
     input_shape: tuple[int, int, int, int]
     width: int
+    classifier: str = "linear"
     train: TrainOptions = field(kw_only=True)
 
     def __post_init__(self) -> None:
@@ -84,6 +87,8 @@ class Recipe:
             raise InputError(f"input_shape must be [1, 1 or 3, height, width], got {list(shape)}.")
         if not 1 <= self.width <= 4096:
             raise InputError(f"width must lie between 1 and 4096, got {self.width}.")
+        if self.classifier not in CLASSIFIERS:
+            raise InputError(f"classifier must be one of {', '.join(CLASSIFIERS)}, got {self.classifier!r}.")
 
     def override(self, *, norm: str | None = None, data: str | None = None, **train: Any) -> Recipe:
         """Return the recipe with the options that are not None replaced, and the name following the norm."""

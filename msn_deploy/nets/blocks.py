@@ -1,4 +1,4 @@
-"""One convolution with its norm and activation: all that the twins of a network differ in."""
+"""One convolution with its norm, and the classifier: all that the twins of a network differ in."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from msn_deploy.msn import MSNConv2d, SNConv2d
+from msn_deploy.msn import MSNConv2d, SNConv2d, SNLinear
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,3 +32,12 @@ def conv_norm(
     if norm.name in ("msn", "msn-affine"):
         return [MSNConv2d(*shape, affine=norm.name == "msn-affine", power_iterations=iterations)]
     raise ValueError(f"unknown norm {norm.name!r}")
+
+
+def classifier_layer(kind: str, norm: Norm, in_features: int, classes: int) -> nn.Linear:
+    """Return the last layer, (N, in_features) to logits (N, classes); kind is one of core.recipes.CLASSIFIERS."""
+    if kind == "linear":
+        return nn.Linear(in_features, classes)
+    if kind == "sn":
+        return SNLinear(in_features, classes, power_iterations=norm.power_iterations)
+    raise ValueError(f"unknown classifier {kind!r}")

@@ -24,8 +24,19 @@ from msn_deploy.core.model_info import METADATA_KEY, ModelInfo, info_from_json
 from msn_deploy.core.recipes import recipe_from_dict
 from msn_deploy.nets import build_net
 
-# What torch's restricted unpickler raises on bytes that are no state dict, or only the beginning of one.
-_UNREADABLE = (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, LookupError, TypeError, struct.error)
+# What torch's restricted unpickler raises on bytes that are no state dict, or only the beginning of one. AttributeError
+# and AssertionError are met where single bytes of a file in torch's older format are wrong.
+_UNREADABLE = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    ValueError,
+    EOFError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    struct.error,
+)
 
 
 def save_checkpoint(path: Path, model: nn.Module, info: ModelInfo, *, parents: Sequence[Parent] = ()) -> None:
@@ -49,25 +60,34 @@ def load_checkpoint(path: Path) -> tuple[nn.Module, ModelInfo]:
 
 def load_weights(model: nn.Module, path: Path) -> None:
     """Fill a network with weights from a `.safetensors` file or a state dict saved by torch."""
+    tensors: object
     if path.suffix == ".safetensors":
         tensors, _ = read_tensors(path)
     else:
-        with open_input(path) as stream:
-            try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # about the pickle protocol of what is no pickle at all
-                    tensors = torch.load(stream, map_location="cpu", weights_only=True)
-            except _UNREADABLE as cause:
-                first = (str(cause).splitlines() or [type(cause).__name__])[0][:120]
-                raise InputError(
-                    f"{path} is not a file of plain weights ({first}).\n"
-                    "Save them with: safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
-                ) from cause
+        tensors = read_pickle(
+            path, hint="Save them with: safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
+        )
     if not isinstance(tensors, Mapping) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in tensors.items()
     ):
         raise InputError(f"{path} holds no state dict (names to tensors).")
     _fill(model, tensors, path)
+
+
+def read_pickle(path: Path, *, hint: str) -> object:
+    """Read what torch.save wrote, on the CPU, tensors and plain values only: nothing else is built, no code is run.
+
+    hint: the last lines of the InputError that is raised for every file which can't be read like that.
+    """
+    with open_input(path) as stream:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # about the pickle protocol of what is no pickle at all
+                content: object = torch.load(stream, map_location="cpu", weights_only=True)
+        except _UNREADABLE as cause:
+            first = (str(cause).splitlines() or [type(cause).__name__])[0][:120]
+            raise InputError(f"{path} is not a file of plain weights ({first}).\n{hint}") from cause
+    return content
 
 
 def _fill(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:

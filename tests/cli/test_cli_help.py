@@ -21,6 +21,7 @@ CONTRACT = {
         "--out",
         "--resume",
     ],
+    "import-checkpoint": ["--out", "--json"],
     "export": ["--weights", "--input-shape", "--out", "--batch", "--opset", "--no-simplify", "--no-fold"],
     "calibrate": ["--data", "--method", "--samples", "--out"],
     "build-engine": ["--precision", "--data", "--target", "--backend", "--workspace-mib", "--timing-cache", "--out"],

@@ -30,7 +30,9 @@ def test_an_unknown_command_loads_no_framework(process_env):
     assert _python(code, process_env) == "[]\n"
 
 
-@pytest.mark.parametrize("name", ["targets", "doctor", "verify", "export", "train", "build-engine"])
+@pytest.mark.parametrize(
+    "name", ["targets", "doctor", "verify", "export", "train", "import-checkpoint", "build-engine"]
+)
 def test_help_of_a_command_loads_no_framework(process_env, name):
     code = f"import sys; from msn_deploy.cli.app import main; assert main(['{name}', '--help']) == 0; {LOADED}"
     loaded = _python(code, process_env).splitlines()[-1]

@@ -188,6 +188,7 @@ def test_build_engine(device, precision):
     ("args", "extra"),
     [
         (["train", "cnn3_msn"], "train"),
+        (["import-checkpoint", "some.t7"], "train"),
         (["eval", "some.safetensors"], "train"),
         (["export", "some.safetensors"], "train"),
         (["export", "net.py:factory", "--input-shape", "1,3,8,8"], "train"),

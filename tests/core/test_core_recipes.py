@@ -63,6 +63,16 @@ def test_a_recipe_of_the_users_own(tmp_path: Path) -> None:
     assert (recipe.train.optimizer, recipe.train.weight_decay, recipe.train.seed) == ("adam", 0.0, 0)
 
 
+def test_the_classifier_is_linear_unless_the_recipe_says_otherwise(tmp_path: Path) -> None:
+    recipe = _load(tmp_path, GOOD)
+    assert recipe.classifier == "linear"
+    older = {key: value for key, value in recipe.to_dict().items() if key != "classifier"}
+    assert recipe_from_dict(older, source="a checkpoint from before there was a choice") == recipe
+    spectral = _load(tmp_path, GOOD.replace("width = 4", 'width = 4\nclassifier = "sn"'))
+    assert (spectral.classifier, spectral.override(norm="msn").classifier) == ("sn", "sn")
+    assert recipe_from_dict(spectral.to_dict(), source="round trip") == spectral
+
+
 @pytest.mark.parametrize(
     ("old", "new", "named"),
     [
@@ -74,6 +84,9 @@ def test_a_recipe_of_the_users_own(tmp_path: Path) -> None:
         ("width = 4", "width = 4.0", ["width must be int", "4.0"]),
         ("width = 4", "width = true", ["width must be int", "True"]),
         ("width = 4", "width = 0", ["width", "between 1 and 4096", "0"]),
+        ("width = 4", 'width = 4\nclassifier = "svm"', ["classifier must be one of linear, sn", "'svm'"]),
+        ("width = 4", "width = 4\nclassifier = 3", ["classifier must be str", "3"]),
+        ("width = 4", 'width = 4\nclasifier = "sn"', ["unknown key 'clasifier'", "did you mean 'classifier'"]),
         ("[1, 1, 28, 28]", "[1, 28, 28]", ["input_shape", "[1, 28, 28]"]),
         ("[1, 1, 28, 28]", "[8, 1, 28, 28]", ["input_shape", "[8, 1, 28, 28]"]),
         ("[1, 1, 28, 28]", "[1, 2, 28, 28]", ["input_shape", "1 or 3"]),
