@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from torch import nn
 
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.recipes import Recipe, did_you_mean
 from msn_deploy.nets.blocks import Norm
 from msn_deploy.nets.cnn3 import cnn3
-from msn_deploy.nets.vgg7 import vgg7
+from msn_deploy.nets.densenet_bc import densenet_bc
+from msn_deploy.nets.vgg7 import SIX, vgg7
 
-NETS = {"cnn3": cnn3, "vgg7": vgg7}
+NETS: dict[str, Callable[..., nn.Module]] = {
+    "cnn3": cnn3,
+    "cnn3_relu": partial(cnn3, slope=0.0),
+    "densenet_bc": densenet_bc,
+    "vgg7": vgg7,
+    "vgg7_svhn": partial(vgg7, stages=SIX),
+}
 
 
 def build_net(recipe: Recipe, *, classes: int) -> nn.Module:
@@ -25,4 +35,5 @@ def build_net(recipe: Recipe, *, classes: int) -> nn.Module:
         width_px=width,
         width=recipe.width,
         classes=classes,
+        classifier=recipe.classifier,
     )

@@ -14,9 +14,9 @@ from torch import nn
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.model_info import NORMS
 from msn_deploy.core.recipes import Recipe, builtin_folder, load_recipe
-from msn_deploy.msn import MSNConv2d, SNConv2d
+from msn_deploy.msn import MSNConv2d, SNConv2d, SNLinear
 from msn_deploy.nets import build_net
-from msn_deploy.nets.blocks import Norm, conv_norm
+from msn_deploy.nets.blocks import Norm, classifier_layer, conv_norm
 from msn_deploy.nets.predict import logits_of
 
 BUILT_IN = sorted(path.stem for path in builtin_folder("models").glob("*.toml"))
@@ -110,6 +110,41 @@ def test_vgg7_is_the_papers() -> None:
     assert model[-1].in_features == 256
 
 
+def test_vgg7_svhn_is_vgg7_with_one_convolution_in_the_third_stage(small_recipe: Callable[..., Recipe]) -> None:
+    recipe = replace(small_recipe("vgg7", "bn", width=32), net="vgg7_svhn", input_shape=(1, 3, 32, 32))
+    model = build_net(recipe, classes=10)
+    six = [f"{type(each).__name__} {getattr(each, 'padding', '')}" for each in model]
+    seven = [
+        f"{type(each).__name__} {getattr(each, 'padding', '')}"
+        for each in build_net(load_recipe("vgg7_bn"), classes=10)
+    ]
+    stage = ["Conv2d (1, 1)", "BatchNorm2d ", "ReLU "]
+    assert six == [*stage * 2, "MaxPool2d 0", *stage * 2, "MaxPool2d 0", *stage, "MaxPool2d 0", *six[-6:]]
+    assert six[:17] == seven[:17]
+    assert six[-6:] == seven[-6:] == ["Conv2d (0, 0)", "BatchNorm2d ", "ReLU ", "MaxPool2d 0", "Flatten ", "Linear "]
+    assert [module.out_channels for module in model if isinstance(module, nn.Conv2d)] == [32, 32, 64, 64, 128, 256]
+    assert model.eval()(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_cnn3_relu_differs_from_cnn3_in_its_activations(small_recipe: Callable[..., Recipe], norm: str) -> None:
+    ours = build_net(replace(small_recipe("cnn3", norm), net="cnn3_relu"), classes=10)
+    twin = build_net(small_recipe("cnn3", norm), classes=10)
+    assert [repr(each).replace("LeakyReLU(negative_slope=0.1)", "ReLU()") for each in twin] == list(map(repr, ours))
+    assert sum(isinstance(each, nn.ReLU) for each in ours) == 3
+
+
+@pytest.mark.parametrize("net", ["cnn3", "cnn3_relu", "vgg7", "vgg7_svhn"])
+@pytest.mark.parametrize("norm", NORMS)
+def test_the_classifier_is_the_recipes(small_recipe: Callable[..., Recipe], net: str, norm: str) -> None:
+    recipe = replace(small_recipe(net.partition("_")[0], norm, power_iterations=3), net=net)
+    *body, linear = build_net(recipe, classes=10)
+    *spectral_body, spectral = build_net(replace(recipe, classifier="sn"), classes=10)
+    assert (type(linear), type(spectral)) == (nn.Linear, SNLinear)
+    assert (linear.weight.shape, spectral.power_iterations) == (spectral.weight.shape, 3)
+    assert repr(body) == repr(spectral_body)
+
+
 @pytest.mark.parametrize("size", [(28, 20), (17, 31), (5, 5)])
 def test_cnn3_takes_any_size(small_recipe: Callable[..., Recipe], size: tuple[int, int]) -> None:
     recipe = replace(small_recipe("cnn3", "msn"), input_shape=(1, 3, *size))
@@ -133,6 +168,8 @@ def test_unknown_nets_and_norms(small_recipe: Callable[..., Recipe]) -> None:
         build_net(replace(small_recipe(), net="vgg77"), classes=10)
     with pytest.raises(ValueError, match="unknown norm 'layer'"):
         conv_norm(Norm(name="layer"), 1, 2, 3)
+    with pytest.raises(ValueError, match="unknown classifier 'svm'"):
+        classifier_layer("svm", Norm(name="bn"), 3, 2)
 
 
 @pytest.mark.parametrize("training", [True, False])
