@@ -24,7 +24,9 @@ def command(
 ) -> None:
     """Run the whole chain on bundled real data: train MSN and BN, fold, export, quantise, build engines, measure."""
     from msn_deploy.pipeline.demo import demo
+    from msn_deploy.training.memory import keep_freed_memory
 
+    keep_freed_memory()
     with output.progress_bar() as progress:
         result = demo(out, epochs=epochs, seconds=seconds, tell=output.note, progress=progress)
     if output.emit({"stages": result.stages, "out": str(result.out)}, json):
