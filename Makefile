@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test check fmt results readme clean
+.PHONY: setup demo test check fmt results train-step readme clean
 
 setup: $(VENV)/.installed
 
@@ -33,6 +33,10 @@ fmt: setup
 # Measures again what the README shows, and fills it in; minutes, on an otherwise idle machine.
 results: setup
 	benchmarks/record.sh
+
+# Step time and saved memory of each normalisation: a quarter of an hour on an otherwise idle machine.
+train-step: setup
+	$(BIN)/python benchmarks/peers/train_step.py --out train-step.json
 
 readme: setup
 	$(BIN)/python benchmarks/readme.py

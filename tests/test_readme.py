@@ -43,8 +43,8 @@ def desk(tmp_path_factory):
     from msn_deploy.data import load_split
 
     folder = tmp_path_factory.mktemp("desk")
-    (python,) = blocks_of("python")
-    (folder / "my_net.py").write_text(python, encoding="utf-8")
+    for block in blocks_of("python"):
+        (folder / block.split()[1]).write_text(block, encoding="utf-8")
     split = load_split("digits", "train", height_px=28, width_px=28, channels=1)
     for name, label in (("cat", 0), ("dog", 1)):
         (folder / "my_images" / name).mkdir(parents=True)
@@ -63,6 +63,17 @@ def test_every_console_command_runs(desk):
         assert "Traceback" not in done.stderr
     for name in ("runs/vgg7_msn.int8.engine", "runs/report.html", "runs/accuracy.json", "my_net.fp16.engine"):
         assert (desk / name).stat().st_size > 0
+
+
+def test_msn_in_your_own_network_is_twenty_lines_that_run(desk):
+    lines = [line for line in (desk / "fine_tune.py").read_text(encoding="utf-8").splitlines() if line.strip()]
+    assert len(lines) <= 21  # with the name of the file
+    done = run("python fine_tune.py", desk)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("{'0': 'MSNConv2d', '4': 'MSNConv2d'} {} Sequential")
+    plain = done.stdout.partition("Sequential")[2]
+    assert "Norm" not in plain
+    assert "MSN" not in plain
 
 
 def test_the_jetson_command_says_what_the_readme_shows(desk):

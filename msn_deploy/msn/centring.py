@@ -1,17 +1,23 @@
-"""Subtracting the batch mean per channel, at hardly more than the cost of a bare convolution.
+"""Subtracting the batch mean per channel, at hardly more than the cost of a bare convolution: two exact forms.
 
-The backward of a convolution does not need its output, so the mean is taken off that output in place, and nothing
-is saved for the backward. Written with a sum rather than a mean, so that autograd scales the small (C,) tensor and
-hands the big one a gradient with stride 0: with z = y - mean(y) + shift, y receives g - mean(g) in one pass.
+In place: the backward of a convolution does not need its output, so the mean is taken off that output in place, and
+nothing is saved for the backward. Written with a sum rather than a mean, so that autograd scales the small (C,) tensor
+and hands the big one a gradient with stride 0: with z = y - mean(y) + shift, y receives g - mean(g) in one pass.
+
+Through the bias: a convolution is linear, so the mean of its output is W times the window mean of its input, and can go
+into the bias before the output exists. That reads the input once instead of passing over the output three times, and
+pays where the input is no larger than the output.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from msn_deploy.msn.spectral import HALF
+from msn_deploy.msn.spectral import HALF, full_precision, widened
 
 
 def centre_(y: Tensor, shift: Tensor | None, *, channel_dim: int, over_ranks: bool = False) -> tuple[Tensor, Tensor]:
@@ -32,6 +38,23 @@ def centre_(y: Tensor, shift: Tensor | None, *, channel_dim: int, over_ranks: bo
     offset = -mean if shift is None else shift - mean
     view = (channels, *[1] * (y.dim() - 1 - channel_dim))
     return y.add_(offset.view(view).to(y.dtype)), mean.detach()
+
+
+def mean_ahead(
+    padded_sum: Tensor, weight: Tensor, *, count: int, stride: Sequence[int], dilation: Sequence[int], groups: int
+) -> Tensor:
+    """Return the mean (C_out,) over batch and positions that a convolution's output will have, exactly.
+
+    padded_sum (1, C_in, ...): the sum of the `count` images of a batch, padded as the convolution pads each of them.
+    weight (C_out, C_in / groups, ...).
+    """
+    window = padded_sum
+    for size, step, spread in zip(weight.shape[2:], stride, dilation, strict=True):
+        # The first spatial dimension becomes the mean over its positions of each tap, at the end.
+        window = window.unfold(2, spread * (size - 1) + 1, step)[..., ::spread].mean(2)
+    with full_precision(weight):
+        matrices = widened(weight).reshape(groups, weight.shape[0] // groups, -1)
+        return torch.bmm(matrices, window.reshape(groups, -1, 1)).flatten() / count
 
 
 def _sum_per_channel(y: Tensor, channel_dim: int) -> Tensor:
@@ -81,12 +104,15 @@ class Centring(nn.Module):
         """Centre y in place and move the running mean; with a gain, y is gain times what the running mean is of."""
         over_ranks = self.sync_mean and self.training
         y, mean = centre_(y, self.shift, channel_dim=channel_dim, over_ranks=over_ranks)
-        if self.training and self.running_mean is not None and not in_backward():
-            with torch.no_grad():
-                self._track(mean, self.running_mean, gain)
+        self._track(mean, gain)
         return y
 
-    def _track(self, mean: Tensor, running: Tensor, gain: Tensor | None) -> None:
+    @torch.no_grad()
+    def _track(self, mean: Tensor, gain: Tensor | None) -> None:
+        """Move the running mean, in training, towards the mean of a batch, (C,), which is gain times what it is of."""
+        running = self.running_mean
+        if not self.training or running is None or in_backward():
+            return
         assert self.num_batches_tracked is not None
         if gain is not None:
             # A channel whose gain is zero tells nothing of its mean, and keeps the last one.

@@ -12,16 +12,18 @@ Nothing here is a custom autograd function, so autocast, torch.compile, torch.fu
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from msn_deploy.msn.centring import Centring, in_backward
-from msn_deploy.msn.spectral import as_matrix, born_pair, over_sigma, power_iterate, sigma_of
+from msn_deploy.msn.centring import Centring, in_backward, mean_ahead
+from msn_deploy.msn.spectral import HALF, as_matrix, born_pair, over_sigma, power_iterate, sigma_of
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_WORTH_A_BATCH = 8  # images
 _CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
 
@@ -32,6 +34,12 @@ def scale_channels(weight: Tensor, scale: Tensor, *, transposed: bool, groups: i
     rest = [1] * (weight.dim() - 2)
     grouped = weight.view(groups, -1, *weight.shape[1:]) * scale.view(groups, 1, -1, *rest)
     return grouped.view_as(weight)
+
+
+def _is_channels_last(tensor: Tensor) -> bool:
+    if tensor.dim() < 4 or tensor.is_contiguous():
+        return False
+    return tensor.movedim(1, -1).is_contiguous()
 
 
 class _Spectral(nn.Module):
@@ -72,15 +80,21 @@ class _Spectral(nn.Module):
     def _normalised_weight(self) -> Tensor:
         """Return scale * W / sigma, after a power iteration in training."""
         weight = self.weight.transpose(0, 1) if self.is_transposed else self.weight
+        v = self.v
+        if in_rows := _is_channels_last(weight):  # so that the matrix is a view, its columns in the order of memory
+            v = v.view(weight.shape[1:]).movedim(0, -1)
+            weight = weight.movedim(1, -1)
         if self.training and self.power_iterations > 0 and not in_backward():
-            u, v, sigma = power_iterate(weight.detach().flatten(1), self.u, self.v, steps=self.power_iterations)
+            u, v, sigma = power_iterate(weight.detach().flatten(1), self.u, v, steps=self.power_iterations)
         else:
             # Copies, because a second forward before the backward moves the buffers that autograd would have saved.
-            u, v = self.u.clone(), self.v.clone()
+            u, v = self.u.clone(), v.clone(memory_format=torch.contiguous_format).flatten()
             sigma = sigma_of(weight.detach().flatten(1), u, v)
         weight = over_sigma(weight, u, v, sigma)
         if self.scale is not None:
             weight = weight * self.scale
+        if in_rows:
+            weight = weight.movedim(-1, 1)
         return weight.transpose(0, 1) if self.is_transposed else weight
 
     def _apply_weight(self, x: Tensor, weight: Tensor, bias: Tensor | None, output_size: list[int] | None) -> Tensor:
@@ -150,9 +164,39 @@ class _MSN(_Spectral, Centring):
         if self.running_mean is not None and not self.training:
             mean = self.running_mean if self.gain is None else self.running_mean * self.gain
             return self._apply_weight(input, weight, -mean if self.shift is None else self.shift - mean, output_size)
+        if self._reads_less_than_it_writes(input):
+            mean = self._mean_ahead(input, weight)
+            self._track(mean.detach(), self.gain)
+            offset = -mean if self.shift is None else self.shift - mean
+            return self._apply_weight(input, weight, offset.to(weight.dtype), None)
         y = self._apply_weight(input, weight, None, output_size)
         channel_dim = y.dim() - 1 if isinstance(self, nn.Linear) else y.dim() - (weight.dim() - 1)
         return self._centre_(y, channel_dim=channel_dim, gain=self.gain)
+
+    def _reads_less_than_it_writes(self, input: Tensor) -> bool:
+        """Tell whether the mean comes cheaper through the bias, where that can be: measured in benchmarks/peers."""
+        if isinstance(self, (nn.Linear, *TRANSPOSED)) or self.sync_mean or input.dim() != self.weight.dim():
+            return False
+        if not input.is_contiguous():  # in channels_last the sum over the batch costs what it saves
+            return False
+        assert isinstance(self, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+        # The window mean itself takes some passes over one image, which have to be few beside those over the batch.
+        return input.shape[0] >= _WORTH_A_BATCH and self.in_channels * math.prod(self.stride) <= self.out_channels
+
+    def _mean_ahead(self, input: Tensor, weight: Tensor) -> Tensor:
+        assert isinstance(self, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+        total = input.sum(0, keepdim=True, dtype=torch.float32 if input.dtype in HALF else None)
+        sides = self._reversed_padding_repeated_twice
+        if any(sides):
+            total = F.pad(total, sides, mode="constant" if self.padding_mode == "zeros" else self.padding_mode)
+        return mean_ahead(
+            total,
+            weight,
+            count=input.shape[0],
+            stride=self.stride,
+            dilation=self.dilation,
+            groups=self.groups,
+        )
 
     def extra_repr(self) -> str:
         """Return the arguments of the torch twin, then those of MSN."""

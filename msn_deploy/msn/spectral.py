@@ -34,7 +34,8 @@ def widened(tensor: Tensor) -> Tensor:
 def power_iterate(matrix: Tensor, u: Tensor, v: Tensor, *, steps: int) -> tuple[Tensor, Tensor, Tensor]:
     """Move u (rows,) and v (columns,) in place towards the first singular pair of a matrix (rows, columns).
 
-    steps: at least 1. Return copies of both, which later calls leave alone, and sigma (), in at least single precision.
+    v may have any shape of so many elements. steps: at least 1. Return copies of both (v as a vector), which later
+    calls leave alone, and sigma (), in at least single precision.
     """
     matrix = widened(matrix)
     with full_precision(matrix):
@@ -46,7 +47,7 @@ def power_iterate(matrix: Tensor, u: Tensor, v: Tensor, *, steps: int) -> tuple[
         sigma = torch.linalg.vector_norm(left)  # = u @ W @ v, for u is W @ v over its length
         left.div_(sigma.clamp_min(_EPS))
     u.copy_(left)
-    v.copy_(right)
+    v.copy_(right.view(v.shape))
     return left, right, sigma
 
 
@@ -75,7 +76,8 @@ def _power(square: Tensor, vector: Tensor, exponent: int) -> Tensor:
 
 
 def _unit(tensor: Tensor) -> Tensor:
-    return tensor / torch.linalg.vector_norm(tensor).clamp_min(_EPS)
+    unit: Tensor = tensor / torch.linalg.vector_norm(tensor).clamp_min(_EPS)
+    return unit
 
 
 def sigma_of(matrix: Tensor, u: Tensor, v: Tensor) -> Tensor:

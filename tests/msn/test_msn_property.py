@@ -79,7 +79,7 @@ def _per_dim(draw: Any, rank: int, low: int, high: int) -> tuple[int, ...]:
 @st.composite
 def torch_shapes(draw: Any, torch_name: str) -> tuple[dict[str, Any], tuple[int, ...]]:
     """Draw the constructor arguments of a torch layer, and the shape of an input that fits."""
-    batch, rank = draw(st.integers(1, 3)), RANKS[torch_name]
+    batch, rank = draw(st.sampled_from([1, 2, 3, 8])), RANKS[torch_name]
     if not rank:
         shape = {"in_features": draw(st.integers(1, 5)), "out_features": draw(st.integers(1, 6))}
         return shape, (batch, *_per_dim(draw, draw(st.integers(0, 2)), 1, 3), shape["in_features"])

@@ -1,0 +1,78 @@
+"""The benchmark scripts measure what they say: the arms train, and are the networks of the package."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from msn_deploy.nets.blocks import Norm
+from msn_deploy.nets.densenet_bc import densenet_bc
+from msn_deploy.nets.vgg7 import vgg7
+
+PEERS = Path(__file__).resolve().parent.parent / "benchmarks" / "peers"
+
+
+@pytest.fixture(scope="module")
+def arms() -> Any:
+    sys.path.insert(0, str(PEERS))
+    try:
+        import train_step_arms
+    finally:
+        sys.path.remove(str(PEERS))
+    return train_step_arms
+
+
+def _trainer(arms: Any, net: str, arm: str, batch: int, dtype: str = "float32", layout: str = "contiguous") -> Any:
+    return arms.Trainer(net, arm, batch=batch, layout=layout, dtype=dtype, device="cpu")
+
+
+@pytest.mark.parametrize("arm", ["none", "bn", "torch-sn", "torch-sn+mean", "authors", "sn", "msn"])
+@pytest.mark.parametrize(("dtype", "layout"), [("float32", "contiguous"), ("bfloat16", "channels_last")])
+def test_an_arm_trains(arms: Any, arm: str, dtype: str, layout: str) -> None:
+    trainer = _trainer(arms, "vgg7", arm, 8, dtype, layout)
+    before = [parameter.detach().clone() for parameter in trainer.model.parameters()]
+    first = trainer.loss().item()
+    trainer.optimizer.param_groups[0]["lr"] = 0.05
+    for _ in range(4):
+        trainer.step()
+    assert trainer.loss().item() < first
+    assert all(not torch.equal(old, new) for old, new in zip(before, trainer.model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("norm", ["none", "bn", "sn", "msn"])
+def test_the_arms_are_the_networks_of_the_package(arms: Any, norm: str) -> None:
+    shape = {"in_channels": 3, "height_px": 32, "width_px": 32, "classes": 10}
+    ours = {
+        "vgg7": vgg7(Norm(name=norm), width=32, **shape),
+        "densenet_bc": densenet_bc(Norm(name=norm), width=12, **shape),
+    }
+    for net, model in ours.items():
+        measured = _trainer(arms, net, norm, 1).model
+        wanted = sorted(tuple(each.shape) for each in model.parameters())
+        assert sorted(tuple(each.shape) for each in measured.parameters()) == wanted
+
+
+@pytest.mark.parametrize(("net", "batch", "most"), [("vgg7", 64, 0.65), ("densenet_bc", 16, 0.56)])
+def test_msn_saves_memory(arms: Any, net: str, batch: int, most: float) -> None:
+    """Counted, not timed: what autograd keeps between forward and backward, against BatchNorm."""
+    saved = {arm: _trainer(arms, net, arm, batch).saved_mib() for arm in ("bn", "msn", "none")}
+    assert saved["msn"] < most * saved["bn"]
+    assert saved["msn"] < 1.1 * saved["none"]
+
+
+def test_the_script_measures_and_writes(tmp_path: Path) -> None:
+    out = tmp_path / "result.json"
+    command = [sys.executable, str(PEERS / "train_step.py"), "--arms", "none,bn", "--seconds", "2.5", "--out", str(out)]
+    command += ["--only", "vgg7,contiguous,float32"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    (case,) = json.loads(out.read_text(encoding="utf-8"))["cases"]
+    assert len(case["steps_ms"]["bn"]) >= 20
+    assert case["rows"]["none"]["saved_mib"] < case["rows"]["bn"]["saved_mib"]
+    assert case["rows"]["none"]["to_bn"][1] <= case["rows"]["none"]["to_bn"][0] <= case["rows"]["none"]["to_bn"][2]
