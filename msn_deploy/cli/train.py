@@ -37,8 +37,8 @@ def command(
     )
     require("torch", step="train")
     require("safetensors", step="train")
+    from msn_deploy.core.memory import keep_freed_memory
     from msn_deploy.training import train
-    from msn_deploy.training.memory import keep_freed_memory
 
     keep_freed_memory()
     state = out / f"{chosen.name}.state.safetensors"

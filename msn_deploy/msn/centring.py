@@ -12,6 +12,7 @@ pays where the input is no larger than the output.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -64,11 +65,23 @@ def _sum_per_channel(y: Tensor, channel_dim: int) -> Tensor:
 
 def _over_ranks(total: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Add up sums (C,) and counts of all ranks; the gradients are added up over the ranks as well."""
-    from torch.distributed.nn.functional import all_reduce  # late: importing it takes a second
-
-    both = torch.cat([total, total.new_full((1,), count)])
-    summed: Tensor = all_reduce(both)  # type: ignore[no-untyped-call]
+    summed: Tensor = _AllReduce.apply(torch.cat([total, total.new_full((1,), count)]))  # type: ignore[no-untyped-call]
     return summed[:-1], summed[-1].detach()
+
+
+class _AllReduce(torch.autograd.Function):
+    """The sum over all ranks, and of its gradient: torch's own, in torch.distributed.nn, is deprecated."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        value = value.clone()
+        dist.all_reduce(value)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        reduced: Tensor = _AllReduce.apply(grad)  # type: ignore[no-untyped-call]
+        return reduced
 
 
 def in_backward() -> bool:

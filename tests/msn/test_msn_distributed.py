@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import socket
+import os
 from pathlib import Path
 
 import pytest
@@ -44,23 +44,21 @@ def _trained(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
     return {name.removeprefix("module."): tensor.clone() for name, tensor in model.state_dict().items()}
 
 
-def _rank(rank: int, port: int, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=RANKS)
+def _rank(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=RANKS)
     torch.set_num_threads(1)
     half = _batch().chunk(RANKS)[rank]
     for sync_mean in (False, True):
         state = _trained(DistributedDataParallel(_model(sync_mean=sync_mean)), half)
         torch.save(state, Path(folder) / f"{sync_mean}-{rank}.pt")
-    dist.destroy_process_group()
+    dist.barrier()
+    os._exit(0)  # at once: gloo's threads can abort an interpreter that tears itself down
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[bool, int], dict[str, Tensor]]:
     folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(_rank, args=(port, str(folder)), nprocs=RANKS)
+    torch.multiprocessing.spawn(_rank, args=(str(folder),), nprocs=RANKS)
     return {
         (sync, rank): torch.load(folder / f"{sync}-{rank}.pt", weights_only=True)
         for sync in (False, True)

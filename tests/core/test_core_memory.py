@@ -11,7 +11,7 @@ import pytest
 STEPS = """
 import resource, sys, torch
 if sys.argv[1] == "kept":
-    from msn_deploy.training.memory import keep_freed_memory
+    from msn_deploy.core.memory import keep_freed_memory
     keep_freed_memory()
 def step():
     torch.ones(12 * 2**20)
