@@ -168,3 +168,22 @@ class _Rectified(MSNConv2d):
 def test_a_subclass_with_a_forward_of_its_own_is_refused() -> None:
     with pytest.raises(FoldError, match="0: _Rectified has a forward of its own"):
         fold(nn.Sequential(_Rectified(IN, OUT, 3)).eval())
+
+
+class _Listed(nn.Module):
+    """Registers its layers, and calls them through a plain list that a replacement does not reach."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(IN, OUT, 3), nn.BatchNorm2d(OUT)
+        self.steps = [self.conv, self.bn]
+
+    def forward(self, x: Tensor) -> Tensor:
+        for step in self.steps:
+            x = step(x)
+        return x
+
+
+def test_layers_called_through_a_plain_list_are_refused() -> None:
+    with pytest.raises(FoldError, match=r"does not hold as submodules[\s\S]*ModuleList"):
+        fold(loosen(_Listed()))
