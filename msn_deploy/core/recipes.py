@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from msn_deploy.core.artifacts import open_input
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.model_info import NORMS
+from msn_deploy.core.train_options import TrainOptions
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -24,41 +25,9 @@ else:
     import tomli as tomllib
 
 T = TypeVar("T")
-OPTIMIZERS = ("sgd", "adam", "adamw")
 CLASSIFIERS = ("linear", "sn")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainOptions:
-    """How a network is trained."""
-
-    epochs: int
-    """Passes over the training split."""
-    batch_size: int
-    """Images per optimizer step."""
-    learning_rate: float
-    """Peak of the one-cycle schedule."""
-    optimizer: str = "adam"
-    """One of OPTIMIZERS."""
-    weight_decay: float = 0.0
-    """On weights only, never on shift, gain or bias."""
-    power_iterations: int = 1
-    """Per training step, for sigma."""
-    seed: int = 0
-    """Of initial weights and batch order."""
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "power_iterations"):
-            if getattr(self, name) < 1:
-                raise InputError(f"train.{name} must be at least 1, got {getattr(self, name)}.")
-        if not 0 < self.learning_rate < 100:
-            raise InputError(f"train.learning_rate (--lr) must lie between 0 and 100, got {self.learning_rate}.")
-        if not 0 <= self.weight_decay < 100:
-            raise InputError(f"train.weight_decay must lie between 0 and 100, got {self.weight_decay}.")
-        if not 0 <= self.seed < 2**32:
-            raise InputError(f"train.seed (--seed) must lie between 0 and {2**32 - 1}, got {self.seed}.")
-        if self.optimizer not in OPTIMIZERS:
-            raise InputError(f"train.optimizer must be one of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}.")
+FITS = ("resize", "pad")
+INITS = ("plain", "kaiming")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +36,10 @@ class Recipe:
 
     input_shape: (N, C, H, W); N is 1, C is 1 or 3. data: default data, a known name or a folder. width: channels of
     the first block; the others are multiples of it. classifier: one of CLASSIFIERS; "sn" divides the weight of the last
-    linear layer by its spectral norm, as the paper's authors do on MNIST.
+    linear layer by its spectral norm, as the paper's authors do on MNIST. fit: one of FITS, how images get to the size
+    of input_shape: scaled, or unscaled on a black canvas. init: one of INITS; "kaiming" gives each convolution with a
+    spectral norm a constant factor with which it starts at the deviation of Kaiming's initialisation (`init_gain` of
+    the layers); "plain" has none, as the paper. Convolutions without a spectral norm start the same with either.
     """
 
     name: str
@@ -77,6 +49,8 @@ class Recipe:
     input_shape: tuple[int, int, int, int]
     width: int
     classifier: str = "linear"
+    fit: str = "resize"
+    init: str = "plain"
     train: TrainOptions = field(kw_only=True)
 
     def __post_init__(self) -> None:
@@ -87,8 +61,9 @@ class Recipe:
             raise InputError(f"input_shape must be [1, 1 or 3, height, width], got {list(shape)}.")
         if not 1 <= self.width <= 4096:
             raise InputError(f"width must lie between 1 and 4096, got {self.width}.")
-        if self.classifier not in CLASSIFIERS:
-            raise InputError(f"classifier must be one of {', '.join(CLASSIFIERS)}, got {self.classifier!r}.")
+        for name, known in (("classifier", CLASSIFIERS), ("fit", FITS), ("init", INITS)):
+            if getattr(self, name) not in known:
+                raise InputError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}.")
 
     def override(self, *, norm: str | None = None, data: str | None = None, **train: Any) -> Recipe:
         """Return the recipe with the options that are not None replaced, and the name following the norm."""
@@ -161,10 +136,16 @@ def _checked(cls: type[T], value: Mapping[str, Any], *, source: str) -> T:
     for key in value:
         if key not in known:
             raise InputError(f"{source}: unknown key {key!r}{did_you_mean(key, list(known))}")
-    kinds: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,), "tuple": (tuple,)}
+    kinds: dict[str, tuple[type, ...]] = {
+        "int": (int,),
+        "float": (int, float),
+        "str": (str,),
+        "bool": (bool,),
+        "tuple": (tuple,),
+    }
     for key, item in value.items():
         wanted = str(known[key].type).partition("[")[0]
-        if wanted in kinds and (not isinstance(item, kinds[wanted]) or isinstance(item, bool)):
+        if wanted in kinds and (not isinstance(item, kinds[wanted]) or isinstance(item, bool) != (wanted == "bool")):
             raise InputError(f"{source}: {key} must be {wanted}, got {item!r}.")
         if wanted == "tuple" and not all(isinstance(part, int) for part in item):
             raise InputError(f"{source}: {key} must hold whole numbers, got {list(item)}.")

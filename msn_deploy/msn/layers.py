@@ -7,6 +7,12 @@ mean is the batch mean per output channel in training, a running mean in evaluat
 cancel against the mean; `bias=True` therefore gives the shift. gain exists with `affine=True` only ("msn-affine", as
 the paper's authors have it in their repository): it is folded into the weight, so that it costs no pass over y.
 
+W / sigma makes activations smaller from layer to layer, so that a shift of some size means more in each, and the
+logits are tiny at first. `init_gain` multiplies W / sigma by one constant per layer, `scale`, with which it starts at
+the deviation init_gain / sqrt(columns of the matrix), as `torch.nn.init.kaiming_normal_` would: sqrt(2) before a ReLU.
+Between layers that are positively homogeneous (ReLU, max pooling) this is the paper's function, with shifts and
+classifier in other units; None, the default, is the paper's form. Lipschitz networks want None.
+
 Nothing here is a custom autograd function, so autocast, torch.compile, torch.func and double backward work as usual.
 """
 
@@ -51,7 +57,7 @@ class _Spectral(nn.Module):
     scale: Tensor | None
     power_iterations: int
 
-    def _start_spectral(self, power_iterations: int) -> None:
+    def _start_spectral(self, power_iterations: int, init_gain: float | None) -> None:
         if power_iterations < 1:
             raise ValueError(f"power_iterations must be at least 1, got {power_iterations}")
         self.power_iterations = power_iterations
@@ -59,6 +65,10 @@ class _Spectral(nn.Module):
         self.register_buffer("u", u)
         self.register_buffer("v", v)
         self.register_buffer("scale", None)
+        if init_gain is not None:
+            # W / sigma has the deviation norm(W) / sigma / sqrt(rows * columns); wanted is init_gain / sqrt(columns).
+            matrix = self._matrix().detach()
+            self.scale = init_gain * self.sigma().detach() * math.sqrt(len(matrix)) / torch.linalg.vector_norm(matrix)
 
     @property
     def is_transposed(self) -> bool:
@@ -120,9 +130,9 @@ class _Spectral(nn.Module):
 class _SN(_Spectral):
     bias: Tensor | None
 
-    def __init__(self, *args: Any, power_iterations: int = 1, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, power_iterations: int = 1, init_gain: float | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._start_spectral(power_iterations)
+        self._start_spectral(power_iterations, init_gain)
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """Return layer(input, scale * W / sigma) + bias."""
@@ -139,12 +149,13 @@ class _MSN(_Spectral, Centring):
         affine: bool = False,
         momentum: float | None = 0.1,
         power_iterations: int = 1,
+        init_gain: float | None = None,
         track_running_stats: bool = True,
         sync_mean: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, bias=False, **kwargs)
-        self._start_spectral(power_iterations)
+        self._start_spectral(power_iterations, init_gain)
         zeros = self.weight.detach().new_zeros(self.channels)
         self._start_centring(
             zeros,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -11,10 +13,19 @@ from msn_deploy.msn import MSNConv2d, SNConv2d, SNLinear
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Norm:
-    """Which norm (one of core.model_info.NORMS) a network's convolutions carry, and its power iterations per step."""
+    """Which norm (one of core.model_info.NORMS) a network's convolutions carry, and how it starts and moves.
+
+    power_iterations: per training step. init: one of core.recipes.INITS.
+    """
 
     name: str
     power_iterations: int = 1
+    init: str = "plain"
+
+    def spectral(self) -> dict[str, Any]:
+        """Return the arguments of a convolution with a spectral norm."""
+        init_gain = math.sqrt(2) if self.init == "kaiming" else None
+        return {"power_iterations": self.power_iterations, "init_gain": init_gain}
 
 
 def conv_norm(
@@ -22,15 +33,14 @@ def conv_norm(
 ) -> list[nn.Module]:
     """Return the layers of a convolution with its norm, to be unpacked into a Sequential."""
     shape = (in_channels, out_channels, kernel, stride, padding)
-    iterations = norm.power_iterations
     if norm.name == "bn":
         return [nn.Conv2d(*shape, bias=False), nn.BatchNorm2d(out_channels)]
     if norm.name == "none":
         return [nn.Conv2d(*shape)]
     if norm.name == "sn":
-        return [SNConv2d(*shape, power_iterations=iterations)]
+        return [SNConv2d(*shape, **norm.spectral())]
     if norm.name in ("msn", "msn-affine"):
-        return [MSNConv2d(*shape, affine=norm.name == "msn-affine", power_iterations=iterations)]
+        return [MSNConv2d(*shape, affine=norm.name == "msn-affine", **norm.spectral())]
     raise ValueError(f"unknown norm {norm.name!r}")
 
 

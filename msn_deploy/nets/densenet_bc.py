@@ -62,11 +62,10 @@ class _Parts:
 
     def feature(self, in_channels: int, out_channels: int, kernel: int) -> nn.Module:
         shape = (in_channels, out_channels, kernel, 1, kernel // 2)
-        iterations = self.norm.power_iterations
         if self.is_msn:
-            return MSNConv2d(*shape, bias=False, power_iterations=iterations)
+            return MSNConv2d(*shape, bias=False, **self.norm.spectral())
         if self.norm.name == "sn":
-            return SNConv2d(*shape, power_iterations=iterations)
+            return SNConv2d(*shape, **self.norm.spectral())
         return nn.Conv2d(*shape, bias=self.norm.name != "bn")
 
     def before(self, channels: int) -> nn.Module:

@@ -18,6 +18,8 @@ NETS: dict[str, Callable[..., nn.Module]] = {
     "cnn3": cnn3,
     "cnn3_relu": partial(cnn3, slope=0.0),
     "densenet_bc": densenet_bc,
+    "densenet_bc_c08": partial(densenet_bc, compression=0.8),
+    "densenet_bc_22": partial(densenet_bc, layers=3),
     "vgg7": vgg7,
     "vgg7_svhn": partial(vgg7, stages=SIX),
 }
@@ -29,7 +31,7 @@ def build_net(recipe: Recipe, *, classes: int) -> nn.Module:
         raise InputError(f"recipe {recipe.name}: unknown net {recipe.net!r}{did_you_mean(recipe.net, list(NETS))}")
     _, channels, height, width = recipe.input_shape
     return NETS[recipe.net](
-        Norm(name=recipe.norm, power_iterations=recipe.train.power_iterations),
+        Norm(name=recipe.norm, power_iterations=recipe.train.power_iterations, init=recipe.init),
         in_channels=channels,
         height_px=height,
         width_px=width,

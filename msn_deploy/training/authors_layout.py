@@ -27,7 +27,8 @@ from torch import Tensor, nn
 
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.model_info import Preprocess
-from msn_deploy.core.recipes import Recipe, TrainOptions
+from msn_deploy.core.recipes import Recipe
+from msn_deploy.core.train_options import TrainOptions
 from msn_deploy.training.checkpoint import read_pickle
 
 _LOG = logging.getLogger(__name__)

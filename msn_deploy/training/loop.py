@@ -22,12 +22,14 @@ from msn_deploy.core.artifacts import Parent, publish, sidecar_path
 from msn_deploy.core.errors import GateError, InputError, MissingDevice
 from msn_deploy.core.model_info import ModelInfo
 from msn_deploy.core.progress import Progress, silent
-from msn_deploy.core.recipes import Recipe, TrainOptions
+from msn_deploy.core.recipes import Recipe
+from msn_deploy.core.train_options import TrainOptions
 from msn_deploy.data import Split, load_split, to_input
 from msn_deploy.data.preprocess import measured_preprocess
 from msn_deploy.nets import build_net
 from msn_deploy.nets.predict import logits_of
 from msn_deploy.training.checkpoint import read_tensors, save_checkpoint, write_tensors
+from msn_deploy.training.probe import Probe
 
 _RISE = 0.3  # share of the steps in which the learning rate rises from peak / 25; then it falls to almost nothing
 _RUN_KEY = "msn_deploy_run"  # in the header of the state
@@ -50,6 +52,7 @@ def train(
     limit_train: int | None = None,
     resume: bool = False,
     progress: Progress = silent,
+    probe: Probe | None = None,
 ) -> TrainResult:
     """Train a recipe on its data and save `out/NAME.safetensors` after every epoch.
 
@@ -73,7 +76,8 @@ def train(
         data=recipe.data,
         recipe=recipe.to_dict(),
     )
-    run = _Run(recipe=recipe, model=build_net(recipe, classes=len(training.classes)).to(where), info=info, out=out)
+    model = build_net(recipe, classes=len(training.classes)).to(where)
+    run = _Run(recipe=recipe, model=model, info=info, out=out, probe=probe)
     if resume:
         run.restore(training)
     run.fit(training, testing, progress=progress)
@@ -83,8 +87,8 @@ def train(
 class _Run:
     """The moving parts of one training: model, optimizer, history, and where they are saved."""
 
-    def __init__(self, *, recipe: Recipe, model: nn.Module, info: ModelInfo, out: Path) -> None:
-        self.recipe, self.model, self.info = recipe, model, info
+    def __init__(self, *, recipe: Recipe, model: nn.Module, info: ModelInfo, out: Path, probe: Probe | None) -> None:
+        self.recipe, self.model, self.info, self.probe = recipe, model, info, probe
         self.optimizer = _optimizer(model, recipe.train)
         self.checkpoint = out / f"{recipe.name}.safetensors"
         self.state = out / f"{recipe.name}.state.safetensors"
@@ -105,6 +109,8 @@ class _Run:
         splits = {"data:train": training, "data:test": testing}
         parents = [Parent(role=role, file=split.source, sha256=split.sha256()) for role, split in splits.items()]
         steps = len(images) // options.batch_size
+        if self.probe is not None:
+            self.probe.begin(self.model)
         for epoch in range(len(self.history), options.epochs):
             began = time.perf_counter()
             loss = self._epoch(epoch, images, labels, steps, progress)
@@ -119,6 +125,8 @@ class _Run:
             accuracy = float((logits.argmax(1) == testing.labels).mean())
             entry = {"epoch": epoch + 1, "train_loss": loss, "test_accuracy": accuracy}
             self.history.append({**entry, "seconds": round(time.perf_counter() - began, 3)})
+            if self.probe is not None:
+                self.probe.after_epoch(self.history[-1])
             self.info = replace(self.info, metrics=entry)
             if epoch + 1 < options.epochs:
                 self._save_state(training)
@@ -142,6 +150,8 @@ class _Run:
             self.optimizer.zero_grad()
             loss = F.cross_entropy(self.model(images[chosen]), labels[chosen])
             loss.backward()
+            if self.probe is not None:
+                self.probe.before_step(at)
             self.optimizer.step()
             total += loss.detach()
             progress(at + 1, options.epochs * steps, self._note(epoch))
