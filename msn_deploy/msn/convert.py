@@ -133,7 +133,7 @@ def _new_layer(layer: nn.Module, norm: nn.Module, kind: str, power_iterations: i
     return new
 
 
-def _untrained_twin(layer: nn.Module, norm: nn.Module, kind: str, power_iterations: int) -> ours._Spectral:
+def _untrained_twin(layer: nn.Module, norm: nn.Module, kind: str, power_iterations: int) -> ours.SpectralLayer:
     """Return an SN or MSN layer of the same shape, whose tensors are all to be set."""
     options: dict[str, Any] = {"power_iterations": power_iterations}
     if kind != "sn":
@@ -142,7 +142,7 @@ def _untrained_twin(layer: nn.Module, norm: nn.Module, kind: str, power_iteratio
     assert isinstance(layer, LAYERS)
     torch_kind = next(each for each in LAYERS if isinstance(layer, each))
     our_kind = getattr(ours, f"{'SN' if kind == 'sn' else 'MSN'}{torch_kind.__name__}")
-    twin: ours._Spectral = our_kind(**ours.constructor_arguments(layer), **options, dtype=layer.weight.dtype)
+    twin: ours.SpectralLayer = our_kind(**ours.constructor_arguments(layer), **options, dtype=layer.weight.dtype)
     return twin.to(layer.weight.device)
 
 

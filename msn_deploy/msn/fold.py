@@ -110,7 +110,7 @@ def fold(model: nn.Module, *, strict: bool = True) -> nn.Module:
         settled = _settled(name.removeprefix("model."), module)
         if settled is not module:
             replace_module(holder, name, settled)
-        if isinstance(module, ours._Spectral):
+        if isinstance(module, ours.SpectralLayer):
             replace_module(holder, name, _plain_layer(name.removeprefix("model."), module))
     model = holder["model"]
     pairs, refusals = find_pairs(model)
@@ -189,7 +189,7 @@ def _settled(name: str, module: nn.Module) -> nn.Module:
     return plain
 
 
-def _plain_layer(name: str, layer: ours._Spectral) -> nn.Module:
+def _plain_layer(name: str, layer: ours.SpectralLayer) -> nn.Module:
     """Return the plain torch twin of an SN or MSN layer, folded."""
     reason = why_opaque(layer)
     if type(layer).forward not in (ours._MSN.forward, ours._SN.forward):

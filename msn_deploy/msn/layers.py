@@ -48,7 +48,7 @@ def _is_channels_last(tensor: Tensor) -> bool:
     return tensor.movedim(1, -1).is_contiguous()
 
 
-class _Spectral(nn.Module):
+class SpectralLayer(nn.Module):
     """The part that SN and MSN layers share: the buffers u and v, and W / sigma."""
 
     weight: Tensor
@@ -86,6 +86,11 @@ class _Spectral(nn.Module):
     def sigma(self) -> Tensor:
         """Return the tracked spectral norm of the weight, shape (), without moving u and v."""
         return sigma_of(self._matrix(), self.u, self.v)
+
+    @torch.no_grad()
+    def settle(self, steps: int = 100) -> None:
+        """Move u and v to the first singular vectors of a weight that was set from elsewhere, such as an average."""
+        power_iterate(self._matrix(), self.u, self.v, steps=steps)
 
     def _normalised_weight(self) -> Tensor:
         """Return scale * W / sigma, after a power iteration in training."""
@@ -127,7 +132,7 @@ class _Spectral(nn.Module):
         return y
 
 
-class _SN(_Spectral):
+class _SN(SpectralLayer):
     bias: Tensor | None
 
     def __init__(self, *args: Any, power_iterations: int = 1, init_gain: float | None = None, **kwargs: Any) -> None:
@@ -139,7 +144,7 @@ class _SN(_Spectral):
         return self._apply_weight(input, self._normalised_weight(), self.bias, output_size)
 
 
-class _MSN(_Spectral, Centring):
+class _MSN(SpectralLayer, Centring):
     gain: nn.Parameter | None
 
     def __init__(

@@ -10,7 +10,7 @@ from typing import TypeVar
 from torch import fx, nn
 from torch.nn.utils import parametrize
 
-from msn_deploy.msn.layers import _Spectral
+from msn_deploy.msn.layers import SpectralLayer
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 LAYERS = (
@@ -107,7 +107,7 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         # What norms do inside cannot be traced, and a subclass that differs in its constructor alone is its base.
-        opaque = isinstance(m, (_Spectral, *BATCH_NORMS)) or _is_plain(m)
+        opaque = isinstance(m, (SpectralLayer, *BATCH_NORMS)) or _is_plain(m)
         return opaque or super().is_leaf_module(m, module_qualified_name)
 
 
@@ -175,7 +175,7 @@ def _pair_or_reason(model: nn.Module, node: fx.Node, calls: Counter[str], read: 
 def _mismatch(feeder: str, layer: nn.Module, norm: nn.Module) -> str | None:
     """Return why a norm does not act on the output channels of a layer as torch computes them, or None."""
     shown = f"{feeder} ({type(layer).__name__})"
-    if isinstance(layer, _Spectral):
+    if isinstance(layer, SpectralLayer):
         return f"{shown} is normalised already"
     for name, module in ((feeder, layer), ("it", norm)):
         if not _is_plain(module):

@@ -1,7 +1,7 @@
 """The training loop: a recipe and its data to a checkpoint, one epoch after the other, each saved before the next.
 
-Beside the checkpoint lie the history (`NAME.history.jsonl`, one line per epoch) and, until the last epoch is done, the
-state that `resume` continues from (`NAME.state.safetensors`: weights, optimizer, history).
+Beside the checkpoint lie the history (`NAME.history.jsonl`, one line per epoch), its curves (`NAME.curves.png`) and,
+until the last epoch is done, the state that `resume` continues from (`NAME.state.safetensors`).
 """
 
 from __future__ import annotations
@@ -11,28 +11,29 @@ import math
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from torch import nn
 from torch.nn import functional as F
 
-from msn_deploy.core.artifacts import Parent, publish, sidecar_path
-from msn_deploy.core.errors import GateError, InputError, MissingDevice
+from msn_deploy.core.artifacts import Parent, publish
+from msn_deploy.core.errors import GateError, InputError
 from msn_deploy.core.model_info import ModelInfo
 from msn_deploy.core.progress import Progress, silent
 from msn_deploy.core.recipes import Recipe
-from msn_deploy.core.train_options import TrainOptions
 from msn_deploy.data import Split, load_split, to_input
 from msn_deploy.data.preprocess import measured_preprocess
 from msn_deploy.nets import build_net
 from msn_deploy.nets.predict import logits_of
-from msn_deploy.training.checkpoint import read_tensors, save_checkpoint, write_tensors
+from msn_deploy.training.batches import Batches, divided
+from msn_deploy.training.checkpoint import save_checkpoint
+from msn_deploy.training.distributed import World, join
+from msn_deploy.training.optimizer import averaged, make_optimizer, settled
 from msn_deploy.training.probe import Probe
-
-_RISE = 0.3  # share of the steps in which the learning rate rises from peak / 25; then it falls to almost nothing
-_RUN_KEY = "msn_deploy_run"  # in the header of the state
+from msn_deploy.training.schedule import learning_rate
+from msn_deploy.training.state import Parts, remove_state, restore_state, save_state
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,20 +55,19 @@ def train(
     progress: Progress = silent,
     probe: Probe | None = None,
 ) -> TrainResult:
-    """Train a recipe on its data and save `out/NAME.safetensors` after every epoch.
+    """Train a recipe on its data and save `out/NAME.safetensors` after every epoch (with `patience`: the best one).
 
     device: "auto", "cpu" or "cuda". limit_train: use at most so many training images. The same recipe, data and
-    number of threads give the same weights; a resumed run gives those of a run that was never interrupted.
+    number of threads give the same weights; a resumed run gives those of a run that was never interrupted. Started
+    by torchrun, all processes train one network and the first of them writes.
     Raises InputError (exit 2), MissingDevice (exit 3), and GateError (exit 1) if loss or outputs are no longer finite.
     """
-    where = _device(device)
     _, channels, height, width = recipe.input_shape
     size = {"height_px": height, "width_px": width, "channels": channels}
     training = load_split(recipe.data, "train", **size).first(limit_train)
     testing = load_split(recipe.data, "test", **size)
     if training.classes != testing.classes:
         raise InputError(f"{recipe.data}: training has classes {training.classes}, the test {testing.classes}.")
-    torch.manual_seed(recipe.train.seed)
     info = ModelInfo(
         net=recipe.net,
         norm=recipe.norm,
@@ -76,86 +76,121 @@ def train(
         data=recipe.data,
         recipe=recipe.to_dict(),
     )
-    model = build_net(recipe, classes=len(training.classes)).to(where)
-    run = _Run(recipe=recipe, model=model, info=info, out=out, probe=probe)
-    if resume:
-        run.restore(training)
-    run.fit(training, testing, progress=progress)
+    with join(device) as world:
+        run = _Run(recipe, training, testing, info=info, out=out, world=world)
+        if resume:
+            run.history = restore_state(run.state, recipe, run.data_sha256, run.parts)
+        run.fit(progress if world.leads else silent, probe)
     return TrainResult(checkpoint=run.checkpoint, info=run.info, history=run.history)
 
 
 class _Run:
-    """The moving parts of one training: model, optimizer, history, and where they are saved."""
+    """The moving parts of one training, and where they are saved."""
 
-    def __init__(self, *, recipe: Recipe, model: nn.Module, info: ModelInfo, out: Path, probe: Probe | None) -> None:
-        self.recipe, self.model, self.info, self.probe = recipe, model, info, probe
-        self.optimizer = _optimizer(model, recipe.train)
+    def __init__(
+        self, recipe: Recipe, training: Split, testing: Split, *, info: ModelInfo, out: Path, world: World
+    ) -> None:
+        options, prep = recipe.train, info.preprocess
+        assert prep is not None
+        self.recipe, self.info, self.world = recipe, info, world
+        self.training, self.testing, self.test_input = training, testing, to_input(testing.images, prep)
+        torch.manual_seed(options.seed)
+        self.model = build_net(recipe, classes=len(training.classes)).to(world.device)
+        if options.channels_last:
+            self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        learned, self.held_out = divided(training, options.validation)
+        self.data_sha256 = training.sha256()
+        self.held_input = to_input(self.held_out.images, prep)
+        self.batches = Batches(learned, prep, options, device=world.device, rank=world.rank, ranks=world.size)
+        self.optimizer = make_optimizer(self.model, options)
+        self.average = averaged(self.model, options.ema) if options.ema else None
+        self.parts: Parts = {"model": self.model, "optimizer": self.optimizer}
+        if self.average is not None:
+            self.parts = {**self.parts, "average": self.average}
         self.checkpoint = out / f"{recipe.name}.safetensors"
         self.state = out / f"{recipe.name}.state.safetensors"
         self.log = out / f"{recipe.name}.history.jsonl"
         self.history: list[dict[str, float]] = []
 
-    def fit(self, training: Split, testing: Split, *, progress: Progress) -> None:
-        options, prep = self.recipe.train, self.info.preprocess
-        assert prep is not None
-        device = next(self.model.parameters()).device
-        images = torch.from_numpy(to_input(training.images, prep)).to(device)
-        labels = torch.from_numpy(training.labels).to(device)
-        test_input = to_input(testing.images, prep)
-        if len(images) < options.batch_size:
-            raise InputError(
-                f"{len(images)} training images do not fill one batch of {options.batch_size}.\nLower `--batch-size`."
-            )
-        splits = {"data:train": training, "data:test": testing}
-        parents = [Parent(role=role, file=split.source, sha256=split.sha256()) for role, split in splits.items()]
-        steps = len(images) // options.batch_size
-        if self.probe is not None:
-            self.probe.begin(self.model)
-        for epoch in range(len(self.history), options.epochs):
-            began = time.perf_counter()
-            loss = self._epoch(epoch, images, labels, steps, progress)
-            logits = logits_of(self.model, test_input)
-            lost = int((~np.isfinite(logits).all(axis=1)).sum())
-            if lost or not math.isfinite(loss):
-                raise GateError(
-                    f"the training diverged in epoch {epoch + 1}: loss {loss:.3g}, {lost} of {len(logits)} test images "
-                    "without a finite output.\n"
-                    f"Lower the learning rate, for example `--lr {options.learning_rate / 3:.2g}`."
-                )
-            accuracy = float((logits.argmax(1) == testing.labels).mean())
-            entry = {"epoch": epoch + 1, "train_loss": loss, "test_accuracy": accuracy}
-            self.history.append({**entry, "seconds": round(time.perf_counter() - began, 3)})
-            if self.probe is not None:
-                self.probe.after_epoch(self.history[-1])
-            self.info = replace(self.info, metrics=entry)
-            if epoch + 1 < options.epochs:
-                self._save_state(training)
-            publish(self.log, self._write_history, kind="history", parents=parents)
-            save_checkpoint(self.checkpoint, self.model, self.info, parents=parents)
-        for path in (sidecar_path(self.state), self.state):
-            path.unlink(missing_ok=True)
-
-    def _epoch(self, epoch: int, images: Tensor, labels: Tensor, steps: int, progress: Progress) -> float:
-        """Run one pass over the data in an order that depends on seed and epoch alone; return the mean loss."""
+    def fit(self, progress: Progress, probe: Probe | None) -> None:
         options = self.recipe.train
-        shuffle = torch.Generator().manual_seed(options.seed * 100_003 + epoch)
-        order = torch.randperm(len(images), generator=shuffle).to(images.device)
-        self.model.train()
-        total = torch.zeros((), device=images.device)
-        for step in range(steps):
-            at = epoch * steps + step
+        splits = {"data:train": self.training, "data:test": self.testing}
+        parents = [Parent(role=role, file=split.source, sha256=split.sha256()) for role, split in splits.items()]
+        shared = self.world.shared(self.model)
+        if probe is not None:
+            probe.begin(self.model)
+        while len(self.history) < options.epochs and not self._is_stale():
+            began = time.perf_counter()
+            loss = self._epoch(len(self.history), shared, progress, probe)
+            trained = time.perf_counter() - began
+            served = self.model if self.average is None else settled(self.average)
+            entry = self._evaluated(served, loss)
+            seconds = {"train_seconds": round(trained, 3), "seconds": round(time.perf_counter() - began, 3)}
+            self.history.append({**entry, **seconds})
+            if probe is not None:
+                probe.after_epoch(self.history[-1])
+            if not self.world.leads:
+                continue
+            publish(self.log, self._write_history, kind="history", parents=parents)
+            if self._best() == len(self.history) - 1:
+                self.info = replace(self.info, metrics=entry)
+                save_checkpoint(self.checkpoint, served, self.info, parents=parents)
+            # Last: killed before it is there, the epoch is done again; killed after it, none of its files is missing.
+            save_state(self.state, self.recipe, self.data_sha256, self.history, self.parts)
+        if self.world.leads:
+            remove_state(self.state)
+
+    def _epoch(self, epoch: int, shared: nn.Module, progress: Progress, probe: Probe | None) -> float:
+        """Run one pass over the data and return the mean loss."""
+        options, steps = self.recipe.train, len(self.batches)
+        shared.train()
+        total = torch.zeros((), device=self.world.device)
+        for at, (images, labels) in enumerate(self.batches.epoch(epoch), start=epoch * steps):
+            rate = learning_rate(at / (options.epochs * steps), options)
             for group in self.optimizer.param_groups:
-                group["lr"] = one_cycle(at / (options.epochs * steps), peak=options.learning_rate)
-            chosen = order[step * options.batch_size : (step + 1) * options.batch_size]
+                group["lr"] = rate
             self.optimizer.zero_grad()
-            loss = F.cross_entropy(self.model(images[chosen]), labels[chosen])
+            with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=options.amp):
+                logits = shared(images)
+            loss = F.cross_entropy(logits.float(), labels, label_smoothing=options.label_smoothing)
             loss.backward()
-            if self.probe is not None:
-                self.probe.before_step(at)
+            if options.clip_norm:
+                nn.utils.clip_grad_norm_(self.model.parameters(), options.clip_norm)
+            if probe is not None:
+                probe.before_step(at)
             self.optimizer.step()
+            if self.average is not None:
+                self.average.update_parameters(self.model)
             total += loss.detach()
             progress(at + 1, options.epochs * steps, self._note(epoch))
-        return float(total) / steps
+        return float(self.world.mean(total)) / steps
+
+    def _evaluated(self, model: nn.Module, loss: float) -> dict[str, float]:
+        """Return the history's entry of the epoch that has just been trained. Raises GateError if it diverged."""
+        logits = logits_of(model, self.test_input)
+        lost = int((~np.isfinite(logits).all(axis=1)).sum())
+        epoch, rate = len(self.history) + 1, self.recipe.train.learning_rate
+        if lost or not math.isfinite(loss):
+            raise GateError(
+                f"the training diverged in epoch {epoch}: loss {loss:.3g}, {lost} of {len(logits)} test images "
+                "without a finite output.\n"
+                f"Lower the learning rate, for example `--lr {rate / 3:.2g}`."
+            )
+        entry = {"epoch": epoch, "train_loss": loss, "test_accuracy": _accuracy(logits, self.testing)}
+        if len(self.held_out.labels):
+            entry["validation_accuracy"] = _accuracy(logits_of(model, self.held_input), self.held_out)
+        return entry
+
+    def _best(self) -> int:
+        """Return the index of the epoch to keep: the last, or with `patience` the best on the held-out images."""
+        last = len(self.history) - 1
+        if not self.recipe.train.patience:
+            return last
+        return max(range(last + 1), key=lambda at: (self.history[at]["validation_accuracy"], -at))
+
+    def _is_stale(self) -> bool:
+        patience = self.recipe.train.patience
+        return bool(patience and self.history) and len(self.history) - 1 - self._best() >= patience
 
     def _note(self, epoch: int) -> str:
         last = f", test {self.history[-1]['test_accuracy']:.2%}" if self.history else ""
@@ -164,65 +199,6 @@ class _Run:
     def _write_history(self, path: Path) -> None:
         path.write_text("".join(json.dumps(entry) + "\n" for entry in self.history), encoding="utf-8")
 
-    def _save_state(self, training: Split) -> None:
-        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
-        for index, slots in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{slot}": value for slot, value in slots.items() if value is not None}
-        run = {"recipe": self.recipe.to_dict(), "data": training.sha256(), "history": self.history}
-        write_tensors(self.state, tensors, {_RUN_KEY: json.dumps(run)})
 
-    def restore(self, training: Split) -> None:
-        """Continue from the saved state. Raises InputError if there is none or it is of another recipe or data."""
-        if not self.state.is_file():
-            raise InputError(f"nothing to resume: {self.state} does not exist.\nStart without `--resume`.")
-        tensors, metadata = read_tensors(self.state)
-        if _RUN_KEY not in metadata:
-            raise InputError(f"{self.state} is not the state of a training.\nStart without `--resume`.")
-        run = json.loads(metadata[_RUN_KEY])
-        if run["recipe"] != self.recipe.to_dict():
-            raise InputError(f"{self.state} was made with other options.\nResume with the options of the first run.")
-        if run["data"] != training.sha256():
-            raise InputError(
-                f"{self.state} was made with other training images than {training.source} holds now.\n"
-                "Resume with the data and `--limit-train` of the first run."
-            )
-        self.model.load_state_dict({name[6:]: value for name, value in tensors.items() if name.startswith("model.")})
-        state: dict[int, dict[str, Any]] = {}
-        for name, value in tensors.items():
-            if name.startswith("optimizer."):
-                _, index, slot = name.split(".", 2)
-                state.setdefault(int(index), {})[slot] = value
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
-        self.history = run["history"]
-
-
-def one_cycle(share: float, *, peak: float) -> float:
-    """Return the learning rate at a share (0 to 1) of the training: cosine up to the peak, cosine down to peak / 1e4.
-
-    Source: Smith and Topin, Super-Convergence (arXiv 1708.07120), with torch's OneCycleLR defaults.
-    """
-    if share < _RISE:
-        low, position = peak / 25, share / _RISE
-    else:
-        low, position = peak / 1e4, (1 - share) / (1 - _RISE)
-    return low + (peak - low) * (1 - math.cos(math.pi * position)) / 2
-
-
-def _optimizer(model: nn.Module, options: TrainOptions) -> torch.optim.Optimizer:
-    weights = [parameter for parameter in model.parameters() if parameter.dim() > 1]
-    others = [parameter for parameter in model.parameters() if parameter.dim() <= 1]
-    groups = [{"params": weights, "weight_decay": options.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    if options.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=options.learning_rate, momentum=0.9)
-    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[options.optimizer](groups, lr=options.learning_rate)
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name not in ("cpu", "cuda"):
-        raise InputError(f"unknown device {name!r}; known are auto, cpu, cuda.")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise MissingDevice("`--device cuda`: torch finds no CUDA device here.\nUse `--device cpu`, or leave it out.")
-    return torch.device(name)
+def _accuracy(logits: NDArray[np.float32], split: Split) -> float:
+    return float((logits.argmax(1) == split.labels).mean())

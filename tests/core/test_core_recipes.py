@@ -13,6 +13,7 @@ from msn_deploy.core.model_info import NORMS
 from msn_deploy.core.recipes import builtin_folder, did_you_mean, load_recipe, recipe_from_dict
 
 BUILT_IN = sorted(path.stem for path in builtin_folder("models").glob("*.toml"))
+NETS = ("cnn3", "densenet_bc", "densenet_bc_22", "densenet_bc_c08", "vgg7")
 GOOD = """
 net = "cnn3"
 norm = "bn"
@@ -27,7 +28,7 @@ learning_rate = 0.5
 
 
 def test_every_net_has_a_recipe_for_every_norm() -> None:
-    assert sorted(f"{net}_{norm.replace('-', '_')}" for net in ("cnn3", "vgg7") for norm in NORMS) == BUILT_IN
+    assert sorted(f"{net}_{norm.replace('-', '_')}" for net in NETS for norm in NORMS) == BUILT_IN
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
@@ -39,7 +40,7 @@ def test_built_in_recipes_load_and_say_what_their_name_says(name: str) -> None:
     assert recipe_from_dict(json.loads(json.dumps(recipe.to_dict())), source="round trip") == recipe
 
 
-@pytest.mark.parametrize("net", ["cnn3", "vgg7"])
+@pytest.mark.parametrize("net", NETS)
 def test_twins_differ_only_in_norm(net: str) -> None:
     def lines(norm: str) -> list[str]:
         text = (builtin_folder("models") / f"{net}_{norm.replace('-', '_')}.toml").read_text(encoding="utf-8")
@@ -86,6 +87,10 @@ def test_the_classifier_is_linear_unless_the_recipe_says_otherwise(tmp_path: Pat
         ("width = 4", "width = 0", ["width", "between 1 and 4096", "0"]),
         ("width = 4", 'width = 4\nclassifier = "svm"', ["classifier must be one of linear, sn", "'svm'"]),
         ("width = 4", "width = 4\nclassifier = 3", ["classifier must be str", "3"]),
+        ("width = 4", 'width = 4\nfit = "stretch"', ["fit must be one of resize, pad", "'stretch'"]),
+        ("width = 4", 'width = 4\ninit = "lsuv"', ["init must be one of plain, kaiming", "'lsuv'"]),
+        ("epochs = 3", "epochs = 3\namp = 1", ["amp must be bool, got 1"]),
+        ("epochs = 3", 'epochs = 3\namp = "yes"', ["amp must be bool, got 'yes'"]),
         ("width = 4", 'width = 4\nclasifier = "sn"', ["unknown key 'clasifier'", "did you mean 'classifier'"]),
         ("[1, 1, 28, 28]", "[1, 28, 28]", ["input_shape", "[1, 28, 28]"]),
         ("[1, 1, 28, 28]", "[8, 1, 28, 28]", ["input_shape", "[8, 1, 28, 28]"]),
