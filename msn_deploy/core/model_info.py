@@ -14,15 +14,17 @@ from msn_deploy.core.errors import InputError
 
 METADATA_KEY = "msn_deploy"
 NORMS = ("msn", "msn-affine", "sn", "bn", "none")
+FITS = ("resize", "pad")
 PRECISIONS = ("fp32", "fp16", "int8")
 SCHEMA = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preprocess:
-    """From an image to the network's input: resize, to `channels`, to 0..1, then (x - mean) / std per channel.
+    """From an image to the network's input: to its size, to `channels`, to 0..1, then (x - mean) / std per channel.
 
     height_px, width_px: input size. channels: 1 (luminance) or 3 (RGB). mean, std: per channel, on the 0..1 scale.
+    fit: one of FITS; an image is scaled to the size, or centred unscaled on a black canvas of it.
     """
 
     height_px: int
@@ -30,10 +32,13 @@ class Preprocess:
     channels: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    fit: str = "resize"
 
     def __post_init__(self) -> None:
         if self.channels not in (1, 3):
             raise InputError(f"preprocessing to {self.channels} channels is not supported; 1 and 3 are.")
+        if self.fit not in FITS:
+            raise InputError(f"preprocessing must {' or '.join(FITS)} images, not {self.fit!r}.")
         if min(self.height_px, self.width_px) < 1:
             raise InputError(f"preprocessing to {self.height_px}x{self.width_px} pixels is not possible.")
         numbers = all(math.isfinite(value) for value in (*self.mean, *self.std))

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from msn_deploy.core.artifacts import open_input
 from msn_deploy.core.errors import InputError
-from msn_deploy.core.model_info import NORMS
+from msn_deploy.core.model_info import FITS, NORMS
 from msn_deploy.core.train_options import TrainOptions
 
 if sys.version_info >= (3, 11):
@@ -26,7 +26,6 @@ else:
 
 T = TypeVar("T")
 CLASSIFIERS = ("linear", "sn")
-FITS = ("resize", "pad")
 INITS = ("plain", "kaiming")
 
 

@@ -15,27 +15,41 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".pgm", ".ppm", ".webp")
 _MODE = {1: "L", 3: "RGB"}
 
 
-def read_image(path: Path, *, height_px: int, width_px: int, channels: int) -> NDArray[np.uint8]:
-    """Read one image file as uint8 (height, width, channels), bilinear; InputError if it is not an image."""
+def read_image(path: Path, *, height_px: int, width_px: int, channels: int, fit: str = "resize") -> NDArray[np.uint8]:
+    """Read one image file as uint8 (height, width, channels); InputError if it is not an image or does not fit."""
     with open_input(path) as stream:
         try:
             with Image.open(stream) as image:
-                return _fitted(image, height_px, width_px, channels)
+                return _fitted(image, height_px, width_px, channels, fit)
+        except InputError as cause:
+            raise InputError(f"{path}: {cause}") from cause
         except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as cause:
             raise InputError(f"{path} is not a readable image ({type(cause).__name__}).") from cause
 
 
-def fit_images(images: NDArray[np.uint8], *, height_px: int, width_px: int, channels: int) -> NDArray[np.uint8]:
-    """Resize uint8 images (N, h, w) or (N, h, w, 3) to (N, height, width, channels)."""
+def fit_images(
+    images: NDArray[np.uint8], *, height_px: int, width_px: int, channels: int, fit: str = "resize"
+) -> NDArray[np.uint8]:
+    """Bring uint8 images (N, h, w) or (N, h, w, 3) to (N, height, width, channels), by bilinear "resize" or "pad"."""
     if images.shape[1:] == (height_px, width_px) and channels == 1:
         return images[..., np.newaxis]
-    return np.stack([_fitted(Image.fromarray(image), height_px, width_px, channels) for image in images])
+    return np.stack([_fitted(Image.fromarray(image), height_px, width_px, channels, fit) for image in images])
 
 
-def _fitted(image: Image.Image, height_px: int, width_px: int, channels: int) -> NDArray[np.uint8]:
+def _fitted(image: Image.Image, height_px: int, width_px: int, channels: int, fit: str) -> NDArray[np.uint8]:
     if image.mode.startswith("I"):  # 16 bits per pixel, which `convert` would cut off at 255
         image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
     image = image.convert(_MODE[channels])
+    if fit == "pad":
+        width, height = image.size
+        if width > width_px or height > height_px:
+            raise InputError(
+                f"an image of {width}x{height} pixels can't be padded to {width_px}x{height_px}.\n"
+                'Scale it: `fit = "resize"` in the recipe.'
+            )
+        canvas = Image.new(image.mode, (width_px, height_px))
+        canvas.paste(image, ((width_px - width) // 2, (height_px - height) // 2))
+        image = canvas
     if image.size != (width_px, height_px):
         image = image.resize((width_px, height_px), Image.Resampling.BILINEAR)
     return np.asarray(image, dtype=np.uint8).reshape(height_px, width_px, channels)

@@ -19,8 +19,8 @@ def to_input(images: NDArray[np.uint8], prep: Preprocess) -> NDArray[np.float32]
     return np.ascontiguousarray((images * scale + offset).transpose(0, 3, 1, 2), dtype=np.float32)
 
 
-def measured_preprocess(images: NDArray[np.uint8]) -> Preprocess:
-    """Return the preprocessing that gives these images (N, H, W, C) mean 0 and deviation 1 per channel."""
+def measured_preprocess(images: NDArray[np.uint8], *, fit: str = "resize") -> Preprocess:
+    """Return what gives these images (N, H, W, C), fitted by `fit`, mean 0 and deviation 1 per channel."""
     _, height, width, channels = images.shape
     flat = images.reshape(-1, channels)
     mean = flat.mean(axis=0, dtype=np.float64) / 255
@@ -29,6 +29,7 @@ def measured_preprocess(images: NDArray[np.uint8]) -> Preprocess:
         height_px=height,
         width_px=width,
         channels=channels,
+        fit=fit,
         mean=tuple(round(float(value), 6) for value in mean),
         std=tuple(round(float(value), 6) for value in std),
     )

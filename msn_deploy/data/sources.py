@@ -6,6 +6,7 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,8 +46,8 @@ class Split:
         return Split(source=self.source, images=self.images[chosen], labels=self.labels[chosen], classes=self.classes)
 
 
-def load_split(source: str, split: str, *, height_px: int, width_px: int, channels: int) -> Split:
-    """Load the "train" or "test" split of a name or a folder, resized to (height, width, channels).
+def load_split(source: str, split: str, *, height_px: int, width_px: int, channels: int, fit: str = "resize") -> Split:
+    """Load the "train" or "test" split of a name or a folder, brought to (height, width, channels) by `fit_images`.
 
     Folders: IDX (`train-images-idx3-ubyte[.gz]`, `t10k-...`), or images in `train/CLASS/` and `test/CLASS/`, or
     images in `CLASS/` alone, of which every fifth goes to the test. Raises InputError that says what was looked for.
@@ -59,7 +60,7 @@ def load_split(source: str, split: str, *, height_px: int, width_px: int, channe
         )
     if not os.path.isdir(folder):
         raise InputError(f"{folder} is a file; `--data` takes a folder with IDX files, or one folder per class.")
-    size = {"height_px": height_px, "width_px": width_px, "channels": channels}
+    size: dict[str, Any] = {"height_px": height_px, "width_px": width_px, "channels": channels, "fit": fit}
     images_file = _idx_file(folder, f"{_IDX_PREFIX[split]}-images-idx3-ubyte")
     if images_file is not None:
         return _load_idx(source, folder, images_file, split, size)
@@ -70,7 +71,7 @@ def _idx_file(folder: Path, stem: str) -> Path | None:
     return next((path for path in (folder / stem, folder / f"{stem}.gz") if path.is_file()), None)
 
 
-def _load_idx(source: str, folder: Path, images_file: Path, split: str, size: dict[str, int]) -> Split:
+def _load_idx(source: str, folder: Path, images_file: Path, split: str, size: dict[str, Any]) -> Split:
     stem = f"{_IDX_PREFIX[split]}-labels-idx1-ubyte"
     labels_file = _idx_file(folder, stem)
     if labels_file is None:
@@ -83,7 +84,7 @@ def _load_idx(source: str, folder: Path, images_file: Path, split: str, size: di
     return Split(source=source, images=fit_images(images, **size), labels=labels, classes=classes)
 
 
-def _load_image_folder(source: str, folder: Path, split: str, size: dict[str, int]) -> Split:
+def _load_image_folder(source: str, folder: Path, split: str, size: dict[str, Any]) -> Split:
     named = next((folder / name for name in _FOLDERS[split] if (folder / name).is_dir()), None)
     other = "train" if split == "test" else "test"
     if named is None and any((folder / name).is_dir() for name in _FOLDERS[other]):

@@ -63,7 +63,7 @@ def train(
     Raises InputError (exit 2), MissingDevice (exit 3), and GateError (exit 1) if loss or outputs are no longer finite.
     """
     _, channels, height, width = recipe.input_shape
-    size = {"height_px": height, "width_px": width, "channels": channels}
+    size = {"height_px": height, "width_px": width, "channels": channels, "fit": recipe.fit}
     training = load_split(recipe.data, "train", **size).first(limit_train)
     testing = load_split(recipe.data, "test", **size)
     if training.classes != testing.classes:
@@ -72,7 +72,7 @@ def train(
         net=recipe.net,
         norm=recipe.norm,
         classes=training.classes,
-        preprocess=measured_preprocess(training.images),
+        preprocess=measured_preprocess(training.images, fit=recipe.fit),
         data=recipe.data,
         recipe=recipe.to_dict(),
     )
