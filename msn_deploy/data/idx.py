@@ -13,8 +13,34 @@ from numpy.typing import NDArray
 
 from msn_deploy.core.artifacts import open_input
 from msn_deploy.core.errors import InputError
+from msn_deploy.data.raw import Raw
 
+PREFIX = {"train": "train", "test": "t10k"}
 _UNSIGNED_BYTE = 0x08
+
+
+def read_idx_folder(folder: Path, split: str) -> Raw | None:
+    """Read the "train" or "test" split of a folder with MNIST's file names, or None if it has no images of the split.
+
+    Raises InputError for damaged files, and for images and labels that do not belong together.
+    """
+    images_file = _either(folder, f"{PREFIX[split]}-images-idx3-ubyte")
+    if images_file is None:
+        return None
+    stem = f"{PREFIX[split]}-labels-idx1-ubyte"
+    labels_file = _either(folder, stem)
+    if labels_file is None:
+        raise InputError(f"{images_file} has no labels beside it: {folder / stem}[.gz] is missing.")
+    images = read_idx(images_file, rank=3)
+    labels = read_idx(labels_file, rank=1).astype(np.int64)
+    if len(images) != len(labels) or len(images) == 0:
+        raise InputError(f"{images_file} holds {len(images)} images, {labels_file.name} {len(labels)} labels.")
+    classes = tuple(str(label) for label in range(max(int(labels.max()) + 1, 10)))
+    return Raw(images=images, labels=labels, classes=classes)
+
+
+def _either(folder: Path, stem: str) -> Path | None:
+    return next((path for path in (folder / stem, folder / f"{stem}.gz") if path.is_file()), None)
 
 
 def read_idx(path: Path, *, rank: int) -> NDArray[np.uint8]:

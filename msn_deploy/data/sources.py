@@ -1,4 +1,4 @@
-"""Which images a name or a folder stands for: `digits`, IDX files, or one folder per class."""
+"""Which images a name or a folder stands for: a known name, files of a known format, or one folder per class."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msn_deploy.core.errors import InputError
-from msn_deploy.core.recipes import builtin_folder, did_you_mean
-from msn_deploy.data.idx import read_idx
+from msn_deploy.core.recipes import did_you_mean
+from msn_deploy.data.cifar import read_cifar
+from msn_deploy.data.idx import PREFIX, read_idx_folder
 from msn_deploy.data.images import SUFFIXES, fit_images, read_image
+from msn_deploy.data.names import NAMES, download, folder_of
+from msn_deploy.data.raw import Raw
+from msn_deploy.data.svhn import read_svhn
 
-_BUNDLED = ("digits",)
-_IDX_PREFIX = {"train": "train", "test": "t10k"}
 _FOLDERS = {"train": ("train",), "test": ("test", "val", "valid")}
 _TEST_EVERY = 5  # in a folder without a split of its own, every fifth file of a class is for the test
 
@@ -49,39 +51,33 @@ class Split:
 def load_split(source: str, split: str, *, height_px: int, width_px: int, channels: int, fit: str = "resize") -> Split:
     """Load the "train" or "test" split of a name or a folder, brought to (height, width, channels) by `fit_images`.
 
-    Folders: IDX (`train-images-idx3-ubyte[.gz]`, `t10k-...`), or images in `train/CLASS/` and `test/CLASS/`, or
-    images in `CLASS/` alone, of which every fifth goes to the test. Raises InputError that says what was looked for.
+    Names: NAMES of data.names; a folder of that name in the working directory beats them. Folders: IDX
+    (`train-images-idx3-ubyte[.gz]`, `t10k-...`), CIFAR-10 in its binary version, SVHN's cropped digits, or images in
+    `train/CLASS/` and `test/CLASS/`, or in `CLASS/` alone, of which every fifth goes to the test.
+    Raises InputError that says what was looked for.
     """
-    folder = builtin_folder("calibration") / source if source in _BUNDLED else Path(source)
-    if not os.path.exists(folder):
-        hint = did_you_mean(source, list(_BUNDLED)) if "/" not in source else "."
+    size: dict[str, Any] = {"height_px": height_px, "width_px": width_px, "channels": channels, "fit": fit}
+    folder: Path | None = Path(source)
+    if source in NAMES and not os.path.exists(source):
+        folder = folder_of(source)
+        if folder is None:
+            return _fitted(source, download(source, split), size)
+    if folder is None or not os.path.exists(folder):
+        hint = did_you_mean(source, list(NAMES)) if "/" not in source else "."
         raise InputError(
-            f"no data called {source!r}{hint}\n`--data` takes a name or a folder with IDX files or images."
+            f"no data called {source!r}{hint}\n`--data` takes a name, or a folder of a known format or of images."
         )
     if not os.path.isdir(folder):
         raise InputError(f"{folder} is a file; `--data` takes a folder with IDX files, or one folder per class.")
-    size: dict[str, Any] = {"height_px": height_px, "width_px": width_px, "channels": channels, "fit": fit}
-    images_file = _idx_file(folder, f"{_IDX_PREFIX[split]}-images-idx3-ubyte")
-    if images_file is not None:
-        return _load_idx(source, folder, images_file, split, size)
+    for read in (read_idx_folder, read_cifar, read_svhn):
+        raw = read(folder, split)
+        if raw is not None:
+            return _fitted(source, raw, size)
     return _load_image_folder(source, folder, split, size)
 
 
-def _idx_file(folder: Path, stem: str) -> Path | None:
-    return next((path for path in (folder / stem, folder / f"{stem}.gz") if path.is_file()), None)
-
-
-def _load_idx(source: str, folder: Path, images_file: Path, split: str, size: dict[str, Any]) -> Split:
-    stem = f"{_IDX_PREFIX[split]}-labels-idx1-ubyte"
-    labels_file = _idx_file(folder, stem)
-    if labels_file is None:
-        raise InputError(f"{images_file} has no labels beside it: {folder / stem}[.gz] is missing.")
-    images = read_idx(images_file, rank=3)
-    labels = read_idx(labels_file, rank=1).astype(np.int64)
-    if len(images) != len(labels) or len(images) == 0:
-        raise InputError(f"{images_file} holds {len(images)} images, {labels_file.name} {len(labels)} labels.")
-    classes = tuple(str(label) for label in range(max(int(labels.max()) + 1, 10)))
-    return Split(source=source, images=fit_images(images, **size), labels=labels, classes=classes)
+def _fitted(source: str, raw: Raw, size: dict[str, Any]) -> Split:
+    return Split(source=source, images=fit_images(raw.images, **size), labels=raw.labels, classes=raw.classes)
 
 
 def _load_image_folder(source: str, folder: Path, split: str, size: dict[str, Any]) -> Split:
@@ -101,7 +97,7 @@ def _load_image_folder(source: str, folder: Path, split: str, size: dict[str, An
         labels += [label] * len(found)
     if not files:
         raise InputError(
-            f"{folder} holds no {split} data: neither {_IDX_PREFIX[split]}-images-idx3-ubyte[.gz] nor images in\n"
+            f"{folder} holds no {split} data: neither {PREFIX[split]}-images-idx3-ubyte[.gz] nor images in\n"
             f"{split}/CLASS/ or CLASS/ ({', '.join(SUFFIXES[:3])}, ...)."
         )
     images = np.stack([read_image(path, **size) for path in files])

@@ -101,3 +101,22 @@ def test_damage_anywhere_ends_in_an_image_or_in_our_error(tmp_path: Path, suffix
             else:
                 assert image.shape == (6, 7, 3)
     assert refused > len(whole) // 6  # at the least, half of the truncations
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_padding_centres_an_image_unscaled_on_black(tmp_path: Path, channels: int) -> None:
+    pixels = np.random.default_rng(2).integers(1, 256, (5, 4), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    size = {"height_px": 8, "width_px": 9, "channels": channels, "fit": "pad"}
+    wanted = np.zeros((8, 9, channels), dtype=np.uint8)
+    wanted[1:6, 2:6] = pixels[..., None]
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png", **size), wanted)
+    np.testing.assert_array_equal(fit_images(pixels[None], **size)[0], wanted)
+
+
+def test_an_image_larger_than_the_canvas_is_not_cut(tmp_path: Path) -> None:
+    Image.new("L", (9, 5)).save(tmp_path / "a.png")
+    with pytest.raises(
+        InputError, match=r"a\.png: an image of 9x5 pixels can't be padded to 8x8[\s\S]*fit = \"resize\""
+    ):
+        read_image(tmp_path / "a.png", height_px=8, width_px=8, channels=1, fit="pad")
