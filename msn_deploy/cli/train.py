@@ -38,24 +38,25 @@ def command(
     require("torch", step="train")
     require("safetensors", step="train")
     from msn_deploy.core.memory import keep_freed_memory
-    from msn_deploy.training import train
+    from msn_deploy.training import train, train_gan
 
     keep_freed_memory()
     state = out / f"{chosen.name}.state.safetensors"
     checkpoint = out / f"{chosen.name}.safetensors"
     try:
         with output.progress_bar() as progress:
-            result = train(chosen, out=out, device=device, limit_train=limit_train, resume=resume, progress=progress)
+            run = train if chosen.gan is None else train_gan
+            result = run(chosen, out=out, device=device, limit_train=limit_train, resume=resume, progress=progress)
     except KeyboardInterrupt:
         if not state.is_file():
             raise KeyboardInterrupt("interrupted before the end of the first epoch; nothing was written.") from None
         raise KeyboardInterrupt(
             f"interrupted; {checkpoint} holds the last whole epoch.\nGo on with the same command and `--resume`."
         ) from None
-    last = result.history[-1]
-    summary = {"checkpoint": str(result.checkpoint), "accuracy": last["test_accuracy"], "history": result.history}
-    if not output.emit(summary, json):
-        output.say(
-            f"{result.checkpoint}: {chosen.net} with {chosen.norm}, {len(result.history)} epochs on {chosen.data}, "
-            f"test accuracy {last['test_accuracy']:.2%}"
-        )
+    metrics, history = result.info.metrics, result.history
+    accuracy = metrics.get("test_accuracy")
+    if not output.emit({"checkpoint": str(result.checkpoint), "accuracy": accuracy, "history": history}, json):
+        losses = ", ".join(f"{key} {metrics[key]:.3f}" for key in ("d_loss", "g_loss") if key in metrics)
+        said = losses if accuracy is None else f"test accuracy {accuracy:.2%}"
+        epochs = f"{len(history)} epochs on {chosen.data}"
+        output.say(f"{result.checkpoint}: {chosen.net} with {chosen.norm}, {epochs}, {said}")

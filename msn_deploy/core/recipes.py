@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from msn_deploy.core.artifacts import open_input
 from msn_deploy.core.errors import InputError
+from msn_deploy.core.gan_options import GanOptions
 from msn_deploy.core.model_info import FITS, NORMS
 from msn_deploy.core.train_options import TrainOptions
 
@@ -39,6 +40,7 @@ class Recipe:
     of input_shape: scaled, or unscaled on a black canvas. init: one of INITS; "kaiming" gives each convolution with a
     spectral norm a constant factor with which it starts at the deviation of Kaiming's initialisation (`init_gain` of
     the layers); "plain" has none, as the paper. Convolutions without a spectral norm start the same with either.
+    gan: for a generator, which is trained against a discriminator that has the norm; input_shape is that of the images.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Recipe:
     classifier: str = "linear"
     fit: str = "resize"
     init: str = "plain"
+    gan: GanOptions | None = None
     train: TrainOptions = field(kw_only=True)
 
     def __post_init__(self) -> None:
@@ -63,6 +66,12 @@ class Recipe:
         for name, known in (("classifier", CLASSIFIERS), ("fit", FITS), ("init", INITS)):
             if getattr(self, name) not in known:
                 raise InputError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}.")
+
+    @property
+    def network_input(self) -> tuple[int, int, int]:
+        """Return the shape of what the network takes, without the batch: an image, or a generator's latents."""
+        _, channels, height, width = self.input_shape
+        return (channels, height, width) if self.gan is None else (self.gan.latent, 1, 1)
 
     def override(self, *, norm: str | None = None, data: str | None = None, **train: Any) -> Recipe:
         """Return the recipe with the options that are not None replaced, and the name following the norm."""
@@ -93,6 +102,10 @@ def recipe_from_dict(value: Mapping[str, Any], *, source: str) -> Recipe:
     if isinstance(shape, (list, tuple)):
         flat["input_shape"] = tuple(shape)
     options = _checked(TrainOptions, train, source=f"{source} [train]")
+    if (gan := flat.get("gan")) is not None:
+        if not isinstance(gan, Mapping):
+            raise InputError(f"{source}: gan must be a section, got {gan!r}.")
+        flat["gan"] = _checked(GanOptions, gan, source=f"{source} [gan]")
     return _checked(Recipe, {**flat, "train": options}, source=source)
 
 

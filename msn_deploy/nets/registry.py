@@ -11,6 +11,7 @@ from msn_deploy.core.errors import InputError
 from msn_deploy.core.recipes import Recipe, did_you_mean
 from msn_deploy.nets.blocks import Norm
 from msn_deploy.nets.cnn3 import cnn3
+from msn_deploy.nets.dcgan import Discriminator, generator, require_side
 from msn_deploy.nets.densenet_bc import densenet_bc
 from msn_deploy.nets.vgg7 import SIX, vgg7
 
@@ -25,10 +26,20 @@ NETS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
+GAN = "dcgan"
+
+
 def build_net(recipe: Recipe, *, classes: int) -> nn.Module:
-    """Build the untrained network of a recipe: (N, C, H, W) to logits (N, classes). Raises InputError."""
+    """Build the untrained network of a recipe: (N, C, H, W) to logits (N, classes). Raises InputError.
+
+    Of a recipe for a GAN it is the generator: (N, latent, 1, 1) to images (N, C, 32, 32) from -1 to 1.
+    """
+    if recipe.gan is not None or recipe.net == GAN:
+        _require_gan(recipe)
+        assert recipe.gan is not None
+        return generator(latent=recipe.gan.latent, channels=recipe.input_shape[1], width=recipe.width)
     if recipe.net not in NETS:
-        raise InputError(f"recipe {recipe.name}: unknown net {recipe.net!r}{did_you_mean(recipe.net, list(NETS))}")
+        raise InputError(f"recipe {recipe.name}: unknown net {recipe.net!r}{did_you_mean(recipe.net, [*NETS, GAN])}")
     _, channels, height, width = recipe.input_shape
     return NETS[recipe.net](
         Norm(name=recipe.norm, power_iterations=recipe.train.power_iterations, init=recipe.init),
@@ -39,3 +50,16 @@ def build_net(recipe: Recipe, *, classes: int) -> nn.Module:
         classes=classes,
         classifier=recipe.classifier,
     )
+
+
+def build_discriminator(recipe: Recipe) -> nn.Module:
+    """Build the untrained discriminator of a GAN: images (N, C, 32, 32) to logits (N,). Raises InputError."""
+    _require_gan(recipe)
+    norm = Norm(name=recipe.norm, power_iterations=recipe.train.power_iterations)
+    return Discriminator(norm, channels=recipe.input_shape[1], width=recipe.width)
+
+
+def _require_gan(recipe: Recipe) -> None:
+    if recipe.gan is None or recipe.net != GAN:
+        raise InputError(f'recipe {recipe.name}: `net = "{GAN}"` and a [gan] section need each other.')
+    require_side(*recipe.input_shape[2:])

@@ -118,7 +118,8 @@ def _open(model: Path, threads: int | None) -> tuple[Predict, ModelInfo | None, 
         if threads is not None:
             torch.set_num_threads(threads)
         net, info = load_checkpoint(model)
-        assert info.preprocess is not None  # every checkpoint of `train` has it
+        if info.preprocess is None:
+            raise InputError(f"{model} is a generator: it takes no images.\nTo rate its own: eval --judge CLASSIFIER.")
         return partial(logits_of, net), info, info.preprocess
     runner = load_runner(model, threads=threads)
     return runner.run, runner.info, preprocess_for(runner.info, runner.input_shape, model=str(model))

@@ -17,6 +17,7 @@ from msn_deploy.core.artifacts import Parent, parent_of, publish
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.model_info import ModelInfo
 from msn_deploy.core.optional import require
+from msn_deploy.core.recipes import recipe_from_dict
 from msn_deploy.data import to_input
 from msn_deploy.engine import OrtRunner
 from msn_deploy.pipeline.images import split_for
@@ -177,9 +178,7 @@ def _open_source(
         path = Path(source)
         model, info = load_checkpoint(path)
         parents = (parent_of(path, role="checkpoint"),)
-        prep = info.preprocess
-        assert prep is not None  # every checkpoint of `train` has it
-        shape = (batch, prep.channels, prep.height_px, prep.width_px)
+        shape = (batch, *recipe_from_dict(info.recipe, source=source).network_input)
     exported = fold_model(model, strict=False) if fold else model
     graph = to_onnx(exported, input_shape=shape, dynamic_batch=dynamic, opset=opset or DEFAULT_OPSET, optimize=fold)
     return _Source(

@@ -14,6 +14,7 @@ from msn_deploy.core.recipes import builtin_folder, did_you_mean, load_recipe, r
 
 BUILT_IN = sorted(path.stem for path in builtin_folder("models").glob("*.toml"))
 NETS = ("cnn3", "densenet_bc", "densenet_bc_22", "densenet_bc_c08", "vgg7")
+GANS = ("gan_msn", "gan_sn")
 GOOD = """
 net = "cnn3"
 norm = "bn"
@@ -28,16 +29,34 @@ learning_rate = 0.5
 
 
 def test_every_net_has_a_recipe_for_every_norm() -> None:
-    assert sorted(f"{net}_{norm.replace('-', '_')}" for net in NETS for norm in NORMS) == BUILT_IN
+    assert sorted([*(f"{net}_{norm.replace('-', '_')}" for net in NETS for norm in NORMS), *GANS]) == BUILT_IN
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_built_in_recipes_load_and_say_what_their_name_says(name: str) -> None:
     recipe = load_recipe(name)
     assert recipe.name == name
-    assert f"{recipe.net}_{recipe.norm.replace('-', '_')}" == name
+    assert f"{recipe.net.removeprefix('dc')}_{recipe.norm.replace('-', '_')}" == name
     assert recipe_from_dict(recipe.to_dict(), source="round trip") == recipe
     assert recipe_from_dict(json.loads(json.dumps(recipe.to_dict())), source="round trip") == recipe
+
+
+def test_the_gans_differ_only_in_norm() -> None:
+    msn, sn = (load_recipe(name) for name in GANS)
+    assert msn.override(norm="sn") == sn
+    assert msn.gan is not None
+
+
+def test_a_wrong_gan_section_names_its_key(tmp_path: Path) -> None:
+    for text, message in (
+        ("[gan]\nlatents = 3", r"\[gan\]: unknown key 'latents'; did you mean 'latent'"),
+        ("[gan]\nlatent = 0", r"\[gan\]: gan\.latent must lie between 1 and 4096, got 0"),
+        ("[gan]\nbeta1 = 1", r"\[gan\]: gan\.beta1 must be at least 0 and below 1"),
+    ):
+        with pytest.raises(InputError, match=message):
+            _load(tmp_path, f"{GOOD}\n{text}\n")
+    with pytest.raises(InputError, match="gan must be a section, got 3"):
+        _load(tmp_path, "gan = 3\n" + GOOD)
 
 
 @pytest.mark.parametrize("net", NETS)

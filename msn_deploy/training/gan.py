@@ -1,0 +1,198 @@
+"""Training a GAN: a recipe and its images to a generator, epoch after epoch, each saved before the next.
+
+Beside the generator's checkpoint lie the discriminator (`NAME.discriminator.safetensors`, weights alone), the history
+(`NAME.history.jsonl`), a grid of samples of every epoch (`NAME.epoch-001.png`, ...) and, until the last epoch is done,
+the state that `resume` continues from. Losses: those of Goodfellow et al., 2014, the generator's not saturating.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from msn_deploy.core.artifacts import Parent, publish
+from msn_deploy.core.errors import GateError
+from msn_deploy.core.model_info import ModelInfo, Preprocess
+from msn_deploy.core.progress import Progress, silent
+from msn_deploy.core.recipes import Recipe
+from msn_deploy.data import Split, load_split
+from msn_deploy.msn.layers import SpectralLayer
+from msn_deploy.nets import build_discriminator, build_net
+from msn_deploy.nets.dcgan import latents
+from msn_deploy.training.batches import Batches
+from msn_deploy.training.checkpoint import save_checkpoint, write_tensors
+from msn_deploy.training.distributed import join
+from msn_deploy.training.loop import TrainResult
+from msn_deploy.training.schedule import learning_rate
+from msn_deploy.training.state import Parts, remove_state, restore_state, save_state
+
+_TILES = 8  # of a grid's side
+
+
+def train_gan(
+    recipe: Recipe,
+    *,
+    out: Path,
+    device: str = "auto",
+    limit_train: int | None = None,
+    resume: bool = False,
+    progress: Progress = silent,
+) -> TrainResult:
+    """Train a recipe that has a [gan] section and save `out/NAME.safetensors`, the generator, after every epoch.
+
+    Arguments, promises and errors are those of `train`; one process only.
+    """
+    _, channels, height, width = recipe.input_shape
+    size: dict[str, Any] = {"height_px": height, "width_px": width, "channels": channels, "fit": recipe.fit}
+    training = load_split(recipe.data, "train", **size).first(limit_train)
+    with join(device) as world:
+        run = _Run(recipe, training, out=out, device=world.device)
+        if resume:
+            run.history = restore_state(run.state, recipe, training.sha256(), run.parts)
+        run.fit(progress)
+    return TrainResult(checkpoint=run.checkpoint, info=run.info, history=run.history)
+
+
+class _Run:
+    """The moving parts of one training, and where they are saved."""
+
+    def __init__(self, recipe: Recipe, training: Split, *, out: Path, device: torch.device) -> None:
+        assert recipe.gan is not None
+        self.recipe, self.training, self.latent = recipe, training, recipe.gan.latent
+        torch.manual_seed(recipe.train.seed)
+        self.generator = build_net(recipe, classes=0).to(device)
+        self.discriminator = build_discriminator(recipe).to(device)
+        channels = recipe.input_shape[1]
+        half = (0.5,) * channels  # images from -1 to 1, as tanh gives them
+        prep = Preprocess(
+            height_px=recipe.input_shape[2], width_px=recipe.input_shape[3], channels=channels, mean=half, std=half
+        )
+        self.batches = Batches(training, prep, recipe.train, device=device)
+        betas = (recipe.gan.beta1, 0.999)
+        self.optimizers = [
+            torch.optim.Adam(model.parameters(), lr=recipe.train.learning_rate, betas=betas)
+            for model in (self.generator, self.discriminator)
+        ]
+        self.parts: Parts = {
+            "generator": self.generator,
+            "discriminator": self.discriminator,
+            "g_optimizer": self.optimizers[0],
+            "d_optimizer": self.optimizers[1],
+        }
+        # No `data`: what a generator takes are random numbers, and export and bench draw them.
+        self.info = ModelInfo(net=recipe.net, norm=recipe.norm, recipe=recipe.to_dict())
+        self.out, self.checkpoint = out, out / f"{recipe.name}.safetensors"
+        self.state = out / f"{recipe.name}.state.safetensors"
+        self.history: list[dict[str, Any]] = []
+        self.fixed = latents(_TILES**2, self.latent, torch.Generator().manual_seed(0)).to(device)
+
+    def fit(self, progress: Progress) -> None:
+        options, name = self.recipe.train, self.recipe.name
+        data_sha256 = self.training.sha256()
+        parents = [Parent(role="data:train", file=self.training.source, sha256=data_sha256)]
+        while len(self.history) < options.epochs:
+            epoch, began = len(self.history), time.perf_counter()
+            played = self._epoch(epoch, progress)
+            losses = [played["d_loss"], played["g_loss"]]
+            if not all(map(math.isfinite, losses)):
+                raise GateError(
+                    f"the training diverged in epoch {epoch + 1}: losses {losses[0]:.3g} and {losses[1]:.3g}.\n"
+                    f"Lower the learning rate, for example `--lr {options.learning_rate / 3:.2g}`."
+                )
+            entry = {"epoch": epoch + 1, **played, **self._judged(epoch)}
+            self.history.append({**entry, "seconds": round(time.perf_counter() - began, 3)})
+            self.info = replace(self.info, metrics={key: entry[key] for key in ("epoch", "d_loss", "g_loss")})
+            log = self.out / f"{name}.history.jsonl"
+            publish(log, self._write_history, kind="history", parents=parents)
+            publish(self.out / f"{name}.epoch-{epoch + 1:03}.png", self._write_grid, kind="samples", parents=parents)
+            judge = self.out / f"{name}.discriminator.safetensors"
+            write_tensors(judge, self.discriminator.state_dict(), {}, parents=parents)
+            save_checkpoint(self.checkpoint, self.generator, self.info, parents=parents)
+            save_state(self.state, self.recipe, data_sha256, self.history, self.parts)
+        remove_state(self.state)
+
+    def _epoch(self, epoch: int, progress: Progress) -> dict[str, float]:
+        """Run one pass over the images; return the mean losses, and mean and deviation of both kinds' logits."""
+        options, steps, device = self.recipe.train, len(self.batches), self.fixed.device
+        rng = torch.Generator().manual_seed(options.seed * 100_003 + epoch + 2**31)
+        self.generator.train(), self.discriminator.train()
+        losses, logits = torch.zeros(2, device=device), torch.zeros(4, device=device)
+        for at, (real, _) in enumerate(self.batches.epoch(epoch), start=epoch * steps):
+            rate = learning_rate(at / (options.epochs * steps), options)
+            for optimizer in self.optimizers:
+                optimizer.param_groups[0]["lr"] = rate
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=options.amp):
+                fake = self.generator(latents(len(real), self.latent, rng).to(device))
+                of_real, of_fake = self.discriminator(real).float(), self.discriminator(fake.detach()).float()
+            d_loss = F.softplus(-of_real).mean() + F.softplus(of_fake).mean()
+            self._step(1, d_loss)
+            self.discriminator.requires_grad_(False)  # the generator's step needs no gradient of its weights
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=options.amp):
+                g_loss = F.softplus(-self.discriminator(fake).float()).mean()
+            self._step(0, g_loss)
+            self.discriminator.requires_grad_(True)
+            losses += torch.stack([d_loss.detach(), g_loss.detach()])
+            kinds = (of_real.detach(), of_fake.detach())
+            logits += torch.stack([kinds[0].mean(), kinds[0].std(), kinds[1].mean(), kinds[1].std()])
+            progress(at + 1, options.epochs * steps, f"{self.recipe.name} epoch {epoch + 1}/{options.epochs}")
+        names = ("d_loss", "g_loss", "real_logit", "real_logit_std", "fake_logit", "fake_logit_std")
+        return dict(zip(names, (torch.cat([losses, logits]) / steps).tolist(), strict=True))
+
+    def _step(self, which: int, loss: Tensor) -> None:
+        self.optimizers[which].zero_grad()
+        loss.backward()
+        self.optimizers[which].step()
+
+    @torch.no_grad()
+    def _judged(self, epoch: int) -> dict[str, list[float]]:
+        """Return, per normalised layer of the discriminator, sigma (tracked over true) and drift on real images.
+
+        drift: |mean| of a channel before the activation over its deviation, averaged over the channels.
+        """
+        layers = [module for module in self.discriminator.modules() if isinstance(module, SpectralLayer)]
+        drift: list[float] = []
+
+        def look(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            each = output.float().transpose(0, 1).flatten(1)
+            drift.append(float((each.mean(1).abs() / each.std(1).clamp_min(1e-12)).mean()))
+
+        hooks = [layer.register_forward_hook(look) for layer in layers]
+        self.discriminator.eval()
+        self.discriminator(next(self.batches.epoch(epoch))[0])
+        for hook in hooks:
+            hook.remove()
+        sigma = [
+            float(layer.sigma() / torch.linalg.matrix_norm(layer._matrix(), 2).clamp_min(1e-12)) for layer in layers
+        ]
+        return {"sigma": [round(value, 6) for value in sigma], "drift": [round(value, 6) for value in drift]}
+
+    def _write_history(self, path: Path) -> None:
+        path.write_text("".join(json.dumps(entry) + "\n" for entry in self.history), encoding="utf-8")
+
+    def _write_grid(self, path: Path) -> None:
+        images = generated(self.generator, self.fixed)
+        _, height, width, channels = images.shape
+        tiles = images.reshape(_TILES, _TILES, height, width, channels).transpose(0, 2, 1, 3, 4)
+        picture = tiles.reshape(_TILES * height, _TILES * width, channels)
+        Image.fromarray(picture.squeeze(-1) if channels == 1 else picture).save(path, format="PNG", optimize=True)
+
+
+@torch.no_grad()
+def generated(generator: Callable[[Tensor], Tensor], inputs: Tensor, *, chunk: int = 256) -> np.ndarray:
+    """Return the images uint8 (N, H, W, C) that a generator makes of latents (N, latent, 1, 1), in evaluation mode."""
+    if isinstance(generator, nn.Module):
+        generator.eval()
+    parts = [generator(part).float().cpu() for part in inputs.split(chunk)]
+    images = ((torch.cat(parts) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return images.permute(0, 2, 3, 1).contiguous().numpy()

@@ -1,0 +1,114 @@
+"""A generator on the command line: trained, exported, built, timed and judged like any network."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from msn_deploy.core.recipes import load_recipe
+from msn_deploy.engine import OrtRunner
+from msn_deploy.training import load_checkpoint, train, train_gan
+
+GAN = """
+net = "dcgan"
+norm = "msn"
+data = "digits"
+input_shape = [1, 1, 32, 32]
+width = 2
+[gan]
+latent = 16
+[train]
+epochs = 4
+batch_size = 16
+learning_rate = 0.01
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A generator of 200 digits' time, and a judge for its images."""
+    out = tmp_path_factory.mktemp("gan")
+    (out / "small.toml").write_text(GAN)
+    train_gan(load_recipe(str(out / "small.toml")), out=out, device="cpu", limit_train=200)
+    eyes = replace(load_recipe("cnn3_bn"), name="judge", width=2, input_shape=(1, 1, 32, 32))
+    train(eyes.override(epochs=3), out=out, device="cpu", limit_train=400)
+    return out
+
+
+def test_training_says_its_losses(cli, folder, tmp_path):
+    outcome = cli("train", folder / "small.toml", "--out", tmp_path / "run", "--limit-train", "64")
+    assert outcome.code == 0, outcome
+    assert "dcgan with msn, 4 epochs on digits, d_loss " in outcome.out
+    assert (tmp_path / "run/small.epoch-004.png").is_file()
+
+
+def test_the_folded_onnx_is_torch_and_an_engine_is_built_from_it(cli, folder, tmp_path):
+    onnx = tmp_path / "small.onnx"
+    assert cli("export", folder / "small.safetensors", "--out", onnx).code == 0
+    runner = OrtRunner(onnx)
+    assert runner.input_shape == (1, 16, 1, 1)
+    model, _ = load_checkpoint(folder / "small.safetensors")
+    inputs = np.random.default_rng(3).standard_normal((4, 16, 1, 1)).astype(np.float32)
+    with torch.no_grad():
+        wanted = model(torch.from_numpy(inputs)).numpy()
+    got = np.concatenate([runner.run(each[None]) for each in inputs])
+    assert float(np.abs(got - wanted).max()) < 1e-5
+    assert float(wanted.std()) > 0.01
+    operators = json.loads((tmp_path / "small.onnx.json").read_text())["facts"]["operators"]
+    assert operators == {"ConvTranspose": 5, "Relu": 4, "Tanh": 1}
+    outcome = cli("build-engine", onnx, "--precision", "fp16", "--out", tmp_path / "small.engine")
+    assert outcome.code == 0, outcome
+    assert (tmp_path / "small.engine").stat().st_size > 10_000
+    outcome = cli("bench", onnx, "--seconds", "0.5")
+    assert (outcome.code, "small" in outcome.out) == (0, True), outcome
+
+
+def test_a_judge_looks_at_real_and_generated_images(cli, folder, tmp_path):
+    result = tmp_path / "judged.json"
+    model, judge = folder / "small.safetensors", folder / "judge.safetensors"
+    outcome = cli("eval", model, "--judge", judge, "--json", result)
+    assert outcome.code == 0, outcome
+    assert "not comparable with an Inception FID" in outcome.out
+    assert max(map(len, outcome.out.splitlines())) <= 80 or str(folder) in outcome.out
+    found = json.loads(result.read_text())
+    assert (found["samples"], found["data"]) == (364, "digits")
+    assert found["fid"] > 3 * found["fid_real"] > 0  # it fools nobody yet
+    assert found["real"]["class_entropy"] == pytest.approx(np.log(10), abs=0.1)
+    assert found["real"]["confidence"] > 0.5
+    again = tmp_path / "again.json"
+    cli("eval", model, "--judge", judge, "--json", again)
+    assert json.loads(again.read_text())["fid"] == found["fid"]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["eval", "small.safetensors"], "small.safetensors is a generator: it takes no images"),
+        (["infer", "small.safetensors", "x.png"], "is a generator: it takes no images"),
+        (["eval", "small.safetensors", "--judge", "small.safetensors"], "small.safetensors is a generator itself"),
+        (["eval", "judge.safetensors", "--judge", "judge.safetensors"], "judge.safetensors is a classifier, not a"),
+        (["eval", "small.toml", "--judge", "judge.safetensors"], "small.toml is no checkpoint"),
+    ],
+)
+def test_what_a_generator_is_not(cli, folder, monkeypatch, args, message):
+    monkeypatch.chdir(folder)
+    outcome = cli(*args)
+    assert (outcome.code, len(outcome.err.strip().splitlines()) <= 3) == (2, True), outcome
+    assert message in outcome.err
+
+
+def test_a_judge_of_other_images_and_calibration_are_refused(cli, folder, tmp_path):
+    train(replace(load_recipe("cnn3_bn"), width=2).override(epochs=1), out=tmp_path, device="cpu", limit_train=64)
+    outcome = cli("eval", folder / "small.safetensors", "--judge", tmp_path / "cnn3_bn.safetensors")
+    assert outcome.code == 2
+    assert "makes 1x32x32 images (resize)" in outcome.err
+    assert "looks at 1x28x28" in outcome.err
+    assert cli("export", folder / "small.safetensors", "--out", tmp_path / "g.onnx").code == 0
+    outcome = cli("calibrate", tmp_path / "g.onnx", "--data", "digits", "--out", tmp_path / "g.int8.onnx")
+    assert outcome.code == 2
+    assert "takes 1x16x1x1; images need" in outcome.err

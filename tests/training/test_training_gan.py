@@ -1,0 +1,103 @@
+"""Training a GAN: it repeats itself bit for bit, survives being killed, and leaves what can be looked at."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from msn_deploy.core.errors import GateError, InputError
+from msn_deploy.core.recipes import Recipe, load_recipe
+from msn_deploy.core.verify import verify_folder
+from msn_deploy.nets.dcgan import latents
+from msn_deploy.training import TrainResult, load_checkpoint, train_gan
+from msn_deploy.training.checkpoint import read_tensors
+from msn_deploy.training.gan import generated
+
+BATCH, IMAGES = 16, 64
+
+
+@pytest.fixture
+def recipe() -> Recipe:
+    small = replace(load_recipe("gan_msn"), width=2, data="digits", fit="resize")
+    return small.override(epochs=3, batch_size=BATCH, learning_rate=0.002)
+
+
+def _train(recipe: Recipe, out: Path, **options: Any) -> TrainResult:
+    return train_gan(recipe, out=out, device="cpu", limit_train=IMAGES, **options)
+
+
+def test_both_networks_learn_and_what_they_leave_can_be_verified(recipe: Recipe, tmp_path: Path) -> None:
+    result = _train(recipe, tmp_path)
+    names = {path.name for path in tmp_path.iterdir() if path.suffix != ".json"}
+    grids = {f"gan_msn.epoch-00{epoch}.png" for epoch in (1, 2, 3)}
+    assert names == grids | {"gan_msn.safetensors", "gan_msn.discriminator.safetensors", "gan_msn.history.jsonl"}
+    assert {finding.verdict for finding in verify_folder(tmp_path)} == {"ok"}
+    lines = (tmp_path / "gan_msn.history.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == result.history
+    first, last = result.history[0], result.history[-1]
+    assert last["real_logit"] - last["fake_logit"] > first["real_logit"] - first["fake_logit"] + 0.1
+    assert len(last["sigma"]) == len(last["drift"]) == 8
+    assert all(0.5 < value < 1.001 for value in last["sigma"])
+    torch.manual_seed(recipe.train.seed)
+    from msn_deploy.nets import build_discriminator, build_net
+
+    generator, discriminator = build_net(recipe, classes=0), build_discriminator(recipe)
+    for model, file in ((generator, "gan_msn"), (discriminator, "gan_msn.discriminator")):
+        tensors, _ = read_tensors(tmp_path / f"{file}.safetensors")
+        moved = [name for name, value in model.named_parameters() if not torch.equal(value, tensors[name])]
+        assert moved == [name for name, _ in model.named_parameters()]
+
+
+def test_the_grid_shows_what_the_checkpoint_makes(recipe: Recipe, tmp_path: Path) -> None:
+    result = _train(recipe.override(epochs=1), tmp_path)
+    model, info = load_checkpoint(result.checkpoint)
+    assert (info.net, info.data, info.preprocess) == ("dcgan", "", None)
+    inputs = latents(64, 128, torch.Generator().manual_seed(0))
+    images = generated(model, inputs)
+    grid = np.asarray(Image.open(tmp_path / "gan_msn.epoch-001.png"))
+    assert grid.shape == (256, 256)
+    for at in (0, 9, 63):
+        row, column = divmod(at, 8)
+        tile = grid[32 * row : 32 * row + 32, 32 * column : 32 * column + 32]
+        np.testing.assert_array_equal(tile, images[at, :, :, 0])
+    with torch.no_grad():
+        np.testing.assert_allclose(images[3, :, :, 0] / 127.5 - 1, model(inputs)[3, 0].numpy(), atol=0.5 / 127)
+
+
+@pytest.mark.parametrize("norm", ["msn", "sn"])
+def test_a_resumed_run_equals_one_that_was_never_interrupted(recipe: Recipe, tmp_path: Path, norm: str) -> None:
+    recipe = recipe.override(norm=norm)
+    whole = _train(recipe, tmp_path / "whole")
+    assert _train(recipe, tmp_path / "again").checkpoint.read_bytes() == whole.checkpoint.read_bytes()
+
+    def stop(done: float, total: float, note: str = "") -> None:
+        if done == total // 3 + 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        _train(recipe, tmp_path / "halves", progress=stop)
+    resumed = _train(recipe, tmp_path / "halves", resume=True)
+    for name in (f"gan_{norm}.safetensors", f"gan_{norm}.discriminator.safetensors", f"gan_{norm}.epoch-003.png"):
+        assert (tmp_path / "halves" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    drop = [[{key: each[key] for key in each if key != "seconds"} for each in run.history] for run in (whole, resumed)]
+    assert drop[0] == drop[1]
+    assert not (tmp_path / "halves" / f"gan_{norm}.state.safetensors").exists()
+    other = _train(recipe.override(seed=1), tmp_path / "other")
+    assert other.checkpoint.read_bytes() != whole.checkpoint.read_bytes()
+
+
+def test_nothing_to_resume_and_divergence(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="nothing to resume"):
+        _train(recipe, tmp_path, resume=True)
+    nan = float("nan")
+    monkeypatch.setattr(torch.nn.functional, "softplus", lambda logits: logits * nan)
+    with pytest.raises(GateError, match=r"diverged in epoch 1: losses nan and nan\.\nLower the learning rate"):
+        _train(recipe, tmp_path)
+    assert list(tmp_path.iterdir()) == []
