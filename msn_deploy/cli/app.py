@@ -15,6 +15,7 @@ from msn_deploy import __version__
 COMMANDS = {
     "demo": "the whole chain on bundled real data, a few minutes on two CPU cores",
     "train": "train a recipe: RECIPE is a file or a built-in name such as vgg7_msn",
+    "study": "train a recipe with several norms and compare what happens inside",
     "import-checkpoint": "turn a checkpoint of the MSN paper's authors into one of ours",
     "export": "fold a checkpoint or a network of your own and write one checked ONNX file",
     "calibrate": "quantise an ONNX file to INT8 on real images",

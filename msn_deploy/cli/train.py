@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -39,6 +40,7 @@ def command(
     require("safetensors", step="train")
     from msn_deploy.core.memory import keep_freed_memory
     from msn_deploy.training import train, train_gan
+    from msn_deploy.training.curves import write_curves
 
     keep_freed_memory()
     state = out / f"{chosen.name}.state.safetensors"
@@ -53,6 +55,9 @@ def command(
         raise KeyboardInterrupt(
             f"interrupted; {checkpoint} holds the last whole epoch.\nGo on with the same command and `--resume`."
         ) from None
+    if int(os.environ.get("RANK", "0")):  # torchrun: the first process speaks for all
+        return
+    write_curves(result.history, out / f"{chosen.name}.curves.png")
     metrics, history = result.info.metrics, result.history
     accuracy = metrics.get("test_accuracy")
     if not output.emit({"checkpoint": str(result.checkpoint), "accuracy": accuracy, "history": history}, json):

@@ -1,0 +1,69 @@
+"""`msn-deploy study`."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from msn_deploy.cli import output
+from msn_deploy.cli.options import Json, new_folder
+from msn_deploy.core.optional import require
+from msn_deploy.core.recipes import load_recipe
+
+
+def command(
+    recipe: Annotated[str, typer.Argument(help="Recipe file, or a built-in name such as cnn3_msn.")],
+    norms: Annotated[str, typer.Option(help="Which to train, with commas between.")] = "bn,sn,msn",
+    data: Annotated[str | None, typer.Option(help="Known name or folder.", show_default="the recipe's")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the data.", show_default="the recipe's")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of weights and order.", show_default="the recipe's")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    limit_train: Annotated[int | None, typer.Option(min=1, help="Use at most so many training images.")] = None,
+    every: Annotated[int, typer.Option(min=1, help="Steps from one look to the next.")] = 5,
+    out: Annotated[Path, typer.Option("--out", "-o", callback=new_folder, help="Folder for page and checkpoints.")] = (
+        Path("study")
+    ),
+    json: Json = None,
+) -> None:
+    """Train a recipe with several norms and compare gradients, means and singular values."""
+    chosen = load_recipe(recipe).override(data=data, epochs=epochs, seed=seed)
+    require("torch", step="study")
+    from msn_deploy.core.memory import keep_freed_memory
+    from msn_deploy.training.study import study
+
+    keep_freed_memory()
+    names = [name.strip() for name in norms.split(",") if name.strip()]
+    with output.progress_bar() as progress:
+        result = study(
+            chosen,
+            names,
+            out=out,
+            device=device,
+            limit_train=limit_train,
+            every=every,
+            tell=output.note,
+            progress=progress,
+        )
+    if output.emit({"claims": result.claims, "norms": result.norms}, json):
+        return
+    for each in result.claims:
+        output.say(f"{each.verdict}: {each.claim}\n    {each.numbers}")
+    rows = [
+        (
+            norm,
+            f"{found['history'][-1]['test_accuracy']:.2%}",
+            f"{found['parameters']:,}",
+            *(f"{_median(found, key):.3g}" for key in ("sparsity", "variance", "drift", "directions")),
+        )
+        for norm, found in result.norms.items()
+    ]
+    head = ("norm", "accuracy", "parameters", "sparsity", "variance", "drift", "directions")
+    output.show_table(rows, head=head, right=range(1, 7))
+    output.say(f"medians over layers and windows of steps; curves and layers: {result.page}")
+
+
+def _median(found: dict, key: str) -> float:
+    return statistics.median(value for window in found["windows"] for value in window[key])
