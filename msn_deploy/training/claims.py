@@ -37,7 +37,7 @@ def judge_claims(studied: Mapping[str, Mapping[str, Any]]) -> list[Claim]:
             Claim(
                 claim="SN drifts in mean and MSN does not",
                 verdict=verdict,
-                numbers=f"|mean| of a channel before its shift, over its deviation: SN {sn:.3g}, MSN {msn:.2g}",
+                numbers=f"|mean| / deviation of a channel before its shift: SN {sn:.3g}, MSN {msn:.2g}",
             )
         )
     if {"bn", "msn"} <= studied.keys():
