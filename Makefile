@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test check fmt results train-step readme clean
+.PHONY: setup demo test check fmt results train-step throughput paper readme clean
 
 setup: $(VENV)/.installed
 
@@ -38,7 +38,19 @@ results: setup
 train-step: setup
 	$(BIN)/python benchmarks/peers/train_step.py --out train-step.json
 
+# The trainer against a bare loop, its loader against torch's: five minutes on an otherwise idle machine.
+throughput: setup
+	$(BIN)/python benchmarks/throughput.py --out throughput.json
+
+# Trains every table of accuracy that is not there yet: hours on two cores. Stop it at any time and type it again.
+# MNIST lies where? make paper PAPER="--data mnist=FOLDER". One table: make paper TABLES=mnist-cnn3
+paper: setup
+	$(BIN)/python benchmarks/paper.py $(TABLES) $(PAPER)
+	$(BIN)/python benchmarks/cards.py
+	$(BIN)/python benchmarks/readme.py
+
 readme: setup
+	$(BIN)/python benchmarks/cards.py
 	$(BIN)/python benchmarks/readme.py
 
 clean:

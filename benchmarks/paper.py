@@ -57,6 +57,12 @@ def runs_of(path: Path) -> list[Run]:
     return runs
 
 
+def is_current(result: dict[str, Any], runs: list[Run]) -> bool:
+    """Tell whether a result is of a training that the table still asks for, with the recipe that it has now."""
+    wanted = {run.key: run.recipe for run in runs}.get((result["arm"], result["seed"]))
+    return recipe_from_dict(result["recipe"], source="a result") == wanted
+
+
 def trained(run: Run, work: Path, data: dict[str, str], threads: int) -> dict[str, Any]:
     """Train one run, or go on with it, in this process, and return what the result keeps of it."""
     import gap_nets
@@ -99,8 +105,7 @@ def main() -> None:
         runs = runs_of(TABLES / f"{name}.toml")
         file = RESULTS / f"{name}.json"
         kept = json.loads(file.read_text(encoding="utf-8"))["runs"] if file.is_file() else []
-        wanted = {run.key: run.recipe.to_dict() for run in runs}
-        done[name] = [each for each in kept if wanted.get((each["arm"], each["seed"])) == each["recipe"]]
+        done[name] = [each for each in kept if is_current(each, runs)]
         there = {(each["arm"], each["seed"]) for each in done[name]}
         todo += [run for run in runs if run.key not in there]
     print(

@@ -10,6 +10,8 @@ import re
 import sys
 from pathlib import Path
 
+import accuracy
+
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results" / "xeon-2-cores"
@@ -36,6 +38,8 @@ def blocks() -> dict[str, str]:
         "measured": _measured(),
         "train-step": _train_step(),
         "authors": _authors(),
+        "accuracy": _accuracy(),
+        "gap": _gap(),
     }
 
 
@@ -120,6 +124,28 @@ def _authors() -> str:
             "tracked variances, no spectral norm. Their recorded accuracies say nothing about MSN.",
         ]
     )
+
+
+def _accuracy() -> str:
+    rows = [
+        "| % of test images, mean ± deviation (seeds) | arm | accuracy | against BN, points (95 %) |",
+        "|---|---|---|---|",
+    ]
+    for path in sorted(accuracy.RESULTS.glob("*.json")):
+        result = accuracy.read(path.stem)
+        if path.stem.startswith("gap-") or result is None:
+            continue
+        for row in accuracy.rows_of(result):
+            rows.append(f"| {result['title']} | {row.arm} | {' | '.join(accuracy.said(row))} |")
+    return "\n".join(rows)
+
+
+def _gap() -> str:
+    result = accuracy.read("gap-vgg7")
+    assert result is not None
+    rows = [f"| {result['title'].partition(': ')[2]} | accuracy, % | against BN, points (95 %) |", "|---|---|---|"]
+    rows += [f"| {row.arm} | {' | '.join(accuracy.said(row))} |" for row in accuracy.rows_of(result)]
+    return "\n".join(rows)
 
 
 def filled(text: str) -> str:

@@ -7,7 +7,7 @@ that works on a channel-major copy.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -175,19 +175,7 @@ class Trainer:
 
     def saved_mib(self) -> float:
         """Return what autograd keeps between forward and backward, MiB, each memory once; no parameters, no input."""
-        own = {each.untyped_storage().data_ptr() for each in [*self.model.parameters(), self.x, self.labels]}
-        kept: dict[int, int] = {}
-
-        def note(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in own:
-                kept[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            loss = self.loss()  # alive, so that no storage is freed and its address taken again
-        assert loss.requires_grad
-        return sum(kept.values()) / 2**20
+        return saved_bytes(self.loss, [*self.model.parameters(), self.x, self.labels]) / 2**20
 
     def facts(self) -> dict[str, object]:
         """Return what is known of the arm besides its time."""
@@ -195,3 +183,20 @@ class Trainer:
             "saved_mib": round(self.saved_mib(), 2),
             "parameters": sum(each.numel() for each in self.model.parameters()),
         }
+
+
+def saved_bytes(forward: Callable[[], Tensor], own: Sequence[Tensor]) -> int:
+    """Return what autograd keeps of a forward pass for its backward, each memory once, without that of `own`."""
+    known = {each.untyped_storage().data_ptr() for each in own}
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        loss = forward()  # alive, so that no storage is freed and its address taken again
+    assert loss.requires_grad
+    return sum(kept.values())

@@ -11,7 +11,7 @@ import typer
 from msn_deploy.cli import output
 from msn_deploy.cli.options import Json, new_folder
 from msn_deploy.core.optional import require
-from msn_deploy.core.recipes import load_recipe
+from msn_deploy.core.recipes import load_recipe, with_settings
 
 
 def command(
@@ -30,12 +30,16 @@ def command(
         "runs"
     ),
     resume: Annotated[bool, typer.Option("--resume", help="Go on after an interruption.")] = False,
+    settings: Annotated[
+        list[str], typer.Option("--set", metavar="KEY=VALUE", help="Any other key of the recipe: train.ema=0.99")
+    ] = [],  # noqa: B006  # typer's way to say "none"
     json: Json = None,
 ) -> None:
     """Train a recipe; the checkpoint is saved after every epoch."""
     chosen = load_recipe(recipe).override(
         norm=norm, data=data, epochs=epochs, batch_size=batch_size, learning_rate=lr, seed=seed
     )
+    chosen = with_settings(chosen, settings)
     require("torch", step="train")
     require("safetensors", step="train")
     from msn_deploy.core.memory import keep_freed_memory

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -126,6 +126,26 @@ def load_recipe(name_or_path: str) -> Recipe:
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as cause:
             raise InputError(f"{path} is not valid TOML: {cause}.") from cause
     return recipe_from_dict({"name": path.stem, **value}, source=str(path))
+
+
+def with_settings(recipe: Recipe, settings: Sequence[str]) -> Recipe:
+    """Return the recipe with keys of its file set anew, each as "KEY=VALUE": "train.ema=0.99", "init=plain".
+
+    Text needs no quotes. Raises InputError that names the setting.
+    """
+    for setting in settings:
+        key, _, text = (part.strip() for part in setting.partition("="))
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text
+        changed = recipe.to_dict()
+        section, _, name = key.rpartition(".")
+        if not name or not text or (section and not isinstance(changed.get(section), dict)):
+            raise InputError(f"`--set {setting}` is not KEY=VALUE with a key of a recipe, such as train.ema=0.99.")
+        (changed[section] if section else changed)[name] = value
+        recipe = recipe_from_dict(changed, source=f"`--set {setting}`")
+    return recipe
 
 
 def builtin_folder(name: str) -> Path:

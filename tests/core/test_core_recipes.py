@@ -10,7 +10,7 @@ import pytest
 
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.model_info import NORMS
-from msn_deploy.core.recipes import builtin_folder, did_you_mean, load_recipe, recipe_from_dict
+from msn_deploy.core.recipes import builtin_folder, did_you_mean, load_recipe, recipe_from_dict, with_settings
 
 BUILT_IN = sorted(path.stem for path in builtin_folder("models").glob("*.toml"))
 NETS = ("cnn3", "densenet_bc", "densenet_bc_22", "densenet_bc_c08", "vgg7")
@@ -174,3 +174,36 @@ def test_override_replaces_what_is_given_and_renames_with_the_norm() -> None:
         recipe.override(norm="layer")
     with pytest.raises(InputError, match=r"epochs must be at least 1, got 0"):
         recipe.override(epochs=0)
+
+
+def test_settings_reach_every_key() -> None:
+    recipe = load_recipe("cnn3_msn")
+    changed = with_settings(recipe, ["train.ema=0.99", "init=plain", "train.amp = true", 'fit="pad"', "width=3"])
+    assert (changed.train.ema, changed.init, changed.train.amp, changed.fit, changed.width) == (
+        0.99, "plain", True, "pad", 3,
+    )  # fmt: skip
+    assert (
+        with_settings(changed, ["train.ema=0", *("init=kaiming", "train.amp=false", "fit=resize", "width=16")])
+        == recipe
+    )
+    assert with_settings(load_recipe("gan_msn"), ["gan.latent=7"]).network_input == (7, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("train.emma=1", "unknown key 'emma'; did you mean 'ema'"),
+        ("train.ema=2", "train.ema must be at least 0 and below 1, got 2"),
+        ("train.amp=yes", "amp must be bool, got 'yes'"),
+        ("widht=3", "unknown key 'widht'; did you mean 'width'"),
+        ("train.ema", "is not KEY=VALUE"),
+        ("=3", "is not KEY=VALUE"),
+        ("gan.latent=7", "is not KEY=VALUE with a key of a recipe"),
+        ("input_shape=[1, 1, 28]", "input_shape must be"),
+    ],
+)
+def test_settings_that_cannot_be(setting: str, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        with_settings(load_recipe("cnn3_msn"), [setting])
+    assert message in str(caught.value)
+    assert setting in str(caught.value)

@@ -1,0 +1,72 @@
+"""From the trainings of a table to its rows: mean and spread of each arm, and its difference to BN seed by seed."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).resolve().parent / "results" / "paper"
+BASELINE = "BN"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One arm: test accuracy in percent, its standard deviation over the seeds, and its paired difference to BN.
+
+    difference: (mean, low, high) in points with a 95 % t-interval over the seeds that both have; None for BN itself
+    and with fewer than two seeds.
+    """
+
+    arm: str
+    seeds: int
+    accuracy: float
+    deviation: float
+    difference: tuple[float, float, float] | None
+    recipe: dict[str, Any]
+
+
+def read(table: str) -> dict[str, Any] | None:
+    """Return a table's result, or None if it has none yet."""
+    path = RESULTS / f"{table}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def rows_of(result: dict[str, Any]) -> list[Row]:
+    """Return a row per arm, in the table's order."""
+    from scipy import stats
+
+    arms: dict[str, dict[int, dict[str, Any]]] = {}
+    for run in result["runs"]:
+        arms.setdefault(run["arm"], {})[run["seed"]] = run
+    rows = []
+    for arm, runs in arms.items():
+        each = {seed: 100 * run["test_accuracy"] for seed, run in runs.items()}
+        difference = None
+        both = sorted(each.keys() & arms.get(BASELINE, {}).keys())
+        if arm != BASELINE and len(both) > 1:
+            gaps = [each[seed] - 100 * arms[BASELINE][seed]["test_accuracy"] for seed in both]
+            half = stats.t.ppf(0.975, len(gaps) - 1) * statistics.stdev(gaps) / len(gaps) ** 0.5
+            mean = statistics.mean(gaps)
+            difference = (mean, mean - half, mean + half)
+        rows.append(
+            Row(
+                arm=arm,
+                seeds=len(each),
+                accuracy=statistics.mean(each.values()),
+                deviation=statistics.stdev(each.values()) if len(each) > 1 else 0.0,
+                difference=difference,
+                recipe=next(iter(runs.values()))["recipe"],
+            )
+        )
+    return rows
+
+
+def said(row: Row) -> tuple[str, str]:
+    """Return how accuracy and difference are written in a table."""
+    accuracy = f"{row.accuracy:.2f} ± {row.deviation:.2f} ({row.seeds})"
+    if row.difference is None:
+        return accuracy, ""
+    return accuracy, "{:+.2f} ({:+.2f} to {:+.2f})".format(*row.difference)
