@@ -60,6 +60,10 @@ Json = Annotated[
     Path | None,
     typer.Option("--json", callback=new_text, help="Write the result to this file as JSON; - for stdout."),
 ]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Any other key of the recipe, such as train.ema=0.99; repeatable."),
+]
 Print = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads.", show_default="all cores")]
 Out = Annotated[Path, typer.Option("--out", "-o", callback=new_file, help="File to write.")]

@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 
 from msn_deploy.cli import output
-from msn_deploy.cli.options import Json, new_folder
+from msn_deploy.cli.options import Json, Settings, new_folder
 from msn_deploy.core.optional import require
-from msn_deploy.core.recipes import load_recipe
+from msn_deploy.core.recipes import load_recipe, with_settings
 
 
 def command(
@@ -23,13 +23,14 @@ def command(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     limit_train: Annotated[int | None, typer.Option(min=1, help="Use at most so many training images.")] = None,
     every: Annotated[int, typer.Option(min=1, help="Steps from one look to the next.")] = 5,
+    settings: Settings = None,
     out: Annotated[Path, typer.Option("--out", "-o", callback=new_folder, help="Folder for page and checkpoints.")] = (
         Path("study")
     ),
     json: Json = None,
 ) -> None:
     """Train a recipe with several norms and compare gradients, means and singular values."""
-    chosen = load_recipe(recipe).override(data=data, epochs=epochs, seed=seed)
+    chosen = with_settings(load_recipe(recipe).override(data=data, epochs=epochs, seed=seed), settings or [])
     require("torch", step="study")
     from msn_deploy.core.memory import keep_freed_memory
     from msn_deploy.training.study import study

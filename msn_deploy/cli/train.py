@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from msn_deploy.cli import output
-from msn_deploy.cli.options import Json, new_folder
+from msn_deploy.cli.options import Json, Settings, new_folder
 from msn_deploy.core.optional import require
 from msn_deploy.core.recipes import load_recipe, with_settings
 
@@ -30,16 +30,14 @@ def command(
         "runs"
     ),
     resume: Annotated[bool, typer.Option("--resume", help="Go on after an interruption.")] = False,
-    settings: Annotated[
-        list[str], typer.Option("--set", metavar="KEY=VALUE", help="Any other key of the recipe: train.ema=0.99")
-    ] = [],  # noqa: B006  # typer's way to say "none"
+    settings: Settings = None,
     json: Json = None,
 ) -> None:
     """Train a recipe; the checkpoint is saved after every epoch."""
     chosen = load_recipe(recipe).override(
         norm=norm, data=data, epochs=epochs, batch_size=batch_size, learning_rate=lr, seed=seed
     )
-    chosen = with_settings(chosen, settings)
+    chosen = with_settings(chosen, settings or [])
     require("torch", step="train")
     require("safetensors", step="train")
     from msn_deploy.core.memory import keep_freed_memory

@@ -186,3 +186,22 @@ def test_logits_of_is_chunked_evaluation_and_leaves_no_trace(
         wanted = model.eval()(torch.from_numpy(batch)).numpy()
     np.testing.assert_allclose(got, wanted, atol=1e-5)
     assert got.dtype == np.float32
+
+
+def test_without_kaimings_deviation_every_layer_of_vgg7_more_than_halves_its_input() -> None:
+    """Why recipes have `init = "kaiming"`: seven such layers leave less than a hundredth."""
+    recipe = load_recipe("vgg7_msn")
+    batch = torch.randn(16, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    last = {}
+    for init in ("plain", "kaiming"):
+        torch.manual_seed(0)
+        model = build_net(replace(recipe, init=init), classes=10)
+        sizes = [1.0]
+        for layer in model[:-2]:
+            batch_out = layer(batch if len(sizes) == 1 and layer is model[0] else batch_out).detach()
+            if isinstance(layer, MSNConv2d):
+                sizes.append(float(batch_out.std()))
+        if init == "plain":
+            assert all(before > 2 * after for before, after in zip(sizes, sizes[1:], strict=False))
+        last[init] = sizes[-1]
+    assert last["plain"] < 0.01 < 0.1 < last["kaiming"]
