@@ -40,6 +40,8 @@ def blocks() -> dict[str, str]:
         "authors": _authors(),
         "accuracy": _accuracy(),
         "gap": _gap(),
+        "study": _study(),
+        "gan": _gan(),
     }
 
 
@@ -146,6 +148,45 @@ def _gap() -> str:
     rows = [f"| {result['title'].partition(': ')[2]} | accuracy, % | against BN, points (95 %) |", "|---|---|---|"]
     rows += [f"| {row.arm} | {' | '.join(accuracy.said(row))} |" for row in accuracy.rows_of(result)]
     return "\n".join(rows)
+
+
+def _study() -> str:
+    nets = {"cnn3, MNIST": "study-cnn3", "VGG7, Fashion-MNIST": "study-vgg7"}
+    found = {title: json.loads((TRAINING / f"{name}.json").read_text(encoding="utf-8")) for title, name in nets.items()}
+    rows = ["| the paper says | network | here |", "|---|---|---|"]
+    for at, claim in enumerate(next(iter(found.values()))["claims"]):
+        for title, each in found.items():
+            judged = each["claims"][at]
+            rows.append(f"| {claim['claim']} | {title} | {judged['verdict']}: {judged['numbers']} |")
+    return "\n".join(rows)
+
+
+def _gan() -> str:
+    result = json.loads((RESULTS.parent / "gan.json").read_text(encoding="utf-8"))
+    rows = [
+        "| images | confidence | entropy of an image | entropy of the classes | score | FID to real test images |",
+        "|---|---|---|---|---|---|",
+    ]
+    gans = result["gans"]
+    first = next(iter(gans.values()))
+    looks = [("real test images", first["real"], first["fid_real"])]
+    looks += [(f"{name[4:].upper()}GAN", each["generated"], each["fid"]) for name, each in gans.items()]
+    for name, seen, fid in looks:
+        numbers = [f"{seen[key]:.3f}" for key in ("confidence", "image_entropy", "class_entropy")]
+        rows.append(f"| {name} | {' | '.join(numbers)} | {seen['score']:.2f} | {fid:.1f} |")
+    worst = max(each["onnx_against_torch"] for each in gans.values())
+    return "\n".join(
+        [
+            *rows,
+            "",
+            f"{first['epochs']} epochs each; {first['samples']:,} images each, judged by {result['judge']} (test "
+            f"accuracy {first['judge_accuracy']:.2%}) on its own features; FID of real images is that of training "
+            f"images. The folded ONNX generators equal torch within {worst:.1g}, and TensorRT-RTX builds them in FP16 "
+            f"({first['engine_weight_bytes'] / 2**20:.1f} MiB of weights).",
+            "",
+            "![Samples of the MSNGAN](docs/gan_msn.png) ![Samples of the SNGAN](docs/gan_sn.png)",
+        ]
+    )
 
 
 def filled(text: str) -> str:

@@ -14,6 +14,7 @@ from msn_deploy.core.optional import require
 from msn_deploy.core.progress import Progress, silent
 from msn_deploy.core.recipes import Recipe, did_you_mean
 from msn_deploy.training.claims import Claim, judge_claims
+from msn_deploy.training.curves import line_chart
 from msn_deploy.training.dynamics import Dynamics
 from msn_deploy.training.loop import train
 
@@ -46,12 +47,12 @@ def study(
     tell: Callable[[str], None] = lambda text: None,
     progress: Progress = silent,
 ) -> Study:
-    """Train the recipe with each norm, watched, and write `study.json` and `study.html` beside the checkpoints.
+    """Train the recipe with each norm, watched; write `study.json`, `.html` and `.png` beside the checkpoints.
 
     every: steps from one look to the next; the training itself is not changed by being looked at. tell gets a line
     before each training. Raises what `train` raises, and InputError for norms that are unknown or named twice.
     """
-    from msn_deploy.training.study_page import render  # matplotlib, which a training can do without
+    from msn_deploy.training.study_page import panels_of, render  # matplotlib, which a training can do without
 
     require("matplotlib", step="study")
     if recipe.gan is not None:
@@ -90,6 +91,8 @@ def study(
         result=out / "study.json",
     )
     publish(result.result, lambda path: path.write_text(to_json(result), "utf-8"), kind="study", parents=parents)
+    picture = line_chart(panels_of(result), kind="png")
+    publish(out / "study.png", lambda path: path.write_bytes(picture), kind="curves", parents=parents)
     publish(result.page, lambda path: path.write_text(render(result), "utf-8"), kind="report", parents=parents)
     return result
 
@@ -100,7 +103,7 @@ def to_json(result: Study) -> str:
     from dataclasses import asdict
 
     content = {"schema": SCHEMA, "recipe": result.recipe, "claims": [asdict(each) for each in result.claims]}
-    return json.dumps({**content, "norms": _short(result.norms)}, indent=1) + "\n"
+    return json.dumps({**content, "norms": _short(result.norms)}) + "\n"
 
 
 def _short(value: Any) -> Any:

@@ -34,7 +34,7 @@ def render(result: Study) -> str:
     """Return the page's HTML."""
     recipe, train = result.recipe, result.recipe["train"]
     norms = ", ".join(result.norms)
-    charts = line_chart(_panels(result)).decode("utf-8")
+    charts = line_chart(panels_of(result)).decode("utf-8")
     charts = charts[charts.index("<svg") :]  # without the XML declaration, which has no place inside HTML
     title = html.escape(f"{recipe['net']} on {recipe['data']}: training with {norms}")
     return f"""<!doctype html>
@@ -59,7 +59,8 @@ of the gradient's second moment.</p>
 """
 
 
-def _panels(result: Study) -> list[Panel]:
+def panels_of(result: Study) -> list[Panel]:
+    """Return the charts of a study: medians over the layers, by norm."""
     panels = [
         Panel(
             title=title,

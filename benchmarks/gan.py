@@ -1,0 +1,80 @@
+"""Train the paper's two GANs, judge what they make, and take a generator all the way to an FP16 engine.
+
+    python benchmarks/gan.py [--work FOLDER] [--judge CHECKPOINT] [--data FOLDER]
+
+Goes on where it was stopped. The judge is a classifier that `make paper` trains. Writes the sample grids of the last
+epochs to docs/ and the numbers to benchmarks/results/gan.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from msn_deploy.bench.environment import read_environment
+from msn_deploy.core.artifacts import write_json
+from msn_deploy.core.memory import keep_freed_memory
+from msn_deploy.core.recipes import load_recipe
+from msn_deploy.engine import OrtRunner
+from msn_deploy.nets.dcgan import latents
+from msn_deploy.pipeline import build_engine, export_onnx
+from msn_deploy.pipeline.judge import judge
+from msn_deploy.training import load_checkpoint, train_gan
+
+ROOT = Path(__file__).resolve().parent.parent
+OUT = ROOT / "benchmarks" / "results" / "gan.json"
+
+
+def one(name: str, work: Path, classifier: Path, data: str) -> dict[str, Any]:
+    """Train (or take) one GAN and return what was measured."""
+    recipe = load_recipe(name)
+    checkpoint = work / f"{name}.safetensors"
+    state = work / f"{name}.state.safetensors"
+    if state.is_file() or not checkpoint.is_file():
+        train_gan(recipe.override(data=data), out=work, resume=state.is_file())
+    last = json.loads((work / f"{name}.history.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+    assert last["epoch"] == recipe.train.epochs, f"{checkpoint} is of {last['epoch']} epochs; remove it"
+    seen = judge(checkpoint, classifier, data=data)
+    onnx = work / f"{name}.onnx"
+    export_onnx(str(checkpoint), onnx)
+    inputs = latents(64, recipe.network_input[0], torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        wanted = load_checkpoint(checkpoint)[0](inputs).numpy()
+    runner = OrtRunner(onnx)
+    made = np.concatenate([runner.run(each[None].numpy()) for each in inputs])
+    far = float(np.abs(made - wanted).max())
+    built = build_engine(onnx, work / f"{name}.fp16.engine", precision="fp16")
+    shutil.copyfile(work / f"{name}.epoch-{last['epoch']:03}.png", ROOT / "docs" / f"{name}.png")
+    shown = {key: value for key, value in asdict(seen).items() if key not in ("generator", "judge", "data")}
+    return {
+        **shown,
+        "epochs": last["epoch"],
+        "history_last": {key: last[key] for key in last if key != "seconds"},
+        "onnx_against_torch": far,
+        "engine_weight_bytes": built.engine.weight_memory_bytes,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "gan")
+    parser.add_argument(
+        "--judge", type=Path, default=ROOT / "runs" / "paper" / "fashion-vgg7" / "BN-0" / "vgg7_bn.safetensors"
+    )
+    parser.add_argument("--data", default="fashion-mnist")
+    options = parser.parse_args()
+    keep_freed_memory()
+    judged = {name: one(name, options.work, options.judge, options.data) for name in ("gan_msn", "gan_sn")}
+    result = {"schema": 1, "judge": options.judge.stem, "environment": read_environment(), "gans": judged}
+    write_json(OUT, result)
+
+
+if __name__ == "__main__":
+    main()
