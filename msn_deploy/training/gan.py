@@ -119,7 +119,8 @@ class _Run:
             judge = self.out / f"{name}.discriminator.safetensors"
             write_tensors(judge, self.discriminator.state_dict(), {}, parents=parents)
             save_checkpoint(self.checkpoint, self.generator, self.info, parents=parents)
-            save_state(self.state, self.recipe, data_sha256, self.history, self.parts)
+            if epoch + 1 < options.epochs:
+                save_state(self.state, self.recipe, data_sha256, self.history, self.parts)
         remove_state(self.state)
 
     def _epoch(self, epoch: int, progress: Progress) -> dict[str, float]:

@@ -113,13 +113,12 @@ class _Run:
         self.history: list[dict[str, float]] = []
 
     def fit(self, progress: Progress, probe: Probe | None) -> None:
-        options = self.recipe.train
         splits = {"data:train": self.training, "data:test": self.testing}
         parents = [Parent(role=role, file=split.source, sha256=split.sha256()) for role, split in splits.items()]
         shared = self.world.shared(self.model)
         if probe is not None:
             probe.begin(self.model)
-        while len(self.history) < options.epochs and not self._is_stale():
+        while self._goes_on():
             began = time.perf_counter()
             loss = self._epoch(len(self.history), shared, progress, probe)
             trained = time.perf_counter() - began
@@ -133,10 +132,11 @@ class _Run:
                 continue
             publish(self.log, self._write_history, kind="history", parents=parents)
             if self._best() == len(self.history) - 1:
-                self.info = replace(self.info, metrics=entry)
-                save_checkpoint(self.checkpoint, served, self.info, parents=parents)
+                save_checkpoint(self.checkpoint, served, self._described(self._best()), parents=parents)
             # Last: killed before it is there, the epoch is done again; killed after it, none of its files is missing.
-            save_state(self.state, self.recipe, self.data_sha256, self.history, self.parts)
+            if self._goes_on():
+                save_state(self.state, self.recipe, self.data_sha256, self.history, self.parts)
+        self.info = self._described(self._best())
         if self.world.leads:
             remove_state(self.state)
 
@@ -188,9 +188,15 @@ class _Run:
             return last
         return max(range(last + 1), key=lambda at: (self.history[at]["validation_accuracy"], -at))
 
-    def _is_stale(self) -> bool:
-        patience = self.recipe.train.patience
-        return bool(patience and self.history) and len(self.history) - 1 - self._best() >= patience
+    def _goes_on(self) -> bool:
+        options, done = self.recipe.train, len(self.history)
+        is_stale = bool(options.patience and done) and done - 1 - self._best() >= options.patience
+        return done < options.epochs and not is_stale
+
+    def _described(self, at: int) -> ModelInfo:
+        """Return the info of the network as it was after an epoch, with what is the same in every run."""
+        metrics = {key: value for key, value in self.history[at].items() if "seconds" not in key}
+        return replace(self.info, metrics=metrics)
 
     def _note(self, epoch: int) -> str:
         last = f", test {self.history[-1]['test_accuracy']:.2%}" if self.history else ""

@@ -164,6 +164,23 @@ def test_patience_stops_early_and_keeps_the_epoch_that_was_best_on_held_out_imag
     assert [json.loads(line) for line in lines] == result.history
 
 
+def test_a_resumed_run_remembers_its_best_epoch(recipe: Recipe, tmp_path: Path) -> None:
+    chosen = recipe.override(epochs=30, validation=0.5, patience=2, learning_rate=0.05, schedule="constant")
+    whole = _train(chosen, tmp_path / "whole")
+    last = len(whole.history)
+
+    def stop(done: float, total: float, note: str = "") -> None:
+        if done > (last - 1) * total / 30 + 1:  # in the last epoch, after the best one
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        _train(chosen, tmp_path / "halves", progress=stop)
+    resumed = _train(chosen, tmp_path / "halves", resume=True)
+    assert resumed.info == whole.info
+    assert resumed.info.metrics["epoch"] < last
+    assert resumed.checkpoint.read_bytes() == whole.checkpoint.read_bytes()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
