@@ -31,8 +31,16 @@ def fit_images(
     images: NDArray[np.uint8], *, height_px: int, width_px: int, channels: int, fit: str = "resize"
 ) -> NDArray[np.uint8]:
     """Bring uint8 images (N, h, w) or (N, h, w, 3) to (N, height, width, channels), by bilinear "resize" or "pad"."""
-    if images.shape[1:] == (height_px, width_px) and channels == 1:
-        return images[..., np.newaxis]
+    count, height, width = images.shape[:3]
+    if channels == (1 if images.ndim == 3 else 3):  # nothing for Pillow to do, unless it has to scale
+        pixels = images.reshape(count, height, width, channels)
+        if (height, width) == (height_px, width_px):
+            return pixels
+        if fit == "pad" and height <= height_px and width <= width_px:
+            canvas = np.zeros((count, height_px, width_px, channels), dtype=np.uint8)
+            top, left = (height_px - height) // 2, (width_px - width) // 2
+            canvas[:, top : top + height, left : left + width] = pixels
+            return canvas
     return np.stack([_fitted(Image.fromarray(image), height_px, width_px, channels, fit) for image in images])
 
 

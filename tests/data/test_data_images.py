@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -120,3 +122,15 @@ def test_an_image_larger_than_the_canvas_is_not_cut(tmp_path: Path) -> None:
         InputError, match=r"a\.png: an image of 9x5 pixels can't be padded to 8x8[\s\S]*fit = \"resize\""
     ):
         read_image(tmp_path / "a.png", height_px=8, width_px=8, channels=1, fit="pad")
+
+
+@pytest.mark.parametrize("fit", ["resize", "pad"])
+@pytest.mark.parametrize("size", [(5, 4), (8, 9)])
+def test_arrays_are_fitted_as_files_are(tmp_path: Path, fit: str, size: tuple[int, int]) -> None:
+    rng = np.random.default_rng(4)
+    for colour, channels in itertools.product((False, True), (1, 3)):
+        image = rng.integers(0, 256, (*size, 3) if colour else size, dtype=np.uint8)
+        Image.fromarray(image).save(tmp_path / "a.png")
+        wanted: dict[str, Any] = {"height_px": 8, "width_px": 9, "channels": channels, "fit": fit}
+        one = read_image(tmp_path / "a.png", **wanted)
+        np.testing.assert_array_equal(fit_images(np.stack([image, image]), **wanted), np.stack([one, one]))
