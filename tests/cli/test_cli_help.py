@@ -21,6 +21,7 @@ CONTRACT = {
         "--out",
         "--resume",
     ],
+    "study": ["--norms", "--data", "--epochs", "--seed", "--out", "--json"],
     "import-checkpoint": ["--out", "--json"],
     "export": ["--weights", "--input-shape", "--out", "--batch", "--opset", "--no-simplify", "--no-fold"],
     "calibrate": ["--data", "--method", "--samples", "--out"],

@@ -24,6 +24,8 @@ def undisturbed(tmp_path_factory, process_env):
     command = [sys.executable, "-m", "msn_deploy", *map(str, OPTIONS), "--out", str(out)]
     subprocess.run(command, env=process_env, check=True, capture_output=True, timeout=DEADLINE_S)
     assert sorted(path.name for path in out.iterdir()) == [
+        "cnn3_msn.curves.png",
+        "cnn3_msn.curves.png.json",
         "cnn3_msn.history.jsonl",
         "cnn3_msn.history.jsonl.json",
         "cnn3_msn.safetensors",
