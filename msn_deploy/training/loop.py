@@ -118,6 +118,8 @@ class _Run:
         shared = self.world.shared(self.model)
         if probe is not None:
             probe.begin(self.model)
+        if self.history and self.world.leads:  # resumed: killed between the state and what belongs to it?
+            self._publish(self.model if self.average is None else self.average.module, parents)
         while self._goes_on():
             began = time.perf_counter()
             loss = self._epoch(len(self.history), shared, progress, probe)
@@ -130,12 +132,9 @@ class _Run:
                 probe.after_epoch(self.history[-1])
             if not self.world.leads:
                 continue
-            publish(self.log, self._write_history, kind="history", parents=parents)
-            if self._best() == len(self.history) - 1:
-                save_checkpoint(self.checkpoint, served, self._described(self._best()), parents=parents)
-            # Last: killed before it is there, the epoch is done again; killed after it, none of its files is missing.
             if self._goes_on():
                 save_state(self.state, self.recipe, self.data_sha256, self.history, self.parts)
+            self._publish(served, parents)
         self.info = self._described(self._best())
         if self.world.leads:
             remove_state(self.state)
@@ -180,6 +179,11 @@ class _Run:
         if len(self.held_out.labels):
             entry["validation_accuracy"] = _accuracy(logits_of(model, self.held_input), self.held_out)
         return entry
+
+    def _publish(self, served: nn.Module, parents: list[Parent]) -> None:
+        publish(self.log, self._write_history, kind="history", parents=parents)
+        if self._best() == len(self.history) - 1:
+            save_checkpoint(self.checkpoint, served, self._described(self._best()), parents=parents)
 
     def _best(self) -> int:
         """Return the index of the epoch to keep: the last, or with `patience` the best on the held-out images."""
