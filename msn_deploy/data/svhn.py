@@ -1,57 +1,47 @@
-"""SVHN's cropped digits: MATLAB files of version 5 with X (32, 32, 3, N) and y (N, 1), in which 10 stands for 0.
-
-Source of the layout: ufldl.stanford.edu/housenumbers.
-"""
+"""SVHN in its cropped form: MATLAB files with X (32, 32, 3, N) and y (N, 1), where label 10 stands for the digit 0."""
 
 from __future__ import annotations
 
 import os
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from msn_deploy.core.artifacts import open_input
 from msn_deploy.core.errors import InputError
-from msn_deploy.core.optional import require
+from msn_deploy.data.matlab import read_matlab
 from msn_deploy.data.raw import DIGITS, Raw
 
-PUBLISHED = "train_32x32.mat and test_32x32.mat of ufldl.stanford.edu/housenumbers"
+PUBLISHED = "train_32x32.mat and test_32x32.mat of ufldl.stanford.edu/housenumbers (format 2, cropped digits)"
 _FILES = {"train": "train_32x32.mat", "test": "test_32x32.mat"}
+_HINT = f"Download it again: {PUBLISHED}."
 
 
 def read_svhn(folder: Path, split: str) -> Raw | None:
     """Read the "train" or "test" split of a folder, or None if it holds no SVHN.
 
-    Raises InputError for a missing or damaged file, MissingDependency (exit 3) without scipy.
+    Raises InputError if the split's file is missing, damaged or holds something else.
     """
     if not any(os.path.isfile(folder / name) for name in _FILES.values()):
         return None
-    path = folder / _FILES[split]
-    scipy_io = require("scipy.io", step="reading SVHN")
-    with open_input(path) as stream:
-        raw = stream.read()
-    try:
-        content = scipy_io.loadmat(BytesIO(raw), variable_names=("X", "y"))
-    except Exception as cause:  # damaged bytes make scipy raise nearly anything, also MemoryError
-        version = " (version 7.3, an HDF5 file)" if isinstance(cause, NotImplementedError) else ""
-        raise InputError(
-            f"{path} is no readable MATLAB file{version}: {type(cause).__name__}.\nDownload it again: {PUBLISHED}."
-        ) from cause
-    images, labels = content.get("X"), content.get("y")
-    if not isinstance(images, np.ndarray) or not isinstance(labels, np.ndarray):
-        raise InputError(f"{path} has no X and y, which SVHN's cropped digits have.\nDownload it again: {PUBLISHED}.")
-    count = images.shape[-1] if images.ndim else 0
-    if images.dtype != np.uint8 or images.shape != (32, 32, 3, count) or labels.shape != (count, 1) or not count:
-        raise InputError(
-            f"{path}: X is {images.dtype} {images.shape}, y {labels.shape}; expected uint8 (32, 32, 3, N), (N, 1).\n"
-            f"Download it again: {PUBLISHED}."
-        )
-    digits = labels[:, 0]
-    if digits.dtype.kind not in "ui" or not ((digits >= 1) & (digits <= 10)).all():
-        raise InputError(f"{path}: y must hold whole numbers from 1 to 10.\nDownload it again: {PUBLISHED}.")
+    path, hint = folder / _FILES[split], _HINT
+    found = read_matlab(path, hint=hint)
+    images, labels = found.get("X"), found.get("y")
+    if images is None or images.dtype != np.uint8 or images.shape[:3] != (32, 32, 3) or images.ndim != 4:
+        raise InputError(f"{path}: X should be uint8 32x32x3xN, is {_described(images)}.\n{hint}")
+    if labels is None or labels.dtype.kind not in "iu" or labels.shape[1:] != (1,) or len(labels) == 0:
+        raise InputError(f"{path}: y should be whole numbers Nx1, is {_described(labels)}.\n{hint}")
+    if images.shape[3] != len(labels):
+        raise InputError(f"{path} holds {images.shape[3]} images and {len(labels)} labels.\n{hint}")
+    digits = labels[:, 0].astype(np.int64)
+    if digits.min() < 1 or digits.max() > len(DIGITS):
+        raise InputError(f"{path} has labels {digits.min()} to {digits.max()}, SVHN has 1 to 10.\n{hint}")
     return Raw(
         images=np.ascontiguousarray(images.transpose(3, 0, 1, 2)),
-        labels=digits.astype(np.int64) % 10,
+        labels=digits % len(DIGITS),
         classes=DIGITS,
     )
+
+
+def _described(array: NDArray[np.generic] | None) -> str:
+    return "missing" if array is None else f"{array.dtype} {'x'.join(map(str, array.shape))}"
