@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from msn_deploy.cli import output
 from msn_deploy.cli.options import Data, Json, Threads
+
+if TYPE_CHECKING:
+    from msn_deploy.pipeline.judge import Judgement
 
 
 def command(
@@ -23,9 +26,13 @@ def command(
 ) -> None:
     """Measure accuracy on a test split; of a generator, with `--judge`, how real its images look."""
     from msn_deploy.pipeline import evaluate
+    from msn_deploy.pipeline.judge import judge as judge_generator
 
     if judge is not None:
-        _judged(model, judge, data, samples, json)
+        with output.progress_bar() as progress:
+            judged = judge_generator(model, judge, data=data, samples=samples, threads=threads, progress=progress)
+        if not output.emit(judged, json):
+            _show_judged(judged)
         return
     with output.progress_bar() as progress:
         result = evaluate(model, data=data, samples=samples, threads=threads, progress=progress)
@@ -36,12 +43,7 @@ def command(
     output.say(f"  worst class {worst}: {result.per_class[worst]:.2%}")
 
 
-def _judged(model: Path, judge: Path, data: str | None, samples: int | None, json: Path | None) -> None:
-    from msn_deploy.pipeline.judge import judge as judged
-
-    result = judged(model, judge, data=data, samples=samples)
-    if output.emit(result, json):
-        return
+def _show_judged(result: Judgement) -> None:
     rows = [
         (
             name,
@@ -51,7 +53,8 @@ def _judged(model: Path, judge: Path, data: str | None, samples: int | None, jso
     ]
     head = ("images", "confidence", "entropy of an image", "of the classes", "score", "FID to real")
     output.show_table(rows, head=head, right=range(1, 6))
+    accuracy = "" if result.judge_accuracy is None else f" (test accuracy {result.judge_accuracy:.2%})"
     output.say(
-        f"{result.samples} images each of {result.data}, judged by {result.judge} (test accuracy "
-        f"{result.judge_accuracy:.2%});\non its features, so not comparable with an Inception FID or score."
+        f"{result.samples} images each of {result.data}, judged by {result.judge}{accuracy};\n"
+        "on its features, so not comparable with an Inception FID or score."
     )

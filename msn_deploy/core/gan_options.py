@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from msn_deploy.core.errors import InputError
+from msn_deploy.core.train_options import TrainOptions
+
+# The optimizer is Adam always; nothing is held out, and no label is there to be smoothed.
+_TAKES_PART = (
+    *("epochs", "batch_size", "learning_rate", "schedule", "warm_up", "augment", "amp", "channels_last"),
+    *("power_iterations", "seed"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,3 +28,11 @@ class GanOptions:
             raise InputError(f"gan.latent must lie between 1 and 4096, got {self.latent}.")
         if not 0 <= self.beta1 < 1:
             raise InputError(f"gan.beta1 must be at least 0 and below 1, got {self.beta1}.")
+
+
+def refuse_unused(train: TrainOptions) -> None:
+    """Raise InputError for an option of `[train]` that the training of a GAN would pass over."""
+    for option in fields(train):
+        value = getattr(train, option.name)
+        if option.name not in _TAKES_PART and value != option.default:
+            raise InputError(f"train.{option.name} has no part in training a GAN, got {value!r}.\nLeave it out.")

@@ -66,6 +66,11 @@ class ModelInfo:
     metrics: dict[str, float] = field(default_factory=dict)
     schema: int = SCHEMA
 
+    @property
+    def is_generator(self) -> bool:
+        """Whether the network makes images of latents, where all others take images."""
+        return self.recipe.get("gan") is not None
+
     def to_json(self) -> str:
         """Serialise, keys sorted, so that equal infos give equal bytes."""
         return json.dumps(asdict(self), sort_keys=True)

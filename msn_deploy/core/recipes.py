@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from msn_deploy.core.artifacts import open_input
 from msn_deploy.core.errors import InputError
-from msn_deploy.core.gan_options import GanOptions
+from msn_deploy.core.gan_options import GanOptions, refuse_unused
 from msn_deploy.core.model_info import FITS, NORMS
 from msn_deploy.core.train_options import TrainOptions
 
@@ -66,6 +66,11 @@ class Recipe:
         for name, known in (("classifier", CLASSIFIERS), ("fit", FITS), ("init", INITS)):
             if getattr(self, name) not in known:
                 raise InputError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}.")
+        if self.gan is not None:
+            refuse_unused(self.train)
+            for name, plain in (("classifier", "linear"), ("init", "plain")):
+                if getattr(self, name) != plain:
+                    raise InputError(f"{name} has no part in a GAN, got {getattr(self, name)!r}.\nLeave it out.")
 
     @property
     def network_input(self) -> tuple[int, int, int]:

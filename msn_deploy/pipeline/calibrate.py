@@ -56,6 +56,8 @@ def calibrate(
     model = read_graph(onnx)
     _require_fp32(onnx)
     info = info_of(model, source=str(onnx))
+    if info is not None and info.is_generator:
+        raise InputError(f"{onnx} is a generator: INT8 is calibrated on images, and it takes none.\nUse FP32 or FP16.")
     prep = preprocess_for(info, input_of(model, source=str(onnx))[1], model=str(onnx))
     split = split_for(info, prep, data, "train").first(samples)
     images = to_input(split.images, prep)

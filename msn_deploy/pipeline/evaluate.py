@@ -18,7 +18,7 @@ from msn_deploy.core.progress import Progress, silent
 from msn_deploy.data import to_input
 from msn_deploy.data.images import read_image
 from msn_deploy.engine import load_runner
-from msn_deploy.pipeline.images import preprocess_for, split_for
+from msn_deploy.pipeline.images import preprocess_for, refuse_generator, split_for
 
 _CHUNK = 256
 
@@ -118,8 +118,8 @@ def _open(model: Path, threads: int | None) -> tuple[Predict, ModelInfo | None, 
         if threads is not None:
             torch.set_num_threads(threads)
         net, info = load_checkpoint(model)
-        if info.preprocess is None:
-            raise InputError(f"{model} is a generator: it takes no images.\nTo rate its own: eval --judge CLASSIFIER.")
+        refuse_generator(info, model=str(model))
+        assert info.preprocess is not None  # every classifier's checkpoint has it
         return partial(logits_of, net), info, info.preprocess
     runner = load_runner(model, threads=threads)
     return runner.run, runner.info, preprocess_for(runner.info, runner.input_shape, model=str(model))

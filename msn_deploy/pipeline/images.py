@@ -15,8 +15,9 @@ _LOG = logging.getLogger(__name__)
 def preprocess_for(info: ModelInfo | None, input_shape: Sequence[int | None], *, model: str) -> Preprocess:
     """Return the preprocessing of a model file; without metadata images are scaled to 0..1, which the log says.
 
-    Raises InputError if the input is not an image (N, 1 or 3, H, W).
+    Raises InputError if the input is not an image (N, 1 or 3, H, W), which a generator's latents can look like.
     """
+    refuse_generator(info, model=model)
     sizes = input_shape[1:]
     if len(input_shape) != 4 or None in sizes or sizes[0] not in (1, 3):
         text = "x".join("any" if size is None else str(size) for size in input_shape)
@@ -35,6 +36,15 @@ def preprocess_for(info: ModelInfo | None, input_shape: Sequence[int | None], *,
     return Preprocess(
         height_px=height, width_px=width, channels=channels, mean=(0.0,) * channels, std=(1.0,) * channels
     )
+
+
+def refuse_generator(info: ModelInfo | None, *, model: str) -> None:
+    """Raise InputError for a model that makes images and takes none."""
+    if info is not None and info.is_generator:
+        raise InputError(
+            f"{model} is a generator: it takes no images.\n"
+            "To rate those that it makes: msn-deploy eval CHECKPOINT --judge CLASSIFIER"
+        )
 
 
 def split_for(info: ModelInfo | None, prep: Preprocess, data: str | None, split: str) -> Split:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from msn_deploy.core.artifacts import Parent, publish
-from msn_deploy.core.errors import GateError
+from msn_deploy.core.errors import GateError, InputError
 from msn_deploy.core.model_info import ModelInfo, Preprocess
 from msn_deploy.core.progress import Progress, silent
 from msn_deploy.core.recipes import Recipe
@@ -51,12 +51,16 @@ def train_gan(
 ) -> TrainResult:
     """Train a recipe that has a [gan] section and save `out/NAME.safetensors`, the generator, after every epoch.
 
-    Arguments, promises and errors are those of `train`; one process only.
+    Arguments, promises and errors are those of `train`; several processes (torchrun) are an InputError.
     """
     _, channels, height, width = recipe.input_shape
     size: dict[str, Any] = {"height_px": height, "width_px": width, "channels": channels, "fit": recipe.fit}
     training = load_split(recipe.data, "train", **size).first(limit_train)
     with join(device) as world:
+        if world.size > 1:
+            raise InputError(
+                f"a GAN is trained by one process, torchrun started {world.size}.\nStart it without torchrun."
+            )
         run = _Run(recipe, training, out=out, device=world.device)
         if resume:
             run.history = restore_state(run.state, recipe, training.sha256(), run.parts)
@@ -73,6 +77,9 @@ class _Run:
         torch.manual_seed(recipe.train.seed)
         self.generator = build_net(recipe, classes=0).to(device)
         self.discriminator = build_discriminator(recipe).to(device)
+        if recipe.train.channels_last:
+            for model in (self.generator, self.discriminator):
+                model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         channels = recipe.input_shape[1]
         half = (0.5,) * channels  # images from -1 to 1, as tanh gives them
         prep = Preprocess(
@@ -101,18 +108,15 @@ class _Run:
         options, name = self.recipe.train, self.recipe.name
         data_sha256 = self.training.sha256()
         parents = [Parent(role="data:train", file=self.training.source, sha256=data_sha256)]
+        if self.history:  # of a run that is resumed
+            self._describe(self.history[-1])
         while len(self.history) < options.epochs:
             epoch, began = len(self.history), time.perf_counter()
             played = self._epoch(epoch, progress)
-            losses = [played["d_loss"], played["g_loss"]]
-            if not all(map(math.isfinite, losses)):
-                raise GateError(
-                    f"the training diverged in epoch {epoch + 1}: losses {losses[0]:.3g} and {losses[1]:.3g}.\n"
-                    f"Lower the learning rate, for example `--lr {options.learning_rate / 3:.2g}`."
-                )
+            self._require_finite(epoch, played)
             entry = {"epoch": epoch + 1, **played, **self._judged(epoch)}
             self.history.append({**entry, "seconds": round(time.perf_counter() - began, 3)})
-            self.info = replace(self.info, metrics={key: entry[key] for key in ("epoch", "d_loss", "g_loss")})
+            self._describe(entry)
             log = self.out / f"{name}.history.jsonl"
             publish(log, self._write_history, kind="history", parents=parents)
             publish(self.out / f"{name}.epoch-{epoch + 1:03}.png", self._write_grid, kind="samples", parents=parents)
@@ -150,6 +154,26 @@ class _Run:
         names = ("d_loss", "g_loss", "real_logit", "real_logit_std", "fake_logit", "fake_logit_std")
         return dict(zip(names, (torch.cat([losses, logits]) / steps).tolist(), strict=True))
 
+    def _require_finite(self, epoch: int, played: dict[str, float]) -> None:
+        """Raise GateError if an epoch diverged; its last step can ruin weights behind a loss that is still finite."""
+        networks = {"generator": self.generator, "discriminator": self.discriminator}
+        ruined = [
+            name
+            for name, model in networks.items()
+            if not all(bool(torch.isfinite(value).all()) for value in model.state_dict().values())
+        ]
+        if ruined or not all(map(math.isfinite, played.values())):
+            weights = f", weights of the {' and the '.join(ruined)} that are no numbers" if ruined else ""
+            raise GateError(
+                f"the training diverged in epoch {epoch + 1}: losses {played['d_loss']:.3g} and {played['g_loss']:.3g}"
+                f"{weights}.\n"
+                f"Lower the learning rate, for example `--lr {self.recipe.train.learning_rate / 3:.2g}`."
+            )
+
+    def _describe(self, entry: dict[str, Any]) -> None:
+        """Put an epoch's entry of the history into the info of the checkpoint."""
+        self.info = replace(self.info, metrics={key: entry[key] for key in ("epoch", "d_loss", "g_loss")})
+
     def _step(self, which: int, loss: Tensor) -> None:
         self.optimizers[which].zero_grad()
         loss.backward()
@@ -157,9 +181,10 @@ class _Run:
 
     @torch.no_grad()
     def _judged(self, epoch: int) -> dict[str, list[float]]:
-        """Return, per normalised layer of the discriminator, sigma (tracked over true) and drift on real images.
+        """Return numbers per normalised layer of the discriminator, in its order.
 
-        drift: |mean| of a channel before the activation over its deviation, averaged over the channels.
+        singular: the largest singular value of the weight. sigma: the tracked one as a share of it. drift, on real
+        images: |mean| of a channel before the activation over its deviation, averaged over the channels.
         """
         layers = [module for module in self.discriminator.modules() if isinstance(module, SpectralLayer)]
         drift: list[float] = []
@@ -173,10 +198,10 @@ class _Run:
         self.discriminator(next(self.batches.epoch(epoch))[0])
         for hook in hooks:
             hook.remove()
-        sigma = [
-            float(layer.sigma() / torch.linalg.matrix_norm(layer._matrix(), 2).clamp_min(1e-12)) for layer in layers
-        ]
-        return {"sigma": [round(value, 6) for value in sigma], "drift": [round(value, 6) for value in drift]}
+        singular = [float(torch.linalg.matrix_norm(layer._matrix(), 2).clamp_min(1e-12)) for layer in layers]
+        sigma = [float(layer.sigma()) / true for layer, true in zip(layers, singular, strict=True)]
+        numbers = {"singular": singular, "sigma": sigma, "drift": drift}
+        return {name: [round(value, 6) for value in each] for name, each in numbers.items()}
 
     def _write_history(self, path: Path) -> None:
         path.write_text("".join(json.dumps(entry) + "\n" for entry in self.history), encoding="utf-8")

@@ -9,10 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from msn_deploy.core.model_info import METADATA_KEY
 from msn_deploy.core.recipes import load_recipe
 from msn_deploy.engine import OrtRunner
 from msn_deploy.training import load_checkpoint, train, train_gan
+from msn_deploy.training.checkpoint import read_tensors, write_tensors
 
 GAN = """
 net = "dcgan"
@@ -77,6 +80,7 @@ def test_a_judge_looks_at_real_and_generated_images(cli, folder, tmp_path):
     assert max(map(len, outcome.out.splitlines())) <= 80 or str(folder) in outcome.out
     found = json.loads(result.read_text())
     assert (found["samples"], found["data"]) == (364, "digits")
+    assert found["features"].endswith("inputs of the last layer of judge; no Inception FID or score")
     assert found["fid"] > 3 * found["fid_real"] > 0  # it fools nobody yet
     assert found["real"]["class_entropy"] == pytest.approx(np.log(10), abs=0.1)
     assert found["real"]["confidence"] > 0.5
@@ -102,13 +106,59 @@ def test_what_a_generator_is_not(cli, folder, monkeypatch, args, message):
     assert message in outcome.err
 
 
-def test_a_judge_of_other_images_and_calibration_are_refused(cli, folder, tmp_path):
+def test_the_options_of_eval_reach_the_judge(cli, folder, monkeypatch):
+    threads = []
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    command = ["eval", folder / "small.safetensors", "--judge", folder / "judge.safetensors", "--json", "-"]
+    outcome = cli(*command, "--samples", 40, "--threads", 3)
+    assert json.loads(outcome.out)["samples"] == 40
+    assert 3 in threads
+
+
+def test_a_judge_that_does_not_say_its_accuracy(cli, folder, tmp_path):
+    tensors, metadata = read_tensors(folder / "judge.safetensors")
+    info = json.loads(metadata[METADATA_KEY])
+    write_tensors(tmp_path / "mute.safetensors", tensors, {METADATA_KEY: json.dumps({**info, "metrics": {}})})
+    command = ["eval", folder / "small.safetensors", "--judge", tmp_path / "mute.safetensors", "--samples", 40]
+    outcome = cli(*command, "--json", tmp_path / "judged.json")
+    assert (outcome.code, "accuracy" in outcome.out, "nan" in outcome.out) == (0, False, False), outcome
+    assert json.loads((tmp_path / "judged.json").read_text())["judge_accuracy"] is None
+
+
+def test_a_judge_of_other_data_is_refused_unless_the_images_are_named(cli, folder, tmp_path):
+    tensors, metadata = read_tensors(folder / "small.safetensors")
+    info = json.loads(metadata[METADATA_KEY])
+    info["recipe"]["data"] = "fashion-mnist"
+    write_tensors(tmp_path / "other.safetensors", tensors, {METADATA_KEY: json.dumps(info)})
+    command = ["eval", tmp_path / "other.safetensors", "--judge", folder / "judge.safetensors", "--samples", 40]
+    outcome = cli(*command)
+    assert outcome.code == 2
+    assert "other.safetensors was trained on fashion-mnist" in outcome.err
+    assert "judge.safetensors on digits.\n" in outcome.err
+    assert "--data NAME|DIR" in outcome.err
+    assert cli(*command, "--data", "digits").code == 0
+
+
+def test_latents_that_look_like_an_image_are_none(cli, folder, tmp_path):
+    """Three latents have the shape of an RGB image of one pixel."""
+    small = load_recipe(str(folder / "small.toml"))
+    onnx = tmp_path / "small.onnx"
+    train_gan(
+        replace(small, gan=replace(small.gan, latent=3)).override(epochs=1), out=tmp_path, device="cpu", limit_train=16
+    )
+    assert cli("export", tmp_path / "small.safetensors", "--out", onnx).code == 0
+    Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
+    for command in (["infer", onnx, tmp_path / "x.png"], ["eval", onnx, "--data", "digits"]):
+        outcome = cli(*command)
+        assert (outcome.code, "small.onnx is a generator: it takes no images" in outcome.err) == (2, True), outcome
+    outcome = cli("build-engine", onnx, "--precision", "int8", "--data", "digits", "--out", tmp_path / "x.engine")
+    assert outcome.code == 2
+    assert "small.onnx is a generator: INT8 is calibrated on images, and it takes none" in outcome.err
+
+
+def test_a_judge_of_other_images_is_refused(cli, folder, tmp_path):
     train(replace(load_recipe("cnn3_bn"), width=2).override(epochs=1), out=tmp_path, device="cpu", limit_train=64)
     outcome = cli("eval", folder / "small.safetensors", "--judge", tmp_path / "cnn3_bn.safetensors")
     assert outcome.code == 2
     assert "makes 1x32x32 images (resize)" in outcome.err
     assert "looks at 1x28x28" in outcome.err
-    assert cli("export", folder / "small.safetensors", "--out", tmp_path / "g.onnx").code == 0
-    outcome = cli("calibrate", tmp_path / "g.onnx", "--data", "digits", "--out", tmp_path / "g.int8.onnx")
-    assert outcome.code == 2
-    assert "takes 1x16x1x1; images need" in outcome.err

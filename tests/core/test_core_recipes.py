@@ -47,6 +47,20 @@ def test_the_gans_differ_only_in_norm() -> None:
     assert msn.gan is not None
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"optimizer": "sgd"}, {"weight_decay": 0.1}, {"label_smoothing": 0.1}, {"clip_norm": 1.0}, {"ema": 0.9}),
+        *({"validation": 0.2}, {"validation": 0.2, "patience": 2}, {"classifier": "sn"}, {"init": "kaiming"}),
+    ],
+)
+def test_what_a_gan_would_pass_over_is_refused(change: dict[str, Any]) -> None:
+    gan = load_recipe("gan_msn").to_dict()
+    wrong = {**gan, **change} if change.keys() <= gan.keys() else {**gan, "train": {**gan["train"], **change}}
+    with pytest.raises(InputError, match=r"mine: (train\.)?\w+ has no part in .*GAN, got .*\nLeave it out"):
+        recipe_from_dict(wrong, source="mine")
+
+
 def test_a_wrong_gan_section_names_its_key(tmp_path: Path) -> None:
     for text, message in (
         ("[gan]\nlatents = 3", r"\[gan\]: unknown key 'latents'; did you mean 'latent'"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,9 @@ from msn_deploy.core.errors import GateError, InputError
 from msn_deploy.core.recipes import Recipe, load_recipe
 from msn_deploy.core.verify import verify_folder
 from msn_deploy.nets.dcgan import latents
-from msn_deploy.training import TrainResult, load_checkpoint, train_gan
+from msn_deploy.training import TrainResult, gan, load_checkpoint, train_gan
 from msn_deploy.training.checkpoint import read_tensors
+from msn_deploy.training.distributed import World
 from msn_deploy.training.gan import generated
 
 BATCH, IMAGES = 16, 64
@@ -43,8 +46,12 @@ def test_both_networks_learn_and_what_they_leave_can_be_verified(recipe: Recipe,
     assert [json.loads(line) for line in lines] == result.history
     first, last = result.history[0], result.history[-1]
     assert last["real_logit"] - last["fake_logit"] > first["real_logit"] - first["fake_logit"] + 0.1
-    assert len(last["sigma"]) == len(last["drift"]) == 8
+    assert len(last["sigma"]) == len(last["drift"]) == len(last["singular"]) == 8
     assert all(0.5 < value < 1.001 for value in last["sigma"])
+    tensors, _ = read_tensors(tmp_path / "gan_msn.discriminator.safetensors")
+    layers = [f"features.{at}" for at in range(0, 14, 2)] + ["last"]
+    true = [float(torch.linalg.svdvals(tensors[f"{layer}.weight"].double().flatten(1))[0]) for layer in layers]
+    assert last["singular"] == pytest.approx(true, rel=1e-4)
     torch.manual_seed(recipe.train.seed)
     from msn_deploy.nets import build_discriminator, build_net
 
@@ -71,9 +78,11 @@ def test_the_grid_shows_what_the_checkpoint_makes(recipe: Recipe, tmp_path: Path
         np.testing.assert_allclose(images[3, :, :, 0] / 127.5 - 1, model(inputs)[3, 0].numpy(), atol=0.5 / 127)
 
 
-@pytest.mark.parametrize("norm", ["msn", "sn"])
-def test_a_resumed_run_equals_one_that_was_never_interrupted(recipe: Recipe, tmp_path: Path, norm: str) -> None:
-    recipe = recipe.override(norm=norm)
+@pytest.mark.parametrize(("norm", "channels_last"), [("msn", True), ("sn", False)])
+def test_a_resumed_run_equals_one_that_was_never_interrupted(
+    recipe: Recipe, tmp_path: Path, norm: str, channels_last: bool
+) -> None:
+    recipe = recipe.override(norm=norm, channels_last=channels_last)
     whole = _train(recipe, tmp_path / "whole")
     assert _train(recipe, tmp_path / "again").checkpoint.read_bytes() == whole.checkpoint.read_bytes()
 
@@ -98,6 +107,73 @@ def test_nothing_to_resume_and_divergence(recipe: Recipe, tmp_path: Path, monkey
         _train(recipe, tmp_path, resume=True)
     nan = float("nan")
     monkeypatch.setattr(torch.nn.functional, "softplus", lambda logits: logits * nan)
-    with pytest.raises(GateError, match=r"diverged in epoch 1: losses nan and nan\.\nLower the learning rate"):
+    with pytest.raises(
+        GateError, match=r"diverged in epoch 1: losses nan and nan, weights [\s\S]*\.\nLower the learning rate"
+    ):
         _train(recipe, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["generator", "discriminator"])
+def test_weights_that_the_last_step_ruined_are_not_saved(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: int
+) -> None:
+    """The losses of a step are those of before its update, and NaN pixels would be written as black ones."""
+    real, name = gan._Run._step, ("generator", "discriminator")[which]
+    steps: list[int] = []
+
+    def step(self: Any, of: int, loss: torch.Tensor) -> None:
+        real(self, of, loss)
+        steps.append(of)
+        if len(steps) == 2 * (IMAGES // BATCH):
+            self.optimizers[which].param_groups[0]["params"][0].data.fill_(float("nan"))
+
+    monkeypatch.setattr(gan._Run, "_step", step)
+    with pytest.raises(GateError, match=rf"in epoch 1: losses \d\S* and \d\S*, weights of the {name} that are no num"):
+        _train(recipe, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_killed_after_its_last_epoch_still_says_what_it_reached(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    once = recipe.override(epochs=1)
+    whole = _train(once, tmp_path / "whole")
+    with monkeypatch.context() as patched:
+        patched.setattr(gan, "remove_state", lambda path: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            _train(once, tmp_path / "killed")
+    resumed = _train(once, tmp_path / "killed", resume=True)
+    assert resumed.info.metrics == whole.info.metrics != {}
+    assert not (tmp_path / "killed" / "gan_msn.state.safetensors").exists()
+
+
+def test_several_processes_are_refused(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def join(device: str) -> Iterator[World]:
+        yield World(rank=1, size=2, device=torch.device(device))
+
+    monkeypatch.setattr(gan, "join", join)
+    with pytest.raises(InputError, match=r"trained by one process, torchrun started 2\.\nStart it without torchrun"):
+        _train(recipe, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_channels_last_is_another_layout_of_the_same_training(recipe: Recipe, tmp_path: Path) -> None:
+    once = recipe.override(epochs=1)
+    plain = _train(once, tmp_path / "plain").history[0]
+    seen: list[bool] = []
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(
+        lambda module, inputs: (
+            seen.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
+            if isinstance(module, torch.nn.Conv2d)
+            else None
+        )
+    )
+    try:
+        last = _train(once.override(channels_last=True), tmp_path / "last").history[0]
+    finally:
+        hook.remove()
+    assert all(seen)
+    for key in ("d_loss", "g_loss", "real_logit", "fake_logit"):
+        assert last[key] == pytest.approx(plain[key], rel=1e-3, abs=1e-4)
