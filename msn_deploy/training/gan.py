@@ -108,15 +108,13 @@ class _Run:
         options, name = self.recipe.train, self.recipe.name
         data_sha256 = self.training.sha256()
         parents = [Parent(role="data:train", file=self.training.source, sha256=data_sha256)]
-        if self.history:  # of a run that is resumed
-            self._describe(self.history[-1])
         while len(self.history) < options.epochs:
             epoch, began = len(self.history), time.perf_counter()
             played = self._epoch(epoch, progress)
             self._require_finite(epoch, played)
             entry = {"epoch": epoch + 1, **played, **self._judged(epoch)}
             self.history.append({**entry, "seconds": round(time.perf_counter() - began, 3)})
-            self._describe(entry)
+            self.info = replace(self.info, metrics={key: entry[key] for key in ("epoch", "d_loss", "g_loss")})
             log = self.out / f"{name}.history.jsonl"
             publish(log, self._write_history, kind="history", parents=parents)
             publish(self.out / f"{name}.epoch-{epoch + 1:03}.png", self._write_grid, kind="samples", parents=parents)
@@ -169,10 +167,6 @@ class _Run:
                 f"{weights}.\n"
                 f"Lower the learning rate, for example `--lr {self.recipe.train.learning_rate / 3:.2g}`."
             )
-
-    def _describe(self, entry: dict[str, Any]) -> None:
-        """Put an epoch's entry of the history into the info of the checkpoint."""
-        self.info = replace(self.info, metrics={key: entry[key] for key in ("epoch", "d_loss", "g_loss")})
 
     def _step(self, which: int, loss: Tensor) -> None:
         self.optimizers[which].zero_grad()
