@@ -137,13 +137,13 @@ def test_weights_that_the_last_step_ruined_are_not_saved(
 def test_a_run_killed_after_its_last_epoch_still_says_what_it_reached(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    once = recipe.override(epochs=1)
-    whole = _train(once, tmp_path / "whole")
+    twice = recipe.override(epochs=2)
+    whole = _train(twice, tmp_path / "whole")
     with monkeypatch.context() as patched:
         patched.setattr(gan, "remove_state", lambda path: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            _train(once, tmp_path / "killed")
-    resumed = _train(once, tmp_path / "killed", resume=True)
+            _train(twice, tmp_path / "killed")
+    resumed = _train(twice, tmp_path / "killed", resume=True)
     assert resumed.info.metrics == whole.info.metrics != {}
     assert not (tmp_path / "killed" / "gan_msn.state.safetensors").exists()
 
