@@ -150,7 +150,7 @@ def _throughput() -> str:
     loader = result["cases"][-1]["rows"]
     others = [f"{1 / row['throughput_ratio'][0]:.1f} times {name}" for name, row in loader.items() if name != "ours"]
     return (
-        f"Against a bare loop over tensors that lie ready, the trainer runs at ({said}) of the throughput. Its loader, with "
+        f"Of the throughput of a bare loop over tensors that lie ready, the trainer reaches {said}. Its loader, with "
         f"crop and flip, gives {loader['ours']['images_per_s'] / 1e3:.0f},000 images of 3x32x32 per second, "
         f"{' and '.join(others)} ([throughput.json](benchmarks/results/epyc-2-cores/throughput.json))."
     )
