@@ -44,7 +44,7 @@ from msn_deploy.training.loop import _Run
 from msn_deploy.training.optimizer import make_optimizer
 
 CPU = torch.device("cpu")
-STEPS = {"cnn3": 20, "vgg7": 8}
+STEPS = {"cnn3": 10, "vgg7": 4}
 LOADED = 8192
 
 

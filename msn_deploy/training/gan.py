@@ -105,25 +105,31 @@ class _Run:
         self.fixed = latents(_TILES**2, self.latent, torch.Generator().manual_seed(0)).to(device)
 
     def fit(self, progress: Progress) -> None:
-        options, name = self.recipe.train, self.recipe.name
+        options = self.recipe.train
         data_sha256 = self.training.sha256()
         parents = [Parent(role="data:train", file=self.training.source, sha256=data_sha256)]
+        if self.history:  # resumed: killed between the state and what belongs to it?
+            self._publish(parents)
         while len(self.history) < options.epochs:
             epoch, began = len(self.history), time.perf_counter()
             played = self._epoch(epoch, progress)
             self._require_finite(epoch, played)
             entry = {"epoch": epoch + 1, **played, **self._judged(epoch)}
             self.history.append({**entry, "seconds": round(time.perf_counter() - began, 3)})
-            self.info = replace(self.info, metrics={key: entry[key] for key in ("epoch", "d_loss", "g_loss")})
-            log = self.out / f"{name}.history.jsonl"
-            publish(log, self._write_history, kind="history", parents=parents)
-            publish(self.out / f"{name}.epoch-{epoch + 1:03}.png", self._write_grid, kind="samples", parents=parents)
-            judge = self.out / f"{name}.discriminator.safetensors"
-            write_tensors(judge, self.discriminator.state_dict(), {}, parents=parents)
-            save_checkpoint(self.checkpoint, self.generator, self.info, parents=parents)
             if epoch + 1 < options.epochs:
                 save_state(self.state, self.recipe, data_sha256, self.history, self.parts)
+            self._publish(parents)
         remove_state(self.state)
+
+    def _publish(self, parents: list[Parent]) -> None:
+        name, entry = self.recipe.name, self.history[-1]
+        self.info = replace(self.info, metrics={key: entry[key] for key in ("epoch", "d_loss", "g_loss")})
+        publish(self.out / f"{name}.history.jsonl", self._write_history, kind="history", parents=parents)
+        grid = self.out / f"{name}.epoch-{entry['epoch']:03}.png"
+        publish(grid, self._write_grid, kind="samples", parents=parents)
+        judge = self.out / f"{name}.discriminator.safetensors"
+        write_tensors(judge, self.discriminator.state_dict(), {}, parents=parents)
+        save_checkpoint(self.checkpoint, self.generator, self.info, parents=parents)
 
     def _epoch(self, epoch: int, progress: Progress) -> dict[str, float]:
         """Run one pass over the images; return the mean losses, and mean and deviation of both kinds' logits."""
