@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bin="$PWD/.venv/bin"
-results="$PWD/benchmarks/results/xeon-2-cores"
+results="$PWD/benchmarks/results/epyc-2-cores"
 mkdir -p "$results"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

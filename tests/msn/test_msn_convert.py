@@ -64,7 +64,7 @@ def test_a_network_stays_the_function_that_it_was(make: type[nn.Module], norm: s
     assert left == set(keeps)
     assert relative(model, new, images()) < SAME
     folded = fold(new, strict=not keeps)
-    assert not any(isinstance(module, ours._Spectral) for module in folded.modules())
+    assert not any(isinstance(module, ours.SpectralLayer) for module in folded.modules())
     assert relative(model, folded, images()) < SAME
 
 
