@@ -14,8 +14,7 @@ import accuracy
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
-RESULTS = ROOT / "benchmarks" / "results" / "xeon-2-cores"
-TRAINING = ROOT / "benchmarks" / "results" / "epyc-2-cores"
+RESULTS = ROOT / "benchmarks" / "results" / "epyc-2-cores"
 _ARMS = {
     "none": "no norm",
     "bn": "BatchNorm",
@@ -82,7 +81,7 @@ def _row(arm: dict, baseline: str) -> str:
 
 
 def _train_step() -> str:
-    result = json.loads((TRAINING / "train-step.json").read_text(encoding="utf-8"))
+    result = json.loads((RESULTS / "train-step.json").read_text(encoding="utf-8"))
     rows = [
         "| step time, saved memory; BN is 1 | VGG7 | VGG7, channels_last | DenseNet-BC | DenseNet-BC, channels_last |",
         "|---|---|---|---|---|",
@@ -110,7 +109,7 @@ def _train_step() -> str:
 
 
 def _authors() -> str:
-    files = json.loads((TRAINING / "authors.json").read_text(encoding="utf-8"))["files"]
+    files = json.loads((RESULTS / "authors.json").read_text(encoding="utf-8"))["files"]
     rows = ["| published file | holds | recorded | measured here |", "|---|---|---|---|"]
     for each in files:
         if each["epoch"] and "_0.001_MNIST" in each["file"]:
@@ -144,7 +143,7 @@ def _accuracy() -> str:
 
 
 def _throughput() -> str:
-    result = json.loads((TRAINING / "throughput.json").read_text(encoding="utf-8"))
+    result = json.loads((RESULTS / "throughput.json").read_text(encoding="utf-8"))
     loops = {each["case"]: each["rows"]["trainer"]["throughput_ratio"] for each in result["cases"][:-1]}
     said = "; ".join("{}: {:.2f} ({:.2f} to {:.2f})".format(case, *ratio) for case, ratio in loops.items())
     loader = result["cases"][-1]["rows"]
@@ -166,13 +165,13 @@ def _gap() -> str:
 
 def _study() -> str:
     nets = {"cnn3, MNIST": "study-cnn3", "VGG7, Fashion-MNIST": "study-vgg7"}
-    found = {title: json.loads((TRAINING / f"{name}.json").read_text(encoding="utf-8")) for title, name in nets.items()}
+    found = {title: json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")) for title, name in nets.items()}
     rows = ["| the paper says | network | here |", "|---|---|---|"]
     for at, claim in enumerate(next(iter(found.values()))["claims"]):
         for title, each in found.items():
             judged = each["claims"][at]
             rows.append(f"| {claim['claim']} | {title} | {judged['verdict']}: {judged['numbers']} |")
-    steps = json.loads((TRAINING / "train-step.json").read_text(encoding="utf-8"))["cases"]
+    steps = json.loads((RESULTS / "train-step.json").read_text(encoding="utf-8"))["cases"]
     for case in steps:
         if case["dtype"] == "float32" and case["layout"] == "contiguous":
             ratio, low, high = case["rows"]["msn"]["to_bn"]
