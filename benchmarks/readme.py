@@ -170,7 +170,8 @@ def _study() -> str:
     for at, claim in enumerate(next(iter(found.values()))["claims"]):
         for title, each in found.items():
             judged = each["claims"][at]
-            rows.append(f"| {claim['claim']} | {title} | {judged['verdict']}: {judged['numbers']} |")
+            numbers = judged["numbers"].replace("|", "\\|")  # which would end the cell
+            rows.append(f"| {claim['claim']} | {title} | {judged['verdict']}: {numbers} |")
     steps = json.loads((RESULTS / "train-step.json").read_text(encoding="utf-8"))["cases"]
     for case in steps:
         if case["dtype"] == "float32" and case["layout"] == "contiguous":
