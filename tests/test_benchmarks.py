@@ -68,7 +68,7 @@ def test_msn_saves_memory(arms: Any, net: str, batch: int, most: float) -> None:
 
 def test_the_script_measures_and_writes(tmp_path: Path) -> None:
     out = tmp_path / "result.json"
-    command = [sys.executable, str(PEERS / "train_step.py"), "--arms", "none,bn", "--seconds", "2.5", "--out", str(out)]
+    command = [sys.executable, str(PEERS / "train_step.py"), "--arms", "none,bn", "--seconds", "5", "--out", str(out)]
     command += ["--only", "vgg7,contiguous,float32"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
