@@ -17,7 +17,7 @@ class Row:
     """One arm: test accuracy in percent, its standard deviation over the seeds, and its paired difference to BN.
 
     difference: (mean, low, high) in points with a 95 % t-interval over the seeds that both have; None for BN itself
-    and with fewer than two seeds.
+    and with fewer than three seeds.
     """
 
     arm: str
@@ -46,7 +46,7 @@ def rows_of(result: dict[str, Any]) -> list[Row]:
         each = {seed: 100 * run["test_accuracy"] for seed, run in runs.items()}
         difference = None
         both = sorted(each.keys() & arms.get(BASELINE, {}).keys())
-        if arm != BASELINE and len(both) > 1:
+        if arm != BASELINE and len(both) > 2:  # the interval of two is chance
             gaps = [each[seed] - 100 * arms[BASELINE][seed]["test_accuracy"] for seed in both]
             half = stats.t.ppf(0.975, len(gaps) - 1) * statistics.stdev(gaps) / len(gaps) ** 0.5
             mean = statistics.mean(gaps)
