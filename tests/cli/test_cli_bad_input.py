@@ -1,14 +1,13 @@
 """What a user gets wrong: an exit code, at most three lines that say what and what next, no change on disk."""
 
 import hashlib
-import importlib
-import os
 import pickle
 import shutil
 
 import numpy as np
 import onnx
 import pytest
+from cli_explained import assert_explained
 from onnx import TensorProto, helper
 
 from msn_deploy.core.model_info import METADATA_KEY, info_from_json
@@ -256,19 +255,10 @@ def test_bad_input_is_explained_and_changes_nothing(cli, place, snapshot, capfd,
     before = snapshot(place)
     outcome = cli(*line.split())
     assert outcome.code == code, outcome
-    _assert_explained(outcome.err, words)
+    assert_explained(outcome.err, words)
     assert outcome.out == ""
     assert capfd.readouterr() == ("", "")  # nor does a library write past Python
     assert snapshot(place) == before
-
-
-def _assert_explained(text, words):
-    message = [line for line in text.splitlines() if not line.startswith("msn-deploy: WARNING: ")]
-    assert 1 <= len(message) <= 3, text
-    assert message[0].startswith("msn-deploy: ")
-    assert "Traceback" not in text
-    missing = [word for word in words.split() if word not in text]
-    assert not missing, f"{missing} not in: {text}"
 
 
 @pytest.mark.parametrize("line", ["eval short.onnx", "train cnn3_mns", "xyzzy", "bench m.onnx --seconds -1"])
@@ -278,32 +268,7 @@ def test_a_process_ends_the_same_way(start, place, line):
     out, err = process.communicate(timeout=60)
     assert process.returncode == code
     assert out == ""
-    _assert_explained(err, words)
-
-
-def test_debug_shows_the_traceback(start, place):
-    process = start("-m", "msn_deploy", "eval", "gone.onnx", "--debug", cwd=place)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode not in (0, 2)
-    assert "Traceback" in err
-    assert "gone.onnx does not exist" in err
-
-
-def test_quiet_still_says_what_went_wrong(cli, place, monkeypatch):
-    monkeypatch.chdir(place)
-    outcome = cli("eval", "gone.onnx", "--quiet")
-    assert outcome.code == 2
-    _assert_explained(outcome.err, "gone.onnx does not exist")
-
-
-def test_only_a_plain_file_is_replaced(cli, run_folder, tmp_path):
-    """Root could otherwise turn /dev/null into a file for everyone."""
-    pipe = tmp_path / "pipe"
-    os.mkfifo(pipe)
-    outcome = cli("eval", run_folder / "cnn3_msn.onnx", "--samples", 20, "--json", pipe)
-    assert outcome.code == 2
-    _assert_explained(outcome.err, "pipe not a plain file")
-    assert pipe.is_fifo()
+    assert_explained(err, words)
 
 
 def test_a_failed_export_keeps_the_old_file(cli, ok, place, run_folder, tmp_path):
@@ -315,21 +280,3 @@ def test_a_failed_export_keeps_the_old_file(cli, ok, place, run_folder, tmp_path
         assert cli("export", place / source, "--out", old).code == 2
     assert hashlib.sha256(old.read_bytes()).hexdigest() == before
     assert list(tmp_path.iterdir()) == [old]
-
-
-def test_a_measurement_that_is_too_short_exits_4(cli, run_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(importlib.import_module("msn_deploy.bench.measure"), "MIN_ROUNDS", 10**6)
-    out = tmp_path / "bench.json"
-    outcome = cli("bench", run_folder / "cnn3_msn.onnx", "--seconds", 0.5, "--threads", 1, "--json", out)
-    assert (outcome.code, outcome.out, out.exists()) == (4, "", False)
-    _assert_explained(outcome.err, "rounds --seconds")
-
-
-def test_training_that_diverges_exits_1(cli, tmp_path):
-    recipe = (builtin_folder("models") / "cnn3_none.toml").read_text().replace('"adam"', '"sgd"')
-    (tmp_path / "wild.toml").write_text(recipe)
-    outcome = cli("train", tmp_path / "wild.toml", "--lr", 99, "--limit-train", 256, "--out", tmp_path / "run")
-    assert outcome.code == 1
-    _assert_explained(outcome.err, "loss diverged --lr")
-    assert outcome.out == ""
-    assert not (tmp_path / "run" / "wild.safetensors").exists()

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from layer_cases import conv_input, loosen
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -38,22 +39,6 @@ IDS = [f"conv{rank}d-{'-'.join(f'{key}={value}' for key, value in args.items())}
 
 def _msn_conv(rank: int, args: dict[str, Any], **options: Any) -> nn.Module:
     return (MSNConv1d, MSNConv2d, MSNConv3d)[rank - 1](4, 8, **args, **options, dtype=torch.float64)
-
-
-def _input(rank: int, seed: int = 1) -> Tensor:
-    rng = torch.Generator().manual_seed(seed)
-    return torch.randn(5, 4, *(7, 6, 5)[:rank], generator=rng, dtype=torch.float64) * 1.5 + 0.7
-
-
-def _loosen(layer: nn.Module, seed: int = 2) -> None:
-    """Give every parameter and the running mean a value that is not neutral."""
-    rng = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        layer.weight.mul_(1.7).add_(torch.rand(layer.weight.shape, generator=rng, dtype=torch.float64) * 0.4)
-        for name in ("gain", "shift", "bias", "running_mean"):
-            tensor = getattr(layer, name, None)
-            if tensor is not None:
-                tensor.copy_(torch.rand(tensor.shape, generator=rng, dtype=torch.float64) * 1.5 + 0.5)
 
 
 def _plain(layer: nn.Module, x: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
@@ -113,8 +98,8 @@ def _compare_in_training(layer: nn.Module, x: Tensor) -> None:
 def test_a_convolution_in_training_is_its_definition(rank: int, args: dict[str, Any], bias: bool, affine: bool) -> None:
     torch.manual_seed(0)
     layer = _msn_conv(rank, args, bias=bias, affine=affine)
-    _loosen(layer)
-    _compare_in_training(layer, _input(rank))
+    loosen(layer)
+    _compare_in_training(layer, conv_input(rank))
 
 
 @pytest.mark.parametrize("affine", [False, True], ids=["msn", "msn-affine"])
@@ -122,7 +107,7 @@ def test_a_convolution_in_training_is_its_definition(rank: int, args: dict[str, 
 def test_a_linear_layer_in_training_is_its_definition(shape: tuple[int, ...], affine: bool) -> None:
     torch.manual_seed(0)
     layer = MSNLinear(4, 8, affine=affine, power_iterations=3, dtype=torch.float64)
-    _loosen(layer)
+    loosen(layer)
     x = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64) + 0.7
     _compare_in_training(layer, x)
 
@@ -130,15 +115,17 @@ def test_a_linear_layer_in_training_is_its_definition(shape: tuple[int, ...], af
 def test_channels_last_gives_the_same() -> None:
     torch.manual_seed(0)
     layer = _msn_conv(2, {"kernel_size": 3, "padding": 1}, affine=True)
-    _loosen(layer)
-    _compare_in_training(layer.to(memory_format=torch.channels_last), _input(2).to(memory_format=torch.channels_last))
+    loosen(layer)
+    _compare_in_training(
+        layer.to(memory_format=torch.channels_last), conv_input(2).to(memory_format=torch.channels_last)
+    )
 
 
 def test_one_image_without_a_batch_is_centred_per_channel() -> None:
     torch.manual_seed(0)
     layer = _msn_conv(2, {"kernel_size": 3})
-    _loosen(layer)
-    y = layer(_input(2)[0])
+    loosen(layer)
+    y = layer(conv_input(2)[0])
     torch.testing.assert_close(y.mean((1, 2)), layer.shift.detach(), rtol=EXACT, atol=EXACT)
 
 
@@ -147,8 +134,8 @@ def test_one_image_without_a_batch_is_centred_per_channel() -> None:
 def test_a_convolution_in_evaluation_uses_the_running_mean(rank: int, args: dict[str, Any], affine: bool) -> None:
     torch.manual_seed(0)
     layer = _msn_conv(rank, args, affine=affine).eval()
-    _loosen(layer)
-    x = _input(rank)
+    loosen(layer)
+    x = conv_input(rank)
     sigma = layer.u @ layer.weight.flatten(1) @ layer.v
     view = (1, -1, *[1] * rank)
     y = _conv(layer, x, layer.weight / sigma) - layer.running_mean.view(view)
@@ -163,8 +150,8 @@ def test_a_convolution_in_evaluation_uses_the_running_mean(rank: int, args: dict
 def test_sn_is_the_layer_with_its_weight_over_sigma(rank: int, kind: Any, bias: bool, training: bool) -> None:
     torch.manual_seed(0)
     layer = kind(4, 8, *([3] if rank else []), bias=bias, dtype=torch.float64).train(training)
-    _loosen(layer)
-    x = _input(rank) if rank else torch.randn(6, 4, dtype=torch.float64)
+    loosen(layer)
+    x = conv_input(rank) if rank else torch.randn(6, 4, dtype=torch.float64)
     u, v = layer.u.clone(), layer.v.clone()
     got = layer(x)
     matrix = layer.weight.detach().flatten(1)
@@ -183,9 +170,9 @@ def test_a_second_forward_before_the_backward(kind: str) -> None:
     """As in a network that sees real and generated images before one backward."""
     torch.manual_seed(0)
     layer = (MSNConv2d if kind == "msn" else SNConv2d)(4, 8, 3, dtype=torch.float64)
-    _loosen(layer)
+    loosen(layer)
     apart = copy.deepcopy(layer)
-    first, second = _input(2, seed=1), _input(2, seed=2)
+    first, second = conv_input(2, seed=1), conv_input(2, seed=2)
     (layer(first).pow(3).sum() + layer(second).pow(3).sum()).backward()
     total = torch.zeros_like(layer.weight)
     for x in (first, second):
@@ -229,7 +216,7 @@ def test_a_mean_over_no_batch_is_refused() -> None:
 def test_sigma_converges_to_the_largest_singular_value(rank: int, args: dict[str, Any]) -> None:
     torch.manual_seed(3)
     layer = _msn_conv(rank, args)
-    x = _input(rank)
+    x = conv_input(rank)
     largest = torch.linalg.svdvals(layer.weight.detach().flatten(1))[0]
     assert abs(layer.sigma().detach() / largest - 1) < 0.15  # the warm-up at birth
     with torch.no_grad():
@@ -246,65 +233,11 @@ def test_more_power_iterations_per_step_converge_sooner() -> None:
         layer = MSNConv2d(4, 8, 3, power_iterations=steps, dtype=torch.float64)
         with torch.no_grad():
             layer.weight.copy_(torch.randn(layer.weight.shape, generator=torch.Generator().manual_seed(4)))
-            layer(_input(2))
+            layer(conv_input(2))
         errors[steps] = float(torch.linalg.svdvals(layer.weight.detach().flatten(1))[0] - layer.sigma().detach())
     assert 0 <= errors[5] < errors[1] * 0.7
     with pytest.raises(ValueError, match="power_iterations must be at least 1, got 0"):
         MSNConv2d(4, 8, 3, power_iterations=0)
-
-
-LAYERS = [
-    lambda: MSNConv2d(4, 8, 3, affine=True),
-    lambda: MSNConv1d(4, 8, 3, bias=False),
-    lambda: MSNLinear(4, 8),
-    lambda: SNConv3d(4, 8, 2),
-]
-
-
-def _trained(make: Any, steps: int = 3) -> tuple[nn.Module, Tensor]:
-    torch.manual_seed(5)
-    layer = make().double()
-    _loosen(layer)
-    rank = layer.weight.dim() - 2
-    x = _input(rank) if rank else torch.randn(6, 4, dtype=torch.float64)
-    for _ in range(steps):
-        layer(x)
-    return layer, x
-
-
-@pytest.mark.parametrize("make", LAYERS)
-def test_training_moves_the_buffers(make: Any) -> None:
-    layer, x = _trained(make, steps=0)
-    before = copy.deepcopy(layer.state_dict())
-    layer(x)
-    moved = {name for name, tensor in layer.state_dict().items() if not torch.equal(tensor, before[name])}
-    assert moved == {"u", "v"} | ({"running_mean", "num_batches_tracked"} if hasattr(layer, "running_mean") else set())
-
-
-@pytest.mark.parametrize("make", LAYERS)
-def test_state_dict_and_deepcopy_continue_bit_for_bit(make: Any) -> None:
-    layer, x = _trained(make)
-    copied = copy.deepcopy(layer)
-    torch.manual_seed(99)
-    loaded = make().double()
-    loaded.load_state_dict(layer.state_dict())
-    for _ in range(2):
-        wanted = layer(x)
-        for twin in (copied, loaded):
-            assert torch.equal(twin(x), wanted)
-            assert torch.equal(twin.u, layer.u)
-    assert copied.u.data_ptr() != layer.u.data_ptr()
-    assert torch.equal(loaded.eval()(x), layer.eval()(x))
-
-
-def test_the_running_mean_of_a_channel_without_gain_stays() -> None:
-    layer, x = _trained(lambda: MSNConv2d(4, 8, 3, affine=True))
-    with torch.no_grad():
-        layer.gain[2] = 0
-    before = layer.running_mean.clone()
-    layer(x)
-    assert torch.isfinite(layer.running_mean).all()
-    assert (layer.running_mean == before).tolist() == [at == 2 for at in range(8)]
 
 
 def test_what_a_layer_says_of_itself() -> None:
