@@ -2,8 +2,8 @@
 
     python benchmarks/gan.py [--work FOLDER] [--judge CHECKPOINT] [--data FOLDER]
 
-Goes on where it was stopped. The judge is a classifier that `make paper` trains. Writes the sample grids of the last
-epochs to docs/ and the numbers to benchmarks/results/gan.json.
+Goes on where it was stopped, and does nothing if the result is of the recipes as they are. The judge is a classifier that
+`make paper` trains. Writes the last sample grids to docs/ and the numbers to benchmarks/results/gan.json.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 from msn_deploy.bench.environment import read_environment
 from msn_deploy.core.artifacts import write_json
 from msn_deploy.core.memory import keep_freed_memory
-from msn_deploy.core.recipes import load_recipe
+from msn_deploy.core.recipes import load_recipe, recipe_from_dict
 from msn_deploy.engine import OrtRunner
 from msn_deploy.nets.dcgan import latents
 from msn_deploy.pipeline import build_engine, export_onnx
@@ -29,12 +29,14 @@ from msn_deploy.pipeline.judge import judge
 from msn_deploy.training import load_checkpoint, train_gan
 
 ROOT = Path(__file__).resolve().parent.parent
+NAMES = ("gan_msn", "gan_sn")
 OUT = ROOT / "benchmarks" / "results" / "gan.json"
 
 
 def one(name: str, work: Path, classifier: Path, data: str) -> dict[str, Any]:
     """Train (or take) one GAN and return what was measured."""
     recipe = load_recipe(name)
+    print(f"{name}: training {recipe.train.epochs} epochs, or taking what {work} has of them", flush=True)
     checkpoint = work / f"{name}.safetensors"
     state = work / f"{name}.state.safetensors"
     if state.is_file() or not checkpoint.is_file():
@@ -54,6 +56,7 @@ def one(name: str, work: Path, classifier: Path, data: str) -> dict[str, Any]:
     shutil.copyfile(work / f"{name}.epoch-{last['epoch']:03}.png", ROOT / "docs" / f"{name}.png")
     shown = {key: value for key, value in asdict(seen).items() if key not in ("generator", "judge", "data")}
     return {
+        "recipe": recipe.to_dict(),
         **shown,
         "epochs": last["epoch"],
         "history_last": {key: last[key] for key in last if key != "seconds"},
@@ -71,7 +74,13 @@ def main() -> None:
     parser.add_argument("--data", default="fashion-mnist")
     options = parser.parse_args()
     keep_freed_memory()
-    judged = {name: one(name, options.work, options.judge, options.data) for name in ("gan_msn", "gan_sn")}
+    there = json.loads(OUT.read_text(encoding="utf-8"))["gans"] if OUT.is_file() else {}
+    if all(
+        name in there and recipe_from_dict(there[name]["recipe"], source=name) == load_recipe(name) for name in NAMES
+    ):
+        print("both GANs are there")
+        return
+    judged = {name: one(name, options.work, options.judge, options.data) for name in NAMES}
     result = {"schema": 1, "judge": options.judge.stem, "environment": read_environment(), "gans": judged}
     write_json(OUT, result)
 
