@@ -45,6 +45,11 @@ class Preprocess:
         if not numbers or {len(self.mean), len(self.std)} != {self.channels} or min(self.std) <= 0:
             raise InputError(f"mean and std need {self.channels} numbers each, std above 0: {self.mean}, {self.std}.")
 
+    @property
+    def image_size(self) -> dict[str, Any]:
+        """Return what `load_split` and `read_image` have to know: height_px, width_px, channels and fit."""
+        return {"height_px": self.height_px, "width_px": self.width_px, "channels": self.channels, "fit": self.fit}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:

@@ -73,6 +73,12 @@ class Recipe:
                     raise InputError(f"{name} has no part in a GAN, got {getattr(self, name)!r}.\nLeave it out.")
 
     @property
+    def image_size(self) -> dict[str, Any]:
+        """Return what `load_split` has to know of the images: height_px, width_px, channels and fit."""
+        _, channels, height, width = self.input_shape
+        return {"height_px": height, "width_px": width, "channels": channels, "fit": self.fit}
+
+    @property
     def network_input(self) -> tuple[int, int, int]:
         """Return the shape of what the network takes, without the batch: an image, or a generator's latents."""
         _, channels, height, width = self.input_shape
@@ -136,21 +142,22 @@ def load_recipe(name_or_path: str) -> Recipe:
 def with_settings(recipe: Recipe, settings: Sequence[str]) -> Recipe:
     """Return the recipe with keys of its file set anew, each as "KEY=VALUE": "train.ema=0.99", "init=plain".
 
-    Text needs no quotes. Raises InputError that names the setting.
+    Text needs no quotes; the order does not matter. Raises InputError that names what was set.
     """
+    if not settings:
+        return recipe
+    changed = recipe.to_dict()
     for setting in settings:
         key, _, text = (part.strip() for part in setting.partition("="))
         try:
             value = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
             value = text
-        changed = recipe.to_dict()
         section, _, name = key.rpartition(".")
         if not name or not text or (section and not isinstance(changed.get(section), dict)):
             raise InputError(f"`--set {setting}` is not KEY=VALUE with a key of a recipe, such as train.ema=0.99.")
         (changed[section] if section else changed)[name] = value
-        recipe = recipe_from_dict(changed, source=f"`--set {setting}`")
-    return recipe
+    return recipe_from_dict(changed, source=f"`{' '.join(f'--set {each}' for each in settings)}`")
 
 
 def builtin_folder(name: str) -> Path:

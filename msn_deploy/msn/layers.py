@@ -13,7 +13,7 @@ the deviation init_gain / sqrt(columns of the matrix), as `torch.nn.init.kaiming
 Between layers that are positively homogeneous (ReLU, max pooling) this is the paper's function, with shifts and
 classifier in other units; None, the default, is the paper's form. Lipschitz networks want None.
 
-Nothing here is a custom autograd function, so autocast, torch.compile, torch.func and double backward work as usual.
+Autocast, torch.compile, torch.func and double backward work as with torch's own layers.
 """
 
 from __future__ import annotations

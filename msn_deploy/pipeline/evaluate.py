@@ -89,8 +89,7 @@ def evaluate(
 def infer(model: Path, images: Sequence[Path], *, threads: int | None = None) -> list[Answer]:
     """Classify image files one by one. Raises InputError that names the first file that is no image."""
     predict, info, prep = _open(model, threads)
-    size = {"height_px": prep.height_px, "width_px": prep.width_px, "channels": prep.channels}
-    arrays = [read_image(path, **size, fit=prep.fit) for path in images]
+    arrays = [read_image(path, **prep.image_size) for path in images]
     batch = to_input(np.stack(arrays), prep)
     predict(batch[:1])  # the first call pays for memory that the others reuse
     answers = []

@@ -55,8 +55,7 @@ def split_for(info: ModelInfo | None, prep: Preprocess, data: str | None, split:
     source = data or (info.data if info is not None else "")
     if not source:
         raise InputError("the model does not say what it was trained on.\nName the images: `--data NAME|DIR`.")
-    size = {"height_px": prep.height_px, "width_px": prep.width_px, "channels": prep.channels}
-    loaded = load_split(source, split, **size, fit=prep.fit)
+    loaded = load_split(source, split, **prep.image_size)
     if info is not None and info.classes and loaded.classes != info.classes:
         raise InputError(
             f"{source} has {len(loaded.classes)} classes ({', '.join(loaded.classes[:4])}, ...), the model was trained "

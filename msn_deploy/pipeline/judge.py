@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.model_info import ModelInfo, Preprocess
@@ -101,15 +101,13 @@ def _generator(path: Path) -> tuple[nn.Module, Recipe]:
 
 
 def _require_same_images(recipe: Recipe, prep: Preprocess, generator: Path, classifier: Path) -> None:
-    def kind(channels: int, height: int, width: int, fit: str) -> dict[str, Any]:
-        return {"images": f"{channels}x{height}x{width}", "fit": fit}
-
-    made = kind(*recipe.input_shape[1:], recipe.fit)
-    seen = kind(prep.channels, prep.height_px, prep.width_px, prep.fit)
-    if made != seen:
+    if recipe.image_size != prep.image_size:
+        made, seen = (
+            "{channels}x{height_px}x{width_px} images ({fit})".format(**each.image_size) for each in (recipe, prep)
+        )
         raise InputError(
-            f"{generator} makes {made['images']} images ({made['fit']}), {classifier} looks at {seen['images']} "
-            f"({seen['fit']}).\nTrain a judge with the same `input_shape` and `fit`."
+            f"{generator} makes {made}, {classifier} looks at {seen}.\n"
+            "Train a judge with the same `input_shape` and `fit`."
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,8 +77,3 @@ def _compared(
 
 def _name(norm: str) -> str:
     return "no norm" if norm == "none" else norm.upper()
-
-
-def table(claims: Sequence[Claim]) -> list[tuple[str, str, str]]:
-    """Return the rows of a table of claims."""
-    return [(each.claim, each.verdict, each.numbers) for each in claims]

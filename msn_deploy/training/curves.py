@@ -13,6 +13,7 @@ from msn_deploy.core.optional import require
 
 # Okabe and Ito's colours, which colour-blind readers tell apart.
 COLOURS = {"bn": "#0072B2", "msn": "#D55E00", "msn-affine": "#CC79A7", "sn": "#009E73", "none": "#666666"}
+_COLUMNS = 2
 _OTHERS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
@@ -27,15 +28,16 @@ class Panel:
     log: bool = False
 
 
-def line_chart(panels: Sequence[Panel], *, kind: str = "svg", columns: int = 2) -> bytes:
-    """Draw panels in rows of `columns`; return the bytes of a file. kind: "svg" or "png". Raises MissingDependency."""
+def line_chart(panels: Sequence[Panel], *, kind: str = "svg") -> bytes:
+    """Draw panels, two in a row; return the bytes of a file. kind: "svg" or "png". Raises MissingDependency."""
     figures = require("matplotlib.figure", step="drawing curves")
     matplotlib = require("matplotlib", step="drawing curves")
+    columns = min(_COLUMNS, len(panels))
     rows = -(-len(panels) // columns)
     with matplotlib.rc_context({"svg.hashsalt": "msn-deploy", "font.size": 9, "svg.fonttype": "none"}):
-        figure = figures.Figure(figsize=(4.4 * min(columns, len(panels)), 2.9 * rows), layout="constrained")
+        figure = figures.Figure(figsize=(4.4 * columns, 2.9 * rows), layout="constrained")
         for at, panel in enumerate(panels):
-            _draw(figure.add_subplot(rows, min(columns, len(panels)), at + 1), panel)
+            _draw(figure.add_subplot(rows, columns, at + 1), panel)
         stream = BytesIO()
         metadata = {"Date": None} if kind == "svg" else {"Software": None}
         figure.savefig(stream, format=kind, dpi=110, metadata=metadata)

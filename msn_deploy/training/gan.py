@@ -53,9 +53,7 @@ def train_gan(
 
     Arguments, promises and errors are those of `train`; several processes (torchrun) are an InputError.
     """
-    _, channels, height, width = recipe.input_shape
-    size: dict[str, Any] = {"height_px": height, "width_px": width, "channels": channels, "fit": recipe.fit}
-    training = load_split(recipe.data, "train", **size).first(limit_train)
+    training = load_split(recipe.data, "train", **recipe.image_size).first(limit_train)
     with join(device) as world:
         if world.size > 1:
             raise InputError(
@@ -63,7 +61,7 @@ def train_gan(
             )
         run = _Run(recipe, training, out=out, device=world.device)
         if resume:
-            run.history = restore_state(run.state, recipe, training.sha256(), run.parts)
+            run.history = restore_state(run.state, recipe, run.parents[0].sha256, run.parts)
         run.fit(progress)
     return TrainResult(checkpoint=run.checkpoint, info=run.info, history=run.history)
 
@@ -73,18 +71,16 @@ class _Run:
 
     def __init__(self, recipe: Recipe, training: Split, *, out: Path, device: torch.device) -> None:
         assert recipe.gan is not None
-        self.recipe, self.training, self.latent = recipe, training, recipe.gan.latent
+        self.recipe, self.latent = recipe, recipe.gan.latent
+        self.parents = [Parent(role="data:train", file=training.source, sha256=training.sha256())]
         torch.manual_seed(recipe.train.seed)
         self.generator = build_net(recipe, classes=0).to(device)
         self.discriminator = build_discriminator(recipe).to(device)
         if recipe.train.channels_last:
             for model in (self.generator, self.discriminator):
                 model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        channels = recipe.input_shape[1]
-        half = (0.5,) * channels  # images from -1 to 1, as tanh gives them
-        prep = Preprocess(
-            height_px=recipe.input_shape[2], width_px=recipe.input_shape[3], channels=channels, mean=half, std=half
-        )
+        half = (0.5,) * recipe.input_shape[1]  # images from -1 to 1, as tanh gives them
+        prep = Preprocess(**recipe.image_size, mean=half, std=half)
         self.batches = Batches(training, prep, recipe.train, device=device)
         betas = (recipe.gan.beta1, 0.999)
         self.optimizers = [
@@ -106,10 +102,8 @@ class _Run:
 
     def fit(self, progress: Progress) -> None:
         options = self.recipe.train
-        data_sha256 = self.training.sha256()
-        parents = [Parent(role="data:train", file=self.training.source, sha256=data_sha256)]
         if self.history:  # resumed: killed between the state and what belongs to it?
-            self._publish(parents)
+            self._publish()
         while len(self.history) < options.epochs:
             epoch, began = len(self.history), time.perf_counter()
             played = self._epoch(epoch, progress)
@@ -117,19 +111,19 @@ class _Run:
             entry = {"epoch": epoch + 1, **played, **self._judged(epoch)}
             self.history.append({**entry, "seconds": round(time.perf_counter() - began, 3)})
             if epoch + 1 < options.epochs:
-                save_state(self.state, self.recipe, data_sha256, self.history, self.parts)
-            self._publish(parents)
+                save_state(self.state, self.recipe, self.parents[0].sha256, self.history, self.parts)
+            self._publish()
         remove_state(self.state)
 
-    def _publish(self, parents: list[Parent]) -> None:
+    def _publish(self) -> None:
         name, entry = self.recipe.name, self.history[-1]
         self.info = replace(self.info, metrics={key: entry[key] for key in ("epoch", "d_loss", "g_loss")})
-        publish(self.out / f"{name}.history.jsonl", self._write_history, kind="history", parents=parents)
+        publish(self.out / f"{name}.history.jsonl", self._write_history, kind="history", parents=self.parents)
         grid = self.out / f"{name}.epoch-{entry['epoch']:03}.png"
-        publish(grid, self._write_grid, kind="samples", parents=parents)
+        publish(grid, self._write_grid, kind="samples", parents=self.parents)
         judge = self.out / f"{name}.discriminator.safetensors"
-        write_tensors(judge, self.discriminator.state_dict(), {}, parents=parents)
-        save_checkpoint(self.checkpoint, self.generator, self.info, parents=parents)
+        write_tensors(judge, self.discriminator.state_dict(), {}, parents=self.parents)
+        save_checkpoint(self.checkpoint, self.generator, self.info, parents=self.parents)
 
     def _epoch(self, epoch: int, progress: Progress) -> dict[str, float]:
         """Run one pass over the images; return the mean losses, and mean and deviation of both kinds' logits."""

@@ -62,10 +62,8 @@ def train(
     by torchrun, all processes train one network and the first of them writes.
     Raises InputError (exit 2), MissingDevice (exit 3), and GateError (exit 1) if loss or outputs are no longer finite.
     """
-    _, channels, height, width = recipe.input_shape
-    size = {"height_px": height, "width_px": width, "channels": channels, "fit": recipe.fit}
-    training = load_split(recipe.data, "train", **size).first(limit_train)
-    testing = load_split(recipe.data, "test", **size)
+    training = load_split(recipe.data, "train", **recipe.image_size).first(limit_train)
+    testing = load_split(recipe.data, "test", **recipe.image_size)
     if training.classes != testing.classes:
         raise InputError(f"{recipe.data}: training has classes {training.classes}, the test {testing.classes}.")
     info = ModelInfo(
@@ -79,7 +77,7 @@ def train(
     with join(device) as world:
         run = _Run(recipe, training, testing, info=info, out=out, world=world)
         if resume:
-            run.history = restore_state(run.state, recipe, run.data_sha256, run.parts)
+            run.history = restore_state(run.state, recipe, run.parents[0].sha256, run.parts)
         run.fit(progress if world.leads else silent, probe)
     return TrainResult(checkpoint=run.checkpoint, info=run.info, history=run.history)
 
@@ -93,13 +91,14 @@ class _Run:
         options, prep = recipe.train, info.preprocess
         assert prep is not None
         self.recipe, self.info, self.world = recipe, info, world
-        self.training, self.testing, self.test_input = training, testing, to_input(testing.images, prep)
+        self.testing, self.test_input = testing, to_input(testing.images, prep)
         torch.manual_seed(options.seed)
         self.model = build_net(recipe, classes=len(training.classes)).to(world.device)
         if options.channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         learned, self.held_out = divided(training, options.validation)
-        self.data_sha256 = training.sha256()
+        splits = {"data:train": training, "data:test": testing}
+        self.parents = [Parent(role=role, file=split.source, sha256=split.sha256()) for role, split in splits.items()]
         self.held_input = to_input(self.held_out.images, prep)
         self.batches = Batches(learned, prep, options, device=world.device, rank=world.rank, ranks=world.size)
         self.optimizer = make_optimizer(self.model, options)
@@ -113,13 +112,11 @@ class _Run:
         self.history: list[dict[str, float]] = []
 
     def fit(self, progress: Progress, probe: Probe | None) -> None:
-        splits = {"data:train": self.training, "data:test": self.testing}
-        parents = [Parent(role=role, file=split.source, sha256=split.sha256()) for role, split in splits.items()]
         shared = self.world.shared(self.model)
         if probe is not None:
             probe.begin(self.model)
         if self.history and self.world.leads:  # resumed: killed between the state and what belongs to it?
-            self._publish(self.model if self.average is None else self.average.module, parents)
+            self._publish(self.model if self.average is None else self.average.module)
         while self._goes_on():
             began = time.perf_counter()
             loss = self._epoch(len(self.history), shared, progress, probe)
@@ -133,8 +130,8 @@ class _Run:
             if not self.world.leads:
                 continue
             if self._goes_on():
-                save_state(self.state, self.recipe, self.data_sha256, self.history, self.parts)
-            self._publish(served, parents)
+                save_state(self.state, self.recipe, self.parents[0].sha256, self.history, self.parts)
+            self._publish(served)
         self.info = self._described(self._best())
         if self.world.leads:
             remove_state(self.state)
@@ -180,10 +177,10 @@ class _Run:
             entry["validation_accuracy"] = _accuracy(logits_of(model, self.held_input), self.held_out)
         return entry
 
-    def _publish(self, served: nn.Module, parents: list[Parent]) -> None:
-        publish(self.log, self._write_history, kind="history", parents=parents)
+    def _publish(self, served: nn.Module) -> None:
+        publish(self.log, self._write_history, kind="history", parents=self.parents)
         if self._best() == len(self.history) - 1:
-            save_checkpoint(self.checkpoint, served, self._described(self._best()), parents=parents)
+            save_checkpoint(self.checkpoint, served, self._described(self._best()), parents=self.parents)
 
     def _best(self) -> int:
         """Return the index of the epoch to keep: the last, or with `patience` the best on the held-out images."""

@@ -200,6 +200,8 @@ def test_settings_reach_every_key() -> None:
         with_settings(changed, ["train.ema=0", *("init=kaiming", "train.amp=false", "fit=resize", "width=16")])
         == recipe
     )
+    late = with_settings(recipe, ["train.patience=3", "train.validation=0.1"])  # the first is wrong without the second
+    assert (late.train.patience, late.train.validation) == (3, 0.1)
     assert with_settings(load_recipe("gan_msn"), ["gan.latent=7"]).network_input == (7, 1, 1)
 
 
