@@ -2,8 +2,8 @@
 
     python benchmarks/gan.py [--work FOLDER] [--judge CHECKPOINT] [--data FOLDER]
 
-Goes on where it was stopped, and does nothing if the result is of the recipes as they are. The judge is a classifier that
-`make paper` trains. Writes the last sample grids to docs/ and the numbers to benchmarks/results/gan.json.
+Goes on where it was stopped, and does nothing if the result is of the recipes as they are. The judge is a classifier
+that `make paper` trains. Writes the last sample grids to docs/ and the numbers to benchmarks/results/gan.json.
 """
 
 from __future__ import annotations

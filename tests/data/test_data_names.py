@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import os
+import socket
 import struct
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -98,3 +101,33 @@ def test_what_the_hub_gives_becomes_arrays() -> None:
     assert names.from_hub(datasets.Dataset.from_dict(rows, features=features), "mnist").classes == tuple("0123456789")
     with pytest.raises(InputError, match="not one image and one class per row"):
         names.from_hub(datasets.Dataset.from_dict({"id": [1]}), "cifar10")
+
+
+@pytest.mark.parametrize("reachable", [True, False])
+def test_without_a_network_the_hub_is_not_asked_again_and_again(
+    monkeypatch: pytest.MonkeyPatch, reachable: bool
+) -> None:
+    """`datasets` reads the variable when it is imported, and otherwise retries for 20 seconds."""
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setattr(names, "_is_reachable", lambda: reachable)
+    seen = []
+
+    def load_dataset(*_: str, split: str) -> None:
+        seen.append((split, os.environ.get("HF_HUB_OFFLINE")))
+        raise ConnectionError("no such host")
+
+    fake = types.SimpleNamespace(
+        load_dataset=load_dataset, logging=types.SimpleNamespace(set_verbosity_error=lambda: None)
+    )
+    monkeypatch.setitem(sys.modules, "datasets", fake)
+    with pytest.raises(InputError, match=r"can't be downloaded: no such host\.\nPut there"):
+        load_split("mnist", "test", **GRAY)
+    assert seen == [("test", None if reachable else "1")]
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # so that what the code set is taken back with the fixture's
+
+
+def test_reachable_is_what_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+        assert names._is_reachable()
+    assert not names._is_reachable()

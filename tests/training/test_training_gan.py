@@ -149,6 +149,21 @@ def test_a_run_killed_after_its_last_checkpoint_ends_the_same(
     assert not (tmp_path / "killed" / "gan_msn.state.safetensors").exists()
 
 
+def test_a_run_killed_between_the_state_and_the_rest_of_an_epoch_loses_no_grid(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    twice = recipe.override(epochs=2)
+    with monkeypatch.context() as patched:
+        patched.setattr(gan._Run, "_publish", lambda run: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            _train(twice, tmp_path / "killed")
+    assert [path.name for path in (tmp_path / "killed").glob("*.safetensors")] == ["gan_msn.state.safetensors"]
+    _train(twice, tmp_path / "killed", resume=True)
+    _train(twice, tmp_path / "whole")
+    for name in ("gan_msn.epoch-001.png", "gan_msn.epoch-002.png", "gan_msn.safetensors"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
 def test_several_processes_are_refused(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     @contextmanager
     def join(device: str) -> Iterator[World]:
