@@ -26,7 +26,11 @@ class InputError(MsnDeployError):
 
 
 class FoldError(InputError):
-    """A layer that cannot be folded into plain weights without changing the function."""
+    """A layer that cannot be folded into plain weights without changing the function; code: why, for machines."""
+
+    def __init__(self, message: str, *, code: str = "") -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class GateError(MsnDeployError):

@@ -15,11 +15,12 @@ from torch import nn
 
 from msn_deploy.core.errors import InputError
 from msn_deploy.graph.opset import from_18_to_17
+from msn_deploy.msn.pairs import BATCH_NORMS
 
 INPUT_NAME = "input"
 OUTPUT_NAME = "logits"
 DEFAULT_OPSET = 17  # what TensorRT 8.5 and 8.6 still read; the exporter writes 18 and converts
-_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 def to_onnx(
@@ -30,7 +31,9 @@ def to_onnx(
     opset: int = DEFAULT_OPSET,
     optimize: bool = True,
 ) -> ModelProto:
-    """Export a network in evaluation mode; input (N, C, H, W) float32 called "input", output called "logits".
+    """Export a network in evaluation mode; input (N, C, H, W) called "input", in the precision of the weights.
+
+    The output is called "logits".
 
     optimize=False keeps every BatchNormalization as a node of its own, where the exporter would fuse it. The same
     network gives the same bytes. Raises InputError if the network can't be exported or runs on no such input.
@@ -39,9 +42,10 @@ def to_onnx(
         raise InputError("the network is in training mode; call eval() before it is exported.")
     model = copy.deepcopy(model).cpu()
     if not optimize:
-        _give_zero_biases(model)
+        _spell_out(model)
     # A batch of two while tracing: torch.export takes a dynamic size of one for a constant.
-    example = torch.zeros((2 if dynamic_batch else input_shape[0], *input_shape[1:]))
+    dtype = next((each.dtype for each in model.parameters() if each.is_floating_point()), torch.float32)
+    example = torch.zeros((2 if dynamic_batch else input_shape[0], *input_shape[1:]), dtype=dtype)
     try:
         with torch.inference_mode():
             output = model(example)
@@ -81,11 +85,19 @@ def to_onnx(
     return proto
 
 
-def _give_zero_biases(model: nn.Module) -> None:
-    """Add zero biases, which change no value; without them the unoptimised exporter spells each as four nodes."""
+def _spell_out(model: nn.Module) -> None:
+    """Add zero biases, unit gains and zero shifts, which change no value.
+
+    Without them the unoptimised exporter spells each as four nodes, and a gain in a shape that ONNX does not allow.
+    """
     for module in model.modules():
         if isinstance(module, _CONVS) and module.bias is None:
             module.bias = nn.Parameter(module.weight.new_zeros(module.out_channels))
+        if isinstance(module, BATCH_NORMS) and module.running_mean is not None:
+            if module.weight is None:
+                module.weight = nn.Parameter(torch.ones_like(module.running_mean))
+            if module.bias is None:
+                module.bias = nn.Parameter(torch.zeros_like(module.running_mean))
 
 
 def _drop_traces(proto: ModelProto) -> None:

@@ -1,7 +1,8 @@
 """Mean Spectral Normalization (arXiv 1907.04003) and Spectral Normalization: layers, fold, conversion from BN."""
 
+from msn_deploy.msn.algebra import fold_bn_weights, fold_msn_weights
 from msn_deploy.msn.convert import Conversion, convert
-from msn_deploy.msn.fold import fold, fold_bn_weights, fold_msn_weights
+from msn_deploy.msn.fold import fold
 from msn_deploy.msn.layers import (
     MSNConv1d,
     MSNConv2d,
@@ -18,9 +19,11 @@ from msn_deploy.msn.layers import (
     SNConvTranspose3d,
     SNLinear,
 )
+from msn_deploy.msn.plain import FoldedLayer, fold_layers
 
 __all__ = [
     "Conversion",
+    "FoldedLayer",
     "MSNConv1d",
     "MSNConv2d",
     "MSNConv3d",
@@ -38,5 +41,6 @@ __all__ = [
     "convert",
     "fold",
     "fold_bn_weights",
+    "fold_layers",
     "fold_msn_weights",
 ]

@@ -22,8 +22,10 @@ from torch import Tensor, nn
 from msn_deploy.core.errors import FoldError, InputError
 from msn_deploy.core.recipes import did_you_mean
 from msn_deploy.msn import layers as ours
-from msn_deploy.msn.fold import bn_scale, bn_terms, copied, fold_bn_weights, replace_module
+from msn_deploy.msn.algebra import bn_scale, fold_bn_weights
+from msn_deploy.msn.fold import bn_terms
 from msn_deploy.msn.pairs import LAYERS, UNREGISTERED, calls_only_what_is_registered, find_pairs_of_both_modes
+from msn_deploy.msn.plain import copied, replace_module
 
 _NORMS = ("msn", "msn-affine", "sn", "none")
 _SMALLEST = 1e-10  # spectral norm that a power iteration, which divides by nothing below 1e-12, keeps track of

@@ -5,6 +5,9 @@ feature does not depend on who reads it, so it is taken off once, where the feat
 ReLU is the shift of the layer that reads. That is exactly MSN in every dense layer ("consumer" form): centring the
 concatenation again would change nothing, and the gradients of all readers are centred together by linearity. It
 needs an average pooling that covers its input evenly, which keeps the mean.
+
+In the "producer" form a feature gets its norm and its ReLU where it is made, once, and is stored as its readers want
+it: nothing is left to compute between a concatenation and the convolution that reads it. It is another network.
 """
 
 from __future__ import annotations
@@ -52,15 +55,18 @@ class Shift(nn.Module):
 class _Parts:
     """The parts for one of our norms."""
 
-    def __init__(self, norm: Norm, classifier: str) -> None:
+    def __init__(self, norm: Norm, classifier: str, *, producer: bool) -> None:
         self.norm = norm
         self.kind = classifier
+        self.producer = producer
         self.is_msn = norm.name in ("msn", "msn-affine")
 
     def bottleneck(self, in_channels: int, out_channels: int) -> nn.Module:
         return nn.Sequential(*conv_norm(self.norm, in_channels, out_channels, 1))
 
     def feature(self, in_channels: int, out_channels: int, kernel: int) -> nn.Module:
+        if self.producer:
+            return nn.Sequential(*conv_norm(self.norm, in_channels, out_channels, kernel, padding=kernel // 2))
         shape = (in_channels, out_channels, kernel, 1, kernel // 2)
         if self.is_msn:
             return MSNConv2d(*shape, bias=False, **self.norm.spectral())
@@ -77,59 +83,87 @@ class _Parts:
         return classifier_layer(self.kind, self.norm, features, classes)
 
 
+class _Activations:
+    """Where norm and ReLU stand: before who reads a feature, or (producer) behind who makes it."""
+
+    def __init__(self, parts: DenseParts, *, producer: bool) -> None:
+        self.parts = parts
+        self.producer = producer
+
+    def before(self, channels: int) -> nn.Module:
+        """Return what stands between a concatenation, which it may overwrite, and the convolution that reads it."""
+        return nn.Identity() if self.producer else nn.Sequential(self.parts.before(channels), nn.ReLU(inplace=True))
+
+    def behind(self) -> nn.Module:
+        """Return what stands behind a convolution that makes features."""
+        return nn.ReLU(inplace=True) if self.producer else nn.Identity()
+
+
 class _Layer(nn.Module):
     """Norm, ReLU, 1x1 convolution, norm, ReLU, 3x3 convolution: from a concatenation to `growth` features."""
 
-    def __init__(self, parts: DenseParts, channels: int, growth: int) -> None:
+    def __init__(self, parts: DenseParts, at: _Activations, channels: int, growth: int) -> None:
         super().__init__()
-        self.before = parts.before(channels)
+        self.before, self.behind = at.before(channels), at.behind()
         self.bottleneck = parts.bottleneck(channels, 4 * growth)
         self.feature = parts.feature(4 * growth, growth, 3)
 
     def forward(self, features: list[Tensor]) -> Tensor:
-        x = F.relu(self.before(torch.cat(features, 1)), inplace=True)
-        y: Tensor = self.feature(F.relu(self.bottleneck(x), inplace=True))
+        x = self.before(torch.cat(features, 1))
+        y: Tensor = self.behind(self.feature(F.relu(self.bottleneck(x), inplace=True)))
         return y
 
 
 class _Transition(nn.Module):
     """Norm, ReLU, 1x1 convolution, average pooling by 2."""
 
-    def __init__(self, parts: DenseParts, channels: int, out_channels: int) -> None:
+    def __init__(self, parts: DenseParts, at: _Activations, channels: int, out_channels: int) -> None:
         super().__init__()
-        self.before = parts.before(channels)
+        self.before, self.behind = at.before(channels), at.behind()
         self.feature = parts.feature(channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.avg_pool2d(self.feature(F.relu(self.before(x), inplace=True)), 2)
+        y: Tensor = self.behind(F.avg_pool2d(self.feature(self.before(x)), 2))
+        return y
 
 
 class DenseNetBC(nn.Module):
     """DenseNet-BC for small images: (N, C, H, W) to logits (N, classes); H and W are multiples of 4.
 
     layers: in each of the three blocks. growth: features a layer adds. compression: share of channels that a
-    transition keeps. Source: arXiv 1608.06993; 100 layers, growth 12 are layers=16, growth=12.
+    transition keeps. producer: the form. Source: arXiv 1608.06993; 100 layers, growth 12 are layers=16, growth=12.
     """
 
     def __init__(
-        self, parts: DenseParts, *, in_channels: int, layers: int, growth: int, compression: float, classes: int
+        self,
+        parts: DenseParts,
+        *,
+        in_channels: int,
+        layers: int,
+        growth: int,
+        compression: float,
+        classes: int,
+        producer: bool = False,
     ) -> None:
         super().__init__()
+        activations = _Activations(parts, producer=producer)
         channels = 2 * growth
         self.stem = parts.feature(in_channels, channels, 3)
+        self.behind_stem = activations.behind()
         self.blocks, self.transitions = nn.ModuleList(), nn.ModuleList()
         for block in range(3):
             if block:
                 kept = int(channels * compression)
-                self.transitions.append(_Transition(parts, channels, kept))
+                self.transitions.append(_Transition(parts, activations, channels, kept))
                 channels = kept
-            self.blocks.append(nn.ModuleList(_Layer(parts, channels + at * growth, growth) for at in range(layers)))
+            inputs = [channels + at * growth for at in range(layers)]
+            self.blocks.append(nn.ModuleList(_Layer(parts, activations, each, growth) for each in inputs))
             channels += layers * growth
-        self.last = parts.before(channels)
+        self.last = activations.before(channels)
         self.classifier = parts.classifier(channels, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x)
+        x = self.behind_stem(self.stem(x))
         for at, block in enumerate(self.blocks):
             if at:
                 x = self.transitions[at - 1](x)
@@ -137,7 +171,7 @@ class DenseNetBC(nn.Module):
             for layer in block:  # type: ignore[attr-defined]
                 features.append(layer(features))
             x = torch.cat(features, 1)
-        logits: Tensor = self.classifier(F.relu(self.last(x), inplace=True).mean((2, 3)))
+        logits: Tensor = self.classifier(self.last(x).mean((2, 3)))
         return logits
 
 
@@ -152,15 +186,20 @@ def densenet_bc(
     classifier: str = "linear",
     layers: int = 16,
     compression: float = 0.5,
+    producer: bool = False,
 ) -> nn.Module:
-    """Build DenseNet-BC; `width` is the growth rate. Raises InputError for sides that two poolings do not divide."""
+    """Build DenseNet-BC; `width` is the growth rate, `producer` the form.
+
+    Raises InputError for sides that two poolings do not divide.
+    """
     if height_px % 4 or width_px % 4:
         raise InputError(f"densenet_bc needs sides that are multiples of 4 pixels, got {height_px}x{width_px}.")
     return DenseNetBC(
-        _Parts(norm, classifier),
+        _Parts(norm, classifier, producer=producer),
         in_channels=in_channels,
         layers=layers,
         growth=width,
         compression=compression,
         classes=classes,
+        producer=producer,
     )

@@ -20,7 +20,9 @@ NETS: dict[str, Callable[..., nn.Module]] = {
     "cnn3_relu": partial(cnn3, slope=0.0),
     "densenet_bc": densenet_bc,
     "densenet_bc_c08": partial(densenet_bc, compression=0.8),
+    "densenet_bc_producer": partial(densenet_bc, producer=True),
     "densenet_bc_22": partial(densenet_bc, layers=3),
+    "densenet_bc_22_producer": partial(densenet_bc, layers=3, producer=True),
     "vgg7": vgg7,
     "vgg7_svhn": partial(vgg7, stages=SIX),
 }

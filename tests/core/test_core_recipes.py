@@ -14,6 +14,7 @@ from msn_deploy.core.recipes import builtin_folder, did_you_mean, load_recipe, r
 
 BUILT_IN = sorted(path.stem for path in builtin_folder("models").glob("*.toml"))
 NETS = ("cnn3", "densenet_bc", "densenet_bc_22", "densenet_bc_c08", "vgg7")
+TWINS = (*(f"{net}_producer_{norm}" for net in ("densenet_bc", "densenet_bc_22") for norm in ("bn", "msn")),)
 GANS = ("gan_msn", "gan_sn")
 GOOD = """
 net = "cnn3"
@@ -29,7 +30,7 @@ learning_rate = 0.5
 
 
 def test_every_net_has_a_recipe_for_every_norm() -> None:
-    assert sorted([*(f"{net}_{norm.replace('-', '_')}" for net in NETS for norm in NORMS), *GANS]) == BUILT_IN
+    assert sorted([*(f"{net}_{norm.replace('-', '_')}" for net in NETS for norm in NORMS), *TWINS, *GANS]) == BUILT_IN
 
 
 @pytest.mark.parametrize("name", BUILT_IN)

@@ -59,12 +59,12 @@ def _definition(model: Any, x: Tensor) -> Tensor:
     for at, block in enumerate(model.blocks):
         if at:
             transition = model.transitions[at - 1]
-            x = F.avg_pool2d(conv(transition.feature, norm(transition.before, x)), 2)
+            x = F.avg_pool2d(conv(transition.feature, norm(transition.before[0], x)), 2)
         for layer in block:
             inner = layer.bottleneck[0]
-            y = F.relu(_centred(conv(inner, norm(layer.before, x)), inner.shift, inner.gain))
+            y = F.relu(_centred(conv(inner, norm(layer.before[0], x)), inner.shift, inner.gain))
             x = torch.cat([x, conv(layer.feature, y)], 1)
-    return model.classifier(norm(model.last, x).mean((2, 3)))
+    return model.classifier(norm(model.last[0], x).mean((2, 3)))
 
 
 @pytest.mark.parametrize("name", ["msn", "msn-affine"])
