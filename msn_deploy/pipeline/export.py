@@ -95,7 +95,7 @@ def export_onnx(
     images, images_are = _comparison_input(made)
     truth = made.predict(images)
     atol = _ATOL * max(1.0, float(np.abs(truth).max()))
-    simplified = run_onnxsim(made.graph) if simplify and fold else made.graph
+    simplified = run_onnxsim(made.graph).model if simplify and fold else made.graph
     info = _described(made.info, simplified, fold=fold and (simplify or made.info.folded))
     content, parity = _held_against(truth, simplified, info, images)
     if parity.worst > atol and simplified is not made.graph:
