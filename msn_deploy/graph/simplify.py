@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
@@ -100,10 +101,8 @@ def _wait_for_worker(folder: Path, memory: int, timeout_s: float) -> int:
     except subprocess.TimeoutExpired:
         raise _UnusableError(f"onnxsim took more than {timeout_s:g} s") from None
     finally:
-        try:
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # ended, and nothing else of its group is left
             os.killpg(worker.pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):  # ended, and nothing else of its group is left
-            pass
         worker.wait()
 
 
@@ -141,4 +140,4 @@ def _signature(model: ModelProto, kind: str) -> list[_Entry]:
 def _shown(entry: _Entry) -> str:
     _, kind, sizes = entry
     shape = "?" if sizes is None else "x".join(map(str, sizes))
-    return f" ({onnx.TensorProto.DataType.Name(kind).lower()} {shape})"  # type: ignore[arg-type]
+    return f" ({onnx.TensorProto.DataType.Name(kind).lower()} {shape})"

@@ -1,0 +1,107 @@
+"""How large do the tensors of a graph get? Told by shape inference, before anything runs or folds constants.
+
+ONNX Runtime allocates while it loads a file: whatever follows from constants alone is computed there and then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from msn_deploy.core.errors import InputError
+from msn_deploy.engine.onnx_tensors import MOST_BYTES, bytes_of, graphs_of, shape_text, size_text
+
+_LARGE = 1 << 16  # bytes: larger constants are no shapes, so that their values do not matter here
+
+
+def check_sizes(onnx: Any, model: Any, *, source: str) -> None:
+    """Refuse a model with a tensor beyond 2 GiB, or with more than that in what follows from constants alone.
+
+    Open sizes (the batch) count as 1. Raises InputError that names the largest tensor.
+    """
+    bare = _without_weights(onnx, model)
+    try:
+        inferred = onnx.shape_inference.infer_shapes(bare, data_prop=True).graph
+    except Exception:  # a graph that does not fit together: who checks or loads it says so
+        inferred = bare.graph
+    sizes: dict[str, tuple[int, list[int]]] = {}
+    for value in _values(inferred):
+        tensor = value.type.tensor_type
+        dims = [dim.dim_value if dim.HasField("dim_value") else 1 for dim in tensor.shape.dim]
+        if any(size < 0 for size in dims):
+            raise InputError(
+                f"{source}: the tensor {value.name!r} has the negative size {min(dims)} ({shape_text(dims)}).\n"
+                "Either a size was left out or it overflows. Export the network again, with fixed sizes."
+            )
+        sizes[value.name] = (bytes_of(onnx, tensor.elem_type, dims), dims)
+    name, (count, dims) = max(sizes.items(), key=lambda item: item[1][0], default=("", (0, [])))
+    if count > MOST_BYTES:
+        raise InputError(
+            f"{source}: the tensor {name!r} ({shape_text(dims)}) takes {size_text(count)}; "
+            f"{size_text(MOST_BYTES)} are the most.\n"
+            "The file is damaged, or made for much larger input. Export the network with a smaller input or batch."
+        )
+    folded = sum(sizes[name][0] for name in _constant_outputs(model.graph) if name in sizes)
+    if folded > MOST_BYTES:
+        raise InputError(
+            f"{source}: {size_text(folded)} follow from its constants alone; {size_text(MOST_BYTES)} are the most.\n"
+            "They would be computed as soon as it is loaded. Export the network again, without such constants."
+        )
+
+
+def _without_weights(onnx: Any, model: Any) -> Any:
+    """Copy a model with its large constants reduced to type and shape: shape inference copies what it gets."""
+    bare = onnx.ModelProto(ir_version=model.ir_version)
+    bare.opset_import.extend(model.opset_import)
+    bare.functions.extend(model.functions)
+    graph = bare.graph
+    graph.name = model.graph.name
+    for field in ("input", "output"):  # sizes that the file itself gives for what lies between are not believed
+        getattr(graph, field).extend(getattr(model.graph, field))
+        for value in getattr(graph, field):
+            for dim in value.type.tensor_type.shape.dim:
+                if dim.dim_value == -1:  # how some exporters write an open size
+                    dim.Clear()
+    graph.initializer.extend(_bare(onnx, tensor) for tensor in model.graph.initializer)
+    graph.sparse_initializer.extend(model.graph.sparse_initializer)
+    for node in model.graph.node:
+        if not any(attribute.HasField("t") and attribute.t.ByteSize() > _LARGE for attribute in node.attribute):
+            graph.node.append(node)
+            continue
+        copied = graph.node.add(
+            name=node.name, op_type=node.op_type, domain=node.domain, input=node.input, output=node.output
+        )
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                copied.attribute.add(name=attribute.name, type=attribute.type, t=_bare(onnx, attribute.t))
+            else:
+                copied.attribute.append(attribute)
+    return bare
+
+
+def _bare(onnx: Any, tensor: Any) -> Any:
+    if tensor.ByteSize() <= _LARGE:
+        return tensor
+    return onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+
+
+def _values(graph: Any) -> Iterator[Any]:
+    """Every value of a graph and of the graphs inside it that has a tensor type."""
+    for values in (graph.input, graph.value_info, graph.output):
+        for value in values:
+            if value.type.HasField("tensor_type"):
+                yield value
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in graphs_of(attribute):
+                yield from _values(inner)
+
+
+def _constant_outputs(graph: Any) -> set[str]:
+    """The tensors that no input has a part in. Nodes in the order of the graph: an unsorted one only finds fewer."""
+    known = {tensor.name for tensor in graph.initializer} | {sparse.values.name for sparse in graph.sparse_initializer}
+    made: set[str] = set()
+    for node in graph.node:
+        if all(name in known or name in made or not name for name in node.input):
+            made.update(name for name in node.output if name)
+    return made
