@@ -49,7 +49,7 @@ def check_model(onnx: Any, model: Any, *, source: str) -> None:
     _check_tensors(onnx, model, source=source)
     for graph in graphs:
         _check_names(graph, source=source)
-    _check_wiring(model.graph, set(), source=source)
+        _check_circles(graph, source=source)
     for graph in graphs:
         _check_numbers(onnx, graph, source=source)
     check_sizes(onnx, model, source=source)
@@ -144,43 +144,30 @@ def _check_names(graph: Any, *, source: str) -> None:
             raise InputError(f"{source}: {both[0]!r} is {what} and the output of a node, too.\n{_AGAIN}")
 
 
-def _check_wiring(graph: Any, outer: set[str], *, source: str) -> None:
-    """Every tensor that is read is made, and no node waits for itself."""
-    here = {each.name for each in graph.initializer} | {each.values.name for each in graph.sparse_initializer}
-    here |= {value.name for value in graph.input}
+def _check_circles(graph: Any, *, source: str) -> None:
+    """No node waits for itself; in which order they stand does not matter to ONNX Runtime."""
     maker = {name: at for at, node in enumerate(graph.node) for name in node.output if name}
-    everything = outer | here | set(maker)
-    waits: list[set[int]] = []
     readers: dict[int, list[int]] = {}
+    waits = []
     for at, node in enumerate(graph.node):
-        reads = set(node.input) | {
-            name for attribute in node.attribute for inner in graphs_of(attribute) for name in _reads_outside(inner)
-        }
-        unknown = sorted(name for name in node.input if name and name not in everything)
-        if unknown:
-            raise InputError(f"{source}: {_called(node)} reads {unknown[0]!r}, which nothing makes.\n{_AGAIN}")
-        waits.append({maker[name] for name in reads if name in maker})
-        for other in waits[at]:
-            readers.setdefault(other, []).append(at)
+        reads = set(node.input)
         for attribute in node.attribute:
             for inner in graphs_of(attribute):
-                _check_wiring(inner, everything, source=source)
-    missing = [value.name for value in graph.output if value.name not in everything]
-    if missing:
-        raise InputError(f"{source}: nothing makes the output {missing[0]!r}.\n{_AGAIN}")
-    free = [at for at, others in enumerate(waits) if not others]
-    open_waits = [len(others) for others in waits]
-    done = 0
+                reads |= _reads_outside(inner)
+        others = {maker[name] for name in reads if name in maker}
+        waits.append(len(others))
+        for other in others:
+            readers.setdefault(other, []).append(at)
+    free = [at for at, count in enumerate(waits) if not count]
     while free:
-        done += 1
         for reader in readers.get(free.pop(), ()):
-            open_waits[reader] -= 1
-            if not open_waits[reader]:
+            waits[reader] -= 1
+            if not waits[reader]:
                 free.append(reader)
-    if done < len(graph.node):
-        stuck = next(node for node, count in zip(graph.node, open_waits, strict=True) if count)
+    stuck = [node for node, count in zip(graph.node, waits, strict=True) if count]
+    if stuck:
         raise InputError(
-            f"{source}: {len(graph.node) - done} nodes, such as {_called(stuck)}, wait in a circle for each other.\n"
+            f"{source}: {len(stuck)} nodes, such as {_called(stuck[0])}, wait in a circle for each other's output.\n"
             f"{_AGAIN}"
         )
 

@@ -12,6 +12,7 @@ from msn_deploy.core.errors import InputError
 from msn_deploy.engine.onnx_tensors import MOST_BYTES, bytes_of, graphs_of, shape_text, size_text
 
 _LARGE = 1 << 16  # bytes: larger constants are no shapes, so that their values do not matter here
+_OPEN = -1  # how some exporters write an open size
 
 
 def check_sizes(onnx: Any, model: Any, *, source: str) -> None:
@@ -19,34 +20,41 @@ def check_sizes(onnx: Any, model: Any, *, source: str) -> None:
 
     Open sizes (the batch) count as 1. Raises InputError that names the largest tensor.
     """
-    bare = _without_weights(onnx, model)
-    try:
-        inferred = onnx.shape_inference.infer_shapes(bare, data_prop=True).graph
-    except Exception:  # a graph that does not fit together: who checks or loads it says so
-        inferred = bare.graph
-    sizes: dict[str, tuple[int, list[int]]] = {}
-    for value in _values(inferred):
+    sizes: dict[str, int] = {}
+    for value in (*_values(_inferred(onnx, model, source=source)), *model.graph.output):
         tensor = value.type.tensor_type
-        dims = [dim.dim_value if dim.HasField("dim_value") else 1 for dim in tensor.shape.dim]
+        dims = [
+            dim.dim_value if dim.HasField("dim_value") and dim.dim_value != _OPEN else 1 for dim in tensor.shape.dim
+        ]
         if any(size < 0 for size in dims):
             raise InputError(
                 f"{source}: the tensor {value.name!r} has the negative size {min(dims)} ({shape_text(dims)}).\n"
                 "Either a size was left out or it overflows. Export the network again, with fixed sizes."
             )
-        sizes[value.name] = (bytes_of(onnx, tensor.elem_type, dims), dims)
-    name, (count, dims) = max(sizes.items(), key=lambda item: item[1][0], default=("", (0, [])))
-    if count > MOST_BYTES:
-        raise InputError(
-            f"{source}: the tensor {name!r} ({shape_text(dims)}) takes {size_text(count)}; "
-            f"{size_text(MOST_BYTES)} are the most.\n"
-            "The file is damaged, or made for much larger input. Export the network with a smaller input or batch."
-        )
-    folded = sum(sizes[name][0] for name in _constant_outputs(model.graph) if name in sizes)
+        sizes[value.name] = bytes_of(onnx, tensor.elem_type, dims)
+        if sizes[value.name] > MOST_BYTES:
+            raise InputError(
+                f"{source}: the tensor {value.name!r} ({shape_text(dims)}) takes {size_text(sizes[value.name])}; "
+                f"{size_text(MOST_BYTES)} are the most.\n"
+                "The file is damaged, or made for much larger input. Export the network with a smaller input or batch."
+            )
+    folded = sum(sizes.get(name, 0) for name in _constant_outputs(model.graph))
     if folded > MOST_BYTES:
         raise InputError(
             f"{source}: {size_text(folded)} follow from its constants alone; {size_text(MOST_BYTES)} are the most.\n"
             "They would be computed as soon as it is loaded. Export the network again, without such constants."
         )
+
+
+def _inferred(onnx: Any, model: Any, *, source: str) -> Any:
+    """Return a graph that tells all sizes that can be told."""
+    bare = _without_weights(onnx, model)
+    try:
+        return onnx.shape_inference.infer_shapes(bare, data_prop=True).graph
+    except Exception as cause:  # RuntimeError and InferenceError; a node that does not fit only stays without a size
+        raise InputError(
+            f"{source} does not fit together: {' '.join(str(cause).split())[:200]}.\nExport the network again."
+        ) from cause
 
 
 def _without_weights(onnx: Any, model: Any) -> Any:
@@ -56,12 +64,10 @@ def _without_weights(onnx: Any, model: Any) -> Any:
     bare.functions.extend(model.functions)
     graph = bare.graph
     graph.name = model.graph.name
-    for field in ("input", "output"):  # sizes that the file itself gives for what lies between are not believed
-        getattr(graph, field).extend(getattr(model.graph, field))
-        for value in getattr(graph, field):
-            for dim in value.type.tensor_type.shape.dim:
-                if dim.dim_value == -1:  # how some exporters write an open size
-                    dim.Clear()
+    graph.input.extend(model.graph.input)  # nothing else that the file says of sizes: it is not to be believed
+    for dim in (dim for value in graph.input for dim in value.type.tensor_type.shape.dim):
+        if dim.dim_value == _OPEN:
+            dim.Clear()
     graph.initializer.extend(_bare(onnx, tensor) for tensor in model.graph.initializer)
     graph.sparse_initializer.extend(model.graph.sparse_initializer)
     for node in model.graph.node:

@@ -96,7 +96,7 @@ def flaw_of(onnx: Any, tensor: Any, *, external: bool = False) -> str | None:
         parts = 2 if onnx.TensorProto.DataType.Name(tensor.data_type).startswith("COMPLEX") else 1
         wanted = -(-math.prod(dims) * parts // per_number)
     if held != wanted:
-        return f"claims {shape_text(dims)} elements, which are {wanted} {unit}, and holds {held}"
+        return f"claims {shape_text(dims)} elements, that is {wanted} {unit}, and holds {held}"
     return None
 
 

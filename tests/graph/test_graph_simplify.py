@@ -88,7 +88,7 @@ def test_weights_that_are_listed_as_inputs_do_not_count_as_such(tiny: Callable[.
         ("import os\ndef simplify(model):\n    os.abort()", "onnxsim failed (killed by SIGABRT)"),
         ("import os\ndef simplify(model):\n    os._exit(0)", "onnxsim failed (its file cannot be read"),
         ("import os\ndef simplify(model):\n    os._exit(3)", "onnxsim failed (exit code 3)"),
-        ("def simplify(model):\n    return bytearray(1 << 40), True", "(MemoryError"),
+        ("def simplify(model):\n    return bytearray(8 << 30), True", "(MemoryError"),
         (_COPY.format(change="copied.graph.node[-1].output[0] = 'elsewhere'"), "onnxsim failed (its graph is not"),
         (
             _COPY.format(change="copied.graph.input[0].name = copied.graph.node[0].input[0] = 'image'"),
