@@ -9,9 +9,15 @@ from collections.abc import Iterator
 from typing import Any
 
 from msn_deploy.core.errors import InputError
+from msn_deploy.engine.onnx_constants import compute_constants
 from msn_deploy.engine.onnx_tensors import MOST_BYTES, bytes_of, graphs_of, shape_text, size_text
 
 _LARGE = 1 << 16  # bytes: larger constants are no shapes, so that their values do not matter here
+# Operators whose result may be of any size, whatever the size of what they read.
+_GROWING = {
+    *("ConstantOfShape", "Expand", "Tile", "Range", "OneHot", "Pad", "Resize", "Upsample", "MaxUnpool"),
+    *("RandomNormal", "RandomUniform", "CenterCropPad", "AffineGrid", "Col2Im"),
+}
 _OPEN = -1  # how some exporters write an open size
 
 
@@ -50,11 +56,34 @@ def _inferred(onnx: Any, model: Any, *, source: str) -> Any:
     """Return a graph that tells all sizes that can be told."""
     bare = _without_weights(onnx, model)
     try:
-        return onnx.shape_inference.infer_shapes(bare, data_prop=True).graph
+        graph = onnx.shape_inference.infer_shapes(bare, data_prop=True).graph
+        if _open_growth(model.graph, graph):
+            compute_constants(onnx, bare)
+            graph = onnx.shape_inference.infer_shapes(bare, data_prop=True).graph
     except Exception as cause:  # RuntimeError and InferenceError; a node that does not fit only stays without a size
         raise InputError(
             f"{source} does not fit together: {' '.join(str(cause).split())[:200]}.\nExport the network again."
         ) from cause
+    node = _open_growth(model.graph, graph)
+    if node is not None:
+        raise InputError(
+            f"{source}: how large {node.output[0]!r} gets, which {node.op_type} {node.name!r} makes of constants, "
+            "cannot be told before it is made.\nExport the network again, with fixed sizes."
+        )
+    return graph
+
+
+def _open_growth(graph: Any, inferred: Any) -> Any:
+    """Return a node that makes a tensor of any size from constants alone, and which size is not known; or None."""
+    told = {value.name for value in _values(inferred) if _is_told(value.type.tensor_type)}
+    told |= {tensor.name for tensor in inferred.initializer}
+    constant = _constant_outputs(graph)
+    growing = (node for node in graph.node if node.op_type in _GROWING and constant.issuperset(node.output))
+    return next((node for node in growing if not told.issuperset(node.output)), None)
+
+
+def _is_told(tensor: Any) -> bool:
+    return tensor.HasField("shape") and all(dim.HasField("dim_value") for dim in tensor.shape.dim)
 
 
 def _without_weights(onnx: Any, model: Any) -> Any:

@@ -72,6 +72,19 @@ def _of(op, inputs, **options):
     return helper.make_node(op, inputs, ["g"], name="grow", **options)
 
 
+def expand_as_exported(side):
+    """What exporters make of `expand(1, -1, side, side)`: -1 keeps a size."""
+    nodes = [
+        helper.make_node("ConstantOfShape", ["rank"], ["ones"], value=numpy_helper.from_array(np.ones(1, np.int64))),
+        helper.make_node("Mul", ["ones", "minus"], ["keep"]),
+        helper.make_node("Equal", ["s", "keep"], ["kept"]),
+        helper.make_node("Where", ["kept", "ones", "s"], ["t"]),
+        _of("Expand", ["k", "t"]),
+    ]
+    kernel = np.ones((1, 4, 1, 1), np.float32)
+    return _grown(*nodes, inits={"rank": [4], "minus": -1, "s": [1, -1, side, side], "k": kernel})
+
+
 def _twice(model_, **changes):
     for name, value in changes.items():
         getattr(model_.graph, name).append(value)
@@ -170,6 +183,11 @@ HOSTILE = {
     "computed_shape": (
         _grown(helper.make_node("Mul", ["s", "s"], ["t"]), _of("ConstantOfShape", ["t"]), inits={"s": [512, 512]}),
         "'g' 262144x262144 256 GiB",
+    ),
+    "computed_expand": (expand_as_exported(1 << 16), "'g' 1x4x65536x65536 64 GiB"),
+    "untold_shape": (
+        _grown(helper.make_node("CumSum", ["s", "a"], ["t"]), _of("ConstantOfShape", ["t"]), inits={"s": BIG, "a": 0}),
+        "'g' ConstantOfShape 'grow' cannot be told",
     ),
     "expand": (_grown(_of("Expand", ["one", "s"]), inits={"one": np.float32(1), "s": BIG}), "'g' 16 GiB"),
     "tile": (_grown(_of("Tile", ["w", "s"]), inits={"s": [1, 1, 1 << 15, 1 << 15]}), "'g' 4x3x98304x98304"),
