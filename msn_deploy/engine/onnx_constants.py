@@ -20,6 +20,7 @@ _BOUNDED = {  # operators whose result has no more elements than that product
 
 def compute_constants(onnx: Any, model: Any) -> None:
     """Replace in place every node that makes a small tensor of small constants by what it makes."""
+    import numpy as np
     from onnx.reference import ReferenceEvaluator  # late: it takes as long to import as all the rest
 
     opsets = {entry.domain: entry.version for entry in model.opset_import}
@@ -33,7 +34,8 @@ def compute_constants(onnx: Any, model: Any) -> None:
         made = None
         if len(node.output) == 1 and _is_small(node, known):
             try:
-                made = ReferenceEvaluator(node, opsets=opsets).run(None, {n: known[n] for n in node.input if n})[0]
+                with np.errstate(all="ignore"):
+                    made = ReferenceEvaluator(node, opsets=opsets).run(None, {n: known[n] for n in node.input if n})[0]
             except Exception:  # whatever it raises on a node that does not fit: then its result stays open
                 made = None
         if made is None or made.size > _FEW:

@@ -5,6 +5,7 @@ ONNX Runtime allocates while it loads a file: whatever follows from constants al
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,8 +27,10 @@ def check_sizes(onnx: Any, model: Any, *, source: str) -> None:
 
     Open sizes (the batch) count as 1. Raises InputError that names the largest tensor.
     """
+    bare = _without_weights(onnx, model)
+    made = [name for node in _constant_nodes(bare.graph, set()) for name in node.output if name]
     sizes: dict[str, int] = {}
-    for value in (*_values(_inferred(onnx, model, source=source)), *model.graph.output):
+    for value in (*_values(_inferred(onnx, bare, source=source)), *model.graph.output):
         tensor = value.type.tensor_type
         dims = [
             dim.dim_value if dim.HasField("dim_value") and dim.dim_value != _OPEN else 1 for dim in tensor.shape.dim
@@ -44,7 +47,7 @@ def check_sizes(onnx: Any, model: Any, *, source: str) -> None:
                 f"{size_text(MOST_BYTES)} are the most.\n"
                 "The file is damaged, or made for much larger input. Export the network with a smaller input or batch."
             )
-    folded = sum(sizes.get(name, 0) for name in _constant_outputs(model.graph))
+    folded = sum(sizes.get(name, 0) for name in made)
     if folded > MOST_BYTES:
         raise InputError(
             f"{source}: {size_text(folded)} follow from its constants alone; {size_text(MOST_BYTES)} are the most.\n"
@@ -52,19 +55,20 @@ def check_sizes(onnx: Any, model: Any, *, source: str) -> None:
         )
 
 
-def _inferred(onnx: Any, model: Any, *, source: str) -> Any:
-    """Return a graph that tells all sizes that can be told."""
-    bare = _without_weights(onnx, model)
+def _inferred(onnx: Any, bare: Any, *, source: str) -> Any:
+    """Return a graph that tells all sizes that can be told. May work out constants in `bare`."""
+    before = onnx.ModelProto()
+    before.CopyFrom(bare)
     try:
         graph = onnx.shape_inference.infer_shapes(bare, data_prop=True).graph
-        if _open_growth(model.graph, graph):
+        if _open_growth(before.graph, graph) is not None:
             compute_constants(onnx, bare)
             graph = onnx.shape_inference.infer_shapes(bare, data_prop=True).graph
     except Exception as cause:  # RuntimeError and InferenceError; a node that does not fit only stays without a size
         raise InputError(
             f"{source} does not fit together: {' '.join(str(cause).split())[:200]}.\nExport the network again."
         ) from cause
-    node = _open_growth(model.graph, graph)
+    node = _open_growth(before.graph, graph)
     if node is not None:
         raise InputError(
             f"{source}: how large {node.output[0]!r} gets, which {node.op_type} {node.name!r} makes of constants, "
@@ -77,9 +81,8 @@ def _open_growth(graph: Any, inferred: Any) -> Any:
     """Return a node that makes a tensor of any size from constants alone, and which size is not known; or None."""
     told = {value.name for value in _values(inferred) if _is_told(value.type.tensor_type)}
     told |= {tensor.name for tensor in inferred.initializer}
-    constant = _constant_outputs(graph)
-    growing = (node for node in graph.node if node.op_type in _GROWING and constant.issuperset(node.output))
-    return next((node for node in growing if not told.issuperset(node.output)), None)
+    found = (node for node in _constant_nodes(graph, set()) if node.op_type in _GROWING)
+    return next((node for node in found if not told.issuperset(node.output)), None)
 
 
 def _is_told(tensor: Any) -> bool:
@@ -111,6 +114,8 @@ def _without_weights(onnx: Any, model: Any) -> Any:
                 copied.attribute.add(name=attribute.name, type=attribute.type, t=_bare(onnx, attribute.t))
             else:
                 copied.attribute.append(attribute)
+    if model.functions:  # what they make on the way is told of the graph alone
+        bare = importlib.import_module("onnx.inliner").inline_local_functions(bare)
     return bare
 
 
@@ -132,11 +137,13 @@ def _values(graph: Any) -> Iterator[Any]:
                 yield from _values(inner)
 
 
-def _constant_outputs(graph: Any) -> set[str]:
-    """The tensors that no input has a part in. Nodes in the order of the graph: an unsorted one only finds fewer."""
-    known = {tensor.name for tensor in graph.initializer} | {sparse.values.name for sparse in graph.sparse_initializer}
-    made: set[str] = set()
+def _constant_nodes(graph: Any, outer: set[str]) -> Iterator[Any]:
+    """The nodes, those of graphs inside too, that no input has a part in; an unsorted graph only gives fewer."""
+    known = outer | {tensor.name for tensor in graph.initializer}
+    known |= {sparse.values.name for sparse in graph.sparse_initializer}
     for node in graph.node:
-        if all(name in known or name in made or not name for name in node.input):
-            made.update(name for name in node.output if name)
-    return made
+        for inner in (inner for attribute in node.attribute for inner in graphs_of(attribute)):
+            yield from _constant_nodes(inner, known)
+        if known.issuperset(name for name in node.input if name):
+            known.update(node.output)
+            yield node

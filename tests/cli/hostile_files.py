@@ -9,6 +9,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 HUGE = 2**62
+BIG = np.array([1 << 16, 1 << 16])
 
 
 def model(nodes=None, inits=None, *, shape=(1, 3, 8, 8), out=None, opset=17, functions=(), domains=()):
@@ -91,9 +92,12 @@ def _twice(model_, **changes):
     return model_
 
 
-def _branch(op):
+def _branch(op, *, grows=False):
+    inside = [helper.make_node("Identity", ["c"], ["b"])]
+    if grows:
+        inside = [helper.make_node("CumSum", ["s", "z"], ["t"]), helper.make_node("ConstantOfShape", ["t"], ["b"])]
     inner = helper.make_graph(
-        [helper.make_node("Identity", ["c"], ["b"])],
+        inside,
         "inner",
         [],
         [helper.make_tensor_value_info("b", TensorProto.FLOAT, [None] * 4)],
@@ -101,7 +105,7 @@ def _branch(op):
     conv = helper.make_node("Conv", ["x", "w"], ["c"])
     if op == "If":
         branch = helper.make_node("If", ["flag"], ["y"], name="if", then_branch=inner, else_branch=inner)
-        return model([conv, branch], {"flag": np.array(True)})
+        return model([conv, branch], {"flag": np.array(True), "s": np.full(4, 1 << 14), "z": np.array(0)})
     inner.input.extend(
         [
             helper.make_tensor_value_info("i", TensorProto.INT64, []),
@@ -120,6 +124,17 @@ def _function(name, *calls, domain="mine"):
     nodes = nodes or [helper.make_node("Relu", ["a"], ["b"])]
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid(domain, 1)]
     return helper.make_function(domain, name, ["a"], ["b"], nodes, opsets)
+
+
+def _growing_function():
+    shape = numpy_helper.from_array(BIG)
+    nodes = [
+        helper.make_node("Constant", [], ["s"], value=shape),
+        helper.make_node("ConstantOfShape", ["s"], ["g"]),
+        helper.make_node("ReduceMax", ["g"], ["m"]),
+        helper.make_node("Add", ["a", "m"], ["b"]),
+    ]
+    return helper.make_function("mine", "grow", ["a"], ["b"], nodes, [helper.make_opsetid("", 17)])
 
 
 def _call(name, *functions):
@@ -161,7 +176,6 @@ def _conv(name="conv"):
     return helper.make_node("Conv", ["x", "w"], ["c"], name=name)
 
 
-BIG = np.array([1 << 16, 1 << 16])
 # name: (file, words of the message of every command)
 HOSTILE = {
     # what a tensor claims and does not hold
@@ -189,6 +203,8 @@ HOSTILE = {
         _grown(helper.make_node("CumSum", ["s", "a"], ["t"]), _of("ConstantOfShape", ["t"]), inits={"s": BIG, "a": 0}),
         "'g' ConstantOfShape 'grow' cannot be told",
     ),
+    "inside_a_function": (_call("grow", _growing_function()), "65536x65536 16 GiB 2 GiB"),
+    "inside_a_branch": (_branch("If", grows=True), "'b' ConstantOfShape cannot be told"),
     "expand": (_grown(_of("Expand", ["one", "s"]), inits={"one": np.float32(1), "s": BIG}), "'g' 16 GiB"),
     "tile": (_grown(_of("Tile", ["w", "s"]), inits={"s": [1, 1, 1 << 15, 1 << 15]}), "'g' 4x3x98304x98304"),
     "resize": (
