@@ -34,9 +34,14 @@ def require(module: str, *, step: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as cause:
-        package = module.partition(".")[0]
-        hint = _HOW_TO_GET.get(package, f"Install it with: pip install {package}")
-        raise MissingDependency(f"`{step}` needs {package}, which could not be imported ({cause}).\n{hint}") from cause
+        raise missing(module, step=step, cause=str(cause)) from cause
+
+
+def missing(module: str, *, step: str, cause: str) -> MissingDependency:
+    """Return the error for a module whose import failed, here or in another process, with that `cause`."""
+    package = module.partition(".")[0]
+    hint = _HOW_TO_GET.get(package, f"Install it with: pip install {package}")
+    return MissingDependency(f"`{step}` needs {package}, which could not be imported ({cause}).\n{hint}")
 
 
 def version_of(distribution: str) -> str | None:

@@ -40,8 +40,9 @@ class OrtRunner:
         provider: str = "cpu",
         fuse_norms: bool = True,
         optimized_to: Path | None = None,
+        content: bytes | None = None,
     ) -> None:
-        """Load the file.
+        """Load the file, or `content` if it is given; then `path` only names it, and the caller has looked through it.
 
         threads: of one operator, None = ONNX Runtime's choice (all cores). provider: one of PROVIDERS; it is used or
         refused, never replaced. fuse_norms: False keeps every normalisation a layer of its own (on x86, ONNX Runtime
@@ -55,7 +56,7 @@ class OrtRunner:
         ort: Any = require("onnxruntime", step=_STEP)
         self.path = path
         self.name = path.name
-        data = read_onnx(path, step=_STEP).data
+        data = read_onnx(path, step=_STEP).data if content is None else content
         _check_provider(ort, provider)
         options = ort.SessionOptions()
         options.log_severity_level = _FATAL

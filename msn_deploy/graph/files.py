@@ -10,13 +10,52 @@ from onnx import ModelProto
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.model_info import METADATA_KEY, ModelInfo, info_from_json
 from msn_deploy.engine.onnx_file import read_onnx
+from msn_deploy.graph.external import Merged, read_merged
+
+_DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")  # ONNX's own, and what ONNX Runtime adds
 
 
 def read_graph(path: Path) -> ModelProto:
     """Read and check an ONNX file whose weights are all inside it. Raises InputError that says what is wrong."""
     model = onnx.load_model_from_string(read_onnx(path, step="export").data)
+    _check_plain(model, source=str(path))
     check(model, source=str(path))
     return model
+
+
+def read_foreign(path: Path) -> Merged:
+    """Read and check an ONNX file as read_graph does, and merge the weights that it keeps in files beside it."""
+    merged = read_merged(path)
+    _check_plain(merged.model, source=str(path))
+    check(merged.model, source=str(path))
+    return merged
+
+
+def _check_plain(model: ModelProto, *, source: str) -> None:
+    """Refuse what a graph of ONNX's own operators does not have: functions, operators of others, graphs inside."""
+    if model.functions:
+        names = sorted({function.name for function in model.functions})
+        raise InputError(
+            f"{source} has {len(model.functions)} functions of its own ({_some(names)}).\n"
+            'Put them in first: python -c "import onnx, onnx.inliner as i; '
+            f"onnx.save(i.inline_local_functions(onnx.load('{source}')), 'plain.onnx')\""
+        )
+    foreign = sorted({f"{node.domain}:{node.op_type}" for node in model.graph.node if node.domain not in _DOMAINS})
+    if foreign:
+        raise InputError(
+            f"{source} has operators that are not ONNX's: {_some(foreign)}.\n"
+            "Export the network without that extension, from operators of ONNX alone."
+        )
+    for node in model.graph.node:
+        if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
+            raise InputError(
+                f"{source}: {node.op_type} {node.name!r} holds a graph inside the graph; networks without branches "
+                "are supported.\nExport the network again, with fixed sizes and in evaluation mode."
+            )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def check(model: ModelProto, *, source: str) -> None:

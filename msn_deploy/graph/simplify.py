@@ -1,30 +1,143 @@
-"""onnxsim: constants folded, dead nodes gone."""
+"""onnxsim: constants folded, dead nodes gone; in a process of its own, which may crash, hang or eat memory."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import math
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from onnx import ModelProto
+import onnx
+from onnx import ModelProto, ValueInfoProto
 
-from msn_deploy.core.optional import require
-from msn_deploy.graph.files import check, input_of
+from msn_deploy.core.errors import InputError
+from msn_deploy.core.optional import missing
+from msn_deploy.graph.files import check
 
+TIMEOUT_S = 120.0  # networks of this project's size take one to three
 _LOG = logging.getLogger(__name__)
+_WORKER = Path(__file__).with_name("simplify_worker.py")
+_MEMORY, _MEMORY_PER_BYTE = 4 << 30, 8  # bytes of address space, and more of them per byte of the model
+_EXIT_MISSING = 3
+_KEPT_VARIABLES = ("PATH", "LD_LIBRARY_PATH", "LANG")
+_ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
-def simplify(model: ModelProto) -> ModelProto:
-    """Return the simplified graph, or the graph itself (with a line in the log) where onnxsim fails on it.
+@dataclass(frozen=True, slots=True)
+class Simplified:
+    """What came of it: onnxsim's graph, or the very graph that was given, and then why (else None)."""
 
-    The caller compares outputs before it trusts the result: onnxsim has changed them before (its issue 1284).
+    model: ModelProto
+    kept_because: str | None
+
+
+class _UnusableError(Exception):
+    """Why onnxsim's result is not taken."""
+
+
+def simplify(model: ModelProto, *, timeout_s: float = TIMEOUT_S) -> Simplified:
+    """Return the simplified graph, or (with a line in the log) the graph itself where onnxsim fails on it or harms it.
+
+    The result is taken only if it is valid and all inputs and outputs keep name, type and shape. The caller compares
+    outputs before it trusts it: onnxsim has changed them before (its issue 1284). Raises MissingDependency.
     """
-    onnxsim = require("onnxsim", step="export")
     try:
-        simplified, _ = onnxsim.simplify(model)
-        check(simplified, source="the simplified graph")
-    except Exception as cause:  # onnxsim raises RuntimeError, ValueError and its own C++ errors alike
-        _LOG.warning("kept the unsimplified graph: onnxsim failed (%s: %s)", type(cause).__name__, cause)
-        return model
-    if input_of(simplified, source="after") != input_of(model, source="before"):
-        _LOG.warning("kept the unsimplified graph: onnxsim changed the input")
-        return model
-    return simplified
+        simplified = _run(model, timeout_s)
+        try:
+            check(simplified, source="its graph")
+        except InputError as cause:
+            raise _UnusableError(f"onnxsim failed ({cause})") from cause
+        changed = _first_change(model, simplified)
+        if changed is not None:
+            raise _UnusableError(f"onnxsim changed {changed}")
+    except _UnusableError as cause:
+        _LOG.warning("kept the unsimplified graph: %s", cause)
+        return Simplified(model, str(cause))
+    return Simplified(simplified, None)
+
+
+def _run(model: ModelProto, timeout_s: float) -> ModelProto:
+    content = model.SerializeToString()
+    with tempfile.TemporaryDirectory(prefix="msn-deploy-") as name:
+        folder = Path(name)
+        (folder / "before.onnx").write_bytes(content)
+        code = _wait_for_worker(folder, _MEMORY + _MEMORY_PER_BYTE * len(content), timeout_s)
+        reason = folder / "reason"
+        said = reason.read_text(encoding="utf-8") if reason.is_file() else ""
+        if code == _EXIT_MISSING and said:
+            raise missing("onnxsim", step="export", cause=said)
+        if code != 0:
+            raise _UnusableError(f"onnxsim failed ({said or _death(code)})")
+        try:
+            return onnx.load(folder / "after.onnx", load_external_data=False)
+        except Exception as cause:  # no such file, or protobuf's DecodeError
+            raise _UnusableError(f"onnxsim failed (its file cannot be read: {type(cause).__name__})") from cause
+
+
+def _wait_for_worker(folder: Path, memory: int, timeout_s: float) -> int:
+    """Run the worker; whatever ends the wait, be it Ctrl-C, ends the worker and all that it started."""
+    here = os.getcwd()
+    paths = [path for path in sys.path if os.path.isabs(path) and os.path.realpath(path) != here]
+    # -I: no module of the working directory or of PYTHONSTARTUP and the like; what this process imports from is passed.
+    command = [sys.executable, "-I", str(_WORKER), str(folder), str(memory), str(math.ceil(timeout_s) + 1), *paths]
+    kept = {key: os.environ[key] for key in _KEPT_VARIABLES if key in os.environ}
+    quiet: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+    worker = subprocess.Popen(
+        command,
+        cwd=folder,
+        env={**kept, **_ONE_THREAD, "HOME": str(folder), "TMPDIR": str(folder)},
+        start_new_session=True,
+        **quiet,
+    )
+    try:
+        return worker.wait(timeout_s)
+    except subprocess.TimeoutExpired:
+        raise _UnusableError(f"onnxsim took more than {timeout_s:g} s") from None
+    finally:
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # ended, and nothing else of its group is left
+            os.killpg(worker.pid, signal.SIGKILL)
+        worker.wait()
+
+
+def _death(code: int) -> str:
+    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+
+def _first_change(before: ModelProto, after: ModelProto) -> str | None:
+    """Name the first input or output whose name, type or shape is another one, such as "input x"; None if all stay."""
+    for kind in ("input", "output"):
+        old, new = _signature(before, kind), _signature(after, kind)
+        if old != new:
+            index = next((at for at, pair in enumerate(zip(old, new, strict=False)) if pair[0] != pair[1]), None)
+            if index is None:
+                return f"the number of {kind}s from {len(old)} to {len(new)}"
+            return f"the {kind} {old[index][0]}{_shown(old[index])} to {new[index][0]}{_shown(new[index])}"
+    return None
+
+
+_Entry = tuple[str, int, tuple[int | str, ...] | None]
+
+
+def _signature(model: ModelProto, kind: str) -> list[_Entry]:
+    """Name, element type and sizes (a name or "?" where they are open; None: not even their number is told)."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    values: list[ValueInfoProto] = [each for each in getattr(model.graph, kind) if each.name not in weights]
+    found: list[_Entry] = []
+    for value in values:
+        tensor = value.type.tensor_type
+        sizes = tuple(dim.dim_value if dim.HasField("dim_value") else dim.dim_param or "?" for dim in tensor.shape.dim)
+        found.append((value.name, tensor.elem_type, sizes if tensor.HasField("shape") else None))
+    return found
+
+
+def _shown(entry: _Entry) -> str:
+    _, kind, sizes = entry
+    shape = "?" if sizes is None else "x".join(map(str, sizes))
+    return f" ({onnx.TensorProto.DataType.Name(kind).lower()} {shape})"

@@ -95,7 +95,7 @@ def export_onnx(
     images, images_are = _comparison_input(made)
     truth = made.predict(images)
     atol = _ATOL * max(1.0, float(np.abs(truth).max()))
-    simplified = run_onnxsim(made.graph) if simplify and fold else made.graph
+    simplified = run_onnxsim(made.graph).model if simplify and fold else made.graph
     info = _described(made.info, simplified, fold=fold and (simplify or made.info.folded))
     content, parity = _held_against(truth, simplified, info, images)
     if parity.worst > atol and simplified is not made.graph:
@@ -207,20 +207,21 @@ def _own_network(source: str, weights: Path | None) -> tuple[nn.Module, ModelInf
 
 
 def _open_onnx(path: Path) -> _Source:
-    from msn_deploy.graph.files import info_of, input_of, read_graph
+    from msn_deploy.graph.files import info_of, input_of, read_foreign
 
-    graph = read_graph(path)
+    merged = read_foreign(path)
+    graph = merged.model
     _, shape = input_of(graph, source=str(path))
     if None in shape[1:]:
         raise InputError(f"{path} leaves sizes other than the batch open; export it with fixed ones.")
     info = info_of(graph, source=str(path)) or _described(ModelInfo(net="custom", norm="custom"), graph, fold=True)
-    runner = OrtRunner(path)
+    runner = OrtRunner(path, content=graph.SerializeToString())
     return _Source(
         graph=graph,
         info=info,
         predict=runner.run,
         input_shape=tuple(size or 1 for size in shape),
-        parents=(parent_of(path, role="onnx"),),
+        parents=(parent_of(path, role="onnx"), *(parent_of(file, role="weights") for file in merged.files)),
     )
 
 

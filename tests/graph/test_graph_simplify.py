@@ -2,70 +2,204 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-import onnxsim
 import pytest
 from onnx import ModelProto
 
+from msn_deploy.core.errors import MissingDependency
 from msn_deploy.graph import simplify
+
+_COPY = """
+def simplify(model):
+    copied = type(model)()
+    copied.CopyFrom(model)
+    {change}
+    return copied, True
+"""
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """Put a module of that text where onnxsim is imported from."""
+    folder = tmp_path / "fake"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(str(folder))
+
+    def write(text: str) -> Path:
+        (folder / "onnxsim.py").write_text(text)
+        return folder
+
+    return write
+
+
+def _kept(graph: ModelProto, **options: Any) -> str:
+    """Hold that the very graph comes back, as it was, and return why."""
+    before = graph.SerializeToString()
+    result = simplify(graph, **options)
+    assert result.model is graph
+    assert graph.SerializeToString() == before
+    assert result.kept_because is not None
+    return result.kept_because
 
 
 def test_outputs_stay_and_dead_weight_goes(
     exported: Callable[..., Any], run: Callable[..., Any], digits: Callable[..., Any]
 ) -> None:
     made = exported("cnn3", "bn", folded=False)
-    simplified = simplify(made.graph)
-    kinds = [node.op_type for node in simplified.graph.node]
+    result = simplify(made.graph)
+    assert result.kept_because is None
+    kinds = [node.op_type for node in result.model.graph.node]
     assert len(kinds) < len(made.graph.graph.node)
     assert not {"Constant", "Concat"} & set(kinds)
     batch = digits(5)
     expected = made.logits(batch)
-    np.testing.assert_allclose(run(simplified, batch)["logits"], expected, atol=1e-5 * np.abs(expected).max())
+    np.testing.assert_allclose(run(result.model, batch)["logits"], expected, atol=1e-5 * np.abs(expected).max())
 
 
-def test_a_simplifier_that_fails_leaves_the_graph_as_it_is(
-    tiny: Callable[..., ModelProto], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def fail(*args: object, **options: object) -> None:
-        raise RuntimeError("segmentation in spirit")
-
-    monkeypatch.setattr(onnxsim, "simplify", fail)
-    graph = tiny()
-    assert simplify(graph) is graph
-    assert "kept the unsimplified graph: onnxsim failed (RuntimeError: segmentation in spirit)" in caplog.text
+def test_an_open_batch_stays_open(exported: Callable[..., Any]) -> None:
+    result = simplify(exported("cnn3", "msn", dynamic=True).graph)
+    assert result.kept_because is None
+    assert result.model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
 
 
-def _without_output(graph: ModelProto) -> None:
-    graph.graph.node[-1].output[0] = "elsewhere"
-
-
-def _with_another_input(graph: ModelProto) -> None:
-    graph.graph.input[0].name = graph.graph.node[0].input[0] = "image"
+def test_weights_that_are_listed_as_inputs_do_not_count_as_such(tiny: Callable[..., ModelProto]) -> None:
+    graph = tiny("MatMul")
+    graph.graph.input.append(onnx.helper.make_tensor_value_info("w", onnx.TensorProto.FLOAT, (3, 4)))
+    assert simplify(graph).kept_because is None
 
 
 @pytest.mark.parametrize(
-    ("harm", "why"), [(_without_output, "onnxsim failed"), (_with_another_input, "onnxsim changed the input")]
+    ("text", "why"),
+    [
+        (
+            "def simplify(model):\n    raise RuntimeError('segmentation\\nin spirit')",
+            "(RuntimeError: segmentation in spirit)",
+        ),
+        ("import os\ndef simplify(model):\n    os.abort()", "onnxsim failed (killed by SIGABRT)"),
+        ("import os\ndef simplify(model):\n    os._exit(0)", "onnxsim failed (its file cannot be read"),
+        ("import os\ndef simplify(model):\n    os._exit(3)", "onnxsim failed (exit code 3)"),
+        ("def simplify(model):\n    return bytearray(8 << 30), True", "(MemoryError"),
+        (_COPY.format(change="copied.graph.node[-1].output[0] = 'elsewhere'"), "onnxsim failed (its graph is not"),
+        (
+            _COPY.format(change="copied.graph.input[0].name = copied.graph.node[0].input[0] = 'image'"),
+            "onnxsim changed the input x (float 1x2x3x3) to image (float 1x2x3x3)",
+        ),
+        (
+            _COPY.format(change="copied.graph.output[0].name = copied.graph.node[-1].output[0] = 'z'"),
+            "onnxsim changed the output y (float 1x2x3x3) to z (float 1x2x3x3)",
+        ),
+        (
+            _COPY.format(change="copied.graph.input[0].type.tensor_type.shape.dim[0].dim_param = 'n'"),
+            "onnxsim changed the input x (float 1x2x3x3) to x (float nx2x3x3)",
+        ),
+        (
+            _COPY.format(change="[v.type.tensor_type.__setattr__('elem_type', 11) for v in copied.graph.input]"),
+            "onnxsim failed (its graph is not valid ONNX",
+        ),
+        (
+            _COPY.format(change="copied.graph.output.append(copied.graph.input[0])"),
+            "onnxsim changed the number of outputs from 1 to 2",
+        ),
+    ],
 )
-def test_a_simplifier_that_harms_leaves_the_graph_as_it_is(
-    tiny: Callable[..., ModelProto],
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    harm: Callable[[ModelProto], None],
-    why: str,
+def test_a_simplifier_that_fails_or_harms_leaves_the_graph_as_it_is(
+    tiny: Callable[..., ModelProto], fake: Callable[[str], Path], caplog: pytest.LogCaptureFixture, text: str, why: str
 ) -> None:
-    def harmful(model: ModelProto) -> tuple[ModelProto, bool]:
-        copied = onnx.ModelProto()
-        copied.CopyFrom(model)
-        harm(copied)
-        return copied, True
+    fake(text)
+    graph = tiny("Relu")
+    graph.graph.output[0].CopyFrom(graph.graph.input[0])
+    graph.graph.output[0].name = "y"
+    reason = _kept(graph)
+    assert why in reason
+    assert f"kept the unsimplified graph: {reason}" in caplog.text
 
-    monkeypatch.setattr(onnxsim, "simplify", harmful)
-    graph = tiny()
-    before = graph.SerializeToString()
-    assert simplify(graph) is graph
-    assert graph.SerializeToString() == before
-    assert why in caplog.text
+
+def test_a_simplifier_that_hangs_is_ended_with_all_that_it_started(
+    tiny: Callable[..., ModelProto], fake: Callable[[str], Path], tmp_path: Path
+) -> None:
+    note = tmp_path / "child"
+    fake(
+        "import subprocess, time\n"
+        "def simplify(model):\n"
+        f"    child = subprocess.Popen(['sleep', '60'])\n    open({str(note)!r}, 'w').write(str(child.pid))\n"
+        "    time.sleep(60)\n"
+    )
+    began = time.monotonic()
+    assert _kept(tiny("Relu"), timeout_s=1) == "onnxsim took more than 1 s"
+    assert time.monotonic() - began < 10
+    assert _is_gone(int(note.read_text()))
+
+
+def test_a_simplifier_is_missing_with_the_way_to_get_it(
+    tiny: Callable[..., ModelProto], fake: Callable[[str], Path]
+) -> None:
+    fake("raise ImportError('libonnx.so is not there')")
+    with pytest.raises(MissingDependency, match=r"needs onnxsim, .*libonnx\.so is not there.*\n.*\[export\]"):
+        simplify(tiny("Relu"))
+
+
+def test_modules_of_the_working_directory_are_not_imported_and_nothing_is_said(
+    tiny: Callable[..., ModelProto], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "onnxsim.py").write_text("raise SystemExit('taken')")
+    (tmp_path / "numpy.py").write_text("raise SystemExit('taken')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(sys, "path", ["", str(tmp_path), *sys.path])
+    assert simplify(tiny("Relu")).kept_because is None
+    assert capfd.readouterr() == ("", "")
+
+
+def test_an_interrupt_ends_the_simplifier_too(
+    tiny: Callable[..., ModelProto], saved: Callable[..., Path], fake: Callable[[str], Path], tmp_path: Path
+) -> None:
+    note = tmp_path / "worker"
+    folder = fake(
+        "import os, signal, time\n"
+        "def simplify(model):\n"
+        "    signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        f"    open({str(note)!r}, 'w').write(str(os.getpid()))\n"
+        "    time.sleep(60)\n"
+    )
+    code = (
+        f"import sys; sys.path.insert(0, {str(folder)!r})\n"
+        "import onnx\nfrom msn_deploy.graph.simplify import simplify\n"
+        f"simplify(onnx.load({str(saved(tiny('Relu')))!r}))\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as parent:
+        _until(lambda: note.is_file() and note.read_text() != "")
+        parent.send_signal(signal.SIGINT)
+        _, err = parent.communicate(timeout=30)
+    assert "KeyboardInterrupt" in err
+    assert _is_gone(int(note.read_text()))
+
+
+def _is_gone(pid: int) -> bool:
+    """A killed process whose parent is dead may wait for init to take note; it runs no more."""
+
+    def over() -> bool:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+
+    _until(over)
+    return True
+
+
+def _until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
