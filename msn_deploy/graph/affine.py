@@ -109,7 +109,8 @@ def _per_channel(number: NDArray, value: ir.Value | None) -> Vector | None:  # t
     channels = channels_of(value)
     if channels is None or number.dtype.kind != "f":
         return None
-    assert value is not None and value.shape is not None
+    assert value is not None
+    assert value.shape is not None
     rank = len(value.shape)
     if number.ndim > rank:
         return None

@@ -23,11 +23,22 @@ def clean(model: ir.Model) -> None:
     common.RemoveInitializersFromInputsPass()(model)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     _drop_dropout(model.graph)
-    common.ShapeInferencePass()(model)
+    _infer_shapes(model)
     common.IdentityEliminationPass()(model)
     _fold_constants(model)
     common.RemoveUnusedNodesPass()(model)
-    common.ShapeInferencePass()(model)
+    _infer_shapes(model)
+
+
+def _infer_shapes(model: ir.Model) -> None:
+    """Fill in what shapes can be inferred; where the model contradicts itself, its own stay (and no traceback)."""
+    loud = logging.getLogger("onnx_ir.passes.common")
+    level = loud.level
+    loud.setLevel(logging.CRITICAL)
+    try:
+        common.ShapeInferencePass()(model)
+    finally:
+        loud.setLevel(level)
 
 
 def _drop_dropout(graph: ir.Graph) -> None:

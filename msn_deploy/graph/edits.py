@@ -12,7 +12,7 @@ Array = NDArray  # type: ignore[type-arg]
 
 
 def scale_conv_outputs(node: ir.Node, of: Affine) -> None:
-    """conv := of(conv): W'[o] = s[o] * W[o], b' = s * b + t."""
+    """Make it of(conv): W'[o] = s[o] * W[o], b' = s * b + t."""
     weight = _weight(node)
     _set(node, 1, _by_output(node, weight, of.scale))
     _set(node, 2, of.scale * _bias(node, len(of.scale)) + of.shift)
@@ -35,7 +35,7 @@ def scale_conv_inputs(node: ir.Node, of: Affine) -> None:
 
 
 def scale_matmul_outputs(node: ir.Node, of: Affine) -> None:
-    """x @ W + b := of(x @ W + b), as a Gemm."""
+    """Make x @ W + b of(x @ W + b), as a Gemm."""
     weight, bias = _as_gemm(node, len(of.scale))
     by_output = of.scale.reshape((-1, 1) if attribute(node, "transB", 0) else (1, -1))
     _set(node, 1, weight * by_output)
@@ -54,7 +54,8 @@ def scale_matmul_inputs(node: ir.Node, of: Affine) -> None:
 def add_to_bound(node: ir.Node, of: Affine) -> None:
     """Make the bound c of max(x, c) `of(c)`; a ReLU, which is max(x, 0), becomes a Max where that is not zero."""
     value = node.inputs[0]
-    assert value is not None and value.shape is not None
+    assert value is not None
+    assert value.shape is not None
     bound = np.zeros_like(of.scale) if node.op_type == "Relu" else np.asarray(constant(node.inputs[1])).reshape(-1)
     bound = of.scale * bound + of.shift
     if node.op_type == "Relu":
@@ -70,7 +71,9 @@ def rewrite_affine(node: ir.Node, of: Affine) -> None:
     assert own is not None
     mapped, _ = own
     value = node.inputs[mapped]
-    assert value is not None and value.shape is not None and channels_of(value) == len(of.scale)
+    assert value is not None
+    assert value.shape is not None
+    assert channels_of(value) == len(of.scale)
     shape = (-1, *[1] * (len(value.shape) - 2))
     only_shifts = bool((of.scale == 1).all())
     node.replace_input_with(0, value)

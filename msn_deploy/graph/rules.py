@@ -67,7 +67,8 @@ def plan_into_producers(value: ir.Value, of: Affine) -> Plan:
         return plan
     if kind == "Add":
         left, right = node.inputs
-        assert left is not None and right is not None
+        assert left is not None
+        assert right is not None
         if left is right or _broadcasts(left, right):
             raise Refused("UNKNOWN_OPERATOR", f"{_named(node)} adds tensors of two shapes, or one to itself")
         scaled = Affine(scale=of.scale, shift=np.zeros_like(of.shift))
@@ -179,9 +180,8 @@ def _require_passes(node: ir.Node, of: Affine) -> None:
         if of.only_scales or keeps_constants(node):
             return
         raise Refused("PADDED_BORDER", f"{_named(node)} averages the zeros of its padding in")
-    if kind == "Resize" and attribute(node, "mode", "nearest") in ("nearest", "linear"):
-        if attribute(node, "coordinate_transformation_mode") != "tf_crop_and_resize" and _keeps_size_of_channels(node):
-            return
+    if kind == "Resize" and _interpolates(node):
+        return
     raise Refused("NONLINEAR_BETWEEN", f"{_named(node)} stands between it and the convolution")
 
 
@@ -216,6 +216,7 @@ def _sees_no_border(node: ir.Node) -> bool:
 
 
 def keeps_constants(node: ir.Node) -> bool:
+    """Whether a pooling maps a constant to itself at the border, too."""
     if node.op_type != "AveragePool" or not attribute(node, "count_include_pad", 0):
         return True
     if any(integers(node, "pads")) or attribute(node, "ceil_mode", 0):
@@ -234,7 +235,12 @@ def _keeps_channels(node: ir.Node) -> bool:
     return all(int(axis) % rank >= 2 for axis in axes.ravel())
 
 
-def _keeps_size_of_channels(node: ir.Node) -> bool:
+def _interpolates(node: ir.Node) -> bool:
+    """Whether a Resize makes every output a mean of inputs of its channel, with weights that sum to one."""
+    if attribute(node, "mode", "nearest") not in ("nearest", "linear"):
+        return False
+    if attribute(node, "coordinate_transformation_mode") == "tf_crop_and_resize":
+        return False
     return channels_of(node.inputs[0]) is not None and channels_of(node.inputs[0]) == channels_of(node.outputs[0])
 
 
@@ -249,7 +255,8 @@ def _parts(node: ir.Node, of: Affine) -> list[tuple[ir.Value, Affine]]:
     parts, start = [], 0
     for each in node.inputs:
         size = channels_of(each)
-        assert each is not None and size is not None
+        assert each is not None
+        assert size is not None
         parts.append((each, of.part(start, start + size)))
         start += size
     return parts

@@ -73,12 +73,13 @@ def _append(draw: st.DrawFn, program: Program, kind: str, source: int) -> None:
         options |= {"padding": draw(st.integers(0, options["kernel"] // 2)), "counted": draw(st.booleans())}
         if min(height, width) < options["kernel"]:
             return
+        # torch drops a last window that lies in the padding alone, ONNX's shape inference does not.
+        room = [each + 2 * options["padding"] - options["kernel"] for each in (height, width)]
+        options["ceil"] &= all((-(-each // options["stride"])) * options["stride"] < side + options["padding"]
+            for each, side in zip(room, (height, width), strict=True))
         pool = F.max_pool2d if kind == "max-pool" else F.avg_pool2d
-        shape = tuple(
-            pool(
-                torch.zeros(shape), options["kernel"], options["stride"], options["padding"], ceil_mode=options["ceil"]
-            ).shape
-        )
+        where = (options["kernel"], options["stride"], options["padding"])
+        shape = tuple(pool(torch.zeros(shape), *where, ceil_mode=options["ceil"]).shape)
     elif kind == "upsample":
         options = {"mode": draw(st.sampled_from(["nearest", "bilinear"]))}
         if max(height, width) > 10:
