@@ -112,6 +112,7 @@ def _call(name: str, args: list[str], *, quiet: bool) -> int:
     try:
         # Not command.main(), which swallows Ctrl-C and broken pipes, and the messages that they carry here.
         with command.make_context(f"msn-deploy {name}", args) as context:
+            output.record(context.params)
             result = command.invoke(context)
     except typer.Exit as done:  # --help
         return done.exit_code

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from msn_deploy.core.artifacts import PARTIAL_SUFFIX, Sidecar, parse_sidecar, sha256_of, sidecar_path
+from msn_deploy.core.artifacts import PARTIAL_SUFFIX, Sidecar, parse_sidecar, sha256_of
 from msn_deploy.core.errors import InputError
 
 _PLAN = ".plan.json"

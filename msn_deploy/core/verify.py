@@ -32,6 +32,11 @@ class Link:
     sha256: str
     state: str
 
+    @property
+    def is_data(self) -> bool:
+        """Whether the parent is a set of images, and no file."""
+        return self.role.startswith("data")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
@@ -78,7 +83,7 @@ def verify_folder(folder: Path, *, data: DataCheck | None = None) -> list[Findin
             else:
                 links.append(places.link(entry, parent))
         finding = replace(findings[entry.name], kind=entry.sidecar.kind, parents=tuple(links))
-        other = next((link for link in links if link.state == "changed" and not link.role.startswith("data")), None)
+        other = next((link for link in links if link.state == "changed" and not link.is_data), None)
         if finding.verdict == "ok" and other is not None:
             finding = replace(finding, verdict="broken", why=f"made from another {other.name} than the one here")
         findings[entry.name] = finding
