@@ -42,7 +42,7 @@ def read_folder(folder: Path) -> list[Entry]:
         except OSError as cause:
             damaged[side] = f"cannot be read: {cause.strerror}"
         except InputError as cause:
-            damaged[side] = str(cause).splitlines()[0].removeprefix(f"{side} ")
+            damaged[side] = str(cause).splitlines()[0].removeprefix(f"{side} ").rstrip(".")
     sides = _owners(sidecars, there)
     digests = {path: _digest(path) for path in files if path not in sidecars or path in sides}
     _find_renamed(sidecars, sides, digests)

@@ -7,7 +7,7 @@ named is the cause: a file made from one that is broken is no second fault, it i
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -58,7 +58,7 @@ def verify_folder(folder: Path, *, data: DataCheck | None = None) -> list[Findin
     """Check every file below a folder against the sidecars, in name order.
 
     A file is broken if its bytes differ from its sidecar, if its sidecar cannot be read or speaks of a file that is
-    gone, if a parent that lies beside it or above it is another one now, or if its parents lead back to it. data:
+    gone, if a parent that lies beside it or above it is another one now, or if its parents go round in a circle. data:
     checks the images that artifacts name as parents; without it they are not looked at.
     Raises InputError if the folder holds no sidecar.
     """
@@ -153,34 +153,37 @@ def _walk(findings: dict[str, Finding]) -> None:
         name: {link.name for link in finding.parents if link.state in ("here", "changed")} & set(findings) - {name}
         for name, finding in findings.items()
     }
-    children: dict[str, list[str]] = {name: [] for name in findings}
+    children: dict[str, set[str]] = {name: set() for name in findings}
     for name, above in parents.items():
-        for each in sorted(above):
-            children[each].append(name)
-    waiting = {name: len(above) for name, above in parents.items()}
-    ready = sorted(name for name, count in waiting.items() if not count)
-    for name in ready:  # grows while it is walked: parents before children
+        for each in above:
+            children[each].add(name)
+    ready = _peeled(findings, parents, children)
+    for name in ready:
         for child in children[name]:
             findings[child] = replace(findings[child], depth=max(findings[child].depth, findings[name].depth + 1))
-            waiting[child] -= 1
-            if not waiting[child]:
-                ready.append(child)
-    for name in sorted(set(findings) - set(ready)):
-        if findings[name].verdict == "ok" and name in _reached(parents, parents[name]):
-            findings[name] = replace(findings[name], verdict="broken", why="its parents lead back to itself")
+    # What is left has a circle above it; without what merely comes from a circle, the circles themselves.
+    left = set(findings) - set(ready)
+    for name in left - set(_peeled(left, children, parents)):
+        if findings[name].verdict == "ok":
+            findings[name] = replace(findings[name], verdict="broken", why="its parents go round in a circle")
     causes = sorted((each for each in findings.values() if each.verdict == "broken"), key=lambda each: each.depth)
     for cause in causes:
-        for name in _reached(children, children[cause.file]):
-            if findings[name].verdict == "ok":
-                findings[name] = replace(findings[name], verdict="stale", why=f"comes from {cause.file}")
+        ahead = [cause.file]
+        while ahead:
+            for name in children[ahead.pop()]:
+                if findings[name].verdict == "ok":
+                    findings[name] = replace(findings[name], verdict="stale", why=f"comes from {cause.file}")
+                    ahead.append(name)
 
 
-def _reached(steps: dict[str, set[str]] | dict[str, list[str]], start: set[str] | list[str]) -> set[str]:
-    found: set[str] = set()
-    ahead = list(start)
-    while ahead:
-        name = ahead.pop()
-        if name not in found:
-            found.add(name)
-            ahead += steps[name]
-    return found
+def _peeled(names: Iterable[str], above: Mapping[str, set[str]], below: Mapping[str, set[str]]) -> list[str]:
+    """Return the names that no circle lies above, each after all that is above it."""
+    names = set(names)
+    waiting = {name: len(above[name] & names) for name in names}
+    ready = sorted(name for name, count in waiting.items() if not count)
+    for name in ready:  # grows while it is walked
+        for each in sorted(below[name] & names):
+            waiting[each] -= 1
+            if not waiting[each]:
+                ready.append(each)
+    return ready

@@ -166,7 +166,7 @@ def test_parents_in_a_circle_are_named_and_end(tmp_path: Path, length: int) -> N
         _forge(path, parent_of(files[at - 1], role="onnx"))
     child = _write(tmp_path / "x.engine", b"child", parent_of(files[0], role="onnx"))
     found = _found(tmp_path)
-    assert {found[path.name].why for path in files} == {"its parents lead back to itself"}
+    assert {found[path.name].why for path in files} == {"its parents go round in a circle"}
     assert {found[path.name].verdict for path in files} == {"broken"}
     assert found[child.name].verdict == "stale"
 
