@@ -119,6 +119,13 @@ def test_a_parent_that_moved_is_found_by_its_bytes(run: Path, place: str, sideca
     assert broken == [place if sidecar == "with it" else "net.onnx"]
 
 
+def test_of_two_files_of_the_same_bytes_the_one_called_as_recorded_is_the_parent(run: Path) -> None:
+    (run / "a copy.onnx").write_bytes((run / "net.onnx").read_bytes())
+    found = _found(run)
+    assert found["net.int8.onnx"].parents[0].name == "net.onnx"
+    assert found["a copy.onnx"].why == "no sidecar"
+
+
 def test_an_exchanged_child_and_an_exchanged_parent_are_named(
     run: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -157,7 +164,7 @@ def test_a_file_whose_sidecar_is_gone_is_named_with_its_child(run: Path) -> None
     assert _found(run)["engines/net.engine"].why == "no sidecar"
 
 
-@pytest.mark.parametrize("length", [2, 3, 2000])
+@pytest.mark.parametrize("length", [2, 3, 200])
 def test_parents_in_a_circle_are_named_and_end(tmp_path: Path, length: int) -> None:
     files = [tmp_path / f"{at:04}.onnx" for at in range(length)]
     for at, path in enumerate(files):
