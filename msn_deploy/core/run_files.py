@@ -51,7 +51,7 @@ def read_folder(folder: Path) -> list[Entry]:
     for side, why in damaged.items():
         owner = _place(side, plan=side.name.endswith(_PLAN))
         # `NAME.json` may be an artifact itself, with `NAME.json.json` as its sidecar.
-        is_artifact = side in sides or side.with_name(side.name + ".json") in there
+        is_artifact = side.with_name(side.name + ".json") in there
         if not is_artifact and (side.name.endswith(_PLAN) or owner in there):
             covered |= {side, owner}
             entries.append(Entry(name=_name(folder, side), sha256=digests.get(owner), verdict="broken", why=why))
@@ -63,29 +63,24 @@ def read_folder(folder: Path) -> list[Entry]:
 
 
 def _owners(sidecars: dict[Path, Sidecar], there: set[Path]) -> dict[Path, Path]:
-    """Map each file to its sidecar: the one that lies where its sidecar has to, else one that names it."""
+    """Map each file to the sidecar that lies where its sidecar has to."""
     sides: dict[Path, Path] = {}
     for side, sidecar in sidecars.items():
         owner = _place(side, plan=sidecar.file.endswith(".engine"))
         if owner in there:
             sides[owner] = side
-    used = set(sides.values())
-    for side, sidecar in sidecars.items():
-        named = side.parent / sidecar.file
-        if side not in used and named in there:
-            sides.setdefault(named, side)
     return sides
 
 
 def _find_renamed(sidecars: dict[Path, Sidecar], sides: dict[Path, Path], digests: dict[Path, str | None]) -> None:
-    """Give each sidecar that is left a file of its bytes that has no sidecar, or the name of the file that is gone."""
+    """Give each sidecar that is left the file that it names; where that is gone, one of its bytes without a sidecar."""
     used = set(sides.values())
     for side, sidecar in sidecars.items():
         named = side.parent / sidecar.file
         if side in used or named in sides:
             continue
         free = (path for path, digest in digests.items() if digest == sidecar.sha256 and path not in sides)
-        sides[next(free, named)] = side
+        sides[named if named in digests else next(free, named)] = side
 
 
 def _place(side: Path, *, plan: bool) -> Path:

@@ -119,6 +119,20 @@ def test_a_parent_that_moved_is_found_by_its_bytes(run: Path, place: str, sideca
     assert broken == [place if sidecar == "with it" else "net.onnx"]
 
 
+def test_an_engine_that_was_renamed_with_its_plan_is_still_checked(run: Path) -> None:
+    for name in ("engine", "plan.json"):
+        (run / "engines" / f"net.{name}").rename(run / "engines" / f"other.{name}")
+    assert _found(run)["engines/other.engine"].why == "recorded as net.engine"
+    (run / "engines" / "other.engine").write_bytes(b"other")
+    assert [name for name, verdict in _verdicts(run).items() if verdict != "ok"] == ["engines/other.engine"]
+
+
+def test_a_lost_file_is_not_replaced_by_a_copy_that_has_a_sidecar_of_its_own(run: Path) -> None:
+    _write(run / "a copy.onnx", b"graph")
+    (run / "net.onnx").unlink()
+    assert (_verdicts(run)["net.onnx"], _verdicts(run)["a copy.onnx"]) == ("broken", "ok")
+
+
 def test_of_two_files_of_the_same_bytes_the_one_called_as_recorded_is_the_parent(run: Path) -> None:
     (run / "a copy.onnx").write_bytes((run / "net.onnx").read_bytes())
     found = _found(run)
