@@ -23,7 +23,7 @@ COMMANDS = {
     "eval": "measure the accuracy of a checkpoint or ONNX file on a test split",
     "bench": "measure latency, side by side, against a baseline",
     "infer": "classify images",
-    "verify": "check every file of a run folder against its recorded SHA-256",
+    "verify": "check every file of a run folder, and what each was made from",
     "targets": "list the devices that engines are built for",
     "doctor": "check this machine: packages, TensorRT, driver, memory",
 }
@@ -112,6 +112,7 @@ def _call(name: str, args: list[str], *, quiet: bool) -> int:
     try:
         # Not command.main(), which swallows Ctrl-C and broken pipes, and the messages that they carry here.
         with command.make_context(f"msn-deploy {name}", args) as context:
+            output.record(context.params)
             result = command.invoke(context)
     except typer.Exit as done:  # --help
         return done.exit_code

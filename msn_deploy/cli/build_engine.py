@@ -51,7 +51,7 @@ def command(
             options=options,
             progress=progress,
         )
-    if output.emit(report, json):
+    if output.emit(report, json, made_from=[report.engine.path]):
         return
     built = report.engine
     output.say(

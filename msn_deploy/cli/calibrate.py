@@ -34,7 +34,7 @@ def command(
             samples=samples,
             progress=progress,
         )
-    if output.emit(report, json):
+    if output.emit(report, json, made_from=[report.path]):
         return
     output.say(f"{report.path}: {output.size(report.bytes)}, {report.bytes / report.bytes_fp32:.2f} of FP32")
     assert report.parity is not None

@@ -29,7 +29,7 @@ def command(
     keep_freed_memory()
     with output.progress_bar() as progress:
         result = demo(out, epochs=epochs, seconds=seconds, tell=output.note, progress=progress)
-    if output.emit({"stages": result.stages, "out": str(result.out)}, json):
+    if output.emit({"stages": result.stages, "out": str(result.out)}, json, made_from=[result.out / "report.html"]):
         return
     rows = [
         (

@@ -31,12 +31,12 @@ def command(
     if judge is not None:
         with output.progress_bar() as progress:
             judged = judge_generator(model, judge, data=data, samples=samples, threads=threads, progress=progress)
-        if not output.emit(judged, json):
+        if not output.emit(judged, json, made_from=[model, judge, *judged.images]):
             _show_judged(judged)
         return
     with output.progress_bar() as progress:
         result = evaluate(model, data=data, samples=samples, threads=threads, progress=progress)
-    if output.emit(result, json):
+    if output.emit(result, json, made_from=[model, result.images]):
         return
     worst = min(result.per_class, key=lambda name: result.per_class[name])
     output.say(f"{result.model}: accuracy {result.accuracy:.2%} on {result.samples} test images of {result.data}")

@@ -39,7 +39,7 @@ def command(
         fold=fold,
         simplify=simplify,
     )
-    if output.emit(report, json):
+    if output.emit(report, json, made_from=[report.path]):
         return
     operators = ", ".join(f"{count} {name}" for name, count in report.operators.items())
     output.say(f"{report.path}: {output.size(report.bytes)}, {'folded' if report.folded else 'not folded'}")

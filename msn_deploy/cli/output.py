@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from msn_deploy.core.artifacts import write_json
+from msn_deploy.core.artifacts import Parent, parent_of, publish
 from msn_deploy.core.progress import Progress, silent
 
+_VERSIONS = ("numpy", "onnxruntime", "pillow", "torch")
 _quiet = False
+_options: dict[str, Any] = {}
 
 
 def start(*, quiet: bool) -> None:
@@ -27,6 +29,12 @@ def start(*, quiet: bool) -> None:
     logger.handlers = [handler]
     logger.propagate = False
     logger.setLevel(logging.ERROR if quiet else logging.WARNING)
+
+
+def record(options: Mapping[str, Any]) -> None:
+    """Keep the options of the command that runs, defaults too, for the sidecar of its result."""
+    global _options
+    _options = json.loads(json.dumps(options, default=str))
 
 
 def say(text: str) -> None:
@@ -42,14 +50,26 @@ def note(text: str) -> None:
         sys.stderr.flush()
 
 
-def emit(value: Any, json_to: Path | bool | None) -> bool:
-    """Write a result as JSON to a file or, for True or "-", to stdout; tell whether stdout is taken (no table then)."""
+def emit(value: Any, json_to: Path | bool | None, *, made_from: Sequence[Path | Parent] = ()) -> bool:
+    """Write a result as JSON to a file or, for True or "-", to stdout; tell whether stdout is taken (no table then).
+
+    made_from: what the result speaks of. The file has a sidecar that names it, as all that lies in a run folder.
+    """
     if json_to is None or json_to is False:
         return False
+    text = json.dumps(plain(value), indent=2, default=str)
     if json_to is True or str(json_to) == "-":
-        say(json.dumps(plain(value), indent=2, default=str))
+        say(text)
         return True
-    write_json(json_to, plain(value))
+    parents = [each if isinstance(each, Parent) else parent_of(each, role="subject") for each in made_from]
+    publish(
+        json_to,
+        lambda path: path.write_text(text + "\n", encoding="utf-8"),
+        kind="result",
+        parents=parents,
+        versions=_VERSIONS,
+        config=_options,
+    )
     return False
 
 

@@ -48,7 +48,7 @@ def command(
             tell=output.note,
             progress=progress,
         )
-    if output.emit({"claims": result.claims, "norms": result.norms}, json):
+    if output.emit({"claims": result.claims, "norms": result.norms}, json, made_from=[result.result]):
         return
     for each in result.claims:
         output.say(f"{each.verdict}: {each.claim}\n    {each.numbers}")

@@ -59,10 +59,15 @@ def command(
         ) from None
     if int(os.environ.get("RANK", "0")):  # torchrun: the first process speaks for all
         return
-    write_curves(result.history, out / f"{chosen.name}.curves.png")
+    log = out / f"{chosen.name}.history.jsonl"
+    write_curves(result.history, out / f"{chosen.name}.curves.png", log=log)
     metrics, history = result.info.metrics, result.history
     accuracy = metrics.get("test_accuracy")
-    if not output.emit({"checkpoint": str(result.checkpoint), "accuracy": accuracy, "history": history}, json):
+    if not output.emit(
+        {"checkpoint": str(result.checkpoint), "accuracy": accuracy, "history": history},
+        json,
+        made_from=[checkpoint, log],
+    ):
         losses = ", ".join(f"{key} {metrics[key]:.3f}" for key in ("d_loss", "g_loss") if key in metrics)
         said = losses if accuracy is None else f"test accuracy {accuracy:.2%}"
         epochs = f"{len(history)} epochs on {chosen.data}"

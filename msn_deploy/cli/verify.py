@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import Annotated
 
@@ -10,20 +11,64 @@ import typer
 from msn_deploy.cli import output
 from msn_deploy.cli.options import Print
 from msn_deploy.core.errors import GateError
-from msn_deploy.core.verify import verify_folder
+from msn_deploy.core.verify import Finding, first_broken, verify_folder
+
+_WIDTH = 80
 
 
 def command(
     folder: Annotated[Path, typer.Argument(help="Output folder of a run.")],
+    data: Annotated[
+        bool, typer.Option("--data/--no-data", help="Load the images again, where they are on this machine.")
+    ] = True,
     json: Print = False,
 ) -> None:
-    """Check every file of a folder against its recorded SHA-256, and every parent against its child."""
-    findings = verify_folder(folder)
+    """Check every file of a folder against its SHA-256, and every child against its parents, down to the data."""
+    from msn_deploy.data.recorded import is_as_recorded  # numpy, which --help does not wait for
+
+    findings = verify_folder(folder, data=is_as_recorded if data else None)
     if not output.emit(findings, json):
         rows = [(finding.file, finding.verdict, finding.why) for finding in findings]
         output.show_table(rows, head=("file", "verdict", "why"))
-    broken = [finding for finding in findings if finding.verdict == "broken"]
-    if broken:
-        broken.sort(key=lambda finding: finding.why.startswith("made from"))  # the cause before what came from it
-        first = f"{broken[0].file} ({broken[0].why})"
-        raise GateError(f"{len(broken)} of {len(findings)} files are broken, the first: {first}.\nMake it again.")
+        output.say("")
+        for line in [*chains(findings), *outside(findings)]:
+            output.say("\n".join(textwrap.wrap(line, _WIDTH, subsequent_indent="    ", break_long_words=False)))
+    first = first_broken(findings)
+    if first is not None:
+        broken = sum(finding.verdict == "broken" for finding in findings)
+        stale = sum(finding.verdict == "stale" for finding in findings)
+        more = f" {stale} more come from what is broken." if stale else ""
+        raise GateError(
+            f"{broken} of {len(findings)} files are broken, the first: {first.file} ({first.why}).\n"
+            f"Make it again.{more}"
+        )
+
+
+def chains(findings: list[Finding]) -> list[str]:
+    """Return one line per file that nothing here was made from: what it was made from, and so on down to the data.
+
+    A file with several parents is followed along the first, and the number of the others is told.
+    """
+    known = {finding.file: finding for finding in findings}
+    above = {link.name for finding in findings for link in finding.parents}
+    lines = []
+    for finding in findings:
+        if finding.file in above or not finding.parents:
+            continue
+        steps, data = {finding.file: finding.file}, {}
+        at: Finding | None = finding
+        while at is not None:
+            data |= {f"{link.name} (data)": None for link in at.parents if link.is_data}
+            links = [link for link in at.parents if not link.is_data and link.name not in steps]
+            if links:
+                more = f" and {len(links) - 1} more" if links[1:] else ""
+                steps[links[0].name] = links[0].name + more
+            at = known.get(links[0].name) if links else None
+        lines.append(" <- ".join([*steps.values(), *([" + ".join(data)] if data else [])]))
+    return lines
+
+
+def outside(findings: list[Finding]) -> list[str]:
+    """Return one line per parent that is no file of the folder: what it is, its digest, and what is known of it."""
+    links = (link for finding in findings for link in finding.parents if link.state not in ("here", "changed"))
+    return [f"{link.name}: {link.role} {link.sha256}, {link.state}" for link in dict.fromkeys(links)]

@@ -26,19 +26,29 @@ PARTIAL_SUFFIX = ".partial"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parent:
-    """What an artifact was made from: its role ("checkpoint", "onnx", "data", ...), file name and SHA-256."""
+    """What an artifact was made from: its role ("checkpoint", "onnx", "data:train", ...), file name and SHA-256.
+
+    Data is no single file: its `file` is a known name or a folder, its digest is of images, labels and classes as they
+    were loaded, and `read` says how they were loaded, so that the digest can be taken again.
+    """
 
     role: str
     file: str
     sha256: str
+    read: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_data(self) -> bool:
+        """Whether this is a set of images, and no file."""
+        return self.role.startswith("data")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sidecar:
     """What stands in the sidecar of one artifact.
 
-    kind: "checkpoint", "onnx", "engine", "bench" or "report". bytes: size of the file. versions: of the tools that
-    made it. config: what the user chose. facts: what was measured while making it.
+    kind: "checkpoint", "onnx", "engine", "bench", "report", ... bytes: size of the file. versions: of the tools that
+    made it. config: every option that it depends on, defaults too. facts: what was measured while making it.
     """
 
     kind: str
@@ -183,9 +193,13 @@ def parse_sidecar(side: Path, raw: bytes) -> Sidecar:
         del value["seal"]
         if _sealed(value) != raw:
             raise InputError(f"{side} was changed after it was written: its seal does not fit.")
-        if Path(value["file"]).name != value["file"]:
+        if Path(value["file"]).name != value["file"] or value["file"] in ("", ".."):
             raise InputError(f"{side} speaks of {value['file']!r}, which is not the name of a file beside it.")
         parents = tuple(Parent(**parent) for parent in value.pop("parents"))
+        texts = [value["kind"], value["sha256"], *(text for each in parents for text in (each.role, each.file))]
+        texts += [each.sha256 for each in parents]
+        if not all(isinstance(text, str) for text in texts) or not all(isinstance(p.read, dict) for p in parents):
+            raise TypeError("a value of another kind than is written there")
         return Sidecar(parents=parents, **value)
-    except (ValueError, KeyError, TypeError) as cause:
+    except (ValueError, KeyError, TypeError, RecursionError) as cause:  # the last: thousands of brackets
         raise InputError(f"{side} is not a sidecar of msn-deploy ({type(cause).__name__}: {cause}).") from cause

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from msn_deploy.core.artifacts import Parent
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.recipes import did_you_mean
 from msn_deploy.data.cifar import read_cifar
@@ -26,12 +28,16 @@ _TEST_EVERY = 5  # in a folder without a split of its own, every fifth file of a
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Split:
-    """Images uint8 (N, H, W, C), labels int64 (N,), and the class names that the labels index."""
+    """Images uint8 (N, H, W, C), labels int64 (N,), and the class names that the labels index.
+
+    read: how they were loaded, as `load_recorded` of data.recorded takes it; empty for arrays that came from elsewhere.
+    """
 
     source: str
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
     classes: tuple[str, ...]
+    read: Mapping[str, Any] = field(default_factory=dict)
 
     def sha256(self) -> str:
         """Return a digest of images, labels and classes: the identity of the data in provenance."""
@@ -40,12 +46,18 @@ class Split:
         digest.update(self.labels.tobytes())
         return digest.hexdigest()
 
+    def as_parent(self) -> Parent:
+        """Describe the images as the parent of what is made from them."""
+        role = f"data:{self.read['split']}" if self.read else "data"
+        return Parent(role=role, file=self.source, sha256=self.sha256(), read=self.read)
+
     def first(self, count: int | None) -> Split:
         """Return a split of at most `count` samples, drawn evenly over the whole; None keeps all."""
         if count is None or count >= len(self.labels):
             return self
         chosen = np.linspace(0, len(self.labels) - 1, count).round().astype(np.int64)
-        return Split(source=self.source, images=self.images[chosen], labels=self.labels[chosen], classes=self.classes)
+        read = {**self.read, "first": [*self.read.get("first", ()), count]} if self.read else {}
+        return replace(self, images=self.images[chosen], labels=self.labels[chosen], read=read)
 
 
 def load_split(source: str, split: str, *, height_px: int, width_px: int, channels: int, fit: str = "resize") -> Split:
@@ -57,6 +69,15 @@ def load_split(source: str, split: str, *, height_px: int, width_px: int, channe
     Raises InputError that says what was looked for.
     """
     size: dict[str, Any] = {"height_px": height_px, "width_px": width_px, "channels": channels, "fit": fit}
+    return replace(_load(source, split, size), read={"split": split, **size})
+
+
+def is_local(source: str) -> bool:
+    """Whether `load_split` finds a name or folder on this machine, with nothing to download."""
+    return os.path.exists(source) or (source in NAMES and folder_of(source) is not None)
+
+
+def _load(source: str, split: str, size: dict[str, Any]) -> Split:
     folder: Path | None = Path(source)
     if source in NAMES and not os.path.exists(source):
         folder = folder_of(source)

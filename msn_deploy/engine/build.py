@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from msn_deploy.core.artifacts import Parent, publish
+from msn_deploy.core.artifacts import Parent, publish, read_sidecar
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.progress import Progress, silent
 from msn_deploy.engine.backends import Backend, check_backend, must_build_elsewhere, needs_device, pick_backend
@@ -131,9 +131,9 @@ def build_engine_file(
         out,
         lambda partial: partial.write_bytes(plan) and None,
         kind="engine",
-        parents=[Parent(role="onnx", file=onnx.name, sha256=model.sha256)],
+        parents=[Parent(role="onnx", file=onnx.name, sha256=model.sha256), *_calibrated_on(model)],
         versions=["tensorrt_rtx_cu13" if backend.is_rtx else "tensorrt", "onnx"],
-        config=_config(options),
+        config={**_config(options), "precision": precision, "target": report.target, "backend": backend.name},
         facts={**facts, "machine": asdict(machine)},
     )
     progress(1.0, 1.0, "done")
@@ -165,6 +165,15 @@ def _check_typed(model: OnnxFile, precision: str, *, weak: bool, title: str) -> 
     )
 
 
+def _calibrated_on(model: OnnxFile) -> list[Parent]:
+    """Return the images whose ranges an INT8 file carries into the engine, from the sidecar of those very bytes."""
+    try:
+        side = read_sidecar(model.path)
+    except InputError:  # a file that came without its sidecar
+        return []
+    return [parent for parent in side.parents if parent.is_data] if side.sha256 == model.sha256 else []
+
+
 def _config(options: BuildOptions) -> dict[str, Any]:
     cache = str(options.timing_cache) if options.timing_cache else None
-    return {**asdict(options), "target": options.target.name if options.target else None, "timing_cache": cache}
+    return {**asdict(options), "timing_cache": cache}

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from msn_deploy.core.artifacts import atomic_file
+from msn_deploy.core.artifacts import Parent, publish
 from msn_deploy.core.errors import InputError, MissingDevice
 from msn_deploy.core.progress import Progress
 from msn_deploy.engine.backends import Backend
@@ -79,7 +79,7 @@ def build_plan(
     monitor = monitor_of(trt, messages, progress)
     if monitor is not None:
         config.progress_monitor = monitor
-    save_cache = _timing_cache(config, backend, options.timing_cache)
+    save_cache = _timing_cache(config, backend, options.timing_cache, model)
     with ctrl_c_held(messages):
         plan = builder.build_serialized_network(network, config)
     messages.raise_held()
@@ -127,7 +127,7 @@ def _open_batch(model: OnnxFile, builder: Any, network: Any, config: Any, batch:
     return shape
 
 
-def _timing_cache(config: Any, backend: Backend, path: Path | None) -> Callable[[], None]:
+def _timing_cache(config: Any, backend: Backend, path: Path | None, model: OnnxFile) -> Callable[[], None]:
     """Load a timing cache; returns what writes it back. TensorRT-RTX has no use for one."""
     if path is None:
         return lambda: None
@@ -140,8 +140,16 @@ def _timing_cache(config: Any, backend: Backend, path: Path | None) -> Callable[
         config.set_timing_cache(config.create_timing_cache(b""), False)
 
     def save() -> None:
-        with atomic_file(path) as partial:
-            partial.write_bytes(config.get_timing_cache().serialize())
+        content = config.get_timing_cache().serialize()
+        # Its parent is the last network that it was used for: what went into it before can't be told.
+        parent = Parent(role="onnx", file=model.path.name, sha256=model.sha256)
+        publish(
+            path,
+            lambda partial: partial.write_bytes(content) and None,
+            kind="timing-cache",
+            parents=[parent],
+            versions=["tensorrt"],
+        )
 
     return save
 

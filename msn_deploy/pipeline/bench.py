@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ from numpy.typing import NDArray
 from msn_deploy.bench import Arm, BenchResult, MeasureOptions, Profile, compare, measure, read_environment
 from msn_deploy.bench import to_json as bench_json
 from msn_deploy.bench.report import render_html
-from msn_deploy.core.artifacts import parent_of, publish, sha256_of
+from msn_deploy.core.artifacts import Parent, parent_of, publish, sha256_of
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.progress import Progress, silent
 from msn_deploy.data import to_input
 from msn_deploy.engine import Runner, load_runner
 from msn_deploy.pipeline.images import preprocess_for, split_for
 
+_VERSIONS = ("onnxruntime", "onnx", "numpy", "pillow")
 _DIFFERENT_INPUTS = 64  # batches that the queries cycle through
 
 
@@ -54,9 +56,10 @@ def bench(
         if unfolded:
             runner.close()
             runner = load_runner(path, threads=threads, provider=provider, fuse_norms=False)
-        samples, kind = _samples(runner, batch)
+        samples, kind, images = _samples(runner, batch)
         inputs.add(kind)
-        arms.append(Arm(name=named[path], run=_query(runner, samples), facts=_facts(runner, unfolded=unfolded)))
+        facts = {**_facts(runner, unfolded=unfolded), "images": None if images is None else asdict(images)}
+        arms.append(Arm(name=named[path], run=_query(runner, samples), facts=facts))
     if len(inputs) > 1:
         raise InputError("some models say what data they were trained on and others do not: their inputs would differ.")
     profile = Profile(provider=provider, batch=batch, threads=threads, input=inputs.pop())
@@ -66,19 +69,29 @@ def bench(
 
 def write_json(result: BenchResult, out: Path, models: Sequence[Path]) -> None:
     """Write the result with its raw samples, atomically, with a sidecar."""
-    _publish(out, bench_json(result), "bench", models)
+    _publish(out, bench_json(result), "bench", models, result)
 
 
 def write_html(
     result: BenchResult, out: Path, models: Sequence[Path], *, title: str, stages: Sequence[Mapping[str, Any]] = ()
 ) -> None:
-    """Write the report page, atomically, with a sidecar."""
-    _publish(out, render_html(result, title=title, stages=stages), "report", models)
+    """Write the report page, atomically, with a sidecar. models: all that it speaks of, those of `stages` too."""
+    _publish(out, render_html(result, title=title, stages=stages), "report", models, result)
 
 
-def _publish(out: Path, text: str, kind: str, models: Sequence[Path]) -> None:
+def _publish(out: Path, text: str, kind: str, models: Sequence[Path], result: BenchResult) -> None:
     parents = [parent_of(path, role="model") for path in models]
-    publish(out, lambda path: path.write_text(text, encoding="utf-8"), kind=kind, parents=parents)
+    images = [Parent(**arm.facts["images"]) for arm in result.arms if arm.facts.get("images")]
+    parents += [each for at, each in enumerate(images) if each not in images[:at]]
+    config = {"baseline": result.baseline, "profile": asdict(result.profile), "options": dict(result.options)}
+    publish(
+        out,
+        lambda path: path.write_text(text, encoding="utf-8"),
+        kind=kind,
+        parents=parents,
+        versions=_VERSIONS,
+        config=config,
+    )
 
 
 def _query(runner: Runner, samples: list[NDArray[np.float32]]) -> Any:
@@ -87,7 +100,7 @@ def _query(runner: Runner, samples: list[NDArray[np.float32]]) -> Any:
     return lambda: run(next(supply))
 
 
-def _samples(runner: Runner, batch: int) -> tuple[list[NDArray[np.float32]], str]:
+def _samples(runner: Runner, batch: int) -> tuple[list[NDArray[np.float32]], str, Parent | None]:
     fixed = runner.input_shape[0]
     if fixed is not None and fixed != batch:
         raise InputError(
@@ -99,11 +112,13 @@ def _samples(runner: Runner, batch: int) -> tuple[list[NDArray[np.float32]], str
         if None in runner.input_shape[1:]:
             raise InputError(f"{runner.name} leaves sizes other than the batch open; they have to be fixed.")
         shape = (_DIFFERENT_INPUTS, batch, *(int(size or 0) for size in runner.input_shape[1:]))
-        return list(rng.standard_normal(shape, dtype=np.float32)), "random"
+        return list(rng.standard_normal(shape, dtype=np.float32)), "random", None
     prep = preprocess_for(runner.info, runner.input_shape, model=runner.name)
-    images = to_input(split_for(runner.info, prep, None, "test").images, prep)
+    split = split_for(runner.info, prep, None, "test")
+    images = to_input(split.images, prep)
     chosen = rng.permutation(max(len(images), _DIFFERENT_INPUTS * batch)) % len(images)
-    return [images[chosen[at * batch : (at + 1) * batch]] for at in range(_DIFFERENT_INPUTS)], "real samples"
+    batches = [images[chosen[at * batch : (at + 1) * batch]] for at in range(_DIFFERENT_INPUTS)]
+    return batches, "real samples", split.as_parent()
 
 
 def _facts(runner: Runner, *, unfolded: bool) -> dict[str, Any]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from msn_deploy.core.artifacts import Parent, parent_of, publish
+from msn_deploy.core.artifacts import parent_of, publish
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.model_info import ModelInfo
 from msn_deploy.core.optional import require
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from msn_deploy.graph import Parity
 
 DEFAULT_SAMPLES = 256
-_VERSIONS = ("onnx", "onnxruntime")
+_VERSIONS = ("onnx", "onnxruntime", "numpy", "pillow")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,9 +69,16 @@ def calibrate(
         out,
         lambda path: path.write_bytes(content),
         kind="onnx",
-        parents=(parent_of(onnx, role="onnx"), Parent(role="data:train", file=split.source, sha256=split.sha256())),
+        parents=(parent_of(onnx, role="onnx"), split.as_parent()),
         versions=_VERSIONS,
-        config={"precision": "int8", "data": split.source, "method": method, "samples": len(images)},
+        config={
+            "precision": "int8",
+            "data": split.source,
+            "method": method,
+            "samples": len(images),
+            "preprocess": asdict(prep),
+            "recipe": {} if info is None else info.recipe,
+        },
         facts={"ranges": ranges},
     )
     parity = compare_logits(OrtRunner(onnx).run(images), OrtRunner(out).run(images))
@@ -102,7 +109,7 @@ def cast_to_fp16(onnx: Path, out: Path) -> PrecisionReport:
         kind="onnx",
         parents=(parent_of(onnx, role="onnx"),),
         versions=_VERSIONS,
-        config={"precision": "fp16"},
+        config={"precision": "fp16", "recipe": info.recipe},
     )
     return PrecisionReport(
         path=out, bytes=len(content), bytes_fp32=onnx.stat().st_size, samples=0, scales=0, parity=None

@@ -62,8 +62,9 @@ def demo(
     for package in ("torch", "onnx", "onnxscript", "onnxruntime", "onnxsim", "tensorrt_rtx"):
         require(package, step="demo")
     stages: list[Stage] = []
+    files: list[Path] = []
     for network, recipe in _RECIPES.items():
-        stages += _one_network(network, recipe, out, epochs=epochs, tell=tell, progress=progress)
+        stages += _one_network(network, recipe, out, files, epochs=epochs, tell=tell, progress=progress)
     arms = {
         out / f"{_RECIPES['BN']}.unfolded.onnx": "BN unfolded",
         out / f"{_RECIPES['BN']}.onnx": "BN folded",
@@ -75,13 +76,15 @@ def demo(
     timed = tuple(replace(row, median_ms=medians.get(f"{row.network} {_ARM.get(row.stage)}")) for row in stages)
     write_json(result, out / "bench.json", list(arms))
     rows = [asdict(row) for row in timed]
-    write_html(result, out / "report.html", list(arms), title="VGG7 on digits: MSN beside BatchNorm", stages=rows)
+    write_html(result, out / "report.html", files, title="VGG7 on digits: MSN beside BatchNorm", stages=rows)
     return DemoResult(out=out, stages=timed, result=result)
 
 
 def _one_network(
-    network: str, recipe_name: str, out: Path, *, epochs: int | None, tell: Callable[[str], None], progress: Progress
-) -> list[Stage]:
+    network: str, recipe_name: str, out: Path, files: list[Path], *, epochs: int | None,
+    tell: Callable[[str], None], progress: Progress,
+) -> list[Stage]:  # fmt: skip
+    """Make one network's files, which are appended to `files`, and return its rows."""
     from msn_deploy.training import train
 
     recipe = load_recipe(recipe_name).override(epochs=epochs)
@@ -95,15 +98,18 @@ def _one_network(
         unfolded = checkpoint.with_suffix(".unfolded.onnx")
         tell(f"{network}: exporting, unfolded and folded")
         export_onnx(str(checkpoint), unfolded, fold=False)
+        files.append(unfolded)
         rows.append(_stage(network, "ONNX unfolded", unfolded, _same(trained, evaluate(unfolded)), None))
     else:
         tell(f"{network}: exporting, folded")
     export_onnx(str(checkpoint), onnx)
+    files += [checkpoint, onnx]
     folded = _same(trained, evaluate(onnx))
     tell(f"{network}: building engines in FP32, FP16 and INT8 (calibrating on training images)")
     for precision, stage in (("fp32", "ONNX folded"), ("fp16", "FP16"), ("int8", "INT8")):
         engine = checkpoint.with_suffix(f".{precision}.engine")
         built = build_engine(onnx, engine, precision=precision, progress=progress)
+        files += [engine] if built.onnx == onnx else [built.onnx, engine]
         evaluation = folded if precision == "fp32" else evaluate(built.onnx)
         rows.append(_stage(network, stage, built.onnx, evaluation, built.engine.weight_memory_bytes))
     lost = folded.accuracy - rows[-1].accuracy

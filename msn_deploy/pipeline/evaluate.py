@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from msn_deploy.core.artifacts import sha256_of
+from msn_deploy.core.artifacts import Parent, sha256_of
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.model_info import ModelInfo, Preprocess
 from msn_deploy.core.optional import require
@@ -27,11 +27,15 @@ Predict = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """Accuracy (0 to 1) of a model on `samples` images, per class too; `correct` and predictions stay in order."""
+    """Accuracy (0 to 1) of a model on `samples` images, per class too; predictions stay in order.
+
+    images: which they were, by their digest.
+    """
 
     model: str
     sha256: str
     data: str
+    images: Parent
     samples: int
     accuracy: float
     per_class: dict[str, float]
@@ -78,6 +82,7 @@ def evaluate(
         model=str(model),
         sha256=sha256_of(model),
         data=split.source,
+        images=split.as_parent(),
         samples=len(images),
         accuracy=float(right.mean()),
         per_class=per_class,

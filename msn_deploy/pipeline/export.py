@@ -119,7 +119,9 @@ def export_onnx(
         kind="onnx",
         parents=made.parents,
         versions=_VERSIONS,
-        config={"opset": opset, "dynamic_batch": dynamic_batch, "batch": batch, "fold": fold, "simplify": simplify},
+        config={"opset": opset, "dynamic_batch": dynamic_batch, "batch": batch, "fold": fold, "simplify": simplify}
+        | {"input_shape": list(made.input_shape), "recipe": info.recipe, "atol": _ATOL}
+        | {"opsets": {each.domain or "ai.onnx": each.version for each in simplified.opset_import}},
         facts={"operators": report.operators, "parity": asdict(parity), "parity_on": images_are},
     )
     return report

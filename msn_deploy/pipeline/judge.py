@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from msn_deploy.core.artifacts import Parent
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.model_info import ModelInfo, Preprocess
 from msn_deploy.core.optional import require
@@ -26,12 +27,14 @@ class Judgement:
 
     fid: Frechet distance of generated to real test images on the judge's features; fid_real: of real training images
     to them, the least that can be hoped for. features: what they are, and what they can't be compared with.
-    judge_accuracy: on its test split, 0 to 1; None where its checkpoint does not say.
+    images: the real ones, by their digests. judge_accuracy: on its test split, 0 to 1; None where its checkpoint
+    does not say.
     """
 
     generator: str
     judge: str
     data: str
+    images: tuple[Parent, ...]
     samples: int
     features: str
     judge_accuracy: float | None
@@ -78,6 +81,7 @@ def judge(
         generator=str(generator),
         judge=str(classifier),
         data=real.source,
+        images=(real.as_parent(), learned.as_parent()),
         samples=len(real.labels),
         features=f"{of_made.shape[1]} inputs of the last layer of {info.recipe['name']}; no Inception FID or score",
         judge_accuracy=info.metrics.get("test_accuracy"),

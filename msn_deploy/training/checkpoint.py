@@ -11,6 +11,7 @@ import struct
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -23,6 +24,8 @@ from msn_deploy.core.errors import InputError
 from msn_deploy.core.model_info import METADATA_KEY, ModelInfo, info_from_json
 from msn_deploy.core.recipes import recipe_from_dict
 from msn_deploy.nets import build_net
+
+TRAIN_VERSIONS = ("torch", "numpy", "pillow", "safetensors")  # what the bytes of a trained network depend on
 
 # What torch's restricted unpickler raises on bytes that are no state dict, or only the beginning of one. AttributeError
 # and AssertionError are met where single bytes of a file in torch's older format are wrong.
@@ -39,9 +42,23 @@ _UNREADABLE = (
 )
 
 
-def save_checkpoint(path: Path, model: nn.Module, info: ModelInfo, *, parents: Sequence[Parent] = ()) -> None:
-    """Write the weights and the info, atomically, with a sidecar."""
-    write_tensors(path, model.state_dict(), {METADATA_KEY: info.to_json()}, parents=parents, facts=info.metrics)
+def save_checkpoint(
+    path: Path,
+    model: nn.Module,
+    info: ModelInfo,
+    *,
+    parents: Sequence[Parent] = (),
+    config: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the weights and the info, atomically, with a sidecar. config: what beside the recipe they depend on."""
+    write_tensors(
+        path,
+        model.state_dict(),
+        {METADATA_KEY: info.to_json()},
+        parents=parents,
+        config={"recipe": info.recipe, **(config or {})},
+        facts=info.metrics,
+    )
 
 
 def load_checkpoint(path: Path) -> tuple[nn.Module, ModelInfo]:
@@ -105,6 +122,7 @@ def write_tensors(
     metadata: Mapping[str, str],
     *,
     parents: Sequence[Parent] = (),
+    config: Mapping[str, Any] | None = None,
     facts: Mapping[str, float] | None = None,
 ) -> None:
     """Publish a safetensors file."""
@@ -114,7 +132,8 @@ def write_tensors(
         lambda partial: partial.write_bytes(save_tensors(plain, dict(metadata))),
         kind="checkpoint",
         parents=parents,
-        versions=("torch", "safetensors"),
+        versions=TRAIN_VERSIONS,
+        config=config,
         facts=facts,
     )
 

@@ -8,9 +8,10 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from msn_deploy.core.artifacts import publish
+from msn_deploy.core.artifacts import parent_of, publish
 from msn_deploy.core.optional import require
 
+CURVE_VERSIONS = ("matplotlib", "numpy")
 # Okabe and Ito's colours, which colour-blind readers tell apart.
 COLOURS = {"bn": "#0072B2", "msn": "#D55E00", "msn-affine": "#CC79A7", "sn": "#009E73", "none": "#666666"}
 _COLUMNS = 2
@@ -62,8 +63,11 @@ def _draw(axes: Any, panel: Panel) -> None:
         axes.legend(frameon=False, fontsize=8)
 
 
-def write_curves(history: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Write the losses and accuracies of a training's history over its epochs as a PNG file, with a sidecar."""
+def write_curves(history: Sequence[Mapping[str, Any]], path: Path, *, log: Path | None = None) -> None:
+    """Write the losses and accuracies of a training's history over its epochs as a PNG file, with a sidecar.
+
+    log: the file of the history, to be named as the parent.
+    """
     names = [key for key, value in history[0].items() if isinstance(value, float) and "seconds" not in key]
     panels = []
     for title, keys in (
@@ -75,4 +79,13 @@ def write_curves(history: Sequence[Mapping[str, Any]], path: Path) -> None:
         if lines:
             panels.append(Panel(title=title, x="epoch", y=title.lower(), lines=lines))
     picture = line_chart(panels, kind="png")
-    publish(path, lambda partial: partial.write_bytes(picture), kind="curves")
+    parents = [] if log is None else [parent_of(log, role="history")]
+    config = {"panels": [panel.title for panel in panels]}
+    publish(
+        path,
+        lambda partial: partial.write_bytes(picture),
+        kind="curves",
+        parents=parents,
+        versions=CURVE_VERSIONS,
+        config=config,
+    )

@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from msn_deploy.core.artifacts import Parent, publish
+from msn_deploy.core.artifacts import publish
 from msn_deploy.core.errors import GateError, InputError
 from msn_deploy.core.model_info import ModelInfo, Preprocess
 from msn_deploy.core.progress import Progress, silent
@@ -31,9 +31,9 @@ from msn_deploy.msn.layers import SpectralLayer
 from msn_deploy.nets import build_discriminator, build_net
 from msn_deploy.nets.dcgan import latents
 from msn_deploy.training.batches import Batches
-from msn_deploy.training.checkpoint import save_checkpoint, write_tensors
-from msn_deploy.training.distributed import join
-from msn_deploy.training.loop import TrainResult
+from msn_deploy.training.checkpoint import TRAIN_VERSIONS, save_checkpoint, write_tensors
+from msn_deploy.training.distributed import World, join
+from msn_deploy.training.loop import TrainResult, run_config
 from msn_deploy.training.schedule import learning_rate
 from msn_deploy.training.state import Parts, remove_state, restore_state, save_state
 
@@ -59,7 +59,7 @@ def train_gan(
             raise InputError(
                 f"a GAN is trained by one process, torchrun started {world.size}.\nStart it without torchrun."
             )
-        run = _Run(recipe, training, out=out, device=world.device)
+        run = _Run(recipe, training, out=out, limit_train=limit_train, world=world)
         if resume:
             run.history = restore_state(run.state, recipe, run.parents[0].sha256, run.parts)
         run.fit(progress)
@@ -69,10 +69,11 @@ def train_gan(
 class _Run:
     """The moving parts of one training, and where they are saved."""
 
-    def __init__(self, recipe: Recipe, training: Split, *, out: Path, device: torch.device) -> None:
+    def __init__(self, recipe: Recipe, training: Split, *, out: Path, limit_train: int | None, world: World) -> None:
         assert recipe.gan is not None
+        device = world.device
         self.recipe, self.latent = recipe, recipe.gan.latent
-        self.parents = [Parent(role="data:train", file=training.source, sha256=training.sha256())]
+        self.parents, self.config = [training.as_parent()], run_config(recipe, limit_train, world)
         torch.manual_seed(recipe.train.seed)
         self.generator = build_net(recipe, classes=0).to(device)
         self.discriminator = build_discriminator(recipe).to(device)
@@ -111,19 +112,21 @@ class _Run:
             entry = {"epoch": epoch + 1, **played, **self._judged(epoch)}
             self.history.append({**entry, "seconds": round(time.perf_counter() - began, 3)})
             if epoch + 1 < options.epochs:
-                save_state(self.state, self.recipe, self.parents[0].sha256, self.history, self.parts)
+                save_state(self.state, self.recipe, self.parents, self.history, self.parts)
             self._publish()
         remove_state(self.state)
 
     def _publish(self) -> None:
         name, entry = self.recipe.name, self.history[-1]
         self.info = replace(self.info, metrics={key: entry[key] for key in ("epoch", "d_loss", "g_loss")})
-        publish(self.out / f"{name}.history.jsonl", self._write_history, kind="history", parents=self.parents)
+        made = {"parents": self.parents, "config": self.config}
+        history = self.out / f"{name}.history.jsonl"
+        publish(history, self._write_history, kind="history", versions=TRAIN_VERSIONS, **made)
         grid = self.out / f"{name}.epoch-{entry['epoch']:03}.png"
-        publish(grid, self._write_grid, kind="samples", parents=self.parents)
+        publish(grid, self._write_grid, kind="samples", versions=TRAIN_VERSIONS, **made)
         judge = self.out / f"{name}.discriminator.safetensors"
-        write_tensors(judge, self.discriminator.state_dict(), {}, parents=self.parents)
-        save_checkpoint(self.checkpoint, self.generator, self.info, parents=self.parents)
+        write_tensors(judge, self.discriminator.state_dict(), {}, **made)
+        save_checkpoint(self.checkpoint, self.generator, self.info, **made)
 
     def _epoch(self, epoch: int, progress: Progress) -> dict[str, float]:
         """Run one pass over the images; return the mean losses, and mean and deviation of both kinds' logits."""

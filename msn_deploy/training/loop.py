@@ -11,6 +11,7 @@ import math
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F
 
-from msn_deploy.core.artifacts import Parent, publish
+from msn_deploy.core.artifacts import publish
 from msn_deploy.core.errors import GateError, InputError
 from msn_deploy.core.model_info import ModelInfo
 from msn_deploy.core.progress import Progress, silent
@@ -28,7 +29,7 @@ from msn_deploy.data.preprocess import measured_preprocess
 from msn_deploy.nets import build_net
 from msn_deploy.nets.predict import logits_of
 from msn_deploy.training.batches import Batches, divided
-from msn_deploy.training.checkpoint import save_checkpoint
+from msn_deploy.training.checkpoint import TRAIN_VERSIONS, save_checkpoint
 from msn_deploy.training.distributed import World, join
 from msn_deploy.training.optimizer import averaged, make_optimizer, settled
 from msn_deploy.training.probe import Probe
@@ -75,19 +76,31 @@ def train(
         recipe=recipe.to_dict(),
     )
     with join(device) as world:
-        run = _Run(recipe, training, testing, info=info, out=out, world=world)
+        run = _Run(recipe, training, testing, info=info, out=out, limit_train=limit_train, world=world)
         if resume:
             run.history = restore_state(run.state, recipe, run.parents[0].sha256, run.parts)
         run.fit(progress if world.leads else silent, probe)
     return TrainResult(checkpoint=run.checkpoint, info=run.info, history=run.history)
 
 
+def run_config(recipe: Recipe, limit_train: int | None, world: World) -> dict[str, Any]:
+    """Return all that the result of a training depends on, beside its data and the versions of its tools."""
+    return {
+        "recipe": recipe.to_dict(),
+        "limit_train": limit_train,
+        "device": world.device.type,
+        "threads": torch.get_num_threads(),
+        "processes": world.size,
+    }
+
+
 class _Run:
     """The moving parts of one training, and where they are saved."""
 
     def __init__(
-        self, recipe: Recipe, training: Split, testing: Split, *, info: ModelInfo, out: Path, world: World
-    ) -> None:
+        self, recipe: Recipe, training: Split, testing: Split, *, info: ModelInfo, out: Path,
+        limit_train: int | None, world: World,
+    ) -> None:  # fmt: skip
         options, prep = recipe.train, info.preprocess
         assert prep is not None
         self.recipe, self.info, self.world = recipe, info, world
@@ -97,8 +110,8 @@ class _Run:
         if options.channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         learned, self.held_out = divided(training, options.validation)
-        splits = {"data:train": training, "data:test": testing}
-        self.parents = [Parent(role=role, file=split.source, sha256=split.sha256()) for role, split in splits.items()]
+        self.parents = [training.as_parent(), testing.as_parent()]
+        self.config = run_config(recipe, limit_train, world)
         self.held_input = to_input(self.held_out.images, prep)
         self.batches = Batches(learned, prep, options, device=world.device, rank=world.rank, ranks=world.size)
         self.optimizer = make_optimizer(self.model, options)
@@ -130,7 +143,7 @@ class _Run:
             if not self.world.leads:
                 continue
             if self._goes_on():
-                save_state(self.state, self.recipe, self.parents[0].sha256, self.history, self.parts)
+                save_state(self.state, self.recipe, self.parents, self.history, self.parts)
             self._publish(served)
         self.info = self._described(self._best())
         if self.world.leads:
@@ -178,9 +191,10 @@ class _Run:
         return entry
 
     def _publish(self, served: nn.Module) -> None:
-        publish(self.log, self._write_history, kind="history", parents=self.parents)
+        made = {"parents": self.parents, "config": self.config}
+        publish(self.log, self._write_history, kind="history", versions=TRAIN_VERSIONS, **made)
         if self._best() == len(self.history) - 1:
-            save_checkpoint(self.checkpoint, served, self._described(self._best()), parents=self.parents)
+            save_checkpoint(self.checkpoint, served, self._described(self._best()), **made)
 
     def _best(self) -> int:
         """Return the index of the epoch to keep: the last, or with `patience` the best on the held-out images."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from msn_deploy.core.artifacts import sidecar_path
+from msn_deploy.core.artifacts import Parent, sidecar_path
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.recipes import Recipe, recipe_from_dict
 from msn_deploy.training.checkpoint import read_tensors, write_tensors
@@ -21,8 +21,10 @@ Parts = Mapping[str, "nn.Module | torch.optim.Optimizer"]
 """What is saved and restored, by name; a name has no dot."""
 
 
-def save_state(path: Path, recipe: Recipe, data: str, history: list[dict[str, float]], parts: Parts) -> None:
-    """Write every part's state, the recipe, the digest of the training images and the history."""
+def save_state(
+    path: Path, recipe: Recipe, parents: Sequence[Parent], history: list[dict[str, float]], parts: Parts
+) -> None:
+    """Write every part's state, the recipe, the digest of the training images (the first parent) and the history."""
     tensors: dict[str, Tensor] = {}
     for name, part in parts.items():
         if isinstance(part, nn.Module):
@@ -30,8 +32,8 @@ def save_state(path: Path, recipe: Recipe, data: str, history: list[dict[str, fl
             continue
         for index, slots in part.state_dict()["state"].items():
             tensors |= {f"{name}.{index}.{slot}": value for slot, value in slots.items() if value is not None}
-    run = {"recipe": recipe.to_dict(), "data": data, "history": history}
-    write_tensors(path, tensors, {_RUN_KEY: json.dumps(run)})
+    run = {"recipe": recipe.to_dict(), "data": parents[0].sha256, "history": history}
+    write_tensors(path, tensors, {_RUN_KEY: json.dumps(run)}, parents=parents, config={"recipe": run["recipe"]})
 
 
 def restore_state(path: Path, recipe: Recipe, data: str, parts: Parts) -> list[dict[str, float]]:

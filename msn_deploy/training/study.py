@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from msn_deploy.core.model_info import NORMS
 from msn_deploy.core.optional import require
 from msn_deploy.core.progress import Progress, silent
 from msn_deploy.core.recipes import Recipe, did_you_mean
+from msn_deploy.training.checkpoint import TRAIN_VERSIONS
 from msn_deploy.training.claims import Claim, judge_claims
-from msn_deploy.training.curves import line_chart
+from msn_deploy.training.curves import CURVE_VERSIONS, line_chart
 from msn_deploy.training.dynamics import Dynamics
 from msn_deploy.training.loop import train
 
@@ -76,6 +78,8 @@ def study(
                 "Use more images or epochs, or a smaller `--every`."
             )
         parents.append(parent_of(trained.checkpoint, role=f"checkpoint:{norm}"))
+        log = trained.checkpoint.with_suffix(".history.jsonl")
+        parents.append(parent_of(log, role=f"history:{norm}"))
         found[norm] = {
             "parameters": probe.parameters,
             "layers": probe.layers,
@@ -90,11 +94,20 @@ def study(
         page=out / "study.html",
         result=out / "study.json",
     )
-    publish(result.result, lambda path: path.write_text(to_json(result), "utf-8"), kind="study", parents=parents)
+    config = {"recipe": first, "norms": list(norms), "every": every, "limit_train": limit_train, "device": device}
+    versions = (*TRAIN_VERSIONS, *CURVE_VERSIONS)
     picture = line_chart(panels_of(result), kind="png")
-    publish(out / "study.png", lambda path: path.write_bytes(picture), kind="curves", parents=parents)
-    publish(result.page, lambda path: path.write_text(render(result), "utf-8"), kind="report", parents=parents)
+    for path, kind, content in (
+        (result.result, "study", to_json(result).encode()),
+        (out / "study.png", "curves", picture),
+        (result.page, "report", render(result).encode()),
+    ):
+        publish(path, partial(_write, content=content), kind=kind, parents=parents, versions=versions, config=config)
     return result
+
+
+def _write(path: Path, *, content: bytes) -> None:
+    path.write_bytes(content)
 
 
 def to_json(result: Study) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import importlib.util
 import io
 import logging
 import os
@@ -132,6 +133,30 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     _succeed("calibrate", folder / "cnn3_msn.onnx", "--samples", 64)
     for precision in ("fp16", "int8"):
         _succeed("build-engine", folder / "cnn3_msn.onnx", "--precision", precision, "--samples", 64)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What every command of the pipeline leaves, made in seconds: one epoch on few images. Never write to it."""
+    from msn_deploy.bench import MeasureOptions
+    from msn_deploy.pipeline import bench
+    from msn_deploy.pipeline.bench import write_html, write_json
+
+    folder = tmp_path_factory.mktemp("whole")
+    onnx, int8 = folder / "cnn3_msn.onnx", folder / "cnn3_msn.int8.onnx"
+    train = ("--epochs", 1, "--limit-train", 320, "--set", "width=4")
+    _succeed("train", "cnn3_msn", *train, "--out", folder, "--json", folder / "train.json")
+    _succeed("export", folder / "cnn3_msn.safetensors", "--out", onnx)
+    _succeed("calibrate", onnx, "--samples", 32, "--method", "minmax")
+    if importlib.util.find_spec("tensorrt_rtx") is not None:
+        _succeed("build-engine", int8, "--precision", "int8")
+    _succeed("eval", int8, "--threads", 1, "--json", folder / "accuracy.json")
+    quick = MeasureOptions(seconds=0.1, block_ms=2, warmup_seconds=0, warmup_queries=1)
+    with _one_thread():
+        result = bench([onnx, int8], threads=1, options=quick)
+    write_json(result, folder / "bench.json", [onnx, int8])
+    write_html(result, folder / "report.html", [onnx, int8], title="a run")
     return folder
 
 

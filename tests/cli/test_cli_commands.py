@@ -194,7 +194,10 @@ def test_bench_writes_json_and_a_page(ok, run_folder, tmp_path):
     assert "<svg" in page
     assert all(name in page for name in names)
     assert "http" not in page.replace("http://www.w3.org", "")  # nothing is loaded from elsewhere
-    assert {parent.sha256 for parent in read_sidecar(tmp_path / "bench.json").parents} == set(map(sha256_of, files))
+    for name in ("bench.json", "report.html"):
+        parents = read_sidecar(tmp_path / name).parents
+        assert [parent.sha256 for parent in parents if parent.role == "model"] == [sha256_of(file) for file in files]
+        assert [(parent.role, parent.file) for parent in parents[len(files) :]] == [("data:test", "digits")]
 
 
 def test_bench_json_to_stdout_is_json_alone(ok, run_folder):
