@@ -75,8 +75,10 @@ def _append(draw: st.DrawFn, program: Program, kind: str, source: int) -> None:
             return
         # torch drops a last window that lies in the padding alone, ONNX's shape inference does not.
         room = [each + 2 * options["padding"] - options["kernel"] for each in (height, width)]
-        options["ceil"] &= all((-(-each // options["stride"])) * options["stride"] < side + options["padding"]
-            for each, side in zip(room, (height, width), strict=True))
+        options["ceil"] &= all(
+            (-(-each // options["stride"])) * options["stride"] < side + options["padding"]
+            for each, side in zip(room, (height, width), strict=True)
+        )
         pool = F.max_pool2d if kind == "max-pool" else F.avg_pool2d
         where = (options["kernel"], options["stride"], options["padding"])
         shape = tuple(pool(torch.zeros(shape), *where, ceil_mode=options["ceil"]).shape)
@@ -193,7 +195,7 @@ def _step(kind: str, layer: nn.Module, inputs: list[Tensor], options: dict[str, 
     if kind == "relu":
         return torch.relu(x)
     if kind == "leaky":
-        return F.leaky_relu(x, 0.1)
+        return F.leaky_relu(x, 0.125)  # which the float32 attribute of ONNX holds exactly
     if kind == "relu6":
         return F.relu6(x)
     if kind == "sigmoid":
