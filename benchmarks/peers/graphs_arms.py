@@ -7,12 +7,11 @@ is given the network after `msn_deploy.msn.fold`.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import importlib.util
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,11 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from graphs_nets import Case, inputs
-from numpy.typing import NDArray
+from graphs_exact import OPSET, Network, run_float32, run_float64, torch_exports, verdict
+from graphs_nets import Case
 from onnx import ModelProto
 from torch import nn
 
-from msn_deploy.engine import OrtRunner
 from msn_deploy.graph import simplify, to_onnx
 from msn_deploy.graph.export import _quiet
 from msn_deploy.msn import fold
@@ -33,9 +31,6 @@ from msn_deploy.nets.densenet_bc import Shift
 from msn_deploy.pipeline.export import export_onnx
 
 OURS = "ours"
-EXACT = {"float64": 1e-9, "float32": 1e-5}
-_ROUNDING = 4  # float32 may be this many times as far off as torch itself is in float32
-_OPSET = 18  # the lowest that torch's exporter writes without converting
 _NEGATIVE = 0.3  # share of negative gains in the network that only exactness is measured on
 _OF_NORMS = ("BatchNormalization", "InstanceNormalization", "Conv", "Mul", "Add", "Sub", "Div", "Sqrt", "MatMul")
 
@@ -85,28 +80,6 @@ class Row:
     graphs: dict[int, ModelProto] = field(default_factory=dict)
 
 
-def run_float64(graph: ModelProto, x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Run a graph of standard operators in float64."""
-    from msn_deploy.graph.evaluate import run_float64 as run
-
-    return run(graph, x)
-
-
-def run_float32(graph: ModelProto, x: NDArray[np.float32]) -> NDArray[np.float32]:
-    with runner_of(graph, threads=1) as runner:
-        return runner.run(x)
-
-
-@contextlib.contextmanager
-def runner_of(graph: ModelProto, *, threads: int) -> Iterator[OrtRunner]:
-    with tempfile.TemporaryDirectory(prefix="msn-deploy-") as folder:
-        path = Path(folder) / "graph.onnx"
-        path.write_bytes(graph.SerializeToString())
-        runner = OrtRunner(path, threads=threads)
-        yield runner
-        runner.close()
-
-
 def runtime_identity(graph: ModelProto) -> tuple[str, int]:
     """Return a hash of the graph that ONNX Runtime really runs, weights and names aside, and its number of nodes."""
     from msn_deploy.graph.identity import structural_hash
@@ -115,68 +88,12 @@ def runtime_identity(graph: ModelProto) -> tuple[str, int]:
     return structural_hash(really), len(really.graph.node)
 
 
-class _Network:
-    """A network with one seed, float32 and float64, with its exports and true outputs, each made once."""
-
-    def __init__(self, case: Case, *, seed: int, negative: float) -> None:
-        self.case, self.seed = case, seed
-        self.model = case.make(seed=seed, negative=negative)
-        self._exports: dict[tuple[Any, ...], dict[str, ModelProto]] = {}
-        self._truths: dict[int, NDArray[np.float64]] = {}
-
-    def given(self, how: str, *, double: bool) -> nn.Module:
-        model = self.model if how == "as is" else fold(self.model, strict=False)
-        return copy.deepcopy(model).double() if double else model
-
-    def exports(self, how: str, batch: int, *, double: bool) -> dict[str, ModelProto]:
-        """Return torch's graphs by name, "torch" (optimised) and "unoptimised"."""
-        key = (how, batch, double)
-        if key not in self._exports:
-            self._exports[key] = torch_exports(self.given(how, double=double), (batch, *self.case.shape), double=double)
-        return self._exports[key]
-
-    def x(self, batch: int) -> NDArray[np.float32]:
-        return inputs(self.case.shape, batch, seed=self.seed + 100).numpy()
-
-    def truth(self, batch: int) -> NDArray[np.float64]:
-        if batch not in self._truths:
-            with torch.no_grad():
-                made = self.given("as is", double=True)(torch.from_numpy(self.x(batch)).double())
-            self._truths[batch] = made.numpy()
-        return self._truths[batch]
-
-    def off(self, made: NDArray[Any], batch: int) -> float:
-        """Return the largest difference to the truth divided by the largest output; NaN counts as infinite."""
-        truth = self.truth(batch)
-        if made.shape != truth.shape or not np.isfinite(made).all():
-            return float("inf")
-        return float(np.abs(made - truth).max() / np.abs(truth).max())
-
-
-def torch_exports(model: nn.Module, shape: tuple[int, ...], *, double: bool) -> dict[str, ModelProto]:
-    """Export by torch alone, with and without its optimiser."""
-    example = torch.zeros(shape, dtype=torch.float64 if double else torch.float32)
-    with _quiet():
-        program = torch.onnx.export(
-            model,
-            (example,),
-            dynamo=True,
-            optimize=False,
-            opset_version=_OPSET,
-            external_data=False,
-            verbose=False,
-        )
-        plain = copy.deepcopy(program.model_proto)
-        program.optimize()  # what optimize=True, the default, does after the export
-    return {"torch": program.model_proto, "unoptimised": plain}
-
-
 def ours_in_double(model: nn.Module, shape: tuple[int, ...]) -> ModelProto:
     """Take the steps of `export_onnx` in float64, which ONNX Runtime, with which it ends, does not run."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
-        return simplify(to_onnx(fold(model, strict=False), input_shape=shape, opset=_OPSET))
+        return simplify(to_onnx(fold(model, strict=False), input_shape=shape, opset=OPSET))
     finally:
         torch.set_default_dtype(before)
 
@@ -184,18 +101,16 @@ def ours_in_double(model: nn.Module, shape: tuple[int, ...]) -> ModelProto:
 def ours(source: str, shape: tuple[int, ...]) -> ModelProto:
     """Export FILE.py:FACTORY as a user does, in the opset of the peers, so that equal graphs look equal."""
     with tempfile.TemporaryDirectory(prefix="msn-deploy-") as folder, _quiet():
-        return onnx.load(export_onnx(source, Path(folder) / "ours.onnx", input_shape=shape, opset=_OPSET).path)
+        return onnx.load(export_onnx(source, Path(folder) / "ours.onnx", input_shape=shape, opset=OPSET).path)
 
 
 def build(case: Case, batches: tuple[int, ...]) -> dict[str, Row]:
     """Build every arm of a case and hold it against torch in float64; one that fails has a row that says why."""
-    nets = [_Network(case, seed=0, negative=0.0)]
+    nets = [Network(case, seed=0, negative=0.0)]
     if case.has_gains:
-        nets.append(_Network(case, seed=1, negative=_NEGATIVE))
+        nets.append(Network(case, seed=1, negative=_NEGATIVE))
     plain = _operators_without_norms(nets[0])
-    with torch.no_grad():
-        own = nets[0].off(nets[0].model(torch.from_numpy(nets[0].x(batches[-1]))).numpy(), batches[-1])
-    tolerance = {**EXACT, "float32": max(EXACT["float32"], _ROUNDING * own)}
+    tolerance = nets[0].tolerance(batches[-1])
     rows = {name: _peer(name, nets, batches, tolerance) for name in PEERS}
     rows[OURS] = _ours(nets, batches, tolerance)
     for row in rows.values():
@@ -204,7 +119,7 @@ def build(case: Case, batches: tuple[int, ...]) -> dict[str, Row]:
     return rows
 
 
-def _peer(name: str, nets: list[_Network], batches: tuple[int, ...], tolerance: dict[str, float]) -> Row:
+def _peer(name: str, nets: list[Network], batches: tuple[int, ...], tolerance: dict[str, float]) -> Row:
     """Return the row of the first way on which a peer gets an exact graph, else of the first that works at all."""
     if name == "onnxslim" and importlib.util.find_spec("onnxslim") is None:
         return Row(facts={"note": "not installed"})
@@ -231,7 +146,7 @@ def _attempt(
     optimise: Optimise,
     how: str,
     start: str,
-    nets: list[_Network],
+    nets: list[Network],
     batches: tuple[int, ...],
     tolerance: dict[str, float],
 ) -> Row:
@@ -247,10 +162,10 @@ def _attempt(
     if not doubles and len(nets) > 1:
         graph = optimise(nets[1].exports(how, 1, double=False)[start])
         singles.append(nets[1].off(run_float32(graph, nets[1].x(1)), 1))
-    return Row(facts={"given": how, "from": start, **_verdict(doubles, singles, tolerance)}, graphs=graphs)
+    return Row(facts={"given": how, "from": start, **verdict(doubles, singles, tolerance)}, graphs=graphs)
 
 
-def _ours(nets: list[_Network], batches: tuple[int, ...], tolerance: dict[str, float]) -> Row:
+def _ours(nets: list[Network], batches: tuple[int, ...], tolerance: dict[str, float]) -> Row:
     shape = nets[0].case.shape
     graphs = {batch: ours(nets[0].case.source, (batch, *shape)) for batch in batches}
     doubles = []
@@ -258,22 +173,8 @@ def _ours(nets: list[_Network], batches: tuple[int, ...], tolerance: dict[str, f
         graph = ours_in_double(net.given("as is", double=True), (1, *shape))
         doubles.append(net.off(run_float64(graph, net.x(1).astype(np.float64)), 1))
     singles = [nets[0].off(run_float32(graph, nets[0].x(batch)), batch) for batch, graph in graphs.items()]
-    facts = {"given": "as is", "from": "FILE.py:FACTORY", "note": "", **_verdict(doubles, singles, tolerance)}
+    facts = {"given": "as is", "from": "FILE.py:FACTORY", "note": "", **verdict(doubles, singles, tolerance)}
     return Row(facts=facts, graphs=graphs)
-
-
-def _verdict(doubles: list[float], singles: list[float], tolerance: dict[str, float]) -> dict[str, Any]:
-    """Return how exact an arm is; the float32 graph, which is the one that runs, must be right in any case."""
-    worst = {"float64": max(doubles, default=None), "float32": max(singles)}
-    kind = "float64" if doubles and worst["float32"] <= tolerance["float32"] else "float32"
-    return {
-        "exact": worst[kind],
-        "exact_in": kind,
-        "is_exact": worst[kind] <= tolerance[kind],
-        "off_float64": doubles,
-        "off_float32": singles,
-        "tolerance": tolerance[kind],
-    }
 
 
 def _looks(graphs: dict[int, ModelProto], plain: Counter[str]) -> dict[str, Any]:
@@ -294,7 +195,7 @@ def _operators(graph: ModelProto) -> Counter[str]:
     return Counter(node.op_type.removeprefix("Fused") for node in graph.graph.node)
 
 
-def _operators_without_norms(net: _Network) -> Counter[str]:
+def _operators_without_norms(net: Network) -> Counter[str]:
     """Count the operators of the network with every norm taken out: what an arm has beyond them is left of norms."""
     model = fold(net.model, strict=False)
     for parent in list(model.modules()):
