@@ -57,7 +57,7 @@ class Network:
         self._truths: dict[int, NDArray[np.float64]] = {}
 
     def given(self, how: str, *, double: bool) -> nn.Module:
-        """Return the network "as is" or "folded first"; folded in float64 where that is asked for, not rounded before."""
+        """Return the network "as is" or "folded first"; in float64 the fold is in float64 too."""
         model = copy.deepcopy(self.model).double() if double else self.model
         return model if how == "as is" else fold(model, strict=False)
 
