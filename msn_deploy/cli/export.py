@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from msn_deploy.cli import output
 from msn_deploy.cli.options import Json, Out, parse_batch, parse_shape
+
+if TYPE_CHECKING:
+    from msn_deploy.graph import Certificate
 
 
 def command(
@@ -22,6 +27,10 @@ def command(
     opset: Annotated[int | None, typer.Option(min=7, help="ONNX opset.", show_default="17")] = None,
     simplify: Annotated[bool, typer.Option("--simplify/--no-simplify", help="Run onnxsim.")] = True,
     fold: Annotated[bool, typer.Option("--fold/--no-fold", help="Fold norms into convolutions.")] = True,
+    require_fully_folded: Annotated[
+        bool, typer.Option("--require-fully-folded", help="Fail if a norm can't be folded.")
+    ] = False,
+    ladder: Annotated[bool, typer.Option("--ladder", help="Compare FP16 and INT8, too; neither is written.")] = False,
     json: Json = None,
 ) -> None:
     """Fold a network, write one checked ONNX file, and prove that it agrees with its source."""
@@ -38,13 +47,39 @@ def command(
         opset=opset,
         fold=fold,
         simplify=simplify,
+        require_fully_folded=require_fully_folded,
+        ladder=ladder,
     )
     if output.emit(report, json, made_from=[report.path]):
         return
     operators = ", ".join(f"{count} {name}" for name, count in report.operators.items())
     output.say(f"{report.path}: {output.size(report.bytes)}, {'folded' if report.folded else 'not folded'}")
     output.say(f"  operators  {operators}")
-    output.say(
-        f"  parity     max |difference of logits| {report.parity.worst:.2g}, same class "
-        f"{report.parity.same_class:.2%}, on {report.parity_on}"
-    )
+    if report.certificate is not None:
+        _say_folds(report.certificate)
+    if report.unsimplified_because:
+        output.say(f"  not simplified: {report.unsimplified_because}")
+    output.say(f"  against the source, on {report.parity_on}:")
+    rows = [
+        (
+            each.stage,
+            f"{each.worst:.1e}",
+            f"{each.mean:.1e}",
+            f"{each.cosine:.6f}",
+            "equal" if each.sqnr_db == math.inf else f"{each.sqnr_db:.0f} dB",
+            f"{each.same_class:.2%}",
+        )
+        for each in report.ladder
+    ]
+    output.show_table(rows, head=("stage", "max diff", "mean diff", "cosine", "SQNR", "same top-1"))
+
+
+def _say_folds(certificate: Certificate) -> None:
+    rules = Counter(norm.rule for norm in certificate.norms if norm.rule != "kept")
+    told = [f"{count} {rule}" for rule, count in sorted(rules.items())]
+    worst = certificate.worst
+    exact = "" if worst is None else f"; in float64 the outputs move by {worst.difference:.1g} at most"
+    output.say(f"  norms      {', '.join(told) or 'none to fold'}{exact}")
+    for code, count in sorted(Counter(norm.code for norm in certificate.kept).items()):
+        first = next(norm for norm in certificate.kept if norm.code == code)
+        output.say(f"  kept       {count} {code}, the first {first.norm}: {first.why}")

@@ -40,15 +40,16 @@ class GateError(MsnDeployError):
 
 
 class ParityError(GateError):
-    """Two stages disagree on the same input by more than the stated tolerance."""
+    """A stage of a network disagrees with the first on the same input by more than the stated limit."""
 
-    def __init__(self, *, before: str, after: str, worst: float, atol: float) -> None:
+    def __init__(self, *, source: str, stage: str, worst: float, limit: str) -> None:
         super().__init__(
-            f"{after} differs from {before}: max |difference of logits| = {worst:.3g}, allowed {atol:.3g}.\n"
-            "Likely cause: activations too large for float32 round-off, or a converter bug.\n"
-            "Nothing was written. Try `--no-simplify`, or `--no-fold`, to see which step differs."
+            f"{source}: the first stage that differs is {stage!r}: max |difference of outputs| = {worst:.3g}, "
+            f"allowed is {limit}.\n"
+            "Likely cause: activations too large for its precision, or a converter bug.\n"
+            "Nothing was written. `--no-fold` and `--no-simplify` leave stages out."
         )
-        self.worst = worst
+        self.stage, self.worst = stage, worst
 
 
 class MissingDependency(MsnDeployError):

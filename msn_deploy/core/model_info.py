@@ -57,7 +57,8 @@ class ModelInfo:
 
     net: name in the registry, or "custom". norm: one of NORMS, or "custom". precision: of the graph itself, one of
     PRECISIONS. folded: no normalisation is left. data: name or folder it was trained on. recipe: the recipe as a
-    dict, complete enough to rebuild the network. metrics: such as test_accuracy (0 to 1).
+    dict, complete enough to rebuild the network. metrics: such as test_accuracy (0 to 1). graph: structural hash of an
+    ONNX graph, equal where only weights differ; empty for a checkpoint.
     """
 
     net: str
@@ -69,6 +70,7 @@ class ModelInfo:
     data: str = ""
     recipe: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
+    graph: str = ""
     schema: int = SCHEMA
 
     @property

@@ -19,6 +19,7 @@ from msn_deploy.msn.pairs import BATCH_NORMS
 
 INPUT_NAME = "input"
 OUTPUT_NAME = "logits"
+LOWEST_OPSET = 18  # that torch's exporter writes; below it, converters are at work
 DEFAULT_OPSET = 17  # what TensorRT 8.5 and 8.6 still read; the exporter writes 18 and converts
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 

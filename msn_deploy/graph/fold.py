@@ -6,6 +6,7 @@ reason. The arithmetic is done in float64 and rounded once, so that a chain of f
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import onnx_ir as ir
@@ -13,11 +14,14 @@ from onnx import ModelProto, TensorProto
 
 from msn_deploy.graph.affine import Affine, affine_of, attribute
 from msn_deploy.graph.clean import clean
+from msn_deploy.graph.edits import rewrite_affine
 from msn_deploy.graph.evaluate import to_double, to_single
 from msn_deploy.graph.reorder import pool_before_pointwise
 from msn_deploy.graph.rules import Plan, Refused, plan_into_producers, plan_into_readers
 
 _NORMS_OF_THEIR_INPUT = ("InstanceNormalization", "LayerNormalization", "GroupNormalization", "LpNormalization")
+
+_VAGUE = ("NONLINEAR_BETWEEN", "READ_ELSEWHERE", "GRAPH_INPUT")  # the vaguest last
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +71,7 @@ def fold_graph(model: ModelProto) -> FoldedGraph:
     else:
         folds = _fold(graph.graph)
         moved = pool_before_pointwise(graph.graph)
-    folds = [_renamed(told, moved) for told in folds]
+    folds = [_renamed(told, {gone: (pooled,) for gone, pooled in moved.items()}) for told in folds]
     clean(graph)
     after = ir.to_proto(graph)
     return FoldedGraph(
@@ -102,9 +106,10 @@ def _float_types(model: ModelProto) -> set[int]:
 
 def _fold(graph: ir.Graph) -> list[NormFold]:
     """Fold until nothing moves any more; return what became of each norm, in graph order."""
+    _join_arithmetic(graph)
     order = {id(node): at for at, node in enumerate(graph)}
     done: dict[int, NormFold] = {}
-    now: dict[str, str] = {}  # what a tensor is called, after the norm behind it went into what computes it
+    now: dict[str, tuple[str, ...]] = {}  # of a tensor that a later fold did away with: what shows the same instead
     kept: dict[int, NormFold] = {}
     moved = True
     while moved:
@@ -119,22 +124,42 @@ def _fold(graph: ir.Graph) -> list[NormFold]:
             elif (own := affine_of(node)) is not None:
                 read = str(node.inputs[own[0]].name)  # type: ignore[union-attr]
                 result = _fold_one(node, *own)
-                if result.rule == "into-producer":
-                    now[read] = result.same[0]
+                if result.rule != "kept":
+                    now[read if result.rule == "into-producer" else str(node.outputs[0].name)] = result.same
                 moved |= result.rule != "kept"
                 (kept if result.rule == "kept" else done)[id(node)] = result
     found = {**kept, **done}
     return [_renamed(found[key], now) for key in sorted(found, key=lambda key: order.get(key, len(order)))]
 
 
-def _renamed(told: NormFold, now: dict[str, str]) -> NormFold:
+def _renamed(told: NormFold, now: Mapping[str, tuple[str, ...]]) -> NormFold:
     """Follow the tensors of a fold through the folds after it."""
-    same = []
-    for name in told.same:
-        while name in now:
-            name = now[name]
-        same.append(name)
+    same: list[str] = []
+    left = list(told.same)
+    while left:
+        name = left.pop(0)
+        left = [*now[name], *left] if name in now else left
+        same += [] if name in now else [name]
     return replace(told, same=tuple(dict.fromkeys(same)))
+
+
+def _join_arithmetic(graph: ir.Graph) -> None:
+    """Make one node of a gain and a shift that are written as operators one behind the other: they are one norm."""
+    for node in list(graph):
+        own, output = affine_of(node), node.outputs[0]
+        if own is None or node.op_type == "BatchNormalization" or len(output.uses()) != 1 or output.is_graph_output():
+            continue
+        ((reader, index),) = output.uses()
+        other = affine_of(reader)
+        if other is None or other[0] != index or reader.op_type == "BatchNormalization":
+            continue
+        names = [norm_name(node), norm_name(reader)]
+        reader.meta["norm"] = next((name for name in names if "." in name), names[1])
+        first = node.inputs[own[0]]
+        assert first is not None
+        rewrite_affine(reader, other[1].after(own[1]))
+        reader.replace_input_with(0, first)
+        _remove(node)
 
 
 def _fold_one(node: ir.Node, mapped: int, own: Affine) -> NormFold:
@@ -167,9 +192,8 @@ def _fold_one(node: ir.Node, mapped: int, own: Affine) -> NormFold:
         output.replace_all_uses_with(value)
         _remove(node)
         return replace(told, rule="into-readers", same=tuple(dict.fromkeys(same)))
-    # Before the convolution or behind it? What says nothing about the norm itself is the lesser reason.
-    first, second = refusals
-    main, other = (second, first) if first.code in ("READ_ELSEWHERE", "GRAPH_INPUT") else (first, second)
+    # Of the two sides that refused, the one that says more about the norm itself is the reason.
+    main, other = sorted(refusals, key=lambda refused: _VAGUE.index(refused.code) if refused.code in _VAGUE else -1)
     return replace(told, code=main.code, why=f"{main.why}; {other.why}")
 
 
@@ -200,6 +224,8 @@ def _keep_all(graph: ir.Graph, code: str, why: str) -> list[NormFold]:
 
 def norm_name(node: ir.Node) -> str:
     """Return the name of the module that a norm comes from, as its parameters tell it, else that of the node."""
+    if "norm" in node.meta:
+        return str(node.meta["norm"])
     for value in node.inputs:
         if value is not None and value.is_initializer() and "." in str(value.name):
             return str(value.name).rpartition(".")[0]

@@ -7,7 +7,10 @@ every classifier has. Everything else in a network that is older than 18 means t
 from __future__ import annotations
 
 import onnx
+import onnx.version_converter
 from onnx import ModelProto, NodeProto, numpy_helper
+
+from msn_deploy.core.errors import InputError
 
 _AXES_INPUT_SINCE_18 = (
     "ReduceL1",
@@ -20,6 +23,21 @@ _AXES_INPUT_SINCE_18 = (
     "ReduceProd",
     "ReduceSumSquare",
 )
+
+
+def to_opset(model: ModelProto, opset: int) -> ModelProto:
+    """Return the model in another opset; it may be changed in place. Raises InputError where that cannot be done."""
+    written = next(entry.version for entry in model.opset_import if entry.domain in ("", onnx.defs.ONNX_DOMAIN))
+    if written == opset or (written == 18 and opset == 17 and from_18_to_17(model)):
+        return model
+    try:
+        if written == 18 and opset < 17 and from_18_to_17(model):
+            written = 17
+        return onnx.version_converter.convert_version(model, opset)
+    except Exception as cause:  # its C++ converter raises RuntimeError and more
+        raise InputError(
+            f"the graph could not be converted to opset {opset}; it needs opset {written}.\nTry `--opset {written}`."
+        ) from cause
 
 
 def from_18_to_17(model: ModelProto) -> bool:

@@ -79,7 +79,7 @@ def _normaliser(layer: nn.Module) -> tuple[str, float | None]:
         raw = getattr(layer, "weight_orig", None)
     if kind != "SpectralNorm" or not isinstance(raw, Tensor):
         return kind, None
-    return kind, float(raw.double().norm() / layer.weight.double().norm())  # type: ignore[union-attr,operator]
+    return kind, float(raw.double().norm() / layer.weight.double().norm())  # type: ignore[operator]
 
 
 def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:

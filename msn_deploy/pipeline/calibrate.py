@@ -16,7 +16,7 @@ from msn_deploy.engine import OrtRunner, read_onnx
 from msn_deploy.pipeline.images import preprocess_for, split_for
 
 if TYPE_CHECKING:
-    from msn_deploy.graph import Parity
+    from msn_deploy.graph import Rung
 
 DEFAULT_SAMPLES = 256
 _VERSIONS = ("onnx", "onnxruntime", "numpy", "pillow")
@@ -31,7 +31,7 @@ class PrecisionReport:
     bytes_fp32: int
     samples: int
     scales: int
-    parity: Parity | None
+    parity: Rung | None
 
 
 def calibrate(
@@ -49,8 +49,9 @@ def calibrate(
     split. Raises InputError (exit 2), MissingDependency (exit 3).
     """
     require("onnx", step="calibrate")
-    from msn_deploy.graph import calibrate_ranges, compare_logits, quantize
+    from msn_deploy.graph import calibrate_ranges, quantize
     from msn_deploy.graph.files import info_of, input_of, read_graph, with_info
+    from msn_deploy.graph.ladder import rung
 
     _check_out(onnx, out)
     model = read_graph(onnx)
@@ -81,7 +82,7 @@ def calibrate(
         },
         facts={"ranges": ranges},
     )
-    parity = compare_logits(OrtRunner(onnx).run(images), OrtRunner(out).run(images))
+    parity = rung("int8", OrtRunner(onnx).run(images), OrtRunner(out).run(images))
     return PrecisionReport(
         path=out,
         bytes=sidecar.bytes,

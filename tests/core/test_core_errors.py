@@ -35,10 +35,10 @@ def test_every_error_stands_in_the_tree_of_the_docstring() -> None:
 
 
 def test_parity_error_tells_numbers_and_what_to_do() -> None:
-    error = errors.ParityError(before="net.safetensors", after="net.onnx", worst=0.25, atol=1e-4)
+    error = errors.ParityError(source="net.safetensors", stage="simplified", worst=0.25, limit="at most 0.0001")
     message = str(error)
     assert error.worst == 0.25
-    assert all(part in message for part in ("net.onnx differs from net.safetensors", "0.25", "0.0001", "--no-fold"))
+    assert all(part in message for part in ("net.safetensors: ", "'simplified'", "0.25", "0.0001", "--no-fold"))
     assert len(message.splitlines()) == 3
 
 

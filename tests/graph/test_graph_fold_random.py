@@ -63,4 +63,4 @@ def test_folded_equals_torch_or_is_kept_with_a_reason() -> None:
     assert _seen["into-producer"] > graphs / 4
     assert _seen["into-readers"] > graphs / 10
     assert _seen["layer"] > graphs / 4
-    assert {"NEGATIVE_GAIN", "PADDED_BORDER", "NONLINEAR_BETWEEN", "READ_ELSEWHERE"} <= _seen.keys()
+    assert {"NEGATIVE_GAIN", "PADDED_BORDER", "NONLINEAR_BETWEEN", "GRAPH_OUTPUT"} <= _seen.keys()

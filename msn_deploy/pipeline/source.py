@@ -1,0 +1,135 @@
+"""What `export` starts from: a checkpoint, a network of the user's own, or another ONNX file, as one unfolded graph."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from msn_deploy.core.artifacts import Parent, parent_of
+from msn_deploy.core.errors import InputError
+from msn_deploy.core.model_info import ModelInfo
+from msn_deploy.core.optional import require
+from msn_deploy.core.recipes import recipe_from_dict
+from msn_deploy.engine import OrtRunner
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+    from torch import nn
+
+    from msn_deploy.graph import CertifiedNorm
+
+_LOG = logging.getLogger(__name__)
+_SHAPE_HINT = "A network of your own needs its input size: `--input-shape 1,3,32,32`."
+
+Predict = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """What is exported: its graph with every norm, and the truth that every later stage is held against.
+
+    predict: the truth. with_plain_layers: the same network after its layers were folded; None if none were.
+    layers: what became of those. parents: what it came from.
+    """
+
+    graph: ModelProto
+    info: ModelInfo
+    predict: Predict
+    input_shape: tuple[int, ...]
+    parents: tuple[Parent, ...]
+    with_plain_layers: Predict | None = None
+    layers: tuple[CertifiedNorm, ...] = ()
+
+
+def open_source(
+    source: str,
+    *,
+    weights: Path | None,
+    input_shape: tuple[int, ...] | None,
+    dynamic: bool,
+    batch: int,
+    opset: int,
+    fold: bool,
+) -> Source:
+    """Open a source. Raises InputError (exit 2), MissingDependency (exit 3)."""
+    require("onnx", step="export")
+    if source.endswith(".onnx"):
+        return _open_onnx(Path(source))
+    require("torch", step="export")
+    require("onnxscript", step="export")
+    from msn_deploy.graph import to_onnx
+    from msn_deploy.graph.export import LOWEST_OPSET
+    from msn_deploy.graph.layers import certify_layers
+    from msn_deploy.msn import fold_layers
+    from msn_deploy.nets.predict import logits_of
+
+    if ".py:" in source:
+        model, info, parents = _own_network(source, weights)
+        if input_shape is None:
+            raise InputError(f"the size of the input of {source} is not known.\n{_SHAPE_HINT}")
+        shape = input_shape
+    else:
+        from msn_deploy.training import load_checkpoint
+
+        path = Path(source)
+        model, info = load_checkpoint(path)
+        parents = (parent_of(path, role="checkpoint"),)
+        shape = (batch, *recipe_from_dict(info.recipe, source=source).network_input)
+    plain, layers = fold_layers(model) if fold else (model, [])
+    graph = to_onnx(
+        plain,
+        input_shape=shape,
+        dynamic_batch=dynamic,
+        opset=max(opset, LOWEST_OPSET) if fold else opset,
+        optimize=False,
+    )
+    chunk = 64 if dynamic else shape[0]
+    return Source(
+        graph=graph,
+        info=replace(info, precision="fp32"),
+        predict=lambda images: logits_of(model, images, chunk=chunk),
+        input_shape=shape,
+        parents=parents,
+        with_plain_layers=(lambda images: logits_of(plain, images, chunk=chunk)) if layers else None,
+        layers=tuple(certify_layers(layers)),
+    )
+
+
+def _own_network(source: str, weights: Path | None) -> tuple[nn.Module, ModelInfo, tuple[Parent, ...]]:
+    from msn_deploy.nets.factory import net_from_file
+    from msn_deploy.training import load_weights
+
+    model = net_from_file(source)
+    parents = [parent_of(Path(source.rpartition(":")[0]), role="source")]
+    if weights is None:
+        _LOG.warning(
+            "%s is exported with the weights that it creates itself; `--weights FILE` loads trained ones", source
+        )
+    else:
+        load_weights(model, weights)
+        parents.append(parent_of(weights, role="weights"))
+    return model, ModelInfo(net="custom", norm="custom"), tuple(parents)
+
+
+def _open_onnx(path: Path) -> Source:
+    from msn_deploy.graph.files import info_of, input_of, read_foreign
+
+    merged = read_foreign(path)
+    graph = merged.model
+    _, shape = input_of(graph, source=str(path))
+    if None in shape[1:]:
+        raise InputError(f"{path} leaves sizes other than the batch open; export it with fixed ones.")
+    runner = OrtRunner(path, content=graph.SerializeToString())
+    return Source(
+        graph=graph,
+        info=info_of(graph, source=str(path)) or ModelInfo(net="custom", norm="custom"),
+        predict=runner.run,
+        input_shape=tuple(size or 1 for size in shape),
+        parents=(parent_of(path, role="onnx"), *(parent_of(file, role="weights") for file in merged.files)),
+    )

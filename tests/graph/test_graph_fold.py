@@ -1,0 +1,304 @@
+"""Every rule of the graph fold on a network that is made for it, and every reason to keep a norm."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from msn_deploy.graph import certify, fold_graph, to_onnx
+from msn_deploy.graph.evaluate import run_float64
+from msn_deploy.msn import fold_layers
+from msn_deploy.nets.blocks import Norm
+from msn_deploy.nets.registry import NETS
+
+C = 4
+
+
+def _norm(channels: int = C, gains: str = "positive") -> nn.BatchNorm2d:
+    norm = nn.BatchNorm2d(channels)
+    with torch.no_grad():
+        norm.weight.copy_(torch.rand(channels) + 0.5)
+        if gains == "mixed":
+            norm.weight[1] = -0.7
+        if gains == "zero":
+            norm.weight[1] = 0.0
+        norm.bias.copy_(torch.randn(channels))
+        norm.running_mean.copy_(torch.randn(channels))
+        norm.running_var.copy_(torch.rand(channels) + 0.2)
+    return norm
+
+
+class _Net(nn.Module):
+    """Layers by name, and a forward that is given as a function of them."""
+
+    def __init__(self, forward: Callable[[Any, Tensor], Tensor], **layers: nn.Module) -> None:
+        super().__init__()
+        self.steps = forward
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.steps(self, x)
+
+
+def _folded(model: nn.Module, side: int = 8) -> tuple[Any, Counter[str]]:
+    """Fold a network, hold it against torch in float64, and count its operators."""
+    model = model.double().eval()
+    x = torch.randn(2, C, side, side, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    folded = fold_graph(to_onnx(model, input_shape=tuple(x.shape), opset=18, optimize=False))
+    with torch.no_grad():
+        expected = model(x).numpy()
+    np.testing.assert_allclose(run_float64(folded.model, x.numpy()), expected, rtol=0, atol=1e-11)
+    assert certify(folded).is_exact
+    return folded, Counter(node.op_type for node in folded.model.graph.node)
+
+
+def _conv(out: int = C, kernel: int = 3, **options: Any) -> nn.Conv2d:
+    return nn.Conv2d(C, out, kernel, **options)
+
+
+def _chain(*layers: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(*layers)
+
+
+FOLDED = {
+    "conv-norm": lambda: _chain(_conv(padding=1), _norm(gains="mixed"), nn.ReLU()),
+    "transposed-norm": lambda: _chain(
+        nn.ConvTranspose2d(C, 2 * C, 3, 2, groups=2, output_padding=1), _norm(2 * C, "zero")
+    ),
+    "linear-norm": lambda: _chain(nn.Flatten(), nn.Linear(C * 64, 3), _filled(nn.BatchNorm1d(3))),
+    "norm-conv": lambda: _chain(_norm(gains="mixed"), _conv(8, groups=2)),
+    "norm-relu-conv": lambda: _chain(nn.Sigmoid(), _norm(), nn.ReLU(), _conv()),
+    "dead-channel-relu-conv": lambda: _chain(nn.Sigmoid(), _norm(gains="zero"), nn.ReLU(), _conv()),
+    "norm-relu-pool-linear": lambda: _chain(
+        nn.Sigmoid(), _norm(), nn.ReLU(), nn.MaxPool2d(3, 2, 1), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(C * 4, 3)
+    ),
+    "conv-pools-norm": lambda: _chain(_conv(padding=1), nn.MaxPool2d(2), nn.AvgPool2d(2), _norm(), nn.Sigmoid()),
+    "conv-leaky-scale": lambda: _Net(
+        lambda m, x: F.leaky_relu(m.conv(x), 0.125) * m.scale["value"], conv=_conv(), scale=_positive()
+    ),
+    "conv-prelu-scale": lambda: _Net(
+        lambda m, x: m.prelu(m.conv(x)) * m.scale["value"],
+        conv=_conv(), prelu=nn.PReLU(C), scale=_positive(),
+    ),
+    "scale-prelu-conv": lambda: _Net(
+        lambda m, x: m.conv(m.prelu(m.scale["value"] * x)),
+        conv=_conv(padding=1), prelu=nn.PReLU(C), scale=_positive(),
+    ),
+    "concat-norm": lambda: _Net(
+        lambda m, x: torch.sigmoid(m.norm(torch.cat([m.a(x), m.b(x)], 1))),
+        a=_conv(6), b=_conv(2), norm=_norm(8, "mixed"),
+    ),
+    "add-norm": lambda: _Net(lambda m, x: m.norm(m.a(x) + m.b(x)), a=_conv(), b=_conv(), norm=_norm(gains="mixed")),
+    "norm-twice-read": lambda: _Net(
+        lambda m, x: torch.cat([m.a(m.norm(torch.sigmoid(x))), m.b(m.norm(torch.sigmoid(x)))], 1),
+        a=_conv(), b=_conv(), norm=_norm(),
+    ),
+    "shared-conv": lambda: _Net(
+        lambda m, x: m.norm(m.conv(x)) + m.conv(torch.sigmoid(x)), conv=_conv(), norm=_norm(gains="mixed")
+    ),
+    "upsampled": lambda: _chain(_conv(padding=1), nn.Upsample(scale_factor=2, mode="bilinear"), _norm()),
+    "division-and-subtraction": lambda: _Net(
+        lambda m, x: (m.a["value"] - m.conv(x)) / m.b["value"],
+        conv=_conv(), a=_vector(), b=_positive(),
+    ),
+}  # fmt: skip
+
+
+def _vector() -> nn.Module:
+    return nn.ParameterDict({"value": torch.randn(C, 1, 1)})
+
+
+def _positive() -> nn.Module:
+    return nn.ParameterDict({"value": torch.rand(C, 1, 1) + 0.1})
+
+
+def _filled(norm: nn.BatchNorm1d) -> nn.BatchNorm1d:
+    with torch.no_grad():
+        norm.running_mean.copy_(torch.randn(norm.num_features))
+        norm.running_var.copy_(torch.rand(norm.num_features) + 0.3)
+    return norm
+
+
+@pytest.mark.parametrize("name", FOLDED)
+def test_what_can_be_folded_is(name: str) -> None:
+    folded, operators = _folded(FOLDED[name]())
+    assert folded.folds
+    assert [fold.rule for fold in folded.folds if fold.rule == "kept"] == []
+    assert not operators.keys() & {"BatchNormalization", "Mul", "Sub", "Div"}
+    assert operators["Add"] == (name in ("add-norm", "shared-conv"))
+
+
+KEPT = {
+    "PADDED_BORDER": lambda: _chain(nn.Sigmoid(), _norm(), nn.ReLU(), _conv(padding=1)),
+    "NEGATIVE_GAIN": lambda: _chain(nn.Sigmoid(), _norm(gains="mixed"), nn.ReLU(), _conv()),
+    "NONLINEAR_BETWEEN": lambda: _chain(nn.Sigmoid(), _norm(), nn.LeakyReLU(0.125), _conv()),
+    "GRAPH_OUTPUT": lambda: _Net(lambda m, x: m.norm(F.relu(x)), norm=_norm()),
+    "INPUT_DEPENDENT": lambda: _chain(_conv(), nn.InstanceNorm2d(C), nn.ReLU()),
+    "TINY_GAIN": lambda: _Net(
+        lambda m, x: m.conv(F.relu(m.norm(torch.sigmoid(x)))), conv=_conv(), norm=_tiny(_norm())
+    ),
+}  # fmt: skip
+
+
+def _tiny(norm: nn.BatchNorm2d) -> nn.BatchNorm2d:
+    with torch.no_grad():
+        norm.weight[2] = 1e-7
+        norm.bias[2] = 1.0
+    return norm
+
+
+@pytest.mark.parametrize("code", KEPT)
+def test_what_cannot_is_kept_and_told(code: str) -> None:
+    folded, _ = _folded(KEPT[code]())
+    (kept,) = folded.folds
+    assert (kept.rule, kept.code) == ("kept", code)
+    assert kept.why
+    assert kept.same == ()
+
+
+def test_a_layer_and_two_norms_do_not_mix_up_length_and_channels() -> None:
+    """A Linear on (N, L, C) followed by BatchNorm1d normalises axis 1, which is not what the layer writes."""
+    model = nn.Sequential(nn.Flatten(2), nn.Linear(64, C), _filled(nn.BatchNorm1d(C)))
+    folded, operators = _folded(model)
+    assert [fold.rule for fold in folded.folds] == ["kept"]
+    assert operators["BatchNormalization"] == 1
+
+
+def test_names_are_those_of_the_modules() -> None:
+    net = _Net(lambda m, x: m.first(m.conv(x)), conv=_conv(), first=_norm())
+    folded, _ = _folded(net)
+    assert [(fold.norm, fold.operator) for fold in folded.folds] == [("first", "BatchNormalization")]
+
+
+@pytest.mark.parametrize("norm", ["bn", "msn", "msn-affine"])
+def test_densenet_has_nothing_left_between_convolutions_but_one_max(norm: str) -> None:
+    torch.manual_seed(1)
+    net = NETS["densenet_bc_22"](Norm(name=norm), in_channels=C, height_px=8, width_px=8, width=4, classes=3)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.load_state_dict({**_norm(module.num_features).state_dict()})
+    for name, parameter in net.named_parameters():
+        if name.endswith("shift"):
+            nn.init.normal_(parameter)
+    plain, _ = fold_layers(net.eval())
+    _, operators = _folded(plain)
+    assert not operators.keys() & {"Add", "Mul", "Sub", "Div", "BatchNormalization"}
+    assert operators["Max"] == 12  # one before each of 9 layers, 2 transitions and the classifier
+    assert operators["Relu"] == 9
+
+
+def test_densenet_in_producer_form_reads_its_concatenations_directly() -> None:
+    torch.manual_seed(1)
+    net = NETS["densenet_bc_22_producer"](Norm(name="msn"), in_channels=C, height_px=8, width_px=8, width=4, classes=3)
+    plain, _ = fold_layers(net.eval())
+    folded, operators = _folded(plain)
+    assert operators.keys() == {"Conv", "Relu", "Concat", "AveragePool", "ReduceMean", "Gemm"}
+    readers = Counter()
+    for node in folded.model.graph.node:
+        if node.op_type == "Concat":
+            readers.update(each.op_type for each in folded.model.graph.node if node.output[0] in each.input)
+    # A transition's average pooling commutes with its 1x1 convolution, and goes first.
+    assert readers == {"Conv": 6, "AveragePool": 2, "ReduceMean": 1}
+
+
+def test_average_pooling_goes_before_a_pointwise_convolution() -> None:
+    folded, _ = _folded(_chain(_conv(8, 1), nn.AvgPool2d(2), nn.Sigmoid()))
+    assert [node.op_type for node in folded.model.graph.node] == ["AveragePool", "Conv", "Sigmoid"]
+    assert folded.pooled_first == ("avg_pool2d",)
+
+
+def _both_ways(y: Tensor) -> Tensor:
+    return F.avg_pool2d(y, 2) + y[:, :, ::2, ::2]
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        lambda: _chain(_conv(8, 1), nn.AvgPool2d(3, 2, 1), nn.Sigmoid()),  # zeros of the padding would get the bias
+        lambda: _chain(_conv(8, 3), nn.AvgPool2d(2), nn.Sigmoid()),
+        lambda: _chain(_conv(8, 1, stride=2), nn.AvgPool2d(2), nn.Sigmoid()),
+        lambda: _Net(lambda m, x: _both_ways(m.conv(x)), conv=_conv(8, 1)),
+    ],
+)
+def test_and_not_where_it_would_change_anything(net: Callable[[], nn.Module]) -> None:
+    folded, _ = _folded(net())
+    assert folded.pooled_first == ()
+
+
+def test_the_norms_of_others_files_fold_too() -> None:
+    """MSN as operators: a weight divided by a computed sigma, a mean taken off, a shift added."""
+    rng = np.random.default_rng(5)
+    arrays = {
+        "raw": rng.standard_normal((6, C, 3, 3)).astype(np.float32),
+        "sigma": np.float32(2.5),
+        "mean": rng.standard_normal((1, 6, 1, 1)).astype(np.float32),
+        "shift": rng.standard_normal((6, 1, 1)).astype(np.float32),
+    }
+    nodes = [
+        helper.make_node("Div", ["raw", "sigma"], ["w"]),
+        helper.make_node("Conv", ["input", "w"], ["y"], pads=[1, 1, 1, 1]),
+        helper.make_node("Sub", ["y", "mean"], ["centred"]),
+        helper.make_node("Identity", ["centred"], ["same"]),
+        helper.make_node("Add", ["shift", "same"], ["z"]),
+        helper.make_node("Dropout", ["z"], ["dropped"]),
+        helper.make_node("Relu", ["dropped"], ["logits"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "net",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, [1, C, 8, 8])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, 6, 8, 8])],
+        [numpy_helper.from_array(np.asarray(array), name) for name, array in arrays.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    folded = fold_graph(model)
+    onnx.checker.check_model(folded.model, full_check=True)
+    assert [node.op_type for node in folded.model.graph.node] == ["Conv", "Relu"]
+    assert all(tensor.data_type == TensorProto.FLOAT for tensor in folded.model.graph.initializer)
+    x = rng.standard_normal((1, C, 8, 8))
+    np.testing.assert_allclose(run_float64(folded.model, x), run_float64(model, x), atol=1e-6)
+    assert _sum(model) == _sum(_untouched(model))
+
+
+def _untouched(model: ModelProto) -> ModelProto:
+    copied = ModelProto()
+    copied.CopyFrom(model)
+    fold_graph(copied)
+    return copied
+
+
+def _sum(model: ModelProto) -> bytes:
+    found: bytes = model.SerializeToString(deterministic=True)
+    return found
+
+
+@pytest.mark.parametrize("where", ["initializer", "attribute"])
+def test_graphs_of_two_precisions_are_left_alone(exported: Callable[..., Any], where: str) -> None:
+    model = exported("cnn3", "bn", folded=False).graph
+    half = numpy_helper.from_array(np.ones(1, np.float16), "half")
+    if where == "initializer":
+        model.graph.initializer.append(half)
+        model.graph.node.append(helper.make_node("Identity", ["half"], ["unread"]))
+    else:
+        model.graph.node.append(helper.make_node("Constant", [], ["unread"], value=half))
+    folds = fold_graph(model).folds
+    assert [fold.code for fold in folds] == ["MIXED_PRECISION"] * 3
+
+
+def test_a_variance_below_zero_is_kept_and_told(exported: Callable[..., Any]) -> None:
+    model = exported("cnn3", "bn", folded=False).graph
+    norm = next(node for node in model.graph.node if node.op_type == "BatchNormalization")
+    var = next(tensor for tensor in model.graph.initializer if tensor.name == norm.input[4])
+    var.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(var) - 100, var.name))
+    assert [fold.code for fold in fold_graph(model).folds] == ["NOT_FINITE", "", ""]

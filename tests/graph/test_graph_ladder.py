@@ -1,0 +1,73 @@
+"""A stage agrees with the first, or it does not and is named."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from msn_deploy.core.errors import ParityError
+from msn_deploy.graph.ladder import require_ladder, rung
+
+BEFORE = np.array([[1.0, 2.0, 3.0], [6.0, 5.0, 4.0], [0.0, 9.0, 1.0], [2.0, 3.0, 1.0]], dtype=np.float32)
+
+
+def test_by_hand() -> None:
+    after = BEFORE.copy()
+    after[0, 0] += 0.5
+    after[1] = [4.0, 5.0, 6.0]  # another class
+    found = rung("onnx", BEFORE, after)
+    assert found.samples == 4
+    assert found.worst == 2.0
+    assert found.mean == pytest.approx((0.5 + 2 + 0 + 2) / 12)
+    assert found.same_class == 0.75
+    signal, noise = 1 + 4 + 9 + 36 + 25 + 16 + 81 + 1 + 4 + 9 + 1, 0.25 + 4 + 4
+    assert found.sqnr_db == pytest.approx(10 * math.log10(signal / noise))
+    product = 1.5 + 4 + 9 + 24 + 25 + 24 + 81 + 1 + 4 + 9 + 1
+    norm = math.sqrt(2.25 + 4 + 9 + 16 + 25 + 36 + 81 + 1 + 4 + 9 + 1)
+    assert found.cosine == pytest.approx(product / (math.sqrt(signal) * norm))
+    assert not found.passed
+
+
+def test_equal_outputs() -> None:
+    found = rung("onnx", BEFORE, BEFORE.copy())
+    assert (found.worst, found.mean, found.cosine, found.sqnr_db, found.same_class) == (0, 0, 1, math.inf, 1)
+    assert found.passed
+
+
+@pytest.mark.parametrize("stage", ["onnx", "fp16", "int8"])
+@pytest.mark.parametrize(("left", "right"), [(np.nan, 1.0), (1.0, np.nan), (np.nan, np.nan), (np.inf, np.inf)])
+def test_what_is_no_number_agrees_with_nothing(stage: str, left: float, right: float) -> None:
+    before, after = BEFORE.copy(), BEFORE.copy()
+    before[0, 0], after[0, 0] = left, right
+    found = rung(stage, before, after)
+    assert found.worst == math.inf
+    assert not found.passed
+
+
+def test_other_shapes_agree_with_nothing() -> None:
+    assert not rung("onnx", BEFORE, BEFORE[:, :2]).passed
+
+
+@pytest.mark.parametrize(("stage", "error", "passes"), [
+    ("onnx", 0.8e-3, True), ("onnx", 1.2e-3, False),  # 1e-4 of the largest output, 9
+    ("fp16", 2e-2, True), ("fp16", 6e-2, False),  # 40 dB
+    ("int8", 0.5, True), ("int8", 1.0, False),  # 15 dB
+])  # fmt: skip
+def test_each_precision_has_its_limit(stage: str, error: float, passes: bool) -> None:
+    assert rung(stage, BEFORE, BEFORE + np.float32(error)).passed == passes
+
+
+def test_the_first_stage_that_fails_is_named() -> None:
+    good, bad = rung("onnx", BEFORE, BEFORE), rung("graph folded", BEFORE, BEFORE + np.float32(0.25))
+    require_ladder([good, good], source="net")
+    with pytest.raises(ParityError, match=r"net: the first stage that differs is 'graph folded': .* = 0\.25, allowed"):
+        require_ladder([good, bad, rung("fp16", BEFORE, BEFORE + 1)], source="net")
+
+
+def test_maps_are_compared_at_their_largest_output() -> None:
+    maps = np.arange(24, dtype=np.float32).reshape(3, 2, 2, 2)
+    other = maps.copy()
+    other[0, 0, 0, 0] = 99.0
+    assert rung("onnx", maps, other).same_class == pytest.approx(2 / 3)
