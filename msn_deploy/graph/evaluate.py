@@ -34,7 +34,7 @@ def values_float64(model: ModelProto, x: Array) -> Values:
     except Exception as cause:  # whatever numpy or the reference raises on an operator that it can't run
         first = (str(cause).splitlines() or [""])[0][:160]
         raise InputError(f"the graph could not be evaluated in float64: {type(cause).__name__}: {first}") from cause
-    return found
+    return {name: value for name, value in found.items() if value is not None}  # optional inputs that are not there
 
 
 def to_double(model: ModelProto) -> ModelProto:

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from msn_deploy.graph.certificate import CertifiedNorm
-from msn_deploy.msn import FoldedLayer, fold_layers
 from msn_deploy.msn.layers import SpectralLayer
-from msn_deploy.msn.plain import copied
+from msn_deploy.msn.plain import FoldedLayer, copied, fold_layers
 
 
 @torch.no_grad()

@@ -1,0 +1,193 @@
+"""`export_onnx`: an error that is put into one stage is named at that stage, and nothing is written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import ModelProto, numpy_helper
+from torch import nn
+
+import msn_deploy.graph
+import msn_deploy.graph.certificate
+import msn_deploy.graph.simplify
+import msn_deploy.msn
+from msn_deploy.core.errors import FoldError, GateError, ParityError
+from msn_deploy.graph.identity import structural_hash
+from msn_deploy.graph.simplify import Simplified
+from msn_deploy.pipeline import export_onnx
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory, small_recipe: Callable[..., Any]) -> Path:
+    from msn_deploy.training import train
+
+    recipe = small_recipe("cnn3", "msn", width=4, epochs=1)
+    result: Path = train(recipe, out=tmp_path_factory.mktemp("trained"), device="cpu").checkpoint
+    return result
+
+
+def _break(model: ModelProto) -> ModelProto:
+    """Make one weight of the first convolution wrong."""
+    name = next(node for node in model.graph.node if node.op_type == "Conv").input[1]
+    weight = next((each for each in model.graph.initializer if each.name in (name, f"{name}_cast")), None)
+    if weight is None:  # Q/DQ: INT8 behind a DequantizeLinear
+        source = next(node for node in model.graph.node if name in node.output)
+        weight = next(each for each in model.graph.initializer if each.name == source.input[0])
+    array = numpy_helper.to_array(weight).copy()
+    array[0] = -array[0]
+    array[0].flat[0] += 3
+    weight.CopyFrom(numpy_helper.from_array(array, weight.name))
+    return model
+
+
+def _wrong_layer(model: nn.Module) -> Any:
+    plain, layers = msn_deploy.msn.plain.fold_layers(model)
+    with torch.no_grad():
+        next(module for module in plain.modules() if isinstance(module, nn.Conv2d)).bias.add_(0.5)
+    return plain, layers
+
+
+def _wrapped(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *args, **options: _break(function(*args, **options))
+
+
+def _wrong_fold(model: ModelProto) -> Any:
+    folded = msn_deploy.graph.fold.fold_graph(model)
+    _break(folded.model)
+    return folded
+
+
+STAGES = {
+    "layers folded": ("msn_deploy.msn", "fold_layers", lambda _: _wrong_layer),
+    "onnx": ("msn_deploy.graph", "to_onnx", _wrapped),
+    "graph folded": ("msn_deploy.graph", "fold_graph", lambda _: _wrong_fold),
+    "fp16": ("msn_deploy.graph", "to_fp16", _wrapped),
+    "int8": ("msn_deploy.graph", "quantize", _wrapped),
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_an_error_in_a_stage_is_named_at_that_stage(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    module, name, wrong = STAGES[stage]
+    owner = {"msn_deploy.msn": msn_deploy.msn, "msn_deploy.graph": msn_deploy.graph}[module]
+    monkeypatch.setattr(owner, name, wrong(getattr(owner, name)), raising=False)
+    with pytest.raises(ParityError, match=f"the first stage that differs is '{stage}'") as caught:
+        export_onnx(str(checkpoint), tmp_path / "m.onnx", ladder=True)
+    assert caught.value.stage == stage
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_simplifier_that_changes_the_outputs_is_not_taken(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def wrong(model: ModelProto) -> Simplified:
+        copied = ModelProto()
+        copied.CopyFrom(model)
+        return Simplified(_break(copied), None)
+
+    monkeypatch.setattr(msn_deploy.graph, "simplify", wrong)
+    report = export_onnx(str(checkpoint), tmp_path / "m.onnx")
+    assert report.unsimplified_because.startswith("onnxsim changed the outputs by ")
+    assert report.unsimplified_because in caplog.text
+    assert [each.stage for each in report.ladder] == ["layers folded", "onnx", "graph folded"]
+    assert all(each.passed for each in report.ladder)
+
+
+def test_the_whole_ladder_and_the_certificate(checkpoint: Path, tmp_path: Path) -> None:
+    report = export_onnx(str(checkpoint), tmp_path / "m.onnx", ladder=True)
+    stages = ["layers folded", "onnx", "graph folded", "simplified", "fp16", "int8"]
+    assert [each.stage for each in report.ladder] == stages
+    assert all(each.passed for each in report.ladder)
+    assert [each.sqnr_db > 60 for each in report.ladder] == [True] * 5 + [False]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *("m.fold.json", "m.fold.json.json", "m.onnx", "m.onnx.json")
+    ]
+    value = json.loads((tmp_path / "m.fold.json").read_text())
+    assert value["schema"] == "msn-deploy-fold/1"
+    assert [norm["rule"] for norm in value["norms"]] == ["into-weight"] * 3
+    for norm in value["norms"]:
+        assert norm["difference"] < 1e-12 * max(1, norm["of"])
+        assert norm["sigma"] <= norm["sigma_svd"] * (1 + 1e-6)
+        assert norm["sigma"] > 0.5 * norm["sigma_svd"]
+    model = onnx.load(str(tmp_path / "m.onnx"))
+    info = json.loads(model.metadata_props[0].value)
+    assert info["graph"] == structural_hash(model)
+
+
+NET = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.norm = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
+        self.norm.running_mean.uniform_()
+
+    def forward(self, x):
+        return FORWARD
+"""
+
+
+def _own(tmp_path: Path, forward: str) -> str:
+    path = tmp_path / "net.py"
+    path.write_text(NET.replace("FORWARD", forward))
+    return f"{path}:Net"
+
+
+def test_a_norm_that_stays_is_an_error_where_none_may(tmp_path: Path) -> None:
+    source = _own(tmp_path, "self.conv(torch.relu(self.norm(torch.sigmoid(x))))")
+    options: dict[str, Any] = {"input_shape": (1, 3, 8, 8)}
+    report = export_onnx(source, tmp_path / "m.onnx", **options)
+    assert report.certificate is not None
+    assert [(norm.norm, norm.code) for norm in report.certificate.kept] == [("norm", "PADDED_BORDER")]
+    assert not report.folded
+    with pytest.raises(FoldError, match=r"1 of 1 norms can't be folded, the first: norm \(PADDED_BORDER: ") as caught:
+        export_onnx(source, tmp_path / "other.onnx", require_fully_folded=True, **options)
+    assert caught.value.code == "PADDED_BORDER"
+    assert not (tmp_path / "other.onnx").exists()
+    export_onnx(_own(tmp_path, "self.norm(self.conv(x))"), tmp_path / "n.onnx", require_fully_folded=True, **options)
+
+
+def test_a_fold_that_is_wrong_by_little_is_caught_in_float64(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By too little for the parity of float32 outputs to see."""
+    real = msn_deploy.graph.certificate.values_float64
+
+    def wrong(model: ModelProto, x: Any) -> Any:
+        values = real(model, x)
+        if not any(node.op_type == "BatchNormalization" for node in model.graph.node):
+            values = {name: np.asarray(value) + 1e-7 for name, value in values.items()}
+        return values
+
+    monkeypatch.setattr(msn_deploy.graph.certificate, "values_float64", wrong)
+    source = _own(tmp_path, "self.norm(self.conv(x))")
+    with pytest.raises(GateError, match=r"the fold of norm moves values of .* by 1e-07 in float64"):
+        export_onnx(source, tmp_path / "m.onnx", input_shape=(1, 3, 8, 8))
+    assert not (tmp_path / "m.onnx").exists()
+
+
+def test_files_of_others_are_folded_and_keep_their_opset(tmp_path: Path) -> None:
+    source = _own(tmp_path, "self.norm(self.conv(x))")
+    export_onnx(source, tmp_path / "raw.onnx", input_shape=(1, 3, 8, 8), fold=False, opset=18)
+    raw = onnx.load(str(tmp_path / "raw.onnx"))
+    assert "BatchNormalization" in {node.op_type for node in raw.graph.node}
+    report = export_onnx(str(tmp_path / "raw.onnx"), tmp_path / "folded.onnx")
+    assert report.operators == {"Conv": 1}
+    assert report.certificate is not None
+    assert [norm.rule for norm in report.certificate.norms] == ["into-producer"]
+    folded = onnx.load(str(tmp_path / "folded.onnx"))
+    assert [entry.version for entry in folded.opset_import] == [18]
+    direct = export_onnx(source, tmp_path / "direct.onnx", input_shape=(1, 3, 8, 8), opset=18)
+    assert direct.operators == report.operators
+    assert structural_hash(onnx.load(str(tmp_path / "direct.onnx"))) == structural_hash(folded)
