@@ -13,7 +13,7 @@ from msn_deploy.graph.calibrate import METHODS, calibrate_ranges
 from msn_deploy.graph.ladder import Rung
 from msn_deploy.graph.precision import to_fp16
 from msn_deploy.graph.quantize import quantize
-from msn_deploy.graph.simplify import simplify
+from msn_deploy.graph.simplify import simplify, simplifying
 
 if TYPE_CHECKING:
     from msn_deploy.graph.certificate import Certificate, CertifiedNorm, certify
@@ -30,6 +30,7 @@ __all__ = [
     "fold_graph",
     "quantize",
     "simplify",
+    "simplifying",
     "to_fp16",
     "to_onnx",
 ]

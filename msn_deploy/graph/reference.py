@@ -37,10 +37,10 @@ class Conv(OpRun):  # type: ignore[misc]  # onnx is not typed
         sides = x.ndim - 2
         strides, dilations, group = strides or [1] * sides, dilations or [1] * sides, group or 1
         pads = _explicit_pads(auto_pad, pads, x.shape[2:], w.shape[2:], strides, dilations)
-        padded = np.pad(x, [(0, 0), (0, 0), *zip(pads[:sides], pads[sides:], strict=True)])
+        x, pads = _even(x, pads, 0.0, ceil=False)
         convolve: Any = (torch.conv1d, torch.conv2d, torch.conv3d)[sides - 1]
-        bias = None if b is None else torch.tensor(b)
-        y = convolve(torch.tensor(padded), torch.tensor(w), bias, strides, 0, dilations, group)
+        tensors = [None if each is None else torch.from_numpy(np.ascontiguousarray(each)) for each in (x, w, b)]
+        y = convolve(*tensors, strides, pads, dilations, group)
         return (y.numpy(),)
 
 

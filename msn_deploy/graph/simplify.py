@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,8 +49,48 @@ def simplify(model: ModelProto, *, timeout_s: float = TIMEOUT_S) -> Simplified:
     The result is taken only if it is valid and all inputs and outputs keep name, type and shape. The caller compares
     outputs before it trusts it: onnxsim has changed them before (its issue 1284). Raises MissingDependency.
     """
+    with simplifying(model, timeout_s=timeout_s) as finish:
+        return finish()
+
+
+@contextlib.contextmanager
+def simplifying(model: ModelProto, *, timeout_s: float = TIMEOUT_S) -> Iterator[Callable[[], Simplified]]:
+    """Start `simplify` beside what the block does; the block calls what it is given, to wait for the result.
+
+    Whatever ends the block, be it Ctrl-C, ends the worker and all that it started.
+    """
+    content = model.SerializeToString()
+    with tempfile.TemporaryDirectory(prefix="msn-deploy-") as name:
+        folder = Path(name)
+        (folder / "before.onnx").write_bytes(content)
+        worker = _start_worker(folder, _MEMORY + _MEMORY_PER_BYTE * len(content), timeout_s)
+        try:
+            yield lambda: _finish(model, worker, folder, timeout_s)
+        finally:
+            with contextlib.suppress(ProcessLookupError, PermissionError):  # ended, and nothing else of its group left
+                os.killpg(worker.pid, signal.SIGKILL)
+            worker.wait()
+
+
+def _start_worker(folder: Path, memory: int, timeout_s: float) -> subprocess.Popen[bytes]:
+    here = os.getcwd()
+    paths = [path for path in sys.path if os.path.isabs(path) and os.path.realpath(path) != here]
+    # -I: no module of the working directory or of PYTHONSTARTUP and the like; what this process imports from is passed.
+    command = [sys.executable, "-I", str(_WORKER), str(folder), str(memory), str(math.ceil(timeout_s) + 1), *paths]
+    kept = {key: os.environ[key] for key in _KEPT_VARIABLES if key in os.environ}
+    quiet: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env={**kept, **_ONE_THREAD, "HOME": str(folder), "TMPDIR": str(folder)},
+        start_new_session=True,
+        **quiet,
+    )
+
+
+def _finish(model: ModelProto, worker: subprocess.Popen[bytes], folder: Path, timeout_s: float) -> Simplified:
     try:
-        simplified = _run(model, timeout_s)
+        simplified = _result(worker, folder, timeout_s)
         try:
             check(simplified, source="its graph")
         except InputError as cause:
@@ -63,47 +104,21 @@ def simplify(model: ModelProto, *, timeout_s: float = TIMEOUT_S) -> Simplified:
     return Simplified(simplified, None)
 
 
-def _run(model: ModelProto, timeout_s: float) -> ModelProto:
-    content = model.SerializeToString()
-    with tempfile.TemporaryDirectory(prefix="msn-deploy-") as name:
-        folder = Path(name)
-        (folder / "before.onnx").write_bytes(content)
-        code = _wait_for_worker(folder, _MEMORY + _MEMORY_PER_BYTE * len(content), timeout_s)
-        reason = folder / "reason"
-        said = reason.read_text(encoding="utf-8") if reason.is_file() else ""
-        if code == _EXIT_MISSING and said:
-            raise missing("onnxsim", step="export", cause=said)
-        if code != 0:
-            raise _UnusableError(f"onnxsim failed ({said or _death(code)})")
-        try:
-            return onnx.load(folder / "after.onnx", load_external_data=False)
-        except Exception as cause:  # no such file, or protobuf's DecodeError
-            raise _UnusableError(f"onnxsim failed (its file cannot be read: {type(cause).__name__})") from cause
-
-
-def _wait_for_worker(folder: Path, memory: int, timeout_s: float) -> int:
-    """Run the worker; whatever ends the wait, be it Ctrl-C, ends the worker and all that it started."""
-    here = os.getcwd()
-    paths = [path for path in sys.path if os.path.isabs(path) and os.path.realpath(path) != here]
-    # -I: no module of the working directory or of PYTHONSTARTUP and the like; what this process imports from is passed.
-    command = [sys.executable, "-I", str(_WORKER), str(folder), str(memory), str(math.ceil(timeout_s) + 1), *paths]
-    kept = {key: os.environ[key] for key in _KEPT_VARIABLES if key in os.environ}
-    quiet: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
-    worker = subprocess.Popen(
-        command,
-        cwd=folder,
-        env={**kept, **_ONE_THREAD, "HOME": str(folder), "TMPDIR": str(folder)},
-        start_new_session=True,
-        **quiet,
-    )
+def _result(worker: subprocess.Popen[bytes], folder: Path, timeout_s: float) -> ModelProto:
     try:
-        return worker.wait(timeout_s)
+        code = worker.wait(timeout_s)
     except subprocess.TimeoutExpired:
         raise _UnusableError(f"onnxsim took more than {timeout_s:g} s") from None
-    finally:
-        with contextlib.suppress(ProcessLookupError, PermissionError):  # ended, and nothing else of its group is left
-            os.killpg(worker.pid, signal.SIGKILL)
-        worker.wait()
+    reason = folder / "reason"
+    said = reason.read_text(encoding="utf-8") if reason.is_file() else ""
+    if code == _EXIT_MISSING and said:
+        raise missing("onnxsim", step="export", cause=said)
+    if code != 0:
+        raise _UnusableError(f"onnxsim failed ({said or _death(code)})")
+    try:
+        return onnx.load(folder / "after.onnx", load_external_data=False)
+    except Exception as cause:  # no such file, or protobuf's DecodeError
+        raise _UnusableError(f"onnxsim failed (its file cannot be read: {type(cause).__name__})") from cause
 
 
 def _death(code: int) -> str:

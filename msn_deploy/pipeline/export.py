@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,10 +24,11 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
     from msn_deploy.graph import Certificate, Rung
+    from msn_deploy.graph.simplify import Simplified
 
 _LOG = logging.getLogger(__name__)
 _MOST_SAMPLES = 512
-_RANDOM_NUMBERS = 1 << 15  # of which random inputs consist, at least 2 and at most 32 of them
+_RANDOM_NUMBERS = 1 << 14  # of which random inputs consist, at least 2 and at most 32 of them
 _CALIBRATION_SAMPLES = 128
 _VERSIONS = ("torch", "onnx", "onnxscript", "onnxsim", "onnxruntime")
 _NORMS = ("BatchNormalization", "InstanceNormalization", "LayerNormalization", "GroupNormalization")
@@ -76,10 +78,12 @@ def export_onnx(
         raise InputError(f"{out} has to end in .onnx.")
     if out.resolve() == Path(source).resolve():
         raise InputError(f"{out} is the input itself; it would be overwritten.\nChoose another `--out`.")
+    from msn_deploy.graph import certify, fold_graph, simplifying
     from msn_deploy.graph.export import DEFAULT_OPSET
     from msn_deploy.graph.files import with_info
     from msn_deploy.graph.identity import structural_hash
     from msn_deploy.graph.ladder import require_ladder, rung
+    from msn_deploy.graph.opset import to_opset
 
     made = open_source(
         source,
@@ -94,13 +98,16 @@ def export_onnx(
     truth = made.predict(images)
     rungs = [] if made.with_plain_layers is None else [rung("layers folded", truth, made.with_plain_layers(images))]
     rungs.append(rung("onnx", truth, _outputs(made.graph, images)))
-    graph, certificate = made.graph, None
+    graph, certificate, why = made.graph, None, ""
     if fold:
-        graph, certificate = _folded(made, opset or (None if source.endswith(".onnx") else DEFAULT_OPSET))
-        rungs.append(rung("graph folded", truth, _outputs(graph, images)))
-    why = ""
-    if simplify and fold:
-        graph, why = _simplified(graph, truth, images, rungs)
+        folded = fold_graph(made.graph)
+        target = opset or (None if source.endswith(".onnx") else DEFAULT_OPSET)
+        graph = folded.model if target is None else to_opset(folded.model, target)
+        with simplifying(graph) if simplify else nullcontext() as finish:
+            certificate = certify(folded, made.layers)
+            rungs.append(rung("graph folded", truth, _outputs(graph, images)))
+            if finish is not None:
+                graph, why = _taken(finish(), graph, truth, images, rungs)
     if ladder:
         rungs += _lower_rungs(graph, made, truth, images)
     require_ladder(rungs, source=source)
@@ -152,23 +159,16 @@ def _publish_certificate(certificate: Certificate, out: Path) -> None:
     )
 
 
-def _folded(made: Source, opset: int | None) -> tuple[ModelProto, Certificate]:
-    """Return the folded graph in the opset that was asked for (None: its own), and the proof."""
-    from msn_deploy.graph import certify, fold_graph
-    from msn_deploy.graph.opset import to_opset
-
-    folded = fold_graph(made.graph)
-    return (folded.model if opset is None else to_opset(folded.model, opset)), certify(folded, made.layers)
-
-
-def _simplified(
-    graph: ModelProto, truth: NDArray[np.float32], images: NDArray[np.float32], rungs: list[Rung]
+def _taken(
+    result: Simplified,
+    graph: ModelProto,
+    truth: NDArray[np.float32],
+    images: NDArray[np.float32],
+    rungs: list[Rung],
 ) -> tuple[ModelProto, str]:
     """Return onnxsim's graph, or the given one and the reason, and append the rung of what is returned."""
-    from msn_deploy.graph import simplify
     from msn_deploy.graph.ladder import rung
 
-    result = simplify(graph)
     if result.kept_because is not None:
         return graph, result.kept_because
     simplified = rung("simplified", truth, _outputs(result.model, images))
