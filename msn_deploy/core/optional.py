@@ -12,6 +12,7 @@ _HOW_TO_GET = {
     "torch": "Install it with: pip install 'msn-deploy[train]'   (workstation only; a Jetson does not need it)",
     "safetensors": "Install it with: pip install 'msn-deploy[train]'",
     "onnx": _EXPORT,
+    "onnx_ir": _EXPORT,
     "onnxscript": _EXPORT,
     "onnxsim": _EXPORT,
     "onnxruntime": "Install it with: pip install 'msn-deploy[rtx]' on a workstation, 'msn-deploy[jetson]' on a Jetson",

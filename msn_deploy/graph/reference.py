@@ -39,7 +39,7 @@ class Conv(OpRun):  # type: ignore[misc]  # onnx is not typed
         pads = _explicit_pads(auto_pad, pads, x.shape[2:], w.shape[2:], strides, dilations)
         x, pads = _even(x, pads, 0.0, ceil=False)
         convolve: Any = (torch.conv1d, torch.conv2d, torch.conv3d)[sides - 1]
-        tensors = [None if each is None else torch.from_numpy(np.ascontiguousarray(each)) for each in (x, w, b)]
+        tensors = [None if each is None else _tensor(each) for each in (x, w, b)]
         y = convolve(*tensors, strides, pads, dilations, group)
         return (y.numpy(),)
 
@@ -71,7 +71,7 @@ class ConvTranspose(OpRun):  # type: ignore[misc]  # onnx is not typed
         strides, dilations, pads = strides or [1] * sides, dilations or [1] * sides, pads or [0] * 2 * sides
         more = output_padding or [0] * sides
         convolve: Any = (torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d)[sides - 1]
-        y = convolve(torch.tensor(x), torch.tensor(w), None, strides, 0, 0, group or 1, dilations).numpy()
+        y = convolve(_tensor(x), _tensor(w), None, strides, 0, 0, group or 1, dilations).numpy()
         y = np.pad(y, [(0, 0), (0, 0), *((0, each) for each in more)])
         y = y[(..., *(slice(pads[i], y.shape[2 + i] - pads[sides + i]) for i in range(sides)))]
         return (y if b is None else y + b.reshape(-1, *[1] * sides),)
@@ -112,7 +112,7 @@ class MaxPool(OpRun):  # type: ignore[misc]  # onnx is not typed
         pads = _explicit_pads(auto_pad, pads, x.shape[2:], kernel, strides, dilations)
         x, pads = _even(x, pads, -np.inf, ceil=bool(ceil_mode))
         pool: Any = (torch.max_pool1d, torch.max_pool2d, torch.max_pool3d)[sides - 1]
-        return (pool(torch.tensor(x), kernel, strides, pads, dilations, bool(ceil_mode)).numpy(),)
+        return (pool(_tensor(x), kernel, strides, pads, dilations, bool(ceil_mode)).numpy(),)
 
 
 class AveragePool(OpRun):  # type: ignore[misc]  # onnx is not typed
@@ -131,7 +131,6 @@ class AveragePool(OpRun):  # type: ignore[misc]  # onnx is not typed
         pads: list[int] | None = None,
         strides: list[int] | None = None,
     ) -> tuple[Array]:
-        import torch
         from torch.nn import functional as F
 
         sides, kernel = x.ndim - 2, kernel_shape or []
@@ -141,7 +140,7 @@ class AveragePool(OpRun):  # type: ignore[misc]  # onnx is not typed
             raise NotImplementedError("an average pooling with dilation or uneven padding")
         x, pads = _even(x, pads, 0.0, ceil=bool(ceil_mode))
         pool: Any = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[sides - 1]
-        return (pool(torch.tensor(x), kernel, strides, pads, bool(ceil_mode), bool(count_include_pad)).numpy(),)
+        return (pool(_tensor(x), kernel, strides, pads, bool(ceil_mode), bool(count_include_pad)).numpy(),)
 
 
 def _even(x: Array, pads: list[int], value: float, *, ceil: bool) -> tuple[Array, list[int]]:
@@ -153,6 +152,12 @@ def _even(x: Array, pads: list[int], value: float, *, ceil: bool) -> tuple[Array
         raise NotImplementedError("a pooling with rounded-up sizes and uneven padding")
     widths = [(0, 0), (0, 0), *zip(pads[:sides], pads[sides:], strict=True)]
     return np.pad(x, widths, constant_values=value), [0] * sides
+
+
+def _tensor(array: Array) -> Any:
+    import torch
+
+    return torch.from_numpy(np.require(array, requirements="CW"))  # a copy only of what torch would warn of
 
 
 OPERATORS = [Conv, ConvTranspose, MaxPool, AveragePool]

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from msn_deploy.core.artifacts import parent_of, publish, write_json
+from msn_deploy.core.artifacts import parent_of, publish, sidecar_path, write_json
 from msn_deploy.core.errors import FoldError, GateError, InputError
 from msn_deploy.core.model_info import ModelInfo
 from msn_deploy.data import to_input
 from msn_deploy.engine import OrtRunner
 from msn_deploy.pipeline.images import split_for
-from msn_deploy.pipeline.source import Source, open_source
+from msn_deploy.pipeline.source import Source, open_source, require_packages
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -78,6 +78,7 @@ def export_onnx(
         raise InputError(f"{out} has to end in .onnx.")
     if out.resolve() == Path(source).resolve():
         raise InputError(f"{out} is the input itself; it would be overwritten.\nChoose another `--out`.")
+    require_packages()
     from msn_deploy.graph import certify, fold_graph, simplifying
     from msn_deploy.graph.export import DEFAULT_OPSET
     from msn_deploy.graph.files import with_info
@@ -138,8 +139,7 @@ def export_onnx(
         | {"opsets": {each.domain or "ai.onnx": each.version for each in graph.opset_import}},
         facts={"operators": report.operators, "ladder": [asdict(each) for each in rungs], "parity_on": images_are},
     )
-    if certificate is not None:
-        _publish_certificate(certificate, out)
+    _publish_certificate(certificate, out)
     return report
 
 
@@ -148,7 +148,11 @@ def certificate_path(model: Path) -> Path:
     return model.with_suffix(".fold.json")
 
 
-def _publish_certificate(certificate: Certificate, out: Path) -> None:
+def _publish_certificate(certificate: Certificate | None, out: Path) -> None:
+    if certificate is None:  # an older one would speak of another model
+        for path in (sidecar_path(certificate_path(out)), certificate_path(out)):
+            path.unlink(missing_ok=True)
+        return
     value = {"schema": "msn-deploy-fold/1", **asdict(certificate)}
     publish(
         certificate_path(out),

@@ -47,6 +47,12 @@ class Source:
     layers: tuple[CertifiedNorm, ...] = ()
 
 
+def require_packages() -> None:
+    """Raise MissingDependency (exit 3) that names the first package that an export needs and that is not there."""
+    for package in ("onnx", "onnx_ir", "onnxscript", "torch"):  # the first of the extra that brings all
+        require(package, step="export")
+
+
 def open_source(
     source: str,
     *,
@@ -57,12 +63,9 @@ def open_source(
     opset: int,
     fold: bool,
 ) -> Source:
-    """Open a source. Raises InputError (exit 2), MissingDependency (exit 3)."""
-    require("onnx", step="export")
+    """Open a source. Raises InputError (exit 2)."""
     if source.endswith(".onnx"):
         return _open_onnx(Path(source))
-    require("torch", step="export")
-    require("onnxscript", step="export")
     from msn_deploy.graph import to_onnx
     from msn_deploy.graph.export import LOWEST_OPSET
     from msn_deploy.graph.layers import certify_layers

@@ -56,8 +56,9 @@ def test_export_reports_operators_and_parity(ok, run_folder, tmp_path):
     assert result["folded"] is True
     assert result["operators"]["Conv"] == 3
     assert "BatchNormalization" not in result["operators"]
-    assert result["parity"]["same_class"] == 1
-    assert result["parity"]["worst"] < 1e-3
+    assert [rung["stage"] for rung in result["ladder"]] == ["layers folded", "onnx", "graph folded", "simplified"]
+    assert all(rung["passed"] and rung["same_class"] == 1 and rung["worst"] < 1e-3 for rung in result["ladder"])
+    assert [norm["rule"] for norm in result["certificate"]["norms"]] == ["into-weight"] * 3
     assert result["bytes"] == out.stat().st_size
     assert out.read_bytes() == (run_folder / "cnn3_msn.onnx").read_bytes()  # one checkpoint, one file
     model = onnx.load(out)

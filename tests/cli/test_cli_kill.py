@@ -16,7 +16,7 @@ TIMED_KILLS = 6
 
 # options, and the files that the command writes into its folder
 COMMANDS = {
-    "export": ("cnn3_msn.safetensors", ["--out", "{}/net.onnx"], ["net.onnx"]),
+    "export": ("cnn3_msn.safetensors", ["--out", "{}/net.onnx"], ["net.onnx", "net.fold.json"]),
     "calibrate": ("cnn3_msn.onnx", ["--samples", "64", "--out", "{}/net.int8.onnx"], ["net.int8.onnx"]),
     "build-engine": (
         "cnn3_msn.onnx",

@@ -39,6 +39,7 @@ RUN = {
         {"recipe", "opset", "opsets", "dynamic_batch", "batch", "input_shape", "fold", "simplify"},
         {"torch", "onnx", "onnxscript", "onnxsim", "onnxruntime"},
     ),
+    "cnn3_msn.fold.json": ("fold-certificate", [("onnx", ONNX)], set(), {"torch", "onnx"}),
     INT8: (
         "onnx",
         [("onnx", ONNX), ("data:train", "digits")],
