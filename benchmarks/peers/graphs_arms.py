@@ -24,9 +24,9 @@ from graphs_nets import Case
 from onnx import ModelProto
 from torch import nn
 
-from msn_deploy.graph import simplify, to_onnx
+from msn_deploy.graph import fold_graph, simplify, to_onnx
 from msn_deploy.graph.export import _quiet
-from msn_deploy.msn import fold
+from msn_deploy.msn import fold, fold_layers
 from msn_deploy.nets.densenet_bc import Shift
 from msn_deploy.pipeline.export import export_onnx
 
@@ -93,7 +93,8 @@ def ours_in_double(model: nn.Module, shape: tuple[int, ...]) -> ModelProto:
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
-        return simplify(to_onnx(fold(model, strict=False), input_shape=shape, opset=OPSET))
+        plain, _ = fold_layers(model)
+        return simplify(fold_graph(to_onnx(plain, input_shape=shape, opset=OPSET, optimize=False)).model).model
     finally:
         torch.set_default_dtype(before)
 
