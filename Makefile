@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test check fmt results train-step throughput paper readme clean
+.PHONY: setup demo test nightly check fmt results train-step throughput peers paper readme clean
 
 setup: $(VENV)/.installed
 
@@ -19,6 +19,10 @@ demo: setup
 
 test: check
 	$(BIN)/python -m pytest
+
+# More random networks through the fold than `make test` takes.
+nightly: setup
+	MSN_DEPLOY_RANDOM_GRAPHS=600 $(BIN)/python -m pytest tests/graph/test_graph_fold_random.py
 
 check: setup
 	$(BIN)/ruff check .
@@ -41,6 +45,12 @@ train-step: setup
 # The trainer against a bare loop, its loader against torch's: five minutes on an otherwise idle machine.
 throughput: setup
 	$(BIN)/python benchmarks/throughput.py --out throughput.json
+
+# The graphs of other exporters against ours, and the time of an export: half an hour on an otherwise idle machine.
+# onnxslim is not a dependency: without `pip install onnxslim` its rows stay empty.
+peers: setup
+	$(BIN)/python benchmarks/peers/graphs.py --out graphs.json
+	$(BIN)/python benchmarks/peers/export_time.py --out export-time.json
 
 # Trains every table of accuracy that is not there yet: hours on two cores. Stop it at any time and type it again.
 # MNIST lies elsewhere: make paper PAPER="--data mnist=FOLDER". One table alone: make paper TABLES=mnist-cnn3

@@ -13,7 +13,11 @@ from pathlib import Path
 import accuracy
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks" / "peers"))
+from graphs_table import table  # noqa: E402  # a script's neighbour
+
 README = ROOT / "README.md"
+GRAPHS = ROOT / "docs" / "graphs.md"
 RESULTS = ROOT / "benchmarks" / "results" / "epyc-2-cores"
 _ARMS = {
     "none": "no norm",
@@ -42,6 +46,7 @@ def blocks() -> dict[str, str]:
         "throughput": _throughput(),
         "study": _study(),
         "gan": _gan(),
+        "graphs": _graphs(),
     }
 
 
@@ -211,6 +216,50 @@ def _gan() -> str:
     )
 
 
+def _graphs() -> str:
+    """The networks of benchmarks/peers/graphs.py: our graph against the fastest exact one of a peer."""
+    result = json.loads((RESULTS / "graphs.json").read_text(encoding="utf-8"))
+    export = json.loads((RESULTS / "export-time.json").read_text(encoding="utf-8"))
+    rows = [
+        "| network | batch 1, 1 core | batch 1, 2 cores | batch 32, 1 core | batch 32, 2 cores |",
+        "|---|---|---|---|---|",
+    ]
+    for entry in result["networks"].values():
+        if len(entry["latency"]) == len(result["options"]["batches"]) * len(result["options"]["threads"]):
+            rows += _graph_rows(entry)
+    environment = result["environment"]
+    took = ", ".join(
+        "{} px {:.2f} ({:.2f} to {:.2f})".format(case["shape"][-1], *case["ours_to_torch"]) for case in export["cases"]
+    )
+    return "\n".join(
+        [
+            *rows,
+            "",
+            "Time of our graph over that of the fastest exact graph of torch's exporter, onnxsim, onnxslim and ONNX "
+            "Runtime's offline optimiser, with its 95 % interval; ONNX Runtime "
+            f'{environment["versions"]["onnxruntime"]} on {environment["cpu"]}, interleaved. "Same graph": '
+            "ONNX Runtime runs the very same operators. "
+            f"Exporting ResNet-18, certificate and ladder included, over torch's own exporter alone: {took}.",
+        ]
+    )
+
+
+def _graph_rows(entry: dict) -> list[str]:
+    """Return a row per network of ours: one, or all norms and forms of DenseNet against BN of any peer."""
+    ours = [arm for arm in entry["latency"][0]["rows"] if arm.endswith("ours")]
+    rows = []
+    for arm in ours:
+        cells = []
+        for case in entry["latency"]:
+            row = case["rows"][arm]
+            same = row["same_graph"] or arm == case["best"]
+            cells.append("same graph" if same else "{:.2f} ({:.2f} to {:.2f})".format(*row["to_best"]))
+        norm = entry["norm"] if len(ours) == 1 else f"{arm.removesuffix(': ours')} against BN of any peer"
+        name = f"{entry['net']}, {norm}"
+        rows.append(f"| {name} | {' | '.join(cells)} |")
+    return rows
+
+
 def filled(text: str) -> str:
     """Return README text with every generated block replaced."""
     for name, block in blocks().items():
@@ -223,11 +272,24 @@ def filled(text: str) -> str:
     return text
 
 
+def graphs_page() -> str:
+    """Return docs/graphs.md: every arm of benchmarks/peers/graphs.py."""
+    result = json.loads((RESULTS / "graphs.json").read_text(encoding="utf-8"))
+    return (
+        "# Graphs of the same networks, by several exporters and optimisers\n\n"
+        "From [graphs.json](../benchmarks/results/epyc-2-cores/graphs.json), measured by `make peers`. `b1/t2`: batch "
+        "1 on 2 cores. `ratio`: to the fastest exact graph of a peer, with its 95 % interval. `off`: largest "
+        "difference to torch in float64, over the largest output.\n\n" + table(result) + "\n"
+    )
+
+
 def main() -> None:
-    text = README.read_text(encoding="utf-8")
+    wanted = {README: filled(README.read_text(encoding="utf-8")), GRAPHS: graphs_page()}
     if "--check" in sys.argv[1:]:
-        raise SystemExit(0 if filled(text) == text else "README.md is out of date: make readme")
-    README.write_text(filled(text), encoding="utf-8")
+        stale = [path.name for path, text in wanted.items() if path.read_text(encoding="utf-8") != text]
+        raise SystemExit(f"{', '.join(stale)} out of date: make readme" if stale else 0)
+    for path, text in wanted.items():
+        path.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

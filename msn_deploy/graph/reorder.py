@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from msn_deploy.graph.affine import attribute, constant, integers
-from msn_deploy.graph.rules import keeps_constants
+from msn_deploy.graph.operators import keeps_constants
 
 
 def pool_before_pointwise(graph: ir.Graph) -> dict[str, str]:

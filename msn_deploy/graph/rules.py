@@ -18,7 +18,7 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
-from msn_deploy.graph.affine import Affine, affine_of, attribute, channels_of, constant, integers
+from msn_deploy.graph.affine import Affine, affine_of, attribute, channels_of, constant
 from msn_deploy.graph.edits import (
     add_to_bound,
     rewrite_affine,
@@ -26,6 +26,16 @@ from msn_deploy.graph.edits import (
     scale_conv_outputs,
     scale_matmul_inputs,
     scale_matmul_outputs,
+)
+from msn_deploy.graph.operators import (
+    broadcasts,
+    interpolates,
+    is_channel_axis,
+    keeps_channels,
+    keeps_constants,
+    named,
+    rank_of,
+    sees_no_border,
 )
 
 Plan = list[Callable[[], None]]
@@ -47,20 +57,20 @@ def plan_into_producers(value: ir.Value, of: Affine) -> Plan:
     if node is None:
         raise Refused("GRAPH_INPUT", "it reads the input of the network")
     if len(value.uses()) + value.is_graph_output() > 1:
-        raise Refused("READ_ELSEWHERE", f"what it reads, the output of {_named(node)}, is also read without it")
+        raise Refused("READ_ELSEWHERE", f"what it reads, the output of {named(node)}, is also read without it")
     kind, first = node.op_type, node.inputs[0]
     assert first is not None
     if node.domain:
-        raise Refused("UNKNOWN_OPERATOR", f"{_named(node)} of the domain {node.domain} stands before it")
+        raise Refused("UNKNOWN_OPERATOR", f"{named(node)} of the domain {node.domain} stands before it")
     if kind in ("Conv", "ConvTranspose"):
         _require_constants(node, 1, 2)
         return [lambda: scale_conv_outputs(node, of)]
-    if kind in ("Gemm", "MatMul") and constant(node.inputs[1]) is not None and _rank(value) == 2:
+    if kind in ("Gemm", "MatMul") and constant(node.inputs[1]) is not None and rank_of(value) == 2:
         _require_constants(node, 2)
         return [lambda: scale_matmul_outputs(node, of)]
     if (own := affine_of(node)) is not None:
         return [lambda: rewrite_affine(node, of.after(own[1]))]
-    if kind == "Concat" and _is_channel_axis(node, value):
+    if kind == "Concat" and is_channel_axis(node, value):
         plan: Plan = []
         for each, part in _parts(node, of):
             plan += plan_into_producers(each, part)
@@ -69,8 +79,8 @@ def plan_into_producers(value: ir.Value, of: Affine) -> Plan:
         left, right = node.inputs
         assert left is not None
         assert right is not None
-        if left is right or _broadcasts(left, right):
-            raise Refused("UNKNOWN_OPERATOR", f"{_named(node)} adds tensors of two shapes, or one to itself")
+        if left is right or broadcasts(left, right):
+            raise Refused("UNKNOWN_OPERATOR", f"{named(node)} adds tensors of two shapes, or one to itself")
         scaled = Affine(scale=of.scale, shift=np.zeros_like(of.shift))
         return [*plan_into_producers(left, of), *plan_into_producers(right, scaled)]
     _require_passes(node, of)
@@ -98,29 +108,29 @@ def plan_into_readers(value: ir.Value, of: Affine, plan: Plan) -> list[str]:
 def _into_reader(node: ir.Node, index: int, value: ir.Value, of: Affine, plan: Plan) -> list[str]:
     kind, output = node.op_type, node.outputs[0]
     if node.domain:
-        raise Refused("UNKNOWN_OPERATOR", f"{_named(node)} of the domain {node.domain} reads it")
+        raise Refused("UNKNOWN_OPERATOR", f"{named(node)} of the domain {node.domain} reads it")
     if kind in ("Conv", "ConvTranspose") and index == 0:
         _require_constants(node, 1, 2)
-        if not of.only_scales and not _sees_no_border(node):
-            raise Refused("PADDED_BORDER", f"{_named(node)} pads with zeros, which its shift would have to change")
+        if not of.only_scales and not sees_no_border(node):
+            raise Refused("PADDED_BORDER", f"{named(node)} pads with zeros, which its shift would have to change")
         plan.append(lambda: scale_conv_inputs(node, of))
         return [str(output.name)]
-    if kind in ("Gemm", "MatMul") and index == 0 and constant(node.inputs[1]) is not None and _rank(value) == 2:
+    if kind in ("Gemm", "MatMul") and index == 0 and constant(node.inputs[1]) is not None and rank_of(value) == 2:
         _require_constants(node, 2)
         if attribute(node, "transA", 0):
-            raise Refused("NOT_PER_CHANNEL", f"{_named(node)} reads it transposed")
+            raise Refused("NOT_PER_CHANNEL", f"{named(node)} reads it transposed")
         plan.append(lambda: scale_matmul_inputs(node, of))
         return [str(output.name)]
     if (own := affine_of(node)) is not None and own[0] == index:
         plan.append(lambda: rewrite_affine(node, _current(node).after(of)))
         return [str(output.name)]
-    if kind == "Concat" and _is_channel_axis(node, output):
+    if kind == "Concat" and is_channel_axis(node, output):
         return plan_into_readers(output, _whole(node, value, of), plan)
     if kind in ("Flatten", "Reshape") and index == 0:
         return plan_into_readers(output, _per_feature(node, value, of), plan)
     if kind == "Add" and bool((of.scale == 1).all()) and node.inputs[0] is not node.inputs[1]:
-        if _broadcasts(*node.inputs):
-            raise Refused("UNKNOWN_OPERATOR", f"{_named(node)} adds tensors of two shapes")
+        if broadcasts(*node.inputs):
+            raise Refused("UNKNOWN_OPERATOR", f"{named(node)} adds tensors of two shapes")
         return plan_into_readers(output, of, plan)
     if kind == "Max" or (kind == "Relu" and not of.only_scales):
         kept = plan_into_readers(output, _behind_max(node, of) if kind == "Max" else _behind_relu(node, of), plan)
@@ -147,7 +157,7 @@ def _undo(of: Affine) -> Affine:
 def _require_positive(node: ir.Node, of: Affine) -> None:
     if (of.scale < 0).any():
         count = int((of.scale < 0).sum())
-        raise Refused("NEGATIVE_GAIN", f"{count} of its {len(of.scale)} gains are negative, before {_named(node)}")
+        raise Refused("NEGATIVE_GAIN", f"{count} of its {len(of.scale)} gains are negative, before {named(node)}")
 
 
 def _behind_relu(node: ir.Node, of: Affine) -> Affine:
@@ -163,7 +173,7 @@ def _behind_max(node: ir.Node, of: Affine) -> Affine:
     """max(s * x + t, c) = s * max(x, (c - t) / s) + t for s > 0."""
     _unbounded(node)
     if not (of.scale > 0).all():
-        raise Refused("NEGATIVE_GAIN", f"a gain that is not positive, before {_named(node)}")
+        raise Refused("NEGATIVE_GAIN", f"a gain that is not positive, before {named(node)}")
     return of
 
 
@@ -173,16 +183,16 @@ def _require_passes(node: ir.Node, of: Affine) -> None:
     if kind in _HOMOGENEOUS or kind == "MaxPool" or (kind == "Max" and _unbounded(node) is not None):
         _require_positive(node, of)
         if kind in _HOMOGENEOUS and not of.only_scales:
-            raise Refused("NONLINEAR_BETWEEN", f"{_named(node)} stands between its shift and the next convolution")
+            raise Refused("NONLINEAR_BETWEEN", f"{named(node)} stands between its shift and the next convolution")
         if len(node.outputs) == 1:
             return
-    if kind in ("AveragePool", "GlobalAveragePool", "ReduceMean") and _keeps_channels(node):
+    if kind in ("AveragePool", "GlobalAveragePool", "ReduceMean") and keeps_channels(node):
         if of.only_scales or keeps_constants(node):
             return
-        raise Refused("PADDED_BORDER", f"{_named(node)} averages the zeros of its padding in")
-    if kind == "Resize" and _interpolates(node):
+        raise Refused("PADDED_BORDER", f"{named(node)} averages the zeros of its padding in")
+    if kind == "Resize" and interpolates(node):
         return
-    raise Refused("NONLINEAR_BETWEEN", f"{_named(node)} stands between it and the convolution")
+    raise Refused("NONLINEAR_BETWEEN", f"{named(node)} stands between it and the convolution")
 
 
 def _unbounded(node: ir.Node) -> ir.Value:
@@ -190,64 +200,17 @@ def _unbounded(node: ir.Node) -> ir.Value:
     constants = [constant(value) for value in node.inputs]
     if len(constants) == 2 and constants[0] is None and constants[1] is not None:
         value, bound = node.inputs[0], constants[1]
-        channels, rank = channels_of(value), _rank(value)
+        channels, rank = channels_of(value), rank_of(value)
         if channels and bound.shape == (channels, *[1] * (rank - 2)):
             assert value is not None
             return value
-    raise Refused("NONLINEAR_BETWEEN", f"{_named(node)} stands between it and the convolution")
+    raise Refused("NONLINEAR_BETWEEN", f"{named(node)} stands between it and the convolution")
 
 
 def _require_constants(node: ir.Node, *indices: int) -> None:
     for index in indices:
         if index < len(node.inputs) and node.inputs[index] is not None and constant(node.inputs[index]) is None:
-            raise Refused("COMPUTED_WEIGHT", f"the weights of {_named(node)} are computed from the input")
-
-
-def _sees_no_border(node: ir.Node) -> bool:
-    """Whether a constant before a convolution is one constant per channel behind it."""
-    if node.op_type == "ConvTranspose":
-        return False  # its border gets fewer contributions, and with a stride every position gets its own
-    padded = attribute(node, "auto_pad", "NOTSET") not in ("NOTSET", "VALID") or any(integers(node, "pads"))
-    weight = constant(node.inputs[1])
-    assert weight is not None
-    # SAME pads nothing where the kernel is one pixel.
-    same = str(attribute(node, "auto_pad", "")).startswith("SAME") and set(weight.shape[2:]) == {1}
-    return same or not padded
-
-
-def keeps_constants(node: ir.Node) -> bool:
-    """Whether a pooling maps a constant to itself at the border, too."""
-    if node.op_type != "AveragePool" or not attribute(node, "count_include_pad", 0):
-        return True
-    if any(integers(node, "pads")) or attribute(node, "ceil_mode", 0):
-        return False
-    return attribute(node, "auto_pad", "NOTSET") in ("NOTSET", "VALID")
-
-
-def _keeps_channels(node: ir.Node) -> bool:
-    """Whether a reduction leaves the first two axes alone."""
-    if node.op_type != "ReduceMean":
-        return True
-    axes = constant(node.inputs[1]) if len(node.inputs) > 1 else np.array(integers(node, "axes"))
-    rank = _rank(node.inputs[0])
-    if axes is None or axes.size == 0 or rank == 0:
-        return False
-    return all(int(axis) % rank >= 2 for axis in axes.ravel())
-
-
-def _interpolates(node: ir.Node) -> bool:
-    """Whether a Resize makes every output a mean of inputs of its channel, with weights that sum to one."""
-    if attribute(node, "mode", "nearest") not in ("nearest", "linear"):
-        return False
-    if attribute(node, "coordinate_transformation_mode") == "tf_crop_and_resize":
-        return False
-    return channels_of(node.inputs[0]) is not None and channels_of(node.inputs[0]) == channels_of(node.outputs[0])
-
-
-def _is_channel_axis(node: ir.Node, value: ir.Value) -> bool:
-    axis, rank = attribute(node, "axis", 0), _rank(value)
-    assert isinstance(axis, int)
-    return rank >= 2 and axis % rank == 1 and all(channels_of(each) is not None for each in node.inputs)
+            raise Refused("COMPUTED_WEIGHT", f"the weights of {named(node)} are computed from the input")
 
 
 def _parts(node: ir.Node, of: Affine) -> list[tuple[ir.Value, Affine]]:
@@ -276,26 +239,11 @@ def _whole(node: ir.Node, value: ir.Value, of: Affine) -> Affine:
 def _per_feature(node: ir.Node, value: ir.Value, of: Affine) -> Affine:
     """Return the map behind a flattening of (N, C, ...) to (N, C * ...)."""
     features, channels = channels_of(node.outputs[0]), channels_of(value)
-    if _rank(node.outputs[0]) != 2 or features is None or channels is None or features % channels:
-        raise Refused("NOT_PER_CHANNEL", f"{_named(node)} reshapes it to something else than one row per image")
+    if rank_of(node.outputs[0]) != 2 or features is None or channels is None or features % channels:
+        raise Refused("NOT_PER_CHANNEL", f"{named(node)} reshapes it to something else than one row per image")
     assert value.shape is not None
     if len(value.shape) < 2 or not all(isinstance(size, int) for size in value.shape[1:]):
-        raise Refused("NOT_PER_CHANNEL", f"{_named(node)} reshapes a tensor of unknown size")
+        raise Refused("NOT_PER_CHANNEL", f"{named(node)} reshapes a tensor of unknown size")
     if int(np.prod([int(size) for size in value.shape[1:]])) != features:  # type: ignore[arg-type]
-        raise Refused("NOT_PER_CHANNEL", f"{_named(node)} mixes images")
+        raise Refused("NOT_PER_CHANNEL", f"{named(node)} mixes images")
     return Affine(scale=np.repeat(of.scale, features // channels), shift=np.repeat(of.shift, features // channels))
-
-
-def _broadcasts(left: ir.Value | None, right: ir.Value | None) -> bool:
-    """Whether two tensors may differ in shape."""
-    if left is None or right is None or left.shape is None or right.shape is None:
-        return True
-    return list(left.shape) != list(right.shape) or _rank(left) < 2
-
-
-def _rank(value: ir.Value | None) -> int:
-    return 0 if value is None or value.shape is None else len(value.shape)
-
-
-def _named(node: ir.Node) -> str:
-    return f"{node.op_type} {node.name or node.outputs[0].name}"

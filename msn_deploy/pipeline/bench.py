@@ -130,5 +130,11 @@ def _facts(runner: Runner, *, unfolded: bool) -> dict[str, Any]:
         "runtime_norm_fusions": "off" if unfolded else "on",
     }
     if info is not None:
-        facts |= {"net": info.net, "norm": info.norm, "precision": info.precision, "folded": info.folded}
+        facts |= {
+            "net": info.net,
+            "norm": info.norm,
+            "precision": info.precision,
+            "folded": info.folded,
+            "graph": info.graph,
+        }
     return facts

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -10,31 +9,13 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from fold_nets import C, a_norm, folded_and_held
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from msn_deploy.graph import certify, fold_graph, to_onnx
+from msn_deploy.graph import fold_graph
 from msn_deploy.graph.evaluate import run_float64
-from msn_deploy.msn import fold_layers
-from msn_deploy.nets.blocks import Norm
-from msn_deploy.nets.registry import NETS
-
-C = 4
-
-
-def _norm(channels: int = C, gains: str = "positive") -> nn.BatchNorm2d:
-    norm = nn.BatchNorm2d(channels)
-    with torch.no_grad():
-        norm.weight.copy_(torch.rand(channels) + 0.5)
-        if gains == "mixed":
-            norm.weight[1] = -0.7
-        if gains == "zero":
-            norm.weight[1] = 0.0
-        norm.bias.copy_(torch.randn(channels))
-        norm.running_mean.copy_(torch.randn(channels))
-        norm.running_var.copy_(torch.rand(channels) + 0.2)
-    return norm
 
 
 class _Net(nn.Module):
@@ -50,18 +31,6 @@ class _Net(nn.Module):
         return self.steps(self, x)
 
 
-def _folded(model: nn.Module, side: int = 8) -> tuple[Any, Counter[str]]:
-    """Fold a network, hold it against torch in float64, and count its operators."""
-    model = model.double().eval()
-    x = torch.randn(2, C, side, side, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    folded = fold_graph(to_onnx(model, input_shape=tuple(x.shape), opset=18, optimize=False))
-    with torch.no_grad():
-        expected = model(x).numpy()
-    np.testing.assert_allclose(run_float64(folded.model, x.numpy()), expected, rtol=0, atol=1e-11)
-    assert certify(folded).is_exact
-    return folded, Counter(node.op_type for node in folded.model.graph.node)
-
-
 def _conv(out: int = C, kernel: int = 3, **options: Any) -> nn.Conv2d:
     return nn.Conv2d(C, out, kernel, **options)
 
@@ -72,18 +41,18 @@ def _chain(*layers: nn.Module) -> nn.Module:
 
 
 FOLDED = {
-    "conv-norm": lambda: _chain(_conv(padding=1), _norm(gains="mixed"), nn.ReLU()),
+    "conv-norm": lambda: _chain(_conv(padding=1), a_norm(gains="mixed"), nn.ReLU()),
     "transposed-norm": lambda: _chain(
-        nn.ConvTranspose2d(C, 2 * C, 3, 2, groups=2, output_padding=1), _norm(2 * C, "zero")
+        nn.ConvTranspose2d(C, 2 * C, 3, 2, groups=2, output_padding=1), a_norm(2 * C, "zero")
     ),
     "linear-norm": lambda: _chain(nn.Flatten(), nn.Linear(C * 64, 3), _filled(nn.BatchNorm1d(3))),
-    "norm-conv": lambda: _chain(_norm(gains="mixed"), _conv(8, groups=2)),
-    "norm-relu-conv": lambda: _chain(nn.Sigmoid(), _norm(), nn.ReLU(), _conv()),
-    "dead-channel-relu-conv": lambda: _chain(nn.Sigmoid(), _norm(gains="zero"), nn.ReLU(), _conv()),
+    "norm-conv": lambda: _chain(a_norm(gains="mixed"), _conv(8, groups=2)),
+    "norm-relu-conv": lambda: _chain(nn.Sigmoid(), a_norm(), nn.ReLU(), _conv()),
+    "dead-channel-relu-conv": lambda: _chain(nn.Sigmoid(), a_norm(gains="zero"), nn.ReLU(), _conv()),
     "norm-relu-pool-linear": lambda: _chain(
-        nn.Sigmoid(), _norm(), nn.ReLU(), nn.MaxPool2d(3, 2, 1), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(C * 4, 3)
+        nn.Sigmoid(), a_norm(), nn.ReLU(), nn.MaxPool2d(3, 2, 1), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(C * 4, 3)
     ),
-    "conv-pools-norm": lambda: _chain(_conv(padding=1), nn.MaxPool2d(2), nn.AvgPool2d(2), _norm(), nn.Sigmoid()),
+    "conv-pools-norm": lambda: _chain(_conv(padding=1), nn.MaxPool2d(2), nn.AvgPool2d(2), a_norm(), nn.Sigmoid()),
     "conv-leaky-scale": lambda: _Net(
         lambda m, x: F.leaky_relu(m.conv(x), 0.125) * m.scale["value"], conv=_conv(), scale=_positive()
     ),
@@ -97,17 +66,17 @@ FOLDED = {
     ),
     "concat-norm": lambda: _Net(
         lambda m, x: torch.sigmoid(m.norm(torch.cat([m.a(x), m.b(x)], 1))),
-        a=_conv(6), b=_conv(2), norm=_norm(8, "mixed"),
+        a=_conv(6), b=_conv(2), norm=a_norm(8, "mixed"),
     ),
-    "add-norm": lambda: _Net(lambda m, x: m.norm(m.a(x) + m.b(x)), a=_conv(), b=_conv(), norm=_norm(gains="mixed")),
+    "add-norm": lambda: _Net(lambda m, x: m.norm(m.a(x) + m.b(x)), a=_conv(), b=_conv(), norm=a_norm(gains="mixed")),
     "norm-twice-read": lambda: _Net(
         lambda m, x: torch.cat([m.a(m.norm(torch.sigmoid(x))), m.b(m.norm(torch.sigmoid(x)))], 1),
-        a=_conv(), b=_conv(), norm=_norm(),
+        a=_conv(), b=_conv(), norm=a_norm(),
     ),
     "shared-conv": lambda: _Net(
-        lambda m, x: m.norm(m.conv(x)) + m.conv(torch.sigmoid(x)), conv=_conv(), norm=_norm(gains="mixed")
+        lambda m, x: m.norm(m.conv(x)) + m.conv(torch.sigmoid(x)), conv=_conv(), norm=a_norm(gains="mixed")
     ),
-    "upsampled": lambda: _chain(_conv(padding=1), nn.Upsample(scale_factor=2, mode="bilinear"), _norm()),
+    "upsampled": lambda: _chain(_conv(padding=1), nn.Upsample(scale_factor=2, mode="bilinear"), a_norm()),
     "division-and-subtraction": lambda: _Net(
         lambda m, x: (m.a["value"] - m.conv(x)) / m.b["value"],
         conv=_conv(), a=_vector(), b=_positive(),
@@ -132,7 +101,7 @@ def _filled(norm: nn.BatchNorm1d) -> nn.BatchNorm1d:
 
 @pytest.mark.parametrize("name", FOLDED)
 def test_what_can_be_folded_is(name: str) -> None:
-    folded, operators = _folded(FOLDED[name]())
+    folded, operators = folded_and_held(FOLDED[name]())
     assert folded.folds
     assert [fold.rule for fold in folded.folds if fold.rule == "kept"] == []
     assert not operators.keys() & {"BatchNormalization", "Mul", "Sub", "Div"}
@@ -140,13 +109,13 @@ def test_what_can_be_folded_is(name: str) -> None:
 
 
 KEPT = {
-    "PADDED_BORDER": lambda: _chain(nn.Sigmoid(), _norm(), nn.ReLU(), _conv(padding=1)),
-    "NEGATIVE_GAIN": lambda: _chain(nn.Sigmoid(), _norm(gains="mixed"), nn.ReLU(), _conv()),
-    "NONLINEAR_BETWEEN": lambda: _chain(nn.Sigmoid(), _norm(), nn.LeakyReLU(0.125), _conv()),
-    "GRAPH_OUTPUT": lambda: _Net(lambda m, x: m.norm(F.relu(x)), norm=_norm()),
+    "PADDED_BORDER": lambda: _chain(nn.Sigmoid(), a_norm(), nn.ReLU(), _conv(padding=1)),
+    "NEGATIVE_GAIN": lambda: _chain(nn.Sigmoid(), a_norm(gains="mixed"), nn.ReLU(), _conv()),
+    "NONLINEAR_BETWEEN": lambda: _chain(nn.Sigmoid(), a_norm(), nn.LeakyReLU(0.125), _conv()),
+    "GRAPH_OUTPUT": lambda: _Net(lambda m, x: m.norm(F.relu(x)), norm=a_norm()),
     "INPUT_DEPENDENT": lambda: _chain(_conv(), nn.InstanceNorm2d(C), nn.ReLU()),
     "TINY_GAIN": lambda: _Net(
-        lambda m, x: m.conv(F.relu(m.norm(torch.sigmoid(x)))), conv=_conv(), norm=_tiny(_norm())
+        lambda m, x: m.conv(F.relu(m.norm(torch.sigmoid(x)))), conv=_conv(), norm=_tiny(a_norm())
     ),
 }  # fmt: skip
 
@@ -160,7 +129,7 @@ def _tiny(norm: nn.BatchNorm2d) -> nn.BatchNorm2d:
 
 @pytest.mark.parametrize("code", KEPT)
 def test_what_cannot_is_kept_and_told(code: str) -> None:
-    folded, _ = _folded(KEPT[code]())
+    folded, _ = folded_and_held(KEPT[code]())
     (kept,) = folded.folds
     assert (kept.rule, kept.code) == ("kept", code)
     assert kept.why
@@ -170,50 +139,19 @@ def test_what_cannot_is_kept_and_told(code: str) -> None:
 def test_a_layer_and_two_norms_do_not_mix_up_length_and_channels() -> None:
     """A Linear on (N, L, C) followed by BatchNorm1d normalises axis 1, which is not what the layer writes."""
     model = nn.Sequential(nn.Flatten(2), nn.Linear(64, C), _filled(nn.BatchNorm1d(C)))
-    folded, operators = _folded(model)
+    folded, operators = folded_and_held(model)
     assert [fold.rule for fold in folded.folds] == ["kept"]
     assert operators["BatchNormalization"] == 1
 
 
 def test_names_are_those_of_the_modules() -> None:
-    net = _Net(lambda m, x: m.first(m.conv(x)), conv=_conv(), first=_norm())
-    folded, _ = _folded(net)
+    net = _Net(lambda m, x: m.first(m.conv(x)), conv=_conv(), first=a_norm())
+    folded, _ = folded_and_held(net)
     assert [(fold.norm, fold.operator) for fold in folded.folds] == [("first", "BatchNormalization")]
 
 
-@pytest.mark.parametrize("norm", ["bn", "msn", "msn-affine"])
-def test_densenet_has_nothing_left_between_convolutions_but_one_max(norm: str) -> None:
-    torch.manual_seed(1)
-    net = NETS["densenet_bc_22"](Norm(name=norm), in_channels=C, height_px=8, width_px=8, width=4, classes=3)
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.load_state_dict({**_norm(module.num_features).state_dict()})
-    for name, parameter in net.named_parameters():
-        if name.endswith("shift"):
-            nn.init.normal_(parameter)
-    plain, _ = fold_layers(net.eval())
-    _, operators = _folded(plain)
-    assert not operators.keys() & {"Add", "Mul", "Sub", "Div", "BatchNormalization"}
-    assert operators["Max"] == 12  # one before each of 9 layers, 2 transitions and the classifier
-    assert operators["Relu"] == 9
-
-
-def test_densenet_in_producer_form_reads_its_concatenations_directly() -> None:
-    torch.manual_seed(1)
-    net = NETS["densenet_bc_22_producer"](Norm(name="msn"), in_channels=C, height_px=8, width_px=8, width=4, classes=3)
-    plain, _ = fold_layers(net.eval())
-    folded, operators = _folded(plain)
-    assert operators.keys() == {"Conv", "Relu", "Concat", "AveragePool", "ReduceMean", "Gemm"}
-    readers = Counter()
-    for node in folded.model.graph.node:
-        if node.op_type == "Concat":
-            readers.update(each.op_type for each in folded.model.graph.node if node.output[0] in each.input)
-    # A transition's average pooling commutes with its 1x1 convolution, and goes first.
-    assert readers == {"Conv": 6, "AveragePool": 2, "ReduceMean": 1}
-
-
 def test_average_pooling_goes_before_a_pointwise_convolution() -> None:
-    folded, _ = _folded(_chain(_conv(8, 1), nn.AvgPool2d(2), nn.Sigmoid()))
+    folded, _ = folded_and_held(_chain(_conv(8, 1), nn.AvgPool2d(2), nn.Sigmoid()))
     assert [node.op_type for node in folded.model.graph.node] == ["AveragePool", "Conv", "Sigmoid"]
     assert folded.pooled_first == ("avg_pool2d",)
 
@@ -232,7 +170,7 @@ def _both_ways(y: Tensor) -> Tensor:
     ],
 )
 def test_and_not_where_it_would_change_anything(net: Callable[[], nn.Module]) -> None:
-    folded, _ = _folded(net())
+    folded, _ = folded_and_held(net())
     assert folded.pooled_first == ()
 
 
