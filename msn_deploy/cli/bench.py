@@ -68,10 +68,12 @@ def show(result: BenchResult) -> None:
     ]
     head = ("model", "median ms", "p90", "p99", "ratio", "95 % interval", "verdict")
     output.show_table(rows, head=head, right=(1, 2, 3, 4))
-    of = next(arm.facts.get("graph") for arm in result.arms if arm.name == result.baseline)
-    twins = [arm.name for arm in result.arms if of and arm.facts.get("graph") == of and arm.name != result.baseline]
-    if twins:
-        output.say(f"same graph as the baseline: {', '.join(twins)}; a difference there is noise, not the network")
+    graphs: dict[str, list[str]] = {}
+    for arm in result.arms:
+        graphs.setdefault(arm.facts.get("graph") or arm.name, []).append(arm.name)
+    for names in graphs.values():
+        if names[1:]:
+            output.say(f"same graph: {', '.join(names)}; a difference between them is noise, not the network")
     profile = result.profile
     output.say(
         f"{profile.provider}, batch {profile.batch}, {profile.threads} threads, input: {profile.input}; "

@@ -78,8 +78,8 @@ def _say_folds(certificate: Certificate) -> None:
     rules = Counter(norm.rule for norm in certificate.norms if norm.rule != "kept")
     told = [f"{count} {rule}" for rule, count in sorted(rules.items())]
     worst = certificate.worst
-    exact = "" if worst is None else f"; in float64 the outputs move by {worst.difference:.1g} at most"
-    output.say(f"  norms      {', '.join(told) or 'none to fold'}{exact}")
+    told_worst = f"in float64 values of {worst.of:.2g} move by {worst.difference:.1g} at most"
+    output.say(f"  norms      {', '.join(told) or 'none to fold'}; {told_worst}")
     for code, count in sorted(Counter(norm.code for norm in certificate.kept).items()):
         first = next(norm for norm in certificate.kept if norm.code == code)
         output.say(f"  kept       {count} {code}, the first {first.norm}: {first.why}")

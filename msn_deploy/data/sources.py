@@ -30,7 +30,7 @@ _TEST_EVERY = 5  # in a folder without a split of its own, every fifth file of a
 class Split:
     """Images uint8 (N, H, W, C), labels int64 (N,), and the class names that the labels index.
 
-    read: how they were loaded, as `load_recorded` of data.recorded takes it; empty for arrays that came from elsewhere.
+    read: how they were loaded, which `data.recorded.is_as_recorded` does again; empty for arrays from elsewhere.
     """
 
     source: str

@@ -39,10 +39,13 @@ class CertifiedNorm:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Certificate:
-    """What `export` did to the norms of a network. pooled_first: tensors whose average pooling was moved."""
+    """What `export` did to the norms of a network, and to its output.
+
+    pooled_first: tensors whose average pooling was moved. inputs: what was run.
+    """
 
     norms: tuple[CertifiedNorm, ...]
-    output: CertifiedNorm | None
+    output: CertifiedNorm
     pooled_first: tuple[str, ...] = ()
     inputs: tuple[str, ...] = INPUTS
 
@@ -52,15 +55,14 @@ class Certificate:
         return [norm for norm in self.norms if norm.rule == "kept"]
 
     @property
-    def worst(self) -> CertifiedNorm | None:
-        """The norm that moved its values most, relative to them; None if none was folded."""
-        moved = [norm for norm in (*self.norms, self.output) if norm is not None and norm.difference is not None]
-        return max(moved, key=_relative, default=None)
+    def worst(self) -> CertifiedNorm:
+        """The norm (or the output) whose values moved most, relative to them."""
+        return max((norm for norm in (*self.norms, self.output) if norm.rule != "kept"), key=_relative)
 
     @property
     def is_exact(self) -> bool:
         """Whether no difference is more than rounding in float64."""
-        return self.worst is None or _relative(self.worst) <= _LARGEST
+        return _relative(self.worst) <= _LARGEST
 
 
 def _relative(norm: CertifiedNorm) -> float:

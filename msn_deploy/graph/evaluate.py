@@ -33,7 +33,10 @@ def values_float64(model: ModelProto, x: Array) -> Values:
         found: Values = evaluator.run(None, {given: x.astype("float64")}, intermediate=True)
     except Exception as cause:  # whatever numpy or the reference raises on an operator that it can't run
         first = (str(cause).splitlines() or [""])[0][:160]
-        raise InputError(f"the graph could not be evaluated in float64: {type(cause).__name__}: {first}") from cause
+        raise InputError(
+            f"the graph could not be evaluated in float64, to prove its folds: {type(cause).__name__}: {first}\n"
+            "`--no-fold` exports it with its norms as they are."
+        ) from cause
     return {name: value for name, value in found.items() if value is not None}  # optional inputs that are not there
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -11,6 +12,7 @@ from msn_deploy.core.errors import InputError
 from msn_deploy.core.model_info import METADATA_KEY, ModelInfo, info_from_json
 from msn_deploy.engine.onnx_file import read_onnx
 from msn_deploy.graph.external import Merged, read_merged
+from msn_deploy.graph.identity import structural_hash
 
 _DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")  # ONNX's own, and what ONNX Runtime adds
 
@@ -74,7 +76,11 @@ def info_of(model: ModelProto, *, source: str) -> ModelInfo | None:
 
 
 def with_info(model: ModelProto, info: ModelInfo) -> bytes:
-    """Serialise a graph with the info as its only metadata; equal graphs and infos give equal bytes."""
+    """Serialise a graph with the info, and the hash of this very graph, as its only metadata.
+
+    Equal graphs and infos give equal bytes.
+    """
+    info = replace(info, graph=structural_hash(model))
     del model.metadata_props[:]
     onnx.helper.set_model_props(model, {METADATA_KEY: info.to_json()})
     return bytes(model.SerializeToString(deterministic=True))

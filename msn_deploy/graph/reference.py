@@ -15,143 +15,99 @@ from onnx.reference.op_run import OpRun
 Array = NDArray[Any]
 
 
-class Conv(OpRun):  # type: ignore[misc]  # onnx is not typed
-    """Convolution of one to three dimensions by torch; its name is how the evaluator knows it."""
+class Conv(OpRun):  # type: ignore[misc]  # onnx is not typed; the name of a class is that of its operator
+    """Convolution of one to three dimensions."""
 
     op_domain = ""
 
-    def _run(
-        self,
-        x: Array,
-        w: Array,
-        b: Array | None = None,
-        auto_pad: str | None = None,
-        dilations: list[int] | None = None,
-        group: int | None = None,
-        kernel_shape: list[int] | None = None,
-        pads: list[int] | None = None,
-        strides: list[int] | None = None,
-    ) -> tuple[Array]:
+    def _run(self, x: Array, w: Array, b: Array | None = None, **given: Any) -> tuple[Array]:
         import torch
 
-        sides = x.ndim - 2
-        strides, dilations, group = strides or [1] * sides, dilations or [1] * sides, group or 1
-        pads = _explicit_pads(auto_pad, pads, x.shape[2:], w.shape[2:], strides, dilations)
-        x, pads = _even(x, pads, 0.0, ceil=False)
-        convolve: Any = (torch.conv1d, torch.conv2d, torch.conv3d)[sides - 1]
+        at = _Window(given, x, w.shape[2:])
+        x, pads = at.padded(x, 0.0, ceil=False)
+        convolve: Any = (torch.conv1d, torch.conv2d, torch.conv3d)[at.sides - 1]
         tensors = [None if each is None else _tensor(each) for each in (x, w, b)]
-        y = convolve(*tensors, strides, pads, dilations, group)
+        y = convolve(*tensors, at.strides, pads, at.dilations, given.get("group") or 1)
         return (y.numpy(),)
 
 
-class ConvTranspose(OpRun):  # type: ignore[misc]  # onnx is not typed
-    """Transposed convolution of one to three dimensions by torch; padding here is cutting off."""
+class ConvTranspose(OpRun):  # type: ignore[misc]
+    """Transposed convolution of one to three dimensions; padding here is cutting off."""
 
     op_domain = ""
 
-    def _run(
-        self,
-        x: Array,
-        w: Array,
-        b: Array | None = None,
-        auto_pad: str | None = None,
-        dilations: list[int] | None = None,
-        group: int | None = None,
-        kernel_shape: list[int] | None = None,
-        output_padding: list[int] | None = None,
-        output_shape: list[int] | None = None,
-        pads: list[int] | None = None,
-        strides: list[int] | None = None,
-    ) -> tuple[Array]:
+    def _run(self, x: Array, w: Array, b: Array | None = None, **given: Any) -> tuple[Array]:
         import torch
 
-        if output_shape or auto_pad not in (None, "NOTSET", "VALID"):
+        if given.get("output_shape") or given.get("auto_pad") not in (None, "NOTSET", "VALID"):
             raise NotImplementedError("a transposed convolution with auto_pad or output_shape")
-        sides = x.ndim - 2
-        strides, dilations, pads = strides or [1] * sides, dilations or [1] * sides, pads or [0] * 2 * sides
-        more = output_padding or [0] * sides
-        convolve: Any = (torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d)[sides - 1]
-        y = convolve(_tensor(x), _tensor(w), None, strides, 0, 0, group or 1, dilations).numpy()
-        y = np.pad(y, [(0, 0), (0, 0), *((0, each) for each in more)])
-        y = y[(..., *(slice(pads[i], y.shape[2 + i] - pads[sides + i]) for i in range(sides)))]
-        return (y if b is None else y + b.reshape(-1, *[1] * sides),)
+        at = _Window(given, x, w.shape[2:])
+        convolve: Any = (torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d)[at.sides - 1]
+        group = given.get("group") or 1
+        y = convolve(_tensor(x), _tensor(w), None, at.strides, 0, 0, group, at.dilations).numpy()
+        y = np.pad(y, [(0, 0), (0, 0), *((0, each) for each in given.get("output_padding") or [0] * at.sides)])
+        before, behind = at.pads[: at.sides], at.pads[at.sides :]
+        y = y[(..., *(slice(before[i], y.shape[2 + i] - behind[i]) for i in range(at.sides)))]
+        return (y if b is None else y + b.reshape(-1, *[1] * at.sides),)
 
 
-def _explicit_pads(
-    auto: str | None, pads: list[int] | None, sizes: Any, kernel: Any, strides: list[int], dilations: list[int]
-) -> list[int]:
-    if auto in (None, "NOTSET", "VALID"):
-        return pads or [0] * 2 * len(sizes)
-    missing = []
-    for size, width, stride, dilation in zip(sizes, kernel, strides, dilations, strict=True):
-        missing.append(max(0, (-(-size // stride) - 1) * stride + dilation * (width - 1) + 1 - size))
-    before = [each // 2 if auto == "SAME_UPPER" else each - each // 2 for each in missing]
-    return before + [each - first for each, first in zip(missing, before, strict=True)]
-
-
-class MaxPool(OpRun):  # type: ignore[misc]  # onnx is not typed
+class MaxPool(OpRun):  # type: ignore[misc]
     """Largest value of each window; its second output, the indices, is not computed."""
 
     op_domain = ""
 
-    def _run(
-        self,
-        x: Array,
-        auto_pad: str | None = None,
-        ceil_mode: int | None = None,
-        dilations: list[int] | None = None,
-        kernel_shape: list[int] | None = None,
-        pads: list[int] | None = None,
-        storage_order: int | None = None,
-        strides: list[int] | None = None,
-    ) -> tuple[Array]:
+    def _run(self, x: Array, **given: Any) -> tuple[Array]:
         import torch
 
-        sides, kernel = x.ndim - 2, kernel_shape or []
-        strides, dilations = strides or [1] * sides, dilations or [1] * sides
-        pads = _explicit_pads(auto_pad, pads, x.shape[2:], kernel, strides, dilations)
-        x, pads = _even(x, pads, -np.inf, ceil=bool(ceil_mode))
-        pool: Any = (torch.max_pool1d, torch.max_pool2d, torch.max_pool3d)[sides - 1]
-        return (pool(_tensor(x), kernel, strides, pads, dilations, bool(ceil_mode)).numpy(),)
+        at, ceil = _Window(given, x, given["kernel_shape"]), bool(given.get("ceil_mode"))
+        x, pads = at.padded(x, -np.inf, ceil=ceil)
+        pool: Any = (torch.max_pool1d, torch.max_pool2d, torch.max_pool3d)[at.sides - 1]
+        return (pool(_tensor(x), at.kernel, at.strides, pads, at.dilations, ceil).numpy(),)
 
 
-class AveragePool(OpRun):  # type: ignore[misc]  # onnx is not typed
+class AveragePool(OpRun):  # type: ignore[misc]
     """Mean of each window."""
 
     op_domain = ""
 
-    def _run(
-        self,
-        x: Array,
-        auto_pad: str | None = None,
-        ceil_mode: int | None = None,
-        count_include_pad: int | None = None,
-        dilations: list[int] | None = None,
-        kernel_shape: list[int] | None = None,
-        pads: list[int] | None = None,
-        strides: list[int] | None = None,
-    ) -> tuple[Array]:
+    def _run(self, x: Array, **given: Any) -> tuple[Array]:
         from torch.nn import functional as F
 
-        sides, kernel = x.ndim - 2, kernel_shape or []
-        strides = strides or [1] * sides
-        pads = _explicit_pads(auto_pad, pads, x.shape[2:], kernel, strides, [1] * sides)
-        if any(each != 1 for each in dilations or []) or (pads[:sides] != pads[sides:] and not count_include_pad):
+        at, ceil = _Window(given, x, given["kernel_shape"]), bool(given.get("ceil_mode"))
+        counted = bool(given.get("count_include_pad"))
+        if set(at.dilations) != {1} or (at.pads[: at.sides] != at.pads[at.sides :] and not counted):
             raise NotImplementedError("an average pooling with dilation or uneven padding")
-        x, pads = _even(x, pads, 0.0, ceil=bool(ceil_mode))
-        pool: Any = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[sides - 1]
-        return (pool(_tensor(x), kernel, strides, pads, bool(ceil_mode), bool(count_include_pad)).numpy(),)
+        x, pads = at.padded(x, 0.0, ceil=ceil)
+        pool: Any = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[at.sides - 1]
+        return (pool(_tensor(x), at.kernel, at.strides, pads, ceil, counted).numpy(),)
 
 
-def _even(x: Array, pads: list[int], value: float, *, ceil: bool) -> tuple[Array, list[int]]:
-    """Return the input and the padding per axis that torch takes, which is the same on both sides."""
-    sides = x.ndim - 2
-    if pads[:sides] == pads[sides:]:
-        return x, pads[:sides]
-    if ceil:
-        raise NotImplementedError("a pooling with rounded-up sizes and uneven padding")
-    widths = [(0, 0), (0, 0), *zip(pads[:sides], pads[sides:], strict=True)]
-    return np.pad(x, widths, constant_values=value), [0] * sides
+class _Window:
+    """Where the windows of a convolution or pooling lie, every attribute spelled out."""
+
+    def __init__(self, given: dict[str, Any], x: Array, kernel: Any) -> None:
+        self.sides, self.kernel = x.ndim - 2, list(kernel)
+        self.strides = list(given.get("strides") or [1] * self.sides)
+        self.dilations = list(given.get("dilations") or [1] * self.sides)
+        self.pads = self._pads(given.get("auto_pad"), given.get("pads"), x.shape[2:])
+
+    def _pads(self, auto: str | None, pads: Any, sizes: tuple[int, ...]) -> list[int]:
+        if auto in (None, "NOTSET", "VALID"):
+            return list(pads or [0] * 2 * self.sides)
+        missing = []
+        for size, width, stride, dilation in zip(sizes, self.kernel, self.strides, self.dilations, strict=True):
+            missing.append(max(0, (-(-size // stride) - 1) * stride + dilation * (width - 1) + 1 - size))
+        before = [each // 2 if auto == "SAME_UPPER" else each - each // 2 for each in missing]
+        return before + [each - first for each, first in zip(missing, before, strict=True)]
+
+    def padded(self, x: Array, value: float, *, ceil: bool) -> tuple[Array, list[int]]:
+        """Return the input and the padding per axis that torch takes, which is the same on both sides."""
+        before, behind = self.pads[: self.sides], self.pads[self.sides :]
+        if before == behind:
+            return x, before
+        if ceil:
+            raise NotImplementedError("a pooling with rounded-up sizes and uneven padding")
+        return np.pad(x, [(0, 0), (0, 0), *zip(before, behind, strict=True)], constant_values=value), [0] * self.sides
 
 
 def _tensor(array: Array) -> Any:

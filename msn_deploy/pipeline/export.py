@@ -82,7 +82,6 @@ def export_onnx(
     from msn_deploy.graph import certify, fold_graph, simplifying
     from msn_deploy.graph.export import DEFAULT_OPSET
     from msn_deploy.graph.files import with_info
-    from msn_deploy.graph.identity import structural_hash
     from msn_deploy.graph.ladder import require_ladder, rung
     from msn_deploy.graph.opset import to_opset
 
@@ -98,7 +97,8 @@ def export_onnx(
     images, images_are = _comparison_input(made)
     truth = made.predict(images)
     rungs = [] if made.with_plain_layers is None else [rung("layers folded", truth, made.with_plain_layers(images))]
-    rungs.append(rung("onnx", truth, _outputs(made.graph, images)))
+    if not made.graph_is_truth:
+        rungs.append(rung("onnx", truth, _outputs(made.graph, images)))
     graph, certificate, why = made.graph, None, ""
     if fold:
         folded = fold_graph(made.graph)
@@ -115,7 +115,6 @@ def export_onnx(
     if certificate is not None:
         _require_exact(certificate, source, fully=require_fully_folded)
     info = _described(made.info, graph, fold=fold)
-    info = replace(info, graph=structural_hash(graph))
     content = with_info(graph, info)
     report = ExportReport(
         path=out,
@@ -202,7 +201,7 @@ def _lower_rungs(
 
 def _require_exact(certificate: Certificate, source: str, *, fully: bool) -> None:
     worst = certificate.worst
-    if worst is not None and not certificate.is_exact:
+    if not certificate.is_exact:
         raise GateError(
             f"{source}: the fold of {worst.norm} moves values of {worst.of:.3g} by {worst.difference:.3g} in float64.\n"
             "That is an error of msn-deploy; please report it. Nothing was written. `--no-fold` exports without."

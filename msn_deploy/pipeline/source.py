@@ -34,8 +34,8 @@ Predict = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 class Source:
     """What is exported: its graph with every norm, and the truth that every later stage is held against.
 
-    predict: the truth. with_plain_layers: the same network after its layers were folded; None if none were.
-    layers: what became of those. parents: what it came from.
+    predict: the truth. graph_is_truth: it is the graph itself, of a file of others. with_plain_layers: the same network
+    after its layers were folded; None if none were. layers: what became of those. parents: what it came from.
     """
 
     graph: ModelProto
@@ -43,6 +43,7 @@ class Source:
     predict: Predict
     input_shape: tuple[int, ...]
     parents: tuple[Parent, ...]
+    graph_is_truth: bool = False
     with_plain_layers: Predict | None = None
     layers: tuple[CertifiedNorm, ...] = ()
 
@@ -133,6 +134,7 @@ def _open_onnx(path: Path) -> Source:
         graph=graph,
         info=info_of(graph, source=str(path)) or ModelInfo(net="custom", norm="custom"),
         predict=runner.run,
+        graph_is_truth=True,
         input_shape=tuple(size or 1 for size in shape),
         parents=(parent_of(path, role="onnx"), *(parent_of(file, role="weights") for file in merged.files)),
     )

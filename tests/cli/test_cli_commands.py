@@ -201,6 +201,33 @@ def test_bench_writes_json_and_a_page(ok, run_folder, tmp_path):
         assert [(parent.role, parent.file) for parent in parents[len(files) :]] == [("data:test", "digits")]
 
 
+def test_files_carry_the_hash_of_their_own_graph_and_bench_says_which_are_the_same(ok, run_folder):
+    import onnx
+
+    from msn_deploy.graph.identity import structural_hash
+
+    told = {}
+    for name in ("cnn3_msn", "cnn3_bn", "cnn3_bn.unfolded", "cnn3_msn.int8", "cnn3_msn.fp16"):
+        model = onnx.load(run_folder / f"{name}.onnx")
+        text = next(each.value for each in model.metadata_props if each.key == METADATA_KEY)
+        told[name] = info_from_json(text, source=name).graph
+        assert told[name] == structural_hash(model)
+    assert told["cnn3_msn"] == told["cnn3_bn"]
+    assert len(set(told.values())) == 4
+    names = ("cnn3_bn.unfolded", "cnn3_msn", "cnn3_bn", "cnn3_msn.int8")
+    out = ok("bench", *(run_folder / f"{name}.onnx" for name in names), "--threads", 1, "--seconds", 0.6).out
+    (line,) = (line for line in out.splitlines() if line.startswith("same graph"))
+    assert line.startswith("same graph: cnn3_msn, cnn3_bn; ")
+
+
+def test_no_certificate_of_an_older_model_is_left(ok, run_folder, tmp_path):
+    source, out = run_folder / "cnn3_bn.safetensors", tmp_path / "net.onnx"
+    ok("export", source, "--out", out)
+    assert (tmp_path / "net.fold.json").is_file()
+    ok("export", source, "--no-fold", "--out", out)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["net.onnx", "net.onnx.json"]
+
+
 def test_bench_json_to_stdout_is_json_alone(ok, run_folder):
     outcome = ok("bench", run_folder / "cnn3_msn.onnx", "--seconds", 0.6, "--threads", 1, "--json", "-")
     (arm,) = json.loads(outcome.out)["arms"]

@@ -186,6 +186,7 @@ def test_files_of_others_are_folded_and_keep_their_opset(tmp_path: Path) -> None
     assert "BatchNormalization" in {node.op_type for node in raw.graph.node}
     report = export_onnx(str(tmp_path / "raw.onnx"), tmp_path / "folded.onnx")
     assert report.operators == {"Conv": 1}
+    assert [rung.stage for rung in report.ladder] == ["graph folded", "simplified"]  # the file itself is the truth
     assert report.certificate is not None
     assert [norm.rule for norm in report.certificate.norms] == ["into-producer"]
     folded = onnx.load(str(tmp_path / "folded.onnx"))

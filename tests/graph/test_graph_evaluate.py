@@ -1,0 +1,87 @@
+"""The float64 truth agrees with ONNX Runtime, which shares no code with it, on every window that there is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+
+from msn_deploy.core.errors import InputError
+from msn_deploy.graph.evaluate import run_float64, to_double, to_single, values_float64
+
+SIZES = {1: (9,), 2: (9, 8), 3: (7, 6, 5)}
+CASES: list[tuple[str, int, dict[str, Any]]] = [
+    *(("Conv", sides, {"pads": [1] * 2 * sides, "strides": [2] * sides}) for sides in (1, 2, 3)),
+    ("Conv", 2, {"pads": [0, 1, 2, 1], "dilations": [2, 1]}),
+    ("Conv", 2, {"group": 2, "strides": [1, 2]}),
+    *(("Conv", 2, {"auto_pad": auto, "strides": [2, 3]}) for auto in ("SAME_UPPER", "SAME_LOWER", "VALID")),
+    *(("ConvTranspose", sides, {"strides": [2] * sides}) for sides in (1, 2, 3)),
+    ("ConvTranspose", 2, {"group": 2, "pads": [0, 1, 2, 0], "strides": [2, 3], "output_padding": [1, 0]}),
+    ("ConvTranspose", 2, {"dilations": [2, 1]}),
+    *((kind, sides, {"strides": [2] * sides}) for kind in ("MaxPool", "AveragePool") for sides in (1, 2, 3)),
+    *((kind, 2, {"pads": [1, 1, 1, 1], "ceil_mode": 1}) for kind in ("MaxPool", "AveragePool")),
+    *((kind, 2, {"auto_pad": "SAME_LOWER"}) for kind in ("MaxPool",)),
+    ("MaxPool", 2, {"pads": [0, 1, 1, 0], "dilations": [1, 2]}),
+    ("AveragePool", 2, {"pads": [0, 1, 1, 0], "count_include_pad": 1}),
+    ("AveragePool", 2, {"pads": [1, 1, 1, 1], "count_include_pad": 0, "strides": [2, 2]}),
+]
+
+
+def _graph(kind: str, sides: int, attributes: dict[str, Any]) -> ModelProto:
+    rng = np.random.default_rng(1)
+    group, shape = attributes.get("group", 1), [2, 4, *SIZES[sides]]
+    arrays = {}
+    if kind.startswith("Conv"):
+        channels = (6, 4 // group) if kind == "Conv" else (4, 6 // group)
+        arrays = {"w": rng.standard_normal((*channels, *[3] * sides)), "b": rng.standard_normal(6)}
+    else:
+        attributes = {"kernel_shape": [3] * sides, **attributes}
+    weights = [numpy_helper.from_array(array.astype(np.float32), name) for name, array in arrays.items()]
+    graph = helper.make_graph(
+        [helper.make_node(kind, ["x", *arrays], ["y"], **attributes)],
+        "one",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        weights,
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.mark.parametrize(("kind", "sides", "attributes"), CASES)
+def test_windows_are_those_of_onnx_runtime(kind: str, sides: int, attributes: dict[str, Any]) -> None:
+    model = _graph(kind, sides, attributes)
+    x = np.random.default_rng(2).standard_normal((2, 4, *SIZES[sides])).astype(np.float32)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (expected,) = session.run(None, {"x": x})
+    got = run_float64(model, x)
+    assert got.dtype == np.float64
+    np.testing.assert_allclose(got, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize(("kind", "attributes"), [
+    ("AveragePool", {"pads": [0, 1, 1, 0], "count_include_pad": 0}),
+    ("MaxPool", {"pads": [0, 1, 1, 0], "ceil_mode": 1}),
+    ("ConvTranspose", {"auto_pad": "SAME_UPPER", "strides": [2, 2]}),
+])  # fmt: skip
+def test_what_is_not_known_is_refused_with_a_way_out(kind: str, attributes: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=r"could not be evaluated in float64[\s\S]*`--no-fold` exports it"):
+        run_float64(_graph(kind, 2, attributes), np.zeros((2, 4, 9, 8)))
+
+
+def test_to_double_and_back_is_the_same_file() -> None:
+    model = _graph("Conv", 2, {})
+    model.graph.node.append(helper.make_node("Cast", ["y"], ["z"], to=TensorProto.FLOAT))
+    double = to_double(model)
+    assert {tensor.data_type for tensor in double.graph.initializer} == {TensorProto.DOUBLE}
+    assert double.graph.node[1].attribute[0].i == TensorProto.DOUBLE
+    assert to_single(double).SerializeToString() == model.SerializeToString()
+
+
+def test_every_tensor_between_is_told() -> None:
+    model = _graph("Conv", 2, {})
+    model.graph.node.append(helper.make_node("Relu", ["y"], ["z"]))
+    values = values_float64(to_double(model), np.random.default_rng(0).standard_normal((2, 4, 9, 8)))
+    np.testing.assert_array_equal(values["z"], np.maximum(values["y"], 0))
