@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from msn_deploy.graph.certificate import CertifiedNorm
-from msn_deploy.msn.layers import SpectralLayer
-from msn_deploy.msn.plain import FoldedLayer, copied, fold_layers
+from msn_deploy.msn.plain import FoldedLayer, copied, fold_layers, raw_weight
 
 
 @torch.no_grad()
@@ -36,14 +35,10 @@ def _certified(layer: FoldedLayer) -> CertifiedNorm:
 
 def _largest_singular_value(layer: nn.Module) -> float:
     """Of the raw weight as (C_out, ...), by the eigenvalues of the smaller Gram matrix."""
-    if isinstance(layer, SpectralLayer):
-        matrix = layer._matrix()
-    else:
-        chain = getattr(layer, "parametrizations", None)
-        raw: Tensor = chain["weight"].original if chain is not None else layer.weight_orig  # type: ignore[assignment]
-        matrix = (
-            raw.transpose(0, 1).flatten(1) if isinstance(layer, nn.modules.conv._ConvTransposeNd) else raw.flatten(1)
-        )
+    raw = raw_weight(layer)
+    assert raw is not None
+    is_transposed = isinstance(layer, nn.modules.conv._ConvTransposeNd)
+    matrix = (raw.transpose(0, 1) if is_transposed else raw).flatten(1)
     gram = matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix
     return float(torch.linalg.eigvalsh(gram)[-1].clamp(min=0).sqrt())
 

@@ -53,7 +53,7 @@ def fold_layers(model: nn.Module) -> tuple[nn.Module, list[FoldedLayer]]:
             replace_module(holder, name, replaced[id(module)])
             continue
         short, original = name.removeprefix("model").removeprefix("."), originals[name]
-        kind, sigma = _normaliser(original)
+        kind = _normaliser(original)
         plain = _settled(short, module)
         if isinstance(plain, ours.SpectralLayer):
             plain = _plain_layer(short, plain)
@@ -61,25 +61,37 @@ def fold_layers(model: nn.Module) -> tuple[nn.Module, list[FoldedLayer]]:
             replaced[id(module)] = plain
             replace_module(holder, name, plain)
         if kind:
+            sigma = _sigma(original, plain)
             folded.append(FoldedLayer(name=short, kind=kind, before=original, after=plain, sigma=sigma))
     return holder["model"], folded
 
 
-def _normaliser(layer: nn.Module) -> tuple[str, float | None]:
-    """Return what normalises the weight of a layer, and the sigma that it divides by; an empty name for nothing."""
+def _normaliser(layer: nn.Module) -> str:
+    """Return the name of what normalises the weight of a layer; empty for nothing."""
     if isinstance(layer, ours.SpectralLayer):
-        return type(layer).__name__, float(layer.sigma())
-    hooks = [type(hook).__name__ for hook in layer._forward_pre_hooks.values()]
-    kind = next((name for name in hooks if name in _KNOWN_HOOKS), "")
+        return type(layer).__name__
     if parametrize.is_parametrized(layer, "weight"):
         chain = layer.parametrizations["weight"]  # type: ignore[index]
-        kind = ", ".join(type(each).__name__.removeprefix("_") for each in chain)
-        raw = getattr(chain, "original", None)
-    else:
-        raw = getattr(layer, "weight_orig", None)
-    if kind != "SpectralNorm" or not isinstance(raw, Tensor):
-        return kind, None
-    return kind, float(raw.double().norm() / layer.weight.double().norm())  # type: ignore[operator]
+        return ", ".join(type(each).__name__.removeprefix("_") for each in chain)
+    hooks = [type(hook).__name__ for hook in layer._forward_pre_hooks.values()]
+    return next((name for name in hooks if name in _KNOWN_HOOKS), "")
+
+
+def raw_weight(layer: nn.Module) -> Tensor | None:
+    """Return the weight of a layer before a spectral norm divides it, in the layer's own shape; None without one."""
+    if isinstance(layer, ours.SpectralLayer):
+        return layer.weight
+    chain = layer.parametrizations["weight"] if parametrize.is_parametrized(layer, "weight") else None  # type: ignore[index]
+    raw = getattr(layer, "weight_orig", None) if chain is None else getattr(chain, "original", None)
+    return raw if isinstance(raw, Tensor) else None  # weight_norm keeps a magnitude and a direction instead
+
+
+def _sigma(original: nn.Module, plain: nn.Module) -> float | None:
+    """Return what a spectral norm divided by. A hook's own weight is of its last forward, so the fold is asked."""
+    if isinstance(original, ours.SpectralLayer):
+        return float(original.sigma())
+    raw = raw_weight(original)
+    return None if raw is None else float(raw.double().norm() / plain.weight.double().norm())  # type: ignore[operator]
 
 
 def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:

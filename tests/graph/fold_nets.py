@@ -24,6 +24,8 @@ def a_norm(channels: int = C, gains: str = "positive") -> nn.BatchNorm2d:
         if gains == "zero":
             norm.weight[1] = 0.0
         norm.bias.copy_(torch.randn(channels))
+        if gains == "zero":
+            norm.bias[1] = -0.6  # behind a ReLU such a channel is zero, and not its shift
         norm.running_mean.copy_(torch.randn(channels))
         norm.running_var.copy_(torch.rand(channels) + 0.2)
     return norm

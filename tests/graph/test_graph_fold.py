@@ -5,17 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-import onnx
 import pytest
 import torch
 from fold_nets import C, a_norm, folded_and_held
-from onnx import ModelProto, TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from msn_deploy.graph import fold_graph
-from msn_deploy.graph.evaluate import run_float64
 
 
 class _Net(nn.Module):
@@ -45,6 +39,7 @@ FOLDED = {
     "transposed-norm": lambda: _chain(
         nn.ConvTranspose2d(C, 2 * C, 3, 2, groups=2, output_padding=1), a_norm(2 * C, "zero")
     ),
+    "conv-norm-without-gain": lambda: _chain(_conv(), _filled(nn.BatchNorm2d(C, affine=False))),
     "linear-norm": lambda: _chain(nn.Flatten(), nn.Linear(C * 64, 3), _filled(nn.BatchNorm1d(3))),
     "norm-conv": lambda: _chain(a_norm(gains="mixed"), _conv(8, groups=2)),
     "norm-relu-conv": lambda: _chain(nn.Sigmoid(), a_norm(), nn.ReLU(), _conv()),
@@ -92,7 +87,7 @@ def _positive() -> nn.Module:
     return nn.ParameterDict({"value": torch.rand(C, 1, 1) + 0.1})
 
 
-def _filled(norm: nn.BatchNorm1d) -> nn.BatchNorm1d:
+def _filled(norm: Any) -> Any:
     with torch.no_grad():
         norm.running_mean.copy_(torch.randn(norm.num_features))
         norm.running_var.copy_(torch.rand(norm.num_features) + 0.3)
@@ -144,6 +139,14 @@ def test_a_layer_and_two_norms_do_not_mix_up_length_and_channels() -> None:
     assert operators["BatchNormalization"] == 1
 
 
+def test_a_sum_of_one_channel_and_many_is_kept() -> None:
+    """The norm has a number per channel of the sum, which the single channel can't take."""
+    torch.manual_seed(0)
+    net = _Net(lambda m, x: m.norm(m.one(x) + m.many(x)), one=_conv(1), many=_conv(), norm=a_norm())
+    folded, _ = folded_and_held(net)
+    assert [fold.code for fold in folded.folds] == ["UNKNOWN_OPERATOR"]
+
+
 def test_names_are_those_of_the_modules() -> None:
     net = _Net(lambda m, x: m.first(m.conv(x)), conv=_conv(), first=a_norm())
     folded, _ = folded_and_held(net)
@@ -172,71 +175,3 @@ def _both_ways(y: Tensor) -> Tensor:
 def test_and_not_where_it_would_change_anything(net: Callable[[], nn.Module]) -> None:
     folded, _ = folded_and_held(net())
     assert folded.pooled_first == ()
-
-
-def test_the_norms_of_others_files_fold_too() -> None:
-    """MSN as operators: a weight divided by a computed sigma, a mean taken off, a shift added."""
-    rng = np.random.default_rng(5)
-    arrays = {
-        "raw": rng.standard_normal((6, C, 3, 3)).astype(np.float32),
-        "sigma": np.float32(2.5),
-        "mean": rng.standard_normal((1, 6, 1, 1)).astype(np.float32),
-        "shift": rng.standard_normal((6, 1, 1)).astype(np.float32),
-    }
-    nodes = [
-        helper.make_node("Div", ["raw", "sigma"], ["w"]),
-        helper.make_node("Conv", ["input", "w"], ["y"], pads=[1, 1, 1, 1]),
-        helper.make_node("Sub", ["y", "mean"], ["centred"]),
-        helper.make_node("Identity", ["centred"], ["same"]),
-        helper.make_node("Add", ["shift", "same"], ["z"]),
-        helper.make_node("Dropout", ["z"], ["dropped"]),
-        helper.make_node("Relu", ["dropped"], ["logits"]),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "net",
-        [helper.make_tensor_value_info("input", TensorProto.FLOAT, [1, C, 8, 8])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, 6, 8, 8])],
-        [numpy_helper.from_array(np.asarray(array), name) for name, array in arrays.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    folded = fold_graph(model)
-    onnx.checker.check_model(folded.model, full_check=True)
-    assert [node.op_type for node in folded.model.graph.node] == ["Conv", "Relu"]
-    assert all(tensor.data_type == TensorProto.FLOAT for tensor in folded.model.graph.initializer)
-    x = rng.standard_normal((1, C, 8, 8))
-    np.testing.assert_allclose(run_float64(folded.model, x), run_float64(model, x), atol=1e-6)
-    assert _sum(model) == _sum(_untouched(model))
-
-
-def _untouched(model: ModelProto) -> ModelProto:
-    copied = ModelProto()
-    copied.CopyFrom(model)
-    fold_graph(copied)
-    return copied
-
-
-def _sum(model: ModelProto) -> bytes:
-    found: bytes = model.SerializeToString(deterministic=True)
-    return found
-
-
-@pytest.mark.parametrize("where", ["initializer", "attribute"])
-def test_graphs_of_two_precisions_are_left_alone(exported: Callable[..., Any], where: str) -> None:
-    model = exported("cnn3", "bn", folded=False).graph
-    half = numpy_helper.from_array(np.ones(1, np.float16), "half")
-    if where == "initializer":
-        model.graph.initializer.append(half)
-        model.graph.node.append(helper.make_node("Identity", ["half"], ["unread"]))
-    else:
-        model.graph.node.append(helper.make_node("Constant", [], ["unread"], value=half))
-    folds = fold_graph(model).folds
-    assert [fold.code for fold in folds] == ["MIXED_PRECISION"] * 3
-
-
-def test_a_variance_below_zero_is_kept_and_told(exported: Callable[..., Any]) -> None:
-    model = exported("cnn3", "bn", folded=False).graph
-    norm = next(node for node in model.graph.node if node.op_type == "BatchNormalization")
-    var = next(tensor for tensor in model.graph.initializer if tensor.name == norm.input[4])
-    var.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(var) - 100, var.name))
-    assert [fold.code for fold in fold_graph(model).folds] == ["NOT_FINITE", "", ""]

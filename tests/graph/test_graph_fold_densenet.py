@@ -25,7 +25,12 @@ def test_densenet_has_nothing_left_between_convolutions_but_one_max(norm: str) -
         if name.endswith("shift"):
             nn.init.normal_(parameter)
     plain, _ = fold_layers(net.eval())
-    _, operators = folded_and_held(plain)
+    folded, operators = folded_and_held(plain)
+    # One entry per norm, also where it is written as several operators, by the name of its module.
+    before = [fold.norm for fold in folded.folds if fold.rule == "into-readers"]
+    assert before == list(dict.fromkeys(before))
+    assert len(before) == 12
+    assert all(name.endswith((".before.0", "last.0")) for name in before)
     assert not operators.keys() & {"Add", "Mul", "Sub", "Div", "BatchNormalization"}
     assert operators["Max"] == 12  # one before each of 9 layers, 2 transitions and the classifier
     assert operators["Relu"] == 9

@@ -1,0 +1,158 @@
+"""Graphs of other tools: norms in their spelling, and what has to be left alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from fold_nets import C
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from msn_deploy.core.errors import InputError
+from msn_deploy.graph.evaluate import run_float64
+from msn_deploy.graph.fold import fold_graph
+from msn_deploy.graph.opset import to_opset
+
+
+def _model(nodes: list[NodeProto], given: list[int], made: list[int] | None, **arrays: Any) -> ModelProto:
+    graph = helper.make_graph(
+        nodes,
+        "net",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, given)],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, made)],
+        [numpy_helper.from_array(np.asarray(array), name) for name, array in arrays.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def _normal(*sizes: int) -> Any:
+    return np.random.default_rng(sum(sizes)).standard_normal(sizes).astype(np.float32)
+
+
+def _held(model: ModelProto, *given: int) -> Any:
+    """Fold a graph, and hold it against itself unfolded."""
+    folded = fold_graph(model)
+    x = np.random.default_rng(3).standard_normal(given)
+    np.testing.assert_allclose(run_float64(folded.model, x), run_float64(model, x), atol=1e-5)
+    return folded
+
+
+@pytest.mark.parametrize("transposed", [0, 1])
+@pytest.mark.parametrize("bias", [(), (6,), (1, 6), (3, 6), (3, 1)])
+def test_alpha_and_beta_and_every_shape_of_bias(transposed: int, bias: tuple[int, ...]) -> None:
+    weight = _normal(6, C) if transposed else _normal(C, 6)
+    nodes = [
+        helper.make_node("Mul", ["input", "before"], ["x"]),
+        helper.make_node("Gemm", ["x", "weight", "bias"], ["y"], alpha=0.5, beta=2.0, transB=transposed),
+        helper.make_node("Sub", ["y", "mean"], ["logits"]),
+    ]
+    arrays = {"before": _normal(C), "weight": weight, "bias": _normal(*bias), "mean": _normal(6)}
+    folded = _held(_model(nodes, [3, C], [3, 6], **arrays), 3, C)
+    assert [node.op_type for node in folded.model.graph.node] == ["Gemm"]
+
+
+def test_a_product_that_reads_its_input_transposed_takes_no_norm() -> None:
+    nodes = [
+        helper.make_node("Sigmoid", ["input"], ["s"]),
+        helper.make_node("Mul", ["s", "before"], ["x"]),
+        helper.make_node("Gemm", ["x", "weight"], ["logits"], transA=1),
+    ]
+    folded = _held(_model(nodes, [C, C], [C, 6], before=_normal(C), weight=_normal(C, 6)), C, C)
+    assert [fold.code for fold in folded.folds] == ["NOT_PER_CHANNEL"]
+
+
+def test_a_number_repeated_many_times_stays_an_operator() -> None:
+    """Else a file of a kilobyte would become one of gigabytes."""
+    nodes = [
+        helper.make_node("Expand", ["one", "sizes"], ["many"]),
+        helper.make_node("ReduceSum", ["many"], ["sum"], keepdims=0),
+        helper.make_node("Add", ["input", "sum"], ["logits"]),
+    ]
+    arrays = {"one": np.float32(1), "sizes": np.array([5000, 5000], np.int64)}
+    folded = fold_graph(_model(nodes, [1, C], [1, C], **arrays))
+    assert [node.op_type for node in folded.model.graph.node] == ["Expand", "ReduceSum", "Add"]
+    assert folded.model.ByteSize() < 1000
+    small = fold_graph(_model(nodes, [1, C], [1, C], **{**arrays, "sizes": np.array([50, 50], np.int64)}))
+    assert [node.op_type for node in small.model.graph.node] == ["Add"]
+
+
+def test_an_older_opset_is_another_graph_of_the_same_values(exported: Callable[..., Any]) -> None:
+    model = fold_graph(exported("vgg7", "bn", folded=False).graph).model
+    x = np.random.default_rng(4).standard_normal((1, 1, 32, 32))
+    older = to_opset(fold_graph(model).model, 16)
+    onnx.checker.check_model(older, full_check=True)
+    assert [entry.version for entry in older.opset_import] == [16]
+    np.testing.assert_allclose(run_float64(older, x), run_float64(model, x), atol=1e-12)
+    with pytest.raises(InputError, match=r"could not be converted to opset 9; it needs opset 17.\nTry `--opset 17`"):
+        to_opset(fold_graph(model).model, 9)
+
+
+def test_the_norms_of_others_files_fold_too() -> None:
+    """MSN as operators: a weight divided by a computed sigma, a mean taken off, a shift added."""
+    rng = np.random.default_rng(5)
+    arrays = {
+        "raw": rng.standard_normal((6, C, 3, 3)).astype(np.float32),
+        "sigma": np.float32(2.5),
+        "mean": rng.standard_normal((1, 6, 1, 1)).astype(np.float32),
+        "shift": rng.standard_normal((6, 1, 1)).astype(np.float32),
+    }
+    nodes = [
+        helper.make_node("Div", ["raw", "sigma"], ["w"]),
+        helper.make_node("Conv", ["input", "w"], ["y"], pads=[1, 1, 1, 1]),
+        helper.make_node("Sub", ["y", "mean"], ["centred"]),
+        helper.make_node("Identity", ["centred"], ["same"]),
+        helper.make_node("Add", ["shift", "same"], ["z"]),
+        helper.make_node("Dropout", ["z"], ["dropped"]),
+        helper.make_node("Relu", ["dropped"], ["logits"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "net",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, [1, C, 8, 8])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, 6, 8, 8])],
+        [numpy_helper.from_array(np.asarray(array), name) for name, array in arrays.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    folded = fold_graph(model)
+    onnx.checker.check_model(folded.model, full_check=True)
+    assert [node.op_type for node in folded.model.graph.node] == ["Conv", "Relu"]
+    assert all(tensor.data_type == TensorProto.FLOAT for tensor in folded.model.graph.initializer)
+    x = rng.standard_normal((1, C, 8, 8))
+    np.testing.assert_allclose(run_float64(folded.model, x), run_float64(model, x), atol=1e-6)
+    assert _sum(model) == _sum(_untouched(model))
+
+
+def _untouched(model: ModelProto) -> ModelProto:
+    copied = ModelProto()
+    copied.CopyFrom(model)
+    fold_graph(copied)
+    return copied
+
+
+def _sum(model: ModelProto) -> bytes:
+    found: bytes = model.SerializeToString(deterministic=True)
+    return found
+
+
+@pytest.mark.parametrize("where", ["initializer", "attribute"])
+def test_graphs_of_two_precisions_are_left_alone(exported: Callable[..., Any], where: str) -> None:
+    model = exported("cnn3", "bn", folded=False).graph
+    half = numpy_helper.from_array(np.ones(1, np.float16), "half")
+    if where == "initializer":
+        model.graph.initializer.append(half)
+        model.graph.node.append(helper.make_node("Identity", ["half"], ["unread"]))
+    else:
+        model.graph.node.append(helper.make_node("Constant", [], ["unread"], value=half))
+    folds = fold_graph(model).folds
+    assert [fold.code for fold in folds] == ["MIXED_PRECISION"] * 3
+
+
+def test_a_variance_below_zero_is_kept_and_told(exported: Callable[..., Any]) -> None:
+    model = exported("cnn3", "bn", folded=False).graph
+    norm = next(node for node in model.graph.node if node.op_type == "BatchNormalization")
+    var = next(tensor for tensor in model.graph.initializer if tensor.name == norm.input[4])
+    var.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(var) - 100, var.name))
+    assert [fold.code for fold in fold_graph(model).folds] == ["NOT_FINITE", "", ""]
