@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from msn_deploy.core.artifacts import parent_of, publish, sidecar_path, write_json
+from msn_deploy.core.artifacts import Parent, publish, sidecar_path, write_json
 from msn_deploy.core.errors import FoldError, GateError, InputError
 from msn_deploy.core.model_info import ModelInfo
 from msn_deploy.data import to_input
@@ -127,7 +127,7 @@ def export_onnx(
         unsimplified_because=why,
     )
     config = {"opset": opset, "dynamic_batch": dynamic_batch, "batch": batch, "fold": fold, "simplify": simplify}
-    publish(
+    written = publish(
         out,
         lambda path: path.write_bytes(content),
         kind="onnx",
@@ -138,7 +138,7 @@ def export_onnx(
         | {"opsets": {each.domain or "ai.onnx": each.version for each in graph.opset_import}},
         facts={"operators": report.operators, "ladder": [asdict(each) for each in rungs], "parity_on": images_are},
     )
-    _publish_certificate(certificate, out)
+    _publish_certificate(certificate, out, Parent(role="onnx", file=written.file, sha256=written.sha256))
     return report
 
 
@@ -147,7 +147,7 @@ def certificate_path(model: Path) -> Path:
     return model.with_suffix(".fold.json")
 
 
-def _publish_certificate(certificate: Certificate | None, out: Path) -> None:
+def _publish_certificate(certificate: Certificate | None, out: Path, model: Parent) -> None:
     if certificate is None:  # an older one would speak of another model
         for path in (sidecar_path(certificate_path(out)), certificate_path(out)):
             path.unlink(missing_ok=True)
@@ -157,7 +157,7 @@ def _publish_certificate(certificate: Certificate | None, out: Path) -> None:
         certificate_path(out),
         lambda path: write_json(path, value),
         kind="fold-certificate",
-        parents=(parent_of(out, role="onnx"),),
+        parents=(model,),
         versions=_VERSIONS,
     )
 
