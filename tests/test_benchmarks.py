@@ -76,3 +76,17 @@ def test_the_script_measures_and_writes(tmp_path: Path) -> None:
     assert len(case["steps_ms"]["bn"]) >= 20
     assert case["rows"]["none"]["saved_mib"] < case["rows"]["bn"]["saved_mib"]
     assert case["rows"]["none"]["to_bn"][1] <= case["rows"]["none"]["to_bn"][0] <= case["rows"]["none"]["to_bn"][2]
+
+
+@pytest.mark.parametrize(("net", "norm"), [("cnn3", "bn"), ("vgg7", "msn")])
+def test_the_trainer_trains_what_the_bare_loop_beside_it_does(net: str, norm: str) -> None:
+    """benchmarks/throughput.py stands on the inside of the trainer, which may move."""
+    sys.path.insert(0, str(PEERS.parent))
+    try:
+        import throughput
+    finally:
+        sys.path.remove(str(PEERS.parent))
+    arms = throughput.trainer_arms(net, norm)
+    assert [arm.name for arm in arms] == ["bare loop", "trainer"]
+    for arm in arms:
+        arm.run()
