@@ -14,6 +14,7 @@ from msn_deploy.core.errors import InputError
 from msn_deploy.data import load_split, to_input
 from msn_deploy.data.preprocess import measured_preprocess
 from msn_deploy.graph import calibrate_ranges, quantize
+from msn_deploy.graph.placement import place
 
 
 @pytest.fixture(scope="module")
@@ -112,8 +113,7 @@ def test_int8_is_a_third_of_the_size_on_vgg7(small_net: Callable[..., Any]) -> N
     from msn_deploy.msn import fold
 
     graph = to_onnx(fold(small_net("vgg7", "msn", width=32)), input_shape=(1, 1, 32, 32))
-    convs = [node for node in graph.graph.node if node.op_type in ("Conv", "Gemm")]
-    int8 = quantize(graph, {node.input[0]: 1.0 for node in convs})
+    int8 = quantize(graph, dict.fromkeys(place(graph).tensors, 1.0))
     assert int8.ByteSize() <= 0.35 * graph.ByteSize()
 
 
@@ -129,5 +129,74 @@ def test_a_graph_with_nothing_to_quantise_is_refused(tiny: Callable[..., ModelPr
 
 def test_a_missing_range_is_named(quantised: dict[str, Any]) -> None:
     ranges = {name: largest for name, largest in quantised["ranges"].items() if name != "input"}
-    with pytest.raises(InputError, match=r"could not be quantised: .*input"):
+    with pytest.raises(InputError, match="range of input is missing"):
         quantize(quantised["made"].graph, ranges)
+
+
+_LAYERS = {
+    "Conv": ("Conv<pads=[1,1,1,1], group=2>", (6, 2, 3, 3), 0),
+    "ConvTranspose": ("ConvTranspose", (4, 6, 3, 3), 1),
+    "grouped ConvTranspose": ("ConvTranspose<group=2>", (4, 3, 3, 3), None),
+    "MatMul": ("MatMul", (8, 5), 1),
+    "Gemm": ("Gemm", (256, 5), 1),
+    "Gemm, transB": ("Gemm<transB=1>", (5, 256), 0),
+}
+
+
+@pytest.mark.parametrize("kind", _LAYERS)
+def test_the_scales_of_a_weight_lie_on_the_axis_of_its_outputs(
+    kind: str, tensors: Callable[..., Any], run: Callable[..., Any]
+) -> None:
+    """One channel a thousand times the others: were the axis another one, it would drown them."""
+    operator, shape, axis = _LAYERS[kind]
+    flat = "f = Flatten(x)  y = " if "Gemm" in kind else "f = Relu(x)  y = "
+    text = f"g (float[1,4,8,8] x) => (float[{'N,C' if 'Gemm' in kind else 'N,C,H,W'}] y) {{ {flat}{operator}(f, w) }}"
+    model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> {text}')
+    weight = np.random.default_rng(5).uniform(-1, 1, shape).astype(np.float32)
+    loud = [slice(None)] * len(shape)
+    loud[1 if axis is None else axis] = slice(1, 2)
+    weight[tuple(loud)] *= 1000
+    quiet = [slice(None)] * len(shape)
+    quiet[1 if axis is None else axis] = slice(2, 3)
+    weight[tuple(quiet)] = 0
+    model.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
+    onnx.checker.check_model(model)
+    x = np.abs(np.random.default_rng(6).standard_normal((1, 4, 8, 8))).astype(np.float32)
+    int8 = quantize(model, {"f": float(x.max())})
+    values = tensors(int8)
+    dequantise = next(node for node in int8.graph.node if node.output[0] == "w_dequantized")
+    assert {entry.name: entry.i for entry in dequantise.attribute} == ({} if axis is None else {"axis": axis})
+    assert values["w_scale"].shape == (() if axis is None else (shape[axis],))
+    assert (values["w_scale"] > 0).all()
+    got, wanted = run(int8, x)["y"], run(model, x)["y"]
+    outputs = 3 if "MatMul" in kind else 1
+    for channel in range(wanted.shape[outputs]):
+        one, other = np.take(got, channel, outputs), np.take(wanted, channel, outputs)
+        if axis is not None:
+            assert np.abs(one - other).max() <= 0.03 * np.abs(other).max()
+    one_scale = tensors(quantize(model, {"f": 1.0}, per_channel=False))
+    np.testing.assert_allclose(one_scale["w_scale"], np.abs(weight).max() / 127, rtol=1e-6)
+
+
+def test_a_weight_that_two_layers_read_is_stored_once_for_each_way_they_read_it(tensors: Callable[..., Any]) -> None:
+    text = """g (float[4,4] x) => (float[4,4] y) {
+        a = Gemm<transB=1>(x, w)  b = Gemm(a, w)  c = Gemm<transB=1>(b, w)  y = Mul(c, w) }"""
+    model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> {text}')
+    weight = np.random.default_rng(5).uniform(-1, 1, (4, 4)).astype(np.float32)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
+    values = tensors(quantize(model, dict.fromkeys("xab", 1.0)))
+    assert [name for name, value in values.items() if value.dtype == np.int8 and value.ndim == 2] == [
+        "w_quantized",
+        "w_axis1_quantized",
+    ]
+    np.testing.assert_allclose(values["w_axis1_scale"], np.abs(weight).max(0) / 127, rtol=1e-6)
+    assert "w" in values  # the Mul reads it as it is
+
+
+def test_a_layer_left_out_keeps_its_weight_and_reads_floats(quantised: dict[str, Any]) -> None:
+    graph, ranges = quantised["made"].graph, quantised["ranges"]
+    second = place(graph).layers[1]
+    int8 = quantize(graph, ranges, leave_out=[second])
+    kept = next(node for node in int8.graph.node if node.name == second)
+    assert list(kept.input) == list(next(node for node in graph.graph.node if node.name == second).input)
+    assert sum(node.op_type == "DequantizeLinear" for node in int8.graph.node) == 6
