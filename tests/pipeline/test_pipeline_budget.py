@@ -1,0 +1,147 @@
+"""The accuracy budget: a network built to be hard for INT8 keeps its accuracy with one layer left out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import ModelProto, numpy_helper
+
+from msn_deploy.core.errors import GateError, InputError
+from msn_deploy.graph import to_onnx
+from msn_deploy.graph.placement import place
+from msn_deploy.graph.precision import float_tensors
+from msn_deploy.pipeline import budget
+from msn_deploy.pipeline.budget import paired_drop, parse_drop, within_budget
+
+
+@pytest.fixture(scope="module")
+def easy(tmp_path_factory: pytest.TempPathFactory, small_recipe: Callable[..., Any]) -> dict[str, Any]:
+    """A cnn3 that knows its digits, as a graph, with test images, their labels, and the ranges of everything."""
+    from msn_deploy.data import load_split, to_input
+    from msn_deploy.msn import fold
+    from msn_deploy.training import load_checkpoint, train
+
+    recipe = small_recipe("cnn3", "msn", width=4, epochs=4)
+    model, info = load_checkpoint(train(recipe, out=tmp_path_factory.mktemp("easy"), device="cpu").checkpoint)
+    graph = to_onnx(fold(model), input_shape=recipe.input_shape, dynamic_batch=True)
+    split = load_split("digits", "test", **info.preprocess.image_size)
+    return _with_maxima(graph, to_input(split.images, info.preprocess), split.labels)
+
+
+def _with_maxima(graph: ModelProto, images: Any, labels: Any) -> dict[str, Any]:
+    wide = ModelProto()
+    wide.CopyFrom(graph)
+    names = [name for name in float_tensors(graph) if name not in ("input", "logits")]
+    wide.graph.output.extend(onnx.helper.make_tensor_value_info(name, 1, None) for name in names)
+    session = onnxruntime.InferenceSession(wide.SerializeToString(), providers=["CPUExecutionProvider"])
+    values = session.run(["logits", *names], {"input": images})
+    maxima = {name: float(np.abs(value).max()) for name, value in zip(["logits", *names], values, strict=True)}
+    maxima["input"] = float(np.abs(images).max())
+    return {"model": graph, "maxima": maxima, "ranges": maxima, "images": images, "labels": labels}
+
+
+def _outlier(easy: dict[str, Any], factor: float) -> dict[str, Any]:
+    """The same function: a channel behind the first convolution times `factor`, which the second takes back."""
+    hard = ModelProto()
+    hard.CopyFrom(easy["model"])
+    first, second = [node for node in hard.graph.node if node.op_type == "Conv"][:2]
+    tensors = {tensor.name: tensor for tensor in hard.graph.initializer}
+    for name, where, scale in (
+        (first.input[1], np.s_[2], factor),
+        (first.input[2], np.s_[2], factor),
+        (second.input[1], np.s_[:, 2], 1 / factor),
+    ):
+        value = numpy_helper.to_array(tensors[name]).copy()
+        value[where] *= np.float32(scale)
+        tensors[name].CopyFrom(numpy_helper.from_array(value, name))
+    return _with_maxima(hard, easy["images"], easy["labels"])
+
+
+def test_what_int8_does_not_harm_stays_int8_as_a_whole(easy: dict[str, Any]) -> None:
+    graph, verdict = within_budget(**easy, max_drop=0.01)
+    assert (verdict.kind, verdict.left_out, verdict.ranking) == ("INT8", (), ())
+    assert verdict.samples == len(easy["labels"])
+    assert verdict.accuracy_fp32 > 0.9
+    assert verdict.drop == pytest.approx(verdict.accuracy_fp32 - verdict.accuracy)
+    assert verdict.interval[0] < verdict.drop < verdict.interval[1]
+    assert sum(node.op_type == "QuantizeLinear" for node in graph.graph.node) == 4
+
+
+def test_an_outlier_channel_breaks_int8_and_one_layer_left_out_mends_it(easy: dict[str, Any]) -> None:
+    hard = _outlier(easy, 1000.0)
+    convs = [node.name for node in hard["model"].graph.node if node.op_type == "Conv"]
+    seen: list[str] = []
+    graph, verdict = within_budget(**hard, max_drop=0.005, progress=lambda done, total, note="": seen.append(note))
+    assert verdict.kind == "MIXED"
+    assert verdict.left_out == (convs[1],)
+    assert verdict.drop <= 0.005
+    assert [each.sqnr_db for each in verdict.ranking] == sorted(each.sqnr_db for each in verdict.ranking)
+    assert verdict.ranking[0].layer == convs[1]
+    assert verdict.ranking[0].sqnr_db + 10 < verdict.ranking[1].sqnr_db
+    assert {"measuring FP32", "measuring INT8", "ranking layers", "measuring INT8, 1 layers left out"} <= set(seen)
+    layer = next(node for node in graph.graph.node if node.name == convs[1])
+    assert layer.input[0].endswith("_fp16")
+
+
+def test_a_layer_left_out_stays_in_fp32_where_fp16_would_overflow(easy: dict[str, Any]) -> None:
+    hard = _outlier(easy, 1e5)
+    graph, verdict = within_budget(**hard, max_drop=0.005)
+    assert verdict.left_out == verdict.in_fp32 == (place(hard["model"]).layers[1],)
+    assert not any(node.op_type == "Cast" for node in graph.graph.node)
+
+
+def test_no_int8_within_the_budget_is_a_failed_gate_that_tells_of_fp16(easy: dict[str, Any]) -> None:
+    ruined = {**easy, "ranges": {name: largest / 1000 for name, largest in easy["ranges"].items()}}
+    with pytest.raises(GateError, match=r"verdict FP16: INT8 drops accuracy by .*; 0\.50% is allowed\. FP16 drops it"):
+        within_budget(**ruined, max_drop=0.005)
+
+
+@pytest.mark.parametrize(
+    ("needed", "count"), [(["a"], 1), (["b"], 1), (["a", "b"], 2), (["c", "g"], 2), (["h"], 1), (list("abcdefgh"), 8)]
+)
+def test_the_search_leaves_out_the_fewest(monkeypatch: pytest.MonkeyPatch, needed: list[str], count: int) -> None:
+    """Where the accuracy is met if and only if the needed layers are left out; the order is that of the ranking."""
+    order = list("abcdefghij")
+    search = object.__new__(budget._Budget)
+    asked: list[frozenset[str]] = []
+
+    def fits(left_out: Any) -> bool:
+        asked.append(frozenset(left_out))
+        return set(needed) <= set(left_out)
+
+    monkeypatch.setattr(budget._Budget, "fits", lambda self, left_out: fits(left_out))
+    least = search.fewest(order)
+    assert least == order.index(needed[-1]) + 1
+    assert len(search.pruned(order[:least])) == count
+    assert set(search.pruned(order[:least])) == set(needed)
+
+
+def test_the_interval_of_a_paired_drop_covers_the_truth() -> None:
+    """Of 1,000 experiments with a known drop of 1 point, 95 % give or take; the pairs are correlated."""
+    rng = np.random.default_rng(11)
+    hits = 0
+    for _ in range(1000):
+        chance = rng.random(600)
+        before, after = chance < 0.95, (chance < 0.93) | (chance > 0.99)
+        low, high = paired_drop(before, after)[1]
+        hits += low <= 0.01 <= high
+    assert 930 <= hits <= 975
+    drop, (low, high) = paired_drop(np.array([True] * 9 + [False]), np.array([True] * 8 + [False, True]))
+    assert drop == 0.0
+    assert low == pytest.approx(-high)
+
+
+@pytest.mark.parametrize(("text", "share"), [("0.5pp", 0.005), ("0pp", 0.0), ("1 pp", 0.01), ("12.25pp", 0.1225)])
+def test_a_drop_is_given_in_percentage_points(text: str, share: float) -> None:
+    assert parse_drop(text) == pytest.approx(share)
+
+
+@pytest.mark.parametrize("text", ["0.5", "0.5%", "-1pp", "pp", "100pp", "1e-1pp", "nanpp"])
+def test_what_is_no_drop_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match=r"percentage points\.\nWrite it as 0\.5pp"):
+        parse_drop(text)
