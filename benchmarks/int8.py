@@ -1,0 +1,159 @@
+"""What FP16 and INT8 cost in accuracy: MSN against BN, by method and by kind of scale, on the whole test split.
+
+    python benchmarks/int8.py [TABLE ...] [--data mnist=FOLDER] [--work FOLDER]
+
+Takes the checkpoints that `benchmarks/paper.py TABLE ...` left below `--work`, exports and folds each, calibrates it on
+training images and evaluates every precision with ONNX Runtime. Results: benchmarks/results/int8.json, with the answers
+that were lost and won against FP32. What is there already and comes of the same checkpoint is not measured again.
+Also the network built to be hard (one channel 1,000 times the others) with and without an accuracy budget.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from paper import HERE, TABLES, Run, runs_of
+
+from msn_deploy.bench.environment import read_environment
+from msn_deploy.core.artifacts import sha256_of, write_json
+from msn_deploy.data import load_split, to_input
+from msn_deploy.engine import OrtRunner
+
+RESULT = HERE / "results" / "int8.json"
+METHODS = ("entropy", "minmax", "percentile", "mse")
+SAMPLES = 256
+TABLES_MEASURED = ("digits-cnn3", "digits-vgg7", "mnist-cnn3", "mnist-vgg7", "fashion-vgg7", "fashion-densenet-bc-22")
+ARMS = ("BN", "MSN")
+HARD = ("mnist-cnn3", 1000.0, 0.005)
+
+
+class Network:
+    """One checkpoint, exported and folded, with its images."""
+
+    def __init__(self, checkpoint: Path, data: dict[str, str]) -> None:
+        from msn_deploy.graph import calibrate_ranges
+        from msn_deploy.graph.files import info_of, read_graph
+        from msn_deploy.graph.placement import place
+        from msn_deploy.graph.precision import float_tensors
+        from msn_deploy.pipeline import export_onnx
+
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.onnx"
+            export_onnx(str(checkpoint), path, dynamic_batch=True)
+            self.graph = read_graph(path)
+        info = info_of(self.graph, source=str(checkpoint))
+        assert info is not None
+        assert info.preprocess is not None
+        source = data.get(info.data, info.data)
+        train, test = (load_split(source, split, **info.preprocess.image_size) for split in ("train", "test"))
+        self.calibration = to_input(train.first(SAMPLES).images, info.preprocess)
+        self.images, self.labels = to_input(test.images, info.preprocess), test.labels
+        self.maxima = calibrate_ranges(self.graph, self.calibration, method="minmax", tensors=float_tensors(self.graph))
+        tensors = place(self.graph).tensors
+        self.ranges = {
+            method: calibrate_ranges(self.graph, self.calibration, method=method, tensors=tensors) for method in METHODS
+        }
+        self.right = self.answers(self.graph)
+
+    def answers(self, graph: Any) -> np.ndarray:
+        """Return which test images a graph names rightly."""
+        runner = OrtRunner(Path("model"), content=graph.SerializeToString())
+        parts = [runner.run(self.images[at : at + 256]).argmax(1) for at in range(0, len(self.images), 256)]
+        return np.concatenate(parts) == self.labels
+
+    def against_fp32(self, graph: Any) -> dict[str, int]:
+        right = self.answers(graph)
+        return {"lost": int((self.right & ~right).sum()), "won": int((~self.right & right).sum())}
+
+
+def measured(checkpoint: Path, data: dict[str, str]) -> dict[str, Any]:
+    """Return what every precision of one checkpoint loses and wins against FP32, in images."""
+    from msn_deploy.graph import quantize, to_fp16
+
+    net = Network(checkpoint, data)
+    return {
+        "images": len(net.labels),
+        "fp32_right": int(net.right.sum()),
+        "fp16": net.against_fp32(to_fp16(net.graph)),
+        "per_channel": {name: net.against_fp32(quantize(net.graph, net.ranges[name])) for name in METHODS},
+        "per_tensor": {
+            name: net.against_fp32(quantize(net.graph, net.ranges[name], per_channel=False)) for name in METHODS
+        },
+    }
+
+
+def hard(checkpoint: Path, factor: float, max_drop: float, data: dict[str, str]) -> dict[str, Any]:
+    """Scale a channel behind the first convolution up, and the next layer's weights for it down: the same function."""
+    from dataclasses import asdict
+
+    from onnx import numpy_helper
+
+    from msn_deploy.graph import calibrate_ranges
+    from msn_deploy.graph.placement import place
+    from msn_deploy.graph.precision import float_tensors
+    from msn_deploy.pipeline.budget import within_budget
+
+    net = Network(checkpoint, data)
+    first, second = [node for node in net.graph.graph.node if node.op_type == "Conv"][:2]
+    tensors = {tensor.name: tensor for tensor in net.graph.graph.initializer}
+    for name, where, scale in (
+        (first.input[1], np.s_[0], factor),
+        (first.input[2], np.s_[0], factor),
+        (second.input[1], np.s_[:, 0], 1 / factor),
+    ):
+        value = numpy_helper.to_array(tensors[name]).copy()
+        value[where] *= np.float32(scale)
+        tensors[name].CopyFrom(numpy_helper.from_array(value, name))
+    ranges = calibrate_ranges(net.graph, net.calibration, method="entropy", tensors=place(net.graph).tensors)
+    maxima = calibrate_ranges(net.graph, net.calibration, method="minmax", tensors=float_tensors(net.graph))
+    plain = {}
+    for method in METHODS:
+        from msn_deploy.graph import quantize
+
+        found = calibrate_ranges(net.graph, net.calibration, method=method, tensors=place(net.graph).tensors)
+        plain[method] = net.against_fp32(quantize(net.graph, found))
+    verdict = within_budget(net.graph, ranges, maxima, images=net.images, labels=net.labels, max_drop=max_drop)[1]
+    return {"factor": factor, "images": len(net.labels), "plain": plain, "verdict": asdict(verdict)}
+
+
+def checkpoint_of(run: Run, work: Path) -> Path:
+    path = work / run.table / f"{run.arm}-{run.recipe.train.seed}" / f"{run.recipe.name}.safetensors"
+    if not path.is_file():
+        sys.exit(f"{path} is missing; train it first: python benchmarks/paper.py {run.table}")
+    return path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tables", nargs="*", default=TABLES_MEASURED)
+    parser.add_argument("--data", action="append", default=[], metavar="NAME=FOLDER", help="where a data set lies")
+    parser.add_argument("--work", type=Path, default=HERE.parent / "runs" / "paper")
+    options = parser.parse_args()
+    data = dict(each.split("=", 1) for each in options.data)
+    result = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {"schema": 1, "runs": []}
+    done = {(each["table"], each["arm"], each["seed"]): each for each in result["runs"]}
+    for table in options.tables:
+        for run in runs_of(TABLES / f"{table}.toml"):
+            if run.arm not in ARMS:
+                continue
+            checkpoint = checkpoint_of(run, options.work)
+            key = (table, run.arm, run.recipe.train.seed)
+            sha256 = sha256_of(checkpoint)
+            if done.get(key, {}).get("checkpoint") != sha256:
+                entry = {"table": table, "arm": run.arm, "seed": run.recipe.train.seed, "checkpoint": sha256}
+                done[key] = {**entry, **measured(checkpoint, data)}
+                print(json.dumps(done[key]), flush=True)
+            if table == HARD[0] and run.recipe.train.seed == 0:
+                result.setdefault("hard", {})[run.arm] = hard(checkpoint, *HARD[1:], data)
+            result |= {"samples": SAMPLES, "environment": read_environment(), "runs": list(done.values())}
+            write_json(RESULT, result)
+
+
+if __name__ == "__main__":
+    main()
