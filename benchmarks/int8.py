@@ -28,7 +28,7 @@ from msn_deploy.engine import OrtRunner
 RESULT = HERE / "results" / "int8.json"
 METHODS = ("entropy", "minmax", "percentile", "mse")
 SAMPLES = 256
-TABLES_MEASURED = ("digits-cnn3", "digits-vgg7", "mnist-cnn3", "mnist-vgg7", "fashion-vgg7", "fashion-densenet-bc-22")
+TABLES_MEASURED = ("digits-cnn3", "digits-vgg7", "digits-densenet-bc-22", "mnist-cnn3", "mnist-vgg7", "fashion-vgg7")
 ARMS = ("BN", "MSN")
 HARD = ("mnist-cnn3", 1000.0, 0.005)
 
@@ -59,17 +59,25 @@ class Network:
         self.ranges = {
             method: calibrate_ranges(self.graph, self.calibration, method=method, tensors=tensors) for method in METHODS
         }
-        self.right = self.answers(self.graph)
+        self.logits = self.run(self.graph)
+        self.right = self.logits.argmax(1) == self.labels
 
-    def answers(self, graph: Any) -> np.ndarray:
-        """Return which test images a graph names rightly."""
+    def run(self, graph: Any) -> np.ndarray:
+        """Return the logits of all test images."""
         runner = OrtRunner(Path("model"), content=graph.SerializeToString())
-        parts = [runner.run(self.images[at : at + 256]).argmax(1) for at in range(0, len(self.images), 256)]
-        return np.concatenate(parts) == self.labels
+        return np.concatenate([runner.run(self.images[at : at + 256]) for at in range(0, len(self.images), 256)])
 
-    def against_fp32(self, graph: Any) -> dict[str, int]:
-        right = self.answers(graph)
-        return {"lost": int((self.right & ~right).sum()), "won": int((~self.right & right).sum())}
+    def against_fp32(self, graph: Any) -> dict[str, float]:
+        """Return how many answers are lost and won, and how far the logits are off."""
+        from msn_deploy.graph.ladder import rung
+
+        logits = self.run(graph)
+        right = logits.argmax(1) == self.labels
+        return {
+            "lost": int((self.right & ~right).sum()),
+            "won": int((~self.right & right).sum()),
+            "sqnr_db": round(rung("int8", self.logits, logits).sqnr_db, 2),
+        }
 
 
 def measured(checkpoint: Path, data: dict[str, str]) -> dict[str, Any]:
