@@ -1,0 +1,78 @@
+"""From the measurements of int8.py to a table: what FP16 and INT8 lose, and MSN against BN, seed by seed."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from paper import TABLES
+
+from msn_deploy.core.recipes import tomllib
+
+RESULT = Path(__file__).resolve().parent / "results" / "int8.json"
+METHOD = "entropy"  # the default of `calibrate`
+HEAD = [
+    "| points of accuracy lost against FP32, mean (95 % over seeds) | norm | FP32 | FP16 | INT8 "
+    "| INT8, one scale per weight | SQNR, dB: INT8 / one scale |",
+    "|---|---|---|---|---|---|---|",
+]
+
+
+def table() -> str:
+    """Return the Markdown table, two rows per network, and a line of MSN against BN below each."""
+    result = json.loads(RESULT.read_text(encoding="utf-8"))
+    networks: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for run in sorted(result["runs"], key=lambda each: each["seed"]):
+        networks.setdefault(run["table"], {}).setdefault(run["arm"], []).append(run)
+    lines = list(HEAD)
+    for name, arms in networks.items():
+        title = tomllib.loads((TABLES / f"{name}.toml").read_text(encoding="utf-8"))["title"]
+        for arm, runs in arms.items():
+            fp32 = statistics.mean(100 * run["fp32_right"] / run["images"] for run in runs)
+            channel, tensor = ([run[kind][METHOD] for run in runs] for kind in ("per_channel", "per_tensor"))
+            lines.append(
+                f"| {title}, {len(runs)} seeds | {arm} | {fp32:.2f} | {_said([_lost(r, r['fp16']) for r in runs])} "
+                f"| {_said([_lost(r, c) for r, c in zip(runs, channel, strict=True)])} "
+                f"| {_said([_lost(r, t) for r, t in zip(runs, tensor, strict=True)])} "
+                f"| {_mean(channel)} / {_mean(tensor)} |"
+            )
+        if {"BN", "MSN"} <= arms.keys():
+            lines.append(_against(arms))
+    return "\n".join(lines)
+
+
+def _against(arms: dict[str, list[dict[str, Any]]]) -> str:
+    """One row: MSN minus BN, by seed, of the points lost and of the SQNR."""
+    pairs = list(zip(arms["BN"], arms["MSN"], strict=True))
+    cells = []
+    for kind in ("per_channel", "per_tensor"):
+        gaps = [_lost(msn, msn[kind][METHOD]) - _lost(bn, bn[kind][METHOD]) for bn, msn in pairs]
+        cells.append(_said(gaps, sign=True))
+    better = [
+        _said([m[kind][METHOD]["sqnr_db"] - b[kind][METHOD]["sqnr_db"] for b, m in pairs], sign=True, digits=1)
+        for kind in ("per_channel", "per_tensor")
+    ]
+    return f"| | MSN - BN | | | {cells[0]} | {cells[1]} | {' / '.join(better)} |"
+
+
+def _lost(run: dict[str, Any], of: dict[str, Any]) -> float:
+    return 100 * (of["lost"] - of["won"]) / run["images"]
+
+
+def _mean(found: list[dict[str, Any]]) -> str:
+    return f"{statistics.mean(each['sqnr_db'] for each in found):.1f}"
+
+
+def _said(values: list[float], *, sign: bool = False, digits: int = 2) -> str:
+    """Mean and its 95 % t-interval over the seeds."""
+    from scipy import stats
+
+    mean = statistics.mean(values)
+    half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
+    form = f"{{:{'+' if sign else ''}.{digits}f}}"
+    text = (
+        f"{form.format(mean)} ({f'{{:+.{digits}f}}'.format(mean - half)} to {f'{{:+.{digits}f}}'.format(mean + half)})"
+    )
+    return text.replace("-0.00 ", "0.00 ") if not sign else text
