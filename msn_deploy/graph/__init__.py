@@ -9,10 +9,11 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from msn_deploy.graph.calibrate import METHODS, calibrate_ranges
+from msn_deploy.graph.calibrate import calibrate_ranges
 from msn_deploy.graph.ladder import Rung
 from msn_deploy.graph.precision import to_fp16
 from msn_deploy.graph.quantize import quantize
+from msn_deploy.graph.scales import METHODS
 from msn_deploy.graph.simplify import simplify, simplifying
 
 if TYPE_CHECKING:
