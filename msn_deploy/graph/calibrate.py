@@ -9,9 +9,9 @@ from onnx import ModelProto
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.progress import Progress, silent
 from msn_deploy.graph.histograms import Histograms, Images, collect
+from msn_deploy.graph.placement import place
 from msn_deploy.graph.scales import DEFAULT_PERCENTILE, check_method, range_of
 
-QUANTISED_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Add")
 MINIMUM_SAMPLES = 16
 
 
@@ -46,12 +46,5 @@ def ranges_from(found: Histograms, *, method: str, percentile: float = DEFAULT_P
 
 
 def quantised_tensors(model: ModelProto) -> list[str]:
-    """Return the names of the activations that QUANTISED_OPS read: no weights, nor what is computed from them alone."""
-    constant = {"", *(tensor.name for tensor in model.graph.initializer)}
-    wanted: set[str] = set()
-    for node in model.graph.node:
-        if all(name in constant for name in node.input):
-            constant.update(node.output)
-        elif node.op_type in QUANTISED_OPS:
-            wanted.update(name for name in node.input if name not in constant)
-    return sorted(wanted)
+    """Return the names of the activations that `quantize` gives a Q/DQ pair."""
+    return list(place(model).tensors)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from onnx import ModelProto, NodeProto, TensorProto
 
 from msn_deploy.core.errors import InputError
+from msn_deploy.graph.constants import constants_of
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _TRANSPARENT = ("Concat", "MaxPool")
@@ -61,13 +62,10 @@ def name_of(node: NodeProto) -> str:
 def place(model: ModelProto, *, leave_out: Collection[str] = ()) -> Placement:
     """Decide where the pairs go; leave_out: names of layers that stay float. Raises InputError for an unknown one."""
     graph = model.graph
+    constants = constants_of(model)
     floats = {
-        tensor.name for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT and len(tensor.dims) > 1
+        name for name, tensor in constants.items() if tensor.data_type == TensorProto.FLOAT and len(tensor.dims) > 1
     }
-    constants = {tensor.name for tensor in graph.initializer}
-    for node in graph.node:
-        if node.op_type == "Constant":
-            constants.add(node.output[0])
     weighted = {
         node.output[0]: name_of(node)
         for node in graph.node
@@ -87,7 +85,12 @@ def place(model: ModelProto, *, leave_out: Collection[str] = ()) -> Placement:
     scale_of = _Groups()
     for node in reversed(graph.node):  # what reads a tensor stands behind what makes it
         made = node.output[0]
-        if node.op_type not in _TRANSPARENT or made in kept or constants & set(node.input) or len(node.output) > 1:
+        if (
+            node.op_type not in _TRANSPARENT
+            or made in kept
+            or any(name in constants for name in node.input)
+            or len(node.output) > 1
+        ):
             continue
         if readers.get(made) and readers[made] <= reads:
             for index, name in enumerate(node.input):
@@ -115,7 +118,7 @@ def _shortcuts(
     found: set[Read] = set()
     for node in nodes:
         depth |= dict.fromkeys(node.output, 1 + max((depth.get(name, 0) for name in node.input), default=0))
-        if node.op_type != "Add" or constants & set(node.input):
+        if node.op_type != "Add" or any(name in constants for name in node.input):
             continue
         fusible = [index for index in (0, 1) if node.input[index] in weighted and len(readers[node.input[index]]) == 1]
         if not fusible:

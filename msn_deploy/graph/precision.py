@@ -15,6 +15,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.optional import require
+from msn_deploy.graph.constants import constants_of, drop_unread_constants
 from msn_deploy.graph.files import check
 from msn_deploy.graph.placement import name_of
 
@@ -32,15 +33,11 @@ def to_fp16(model: ModelProto, *, keep_fp32: Collection[str] = ()) -> ModelProto
     float16 = require("onnxruntime.transformers.float16", step="build-engine --precision fp16")
     onnx_model = require("onnxruntime.quantization.onnx_model", step="build-engine --precision fp16")
     kept = {name for node in model.graph.node if name_of(node) in keep_fp32 for name in node.input}
-    for tensor in _constants(model):
+    for name, tensor in constants_of(model).items():
         if tensor.data_type in (TensorProto.FLOAT16, TensorProto.INT8):
-            raise InputError(
-                f"{tensor.name} is already {TensorProto.DataType.Name(tensor.data_type)}; FP16 starts from FP32."
-            )
-        if not (largest := _largest(tensor)) <= FP16_MAX and tensor.name not in kept:
-            raise InputError(
-                f"{tensor.name} holds {largest:.4g}; FP16 ends at {FP16_MAX:.0f}.\nStay with FP32 or INT8."
-            )
+            raise InputError(f"{name} is already {TensorProto.DataType.Name(tensor.data_type)}; FP16 starts from FP32.")
+        if not (largest := _largest(tensor)) <= FP16_MAX and name not in kept:
+            raise InputError(f"{name} holds {largest:.4g}; FP16 ends at {FP16_MAX:.0f}.\nStay with FP32 or INT8.")
     copied = onnx.ModelProto()
     copied.CopyFrom(model)
     for node in copied.graph.node:
@@ -59,8 +56,8 @@ def to_fp16(model: ModelProto, *, keep_fp32: Collection[str] = ()) -> ModelProto
 
 def float_tensors(model: ModelProto) -> tuple[str, ...]:
     """Return the names of all activations, the input included: what `fp16_overflows` wants the maxima of."""
-    constants = {tensor.name for tensor in _constants(model)}
-    made = [name for node in model.graph.node if node.op_type != "Constant" for name in node.output if name]
+    constants = constants_of(model)
+    made = [name for node in model.graph.node for name in node.output if name]
     return tuple(name for name in (*(value.name for value in model.graph.input), *made) if name not in constants)
 
 
@@ -70,7 +67,7 @@ def fp16_overflows(model: ModelProto, maxima: Mapping[str, float]) -> dict[str, 
     maxima: the largest magnitude of activations on real images. A mean is judged by the sum that it divides, which
     hardware may keep in half precision.
     """
-    sizes = {tensor.name: _largest(tensor) for tensor in _constants(model)}
+    sizes = {name: _largest(tensor) for name, tensor in constants_of(model).items()}
     counts = _averaged(model)
     found = {}
     for node in model.graph.node:
@@ -96,7 +93,7 @@ def layers_to_fp16(model: ModelProto, layers: Collection[str]) -> ModelProto:
     result = onnx.ModelProto()
     result.CopyFrom(model)
     graph = result.graph
-    weights = {tensor.name: tensor for tensor in graph.initializer}
+    weights = constants_of(result)
     nodes: list[NodeProto] = []
     halves: dict[str, str] = {}
     for node in graph.node:
@@ -115,30 +112,15 @@ def layers_to_fp16(model: ModelProto, layers: Collection[str]) -> ModelProto:
         made = node.output[0]
         node.output[0] = f"{made}_of_fp16"
         nodes += [node, _cast(node.output[0], made, TensorProto.FLOAT)]
-    read = {name for node in nodes for name in node.input}
-    kept = [tensor for tensor in graph.initializer if tensor.name in read]
-    for field, values in ((graph.node, nodes), (graph.initializer, kept)):
-        del field[:]
-        field.extend(values)
+    del graph.node[:]
+    graph.node.extend(nodes)
+    drop_unread_constants(graph)
     check(result, source="the graph with layers in FP16")
     return result
 
 
 def _cast(name: str, made: str, kind: int) -> NodeProto:
     return helper.make_node("Cast", [name], [made], name=f"{made}_cast", to=kind)
-
-
-def _constants(model: ModelProto) -> list[TensorProto]:
-    """Return all constants, those of Constant nodes under the name of their output."""
-    found = list(model.graph.initializer)
-    for node in model.graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                tensor = TensorProto()
-                tensor.CopyFrom(attribute.t)
-                tensor.name = node.output[0]
-                found.append(tensor)
-    return found
 
 
 def _largest(tensor: TensorProto) -> float:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from msn_deploy.core.errors import InputError
+from msn_deploy.graph.constants import constants_of, drop_unread_constants
 from msn_deploy.graph.files import check
 from msn_deploy.graph.placement import WEIGHTED, Placement, name_of, place
 
@@ -52,7 +53,7 @@ class _Quantiser:
         self, model: ModelProto, placement: Placement, ranges: Mapping[str, float], *, per_channel: bool
     ) -> None:
         self.graph, self.placement, self.ranges, self.per_channel = model.graph, placement, ranges, per_channel
-        self.weights = {tensor.name: tensor for tensor in model.graph.initializer}
+        self.weights = constants_of(model)
         self.nodes: list[NodeProto] = []
         self.made: dict[tuple[str, int | None], str] = {}  # (tensor or weight, axis): its dequantised twin
 
@@ -67,7 +68,7 @@ class _Quantiser:
             self.nodes.append(node)
         del self.graph.node[:]
         self.graph.node.extend(self.nodes)
-        self._drop_unread()
+        drop_unread_constants(self.graph)  # the float weights that are INT8 now
 
     def _activation(self, name: str) -> str:
         """Return the tensor that has gone through INT8; the pair is made before its first reader."""
@@ -116,13 +117,6 @@ class _Quantiser:
     def _node(self, kind: str, inputs: list[str], output: str, *, axis: int | None = None) -> None:
         attributes = {} if axis is None else {"axis": axis}
         self.nodes.append(helper.make_node(kind, inputs, [output], name=output, **attributes))
-
-    def _drop_unread(self) -> None:
-        """Drop the float weights that are INT8 now."""
-        read = {name for node in self.graph.node for name in node.input} | {value.name for value in self.graph.output}
-        kept = [tensor for tensor in self.graph.initializer if tensor.name in read]
-        del self.graph.initializer[:]
-        self.graph.initializer.extend(kept)
 
 
 def _output_axis(node: NodeProto, rank: int) -> int | None:
