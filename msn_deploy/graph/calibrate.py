@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 from onnx import ModelProto
 
-from msn_deploy.core.errors import InputError
 from msn_deploy.core.progress import Progress, silent
+from msn_deploy.data.calibration_checks import check_images, examine
+from msn_deploy.graph.files import info_of
 from msn_deploy.graph.histograms import Histograms, Images, collect
 from msn_deploy.graph.scales import DEFAULT_PERCENTILE, check_method, range_of
 
 QUANTISED_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Add")
-MINIMUM_SAMPLES = 16
+_LOG = logging.getLogger(__name__)
 
 
 def calibrate_ranges(
@@ -26,13 +28,15 @@ def calibrate_ranges(
 ) -> dict[str, float]:
     """Return the largest magnitude to represent, per tensor that will be quantised, on the given images.
 
-    model: FP32. images: (N, C, H, W), preprocessed, at least MINIMUM_SAMPLES. method, percentile: see `scales`.
+    model: FP32. images: (N, C, H, W), preprocessed. method, percentile: see `scales`.
     tensors: which; None: `quantised_tensors` of the model. The same images give the same bits, see `collect`.
-    Raises InputError for too few images, for values that are not finite and for tensors that are zero on all of them.
+    Raises InputError for images that cannot tell (`check_images`; what is doubtful is logged), for values that are not
+    finite and for tensors that are zero on all images.
     """
     check_method(method, percentile)
-    if len(images) < MINIMUM_SAMPLES:
-        raise InputError(f"{len(images)} images are too few to calibrate on; at least {MINIMUM_SAMPLES} are needed.")
+    info = info_of(model, source="the model")
+    for doubt in check_images(examine(images), None if info is None else info.preprocess):
+        _LOG.warning("%s", doubt)
     found = collect(model, images, quantised_tensors(model) if tensors is None else tensors, progress=progress)
     return ranges_from(found, method=method, percentile=percentile)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,19 +11,12 @@ from onnx import ModelProto
 
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.progress import Progress, silent
+from msn_deploy.data.calibration_checks import Images
 from msn_deploy.graph.scales import BINS
 from msn_deploy.graph.single_image import SingleImage
 
 _LEAST = 1e-30  # a scale below it is no normal float32
 _CHUNK = 32  # images that are decoded and prepared together
-
-
-class Images(Protocol):
-    """Preprocessed images that can be gone through twice: an array (N, C, H, W), or what is read as it is sliced."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: slice, /) -> NDArray[np.float32]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
