@@ -7,13 +7,15 @@ from collections.abc import Sequence
 
 from onnx import ModelProto
 
+from msn_deploy.core.errors import InputError
 from msn_deploy.core.progress import Progress, silent
 from msn_deploy.data.calibration_checks import check_images, examine
 from msn_deploy.graph.files import info_of
-from msn_deploy.graph.histograms import Histograms, Images, collect
+from msn_deploy.graph.histograms import LEAST, Histograms, Images, collect
 from msn_deploy.graph.scales import DEFAULT_PERCENTILE, check_method, range_of
 
 QUANTISED_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Add")
+CALIBRATOR = 1  # to be raised when the same images give other ranges
 _LOG = logging.getLogger(__name__)
 
 
@@ -41,12 +43,21 @@ def calibrate_ranges(
     return ranges_from(found, method=method, percentile=percentile)
 
 
-def ranges_from(found: Histograms, *, method: str, percentile: float = DEFAULT_PERCENTILE) -> dict[str, float]:
-    """Return the range of each tensor, over all images that were counted."""
-    return {
-        name: range_of(counts, edge, largest, method=method, percentile=percentile)
-        for name, (counts, edge, largest) in sorted(found.first(groups=None).items())
-    }
+def ranges_from(
+    found: Histograms, *, method: str, percentile: float = DEFAULT_PERCENTILE, skip_zero: bool = False
+) -> dict[str, float]:
+    """Return the range of each tensor, over all images that were counted.
+
+    A tensor that is zero on all of them is left out with skip_zero, else an InputError.
+    """
+    ranges = {}
+    for name, (counts, edge, largest) in sorted(found.first(None).items()):
+        if edge < LEAST and skip_zero:
+            continue
+        if edge < LEAST:
+            raise InputError(f"{name} is {edge:.3g} on all calibration images: nothing to scale by.")
+        ranges[name] = range_of(counts, edge, largest, method=method, percentile=percentile)
+    return ranges
 
 
 def quantised_tensors(model: ModelProto) -> list[str]:

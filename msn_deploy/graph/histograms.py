@@ -15,7 +15,7 @@ from msn_deploy.data.calibration_checks import Images
 from msn_deploy.graph.scales import BINS
 from msn_deploy.graph.single_image import SingleImage
 
-_LEAST = 1e-30  # a scale below it is no normal float32
+LEAST = 1e-30  # a scale below it is no normal float32
 _CHUNK = 32  # images that are decoded and prepared together
 
 
@@ -54,7 +54,8 @@ def collect(
 
     groups: (S, N), the group of each image in each of S orders; None: one group. The first pass finds the maxima, the
     second counts integers in bins that are fixed by them: neither depends on the order of the images, on the batch
-    that the model was exported with, or on how the images are split. Raises InputError for a value that is not finite.
+    that the model was exported with, or on how the images are split. A tensor that stays below LEAST is not counted.
+    Raises InputError for a value that is not finite.
     """
     network = SingleImage(model, tensors)
     groups = np.zeros((1, len(images)), dtype=np.intp) if groups is None else groups
@@ -75,14 +76,12 @@ def collect(
                 )
             maxima[name][where] = np.maximum(maxima[name][where], largest)
         progress(at + 1, total, "calibrating: ranges")
-    edges = {name: float(largest.max()) for name, largest in maxima.items()}
-    for name, edge in edges.items():
-        if edge < _LEAST:
-            raise InputError(f"{name} is {edge:.3g} on all {len(images)} calibration images: nothing to scale by.")
+    edges = {name: float(largest.max()) for name, largest in maxima.items() if largest.max() >= LEAST}
     for at, image in _each(images):
         where = orders, groups[:, at]
         for name, value in network.run(image).items():
-            counts[name][where] += count(value, edges[name])
+            if name in edges:
+                counts[name][where] += count(value, edges[name])
         progress(len(images) + at + 1, total, "calibrating: histograms")
     return Histograms(counts=counts, maxima=maxima)
 

@@ -264,5 +264,5 @@ def test_a_tensor_that_is_always_zero(exported: Callable[..., Any], digits: Call
     for tensor in graph.graph.initializer[:]:
         if tensor.name in graph.graph.node[0].input[1:]:  # weight and bias of the first convolution
             tensor.CopyFrom(onnx.numpy_helper.from_array(np.zeros(tuple(tensor.dims), np.float32), tensor.name))
-    with pytest.raises(InputError, match=r" is 0 on all 16 calibration images"):
+    with pytest.raises(InputError, match=r" is 0 on all calibration images"):
         calibrate_ranges(graph, digits(16), method="minmax")
