@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,15 @@ if TYPE_CHECKING:
     from msn_deploy.core.recipes import Recipe
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before anything imports torch: small tensors only lose by more
+
+
+@pytest.fixture(autouse=True, scope="session")
+def home_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """No test reads or writes the caches of whoever runs it; processes that tests start inherit that."""
+    folder = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MSN_DEPLOY_HOME", str(folder))
+        yield folder
 
 
 @pytest.fixture(scope="session")

@@ -8,14 +8,32 @@ from typing import Annotated
 import typer
 
 from msn_deploy.cli import output
-from msn_deploy.cli.options import Data, Json, Method, Samples, new_file
+from msn_deploy.cli.options import Data, Json, new_file
 
 
 def command(
     onnx: Annotated[Path, typer.Argument(help="FP32 ONNX file from `export`.")],
     data: Data = None,
-    method: Method = "entropy",
-    samples: Samples = 256,
+    recipe: Annotated[
+        str | None, typer.Option(help="TOML file, or name of one: digits, mnist, fashion-mnist, image-folder.")
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option(help="entropy, minmax, percentile or mse.", show_default="entropy")
+    ] = None,
+    percentile: Annotated[
+        float | None, typer.Option(help="Of values left unclipped by `percentile`.", show_default="99.99")
+    ] = None,
+    samples: Annotated[int | None, typer.Option(min=1, help="Images to calibrate on.", show_default="256")] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, max=2**32 - 1, help="Draw the images by it.", show_default="evenly spread"),
+    ] = None,
+    cache: Annotated[bool, typer.Option("--cache/--no-cache", help="Take scales that were calibrated before.")] = True,
+    sufficiency: Annotated[bool, typer.Option("--sufficiency", help="Show the drift with fewer images.")] = False,
+    table: Annotated[
+        str | None,
+        typer.Option(help="Also write NAME.cache for TensorRT 8 to 10 and the FP32 file: trt-8.6, trt-10.3."),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", callback=new_file, help="File to write.", show_default="NAME.int8.onnx"),
@@ -23,15 +41,22 @@ def command(
     json: Json = None,
 ) -> None:
     """Quantise an ONNX file to INT8 (explicit Q/DQ) on real training images."""
+    from msn_deploy.core.calibration_recipe import load_calibration_recipe
     from msn_deploy.pipeline import calibrate
 
+    flags = {"data": data, "method": method, "percentile": percentile, "samples": samples, "seed": seed}
+    chosen = {key: value for key, value in flags.items() if value is not None}
+    if recipe is not None:
+        named = load_calibration_recipe(recipe)
+        chosen = {key: getattr(named, key) for key in flags} | chosen
     with output.progress_bar() as progress:
         report = calibrate(
             onnx,
             out or onnx.with_name(f"{onnx.stem}.int8.onnx"),
-            data=data,
-            method=method,
-            samples=samples,
+            **chosen,
+            use_cache=cache,
+            sufficiency=sufficiency,
+            table=table,
             progress=progress,
         )
     if output.emit(report, json, made_from=[report.path]):
@@ -39,6 +64,25 @@ def command(
     output.say(f"{report.path}: {output.size(report.bytes)}, {report.bytes / report.bytes_fp32:.2f} of FP32")
     assert report.parity is not None
     output.say(
-        f"  {report.scales} activation scales from {report.samples} images; same class as FP32 on "
-        f"{report.parity.same_class:.2%} of them"
+        f"  {report.scales} activation scales ({report.method}) from {report.samples} images; same class as FP32 on "
+        f"{report.parity.same_class:.2%} of {report.parity.samples}"
     )
+    if report.cache:
+        output.say(f"  {report.cache}")
+    if report.table is not None:
+        output.say(f"  {report.table}: the same scales for the FP32 file, `--int8 --calib` of {table}")
+    if report.drift:
+        output.say(f"  scales against those of all {report.samples} images:")
+        output.show_table(
+            [
+                [
+                    str(point.images),
+                    f"{point.median:.1%}",
+                    f"{point.worst:.1%}",
+                    f"{point.worst_low:.1%} to {point.worst_high:.1%}",
+                ]
+                for point in report.drift
+            ],
+            head=["images", "median drift", "worst tensor", "over draws"],
+            right=(0, 1, 2, 3),
+        )

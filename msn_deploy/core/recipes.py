@@ -112,31 +112,39 @@ def recipe_from_dict(value: Mapping[str, Any], *, source: str) -> Recipe:
     shape = flat.get("input_shape")
     if isinstance(shape, (list, tuple)):
         flat["input_shape"] = tuple(shape)
-    options = _checked(TrainOptions, train, source=f"{source} [train]")
+    options = checked(TrainOptions, train, source=f"{source} [train]")
     if (gan := flat.get("gan")) is not None:
         if not isinstance(gan, Mapping):
             raise InputError(f"{source}: gan must be a section, got {gan!r}.")
-        flat["gan"] = _checked(GanOptions, gan, source=f"{source} [gan]")
-    return _checked(Recipe, {**flat, "train": options}, source=source)
+        flat["gan"] = checked(GanOptions, gan, source=f"{source} [gan]")
+    return checked(Recipe, {**flat, "train": options}, source=source)
 
 
 def load_recipe(name_or_path: str) -> Recipe:
     """Read a recipe by path (`my.toml`) or built-in name (`vgg7_msn`). Raises InputError."""
+    path, value = read_toml(name_or_path, "models")
+    return recipe_from_dict({"name": path.stem, **value}, source=str(path))
+
+
+def read_toml(name_or_path: str, folder: str) -> tuple[Path, dict[str, Any]]:
+    """Read a TOML file by path, or by the name of one in a built-in folder; return also where it lies.
+
+    Raises InputError.
+    """
     path = Path(name_or_path)
     if not os.path.isfile(path):  # unlike Path.is_file it takes any text, also one too long for a file name
-        folder = builtin_folder("models")
-        known = sorted(file.stem for file in folder.glob("*.toml"))
+        place = builtin_folder(folder)
+        known = sorted(file.stem for file in place.glob("*.toml"))
         if name_or_path not in known:
             raise InputError(
                 f"unknown recipe {name_or_path!r}{did_you_mean(name_or_path, known)}\nA path to a TOML file works too."
             )
-        path = folder / f"{name_or_path}.toml"
+        path = place / f"{name_or_path}.toml"
     with open_input(path) as stream:
         try:
-            value = tomllib.load(stream)
+            return path, tomllib.load(stream)
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as cause:
             raise InputError(f"{path} is not valid TOML: {cause}.") from cause
-    return recipe_from_dict({"name": path.stem, **value}, source=str(path))
 
 
 def with_settings(recipe: Recipe, settings: Sequence[str]) -> Recipe:
@@ -174,7 +182,7 @@ def did_you_mean(word: str, known: tuple[str, ...] | list[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else f"; known are: {', '.join(known)}."
 
 
-def _checked(cls: type[T], value: Mapping[str, Any], *, source: str) -> T:
+def checked(cls: type[T], value: Mapping[str, Any], *, source: str) -> T:
     """Construct a dataclass from TOML values; types are compared by the annotation's first word."""
     known = {entry.name: entry for entry in fields(cls)}  # type: ignore[arg-type]
     for key in value:

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.model_info import Preprocess
+
+
+class PreparedImages:
+    """Images (N, H, W, C), perhaps lazy ones, that become a network's input (N, C, H, W) as they are sliced."""
+
+    def __init__(self, images: Any, prep: Preprocess) -> None:
+        self._images, self._prep = images, prep
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: slice) -> NDArray[np.float32]:
+        return to_input(np.asarray(self._images[index]), self._prep)
 
 
 def to_input(images: NDArray[np.uint8], prep: Preprocess) -> NDArray[np.float32]:

@@ -25,8 +25,9 @@ def is_as_recorded(parent: Parent) -> bool | None:
         split = load_split(parent.file, **read)
     except InputError:
         return False
-    for count in counts:
-        split = split.first(count)
+    for drawn in counts:
+        count, seed = drawn if isinstance(drawn, list | tuple) else (drawn, None)
+        split = split.first(count, seed=seed)
     return split.sha256() == parent.sha256
 
 
@@ -40,5 +41,11 @@ def _is_plausible(read: Mapping[str, Any]) -> bool:
         and read["fit"] in ("resize", "pad")
         and all(isinstance(side, int) and 0 < side <= _LARGEST_PX for side in sides)
         and isinstance(counts, list | tuple)
-        and all(isinstance(count, int) and count > 0 for count in counts)
+        and all(map(_is_draw, counts))
     )
+
+
+def _is_draw(drawn: Any) -> bool:
+    """Whether this is a count, or a count and a seed."""
+    count, seed = drawn if isinstance(drawn, list | tuple) and len(drawn) == 2 else (drawn, 0)
+    return isinstance(count, int) and count > 0 and isinstance(seed, int) and 0 <= seed < 2**32

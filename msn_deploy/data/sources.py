@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,13 @@ from msn_deploy.core.recipes import did_you_mean
 from msn_deploy.data.cifar import read_cifar
 from msn_deploy.data.idx import PREFIX, read_idx_folder
 from msn_deploy.data.images import SUFFIXES, fit_images, read_image
+from msn_deploy.data.lazy import LazyImages
 from msn_deploy.data.names import NAMES, download, folder_of
 from msn_deploy.data.raw import Raw
 from msn_deploy.data.svhn import read_svhn
 
 _FOLDERS = {"train": ("train",), "test": ("test", "val", "valid")}
+_CHUNK = 256  # images that are hashed together
 _TEST_EVERY = 5  # in a folder without a split of its own, every fifth file of a class is for the test
 
 
@@ -30,11 +32,12 @@ _TEST_EVERY = 5  # in a folder without a split of its own, every fifth file of a
 class Split:
     """Images uint8 (N, H, W, C), labels int64 (N,), and the class names that the labels index.
 
-    read: how they were loaded, which `data.recorded.is_as_recorded` does again; empty for arrays from elsewhere.
+    images: an array, or LazyImages where that was asked for. read: how they were loaded, which
+    `data.recorded.is_as_recorded` does again; empty for arrays from elsewhere.
     """
 
     source: str
-    images: NDArray[np.uint8]
+    images: Any
     labels: NDArray[np.int64]
     classes: tuple[str, ...]
     read: Mapping[str, Any] = field(default_factory=dict)
@@ -42,7 +45,8 @@ class Split:
     def sha256(self) -> str:
         """Return a digest of images, labels and classes: the identity of the data in provenance."""
         digest = hashlib.sha256(repr((self.images.shape, self.classes)).encode())
-        digest.update(self.images.tobytes())
+        for start in range(0, len(self.images), _CHUNK):
+            digest.update(np.asarray(self.images[start : start + _CHUNK]).tobytes())
         digest.update(self.labels.tobytes())
         return digest.hexdigest()
 
@@ -51,25 +55,40 @@ class Split:
         role = f"data:{self.read['split']}" if self.read else "data"
         return Parent(role=role, file=self.source, sha256=self.sha256(), read=self.read)
 
-    def first(self, count: int | None) -> Split:
-        """Return a split of at most `count` samples, drawn evenly over the whole; None keeps all."""
+    def first(self, count: int | None, *, seed: int | None = None) -> Split:
+        """Return a split of at most `count` samples (None keeps all), drawn evenly over the whole, or by a seed."""
         if count is None or count >= len(self.labels):
             return self
-        chosen = np.linspace(0, len(self.labels) - 1, count).round().astype(np.int64)
-        read = {**self.read, "first": [*self.read.get("first", ()), count]} if self.read else {}
+        if seed is None:
+            chosen = np.linspace(0, len(self.labels) - 1, count).round().astype(np.int64)
+        else:  # the legacy generator: its numbers are frozen, those of default_rng may change with numpy
+            chosen = np.sort(np.random.RandomState(seed).permutation(len(self.labels))[:count])
+        drawn = count if seed is None else [count, seed]
+        read = {**self.read, "first": [*self.read.get("first", ()), drawn]} if self.read else {}
         return replace(self, images=self.images[chosen], labels=self.labels[chosen], read=read)
 
 
-def load_split(source: str, split: str, *, height_px: int, width_px: int, channels: int, fit: str = "resize") -> Split:
+def load_split(
+    source: str,
+    split: str,
+    *,
+    height_px: int,
+    width_px: int,
+    channels: int,
+    fit: str = "resize",
+    lazy: bool = False,
+) -> Split:
     """Load the "train" or "test" split of a name or a folder, brought to (height, width, channels) by `fit_images`.
 
     Names: NAMES of data.names; a folder of that name in the working directory beats them. Folders: IDX
     (`train-images-idx3-ubyte[.gz]`, `t10k-...`), CIFAR-10 in its binary version, SVHN's cropped digits, or images in
     `train/CLASS/` and `test/CLASS/`, or in `CLASS/` alone, of which every fifth goes to the test.
+    lazy: image files are read, and images of the other formats brought to size, when they are looked at.
     Raises InputError that says what was looked for.
     """
     size: dict[str, Any] = {"height_px": height_px, "width_px": width_px, "channels": channels, "fit": fit}
-    return replace(_load(source, split, size), read={"split": split, **size})
+    found = _load(source, split, size)
+    return replace(found, images=found.images if lazy else np.asarray(found.images), read={"split": split, **size})
 
 
 def is_local(source: str) -> bool:
@@ -98,7 +117,13 @@ def _load(source: str, split: str, size: dict[str, Any]) -> Split:
 
 
 def _fitted(source: str, raw: Raw, size: dict[str, Any]) -> Split:
-    return Split(source=source, images=fit_images(raw.images, **size), labels=raw.labels, classes=raw.classes)
+    images = _lazy(len(raw.images), size, lambda at: fit_images(raw.images[at], **size))
+    return Split(source=source, images=images, labels=raw.labels, classes=raw.classes)
+
+
+def _lazy(count: int, size: dict[str, Any], read: Callable[[NDArray[np.intp]], NDArray[np.uint8]]) -> LazyImages:
+    shape = (size["height_px"], size["width_px"], size["channels"])
+    return LazyImages(picked=np.arange(count), image_shape=shape, read=read)
 
 
 def _load_image_folder(source: str, folder: Path, split: str, size: dict[str, Any]) -> Split:
@@ -121,5 +146,5 @@ def _load_image_folder(source: str, folder: Path, split: str, size: dict[str, An
             f"{folder} holds no {split} data: neither {PREFIX[split]}-images-idx3-ubyte[.gz] nor images in\n"
             f"{split}/CLASS/ or CLASS/ ({', '.join(SUFFIXES[:3])}, ...)."
         )
-    images = np.stack([read_image(path, **size) for path in files])
+    images = _lazy(len(files), size, lambda at: np.stack([read_image(files[each], **size) for each in at]))
     return Split(source=source, images=images, labels=np.asarray(labels, dtype=np.int64), classes=classes)

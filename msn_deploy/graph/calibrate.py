@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 from onnx import ModelProto
 
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.progress import Progress, silent
-from msn_deploy.graph.histograms import Histograms, Images, collect
+from msn_deploy.data.calibration_checks import check_images, examine
+from msn_deploy.graph.files import info_of
+from msn_deploy.graph.histograms import LEAST, Histograms, Images, collect
 from msn_deploy.graph.placement import place
 from msn_deploy.graph.scales import DEFAULT_PERCENTILE, check_method, range_of
 
-MINIMUM_SAMPLES = 16
+CALIBRATOR = 1  # to be raised when the same images give other ranges
+_LOG = logging.getLogger(__name__)
 
 
 def calibrate_ranges(
@@ -26,23 +30,34 @@ def calibrate_ranges(
 ) -> dict[str, float]:
     """Return the largest magnitude to represent, per tensor that will be quantised, on the given images.
 
-    model: FP32. images: (N, C, H, W), preprocessed, at least MINIMUM_SAMPLES. method, percentile: see `scales`.
+    model: FP32. images: (N, C, H, W), preprocessed. method, percentile: see `scales`.
     tensors: which; None: `quantised_tensors` of the model. The same images give the same bits, see `collect`.
-    Raises InputError for too few images, for values that are not finite and for tensors that are zero on all of them.
+    Raises InputError for images that cannot tell (`check_images`; what is doubtful is logged), for values that are not
+    finite and for tensors that are zero on all images.
     """
     check_method(method, percentile)
-    if len(images) < MINIMUM_SAMPLES:
-        raise InputError(f"{len(images)} images are too few to calibrate on; at least {MINIMUM_SAMPLES} are needed.")
+    info = info_of(model, source="the model")
+    for doubt in check_images(examine(images), None if info is None else info.preprocess):
+        _LOG.warning("%s", doubt)
     found = collect(model, images, quantised_tensors(model) if tensors is None else tensors, progress=progress)
     return ranges_from(found, method=method, percentile=percentile)
 
 
-def ranges_from(found: Histograms, *, method: str, percentile: float = DEFAULT_PERCENTILE) -> dict[str, float]:
-    """Return the range of each tensor, over all images that were counted."""
-    return {
-        name: range_of(counts, edge, largest, method=method, percentile=percentile)
-        for name, (counts, edge, largest) in sorted(found.first(groups=None).items())
-    }
+def ranges_from(
+    found: Histograms, *, method: str, percentile: float = DEFAULT_PERCENTILE, skip_zero: bool = False
+) -> dict[str, float]:
+    """Return the range of each tensor, over all images that were counted.
+
+    A tensor that is zero on all of them is left out with skip_zero, else an InputError.
+    """
+    ranges = {}
+    for name, (counts, edge, largest) in sorted(found.first(None).items()):
+        if edge < LEAST and skip_zero:
+            continue
+        if edge < LEAST:
+            raise InputError(f"{name} is {edge:.3g} on all calibration images: nothing to scale by.")
+        ranges[name] = range_of(counts, edge, largest, method=method, percentile=percentile)
+    return ranges
 
 
 def quantised_tensors(model: ModelProto) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,19 +11,12 @@ from onnx import ModelProto
 
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.progress import Progress, silent
+from msn_deploy.data.calibration_checks import Images
 from msn_deploy.graph.scales import BINS
 from msn_deploy.graph.single_image import SingleImage
 
-_LEAST = 1e-30  # a scale below it is no normal float32
+LEAST = 1e-30  # a scale below it is no normal float32
 _CHUNK = 32  # images that are decoded and prepared together
-
-
-class Images(Protocol):
-    """Preprocessed images that can be gone through twice: an array (N, C, H, W), or what is read as it is sliced."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: slice, /) -> NDArray[np.float32]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +54,8 @@ def collect(
 
     groups: (S, N), the group of each image in each of S orders; None: one group. The first pass finds the maxima, the
     second counts integers in bins that are fixed by them: neither depends on the order of the images, on the batch
-    that the model was exported with, or on how the images are split. Raises InputError for a value that is not finite.
+    that the model was exported with, or on how the images are split. A tensor that stays below LEAST is not counted.
+    Raises InputError for a value that is not finite.
     """
     network = SingleImage(model, tensors)
     groups = np.zeros((1, len(images)), dtype=np.intp) if groups is None else groups
@@ -83,14 +76,12 @@ def collect(
                 )
             maxima[name][where] = np.maximum(maxima[name][where], largest)
         progress(at + 1, total, "calibrating: ranges")
-    edges = {name: float(largest.max()) for name, largest in maxima.items()}
-    for name, edge in edges.items():
-        if edge < _LEAST:
-            raise InputError(f"{name} is {edge:.3g} on all {len(images)} calibration images: nothing to scale by.")
+    edges = {name: float(largest.max()) for name, largest in maxima.items() if largest.max() >= LEAST}
     for at, image in _each(images):
         where = orders, groups[:, at]
         for name, value in network.run(image).items():
-            counts[name][where] += count(value, edges[name])
+            if name in edges:
+                counts[name][where] += count(value, edges[name])
         progress(len(images) + at + 1, total, "calibrating: histograms")
     return Histograms(counts=counts, maxima=maxima)
 

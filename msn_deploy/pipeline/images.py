@@ -47,15 +47,16 @@ def refuse_generator(info: ModelInfo | None, *, model: str) -> None:
         )
 
 
-def split_for(info: ModelInfo | None, prep: Preprocess, data: str | None, split: str) -> Split:
+def split_for(info: ModelInfo | None, prep: Preprocess, data: str | None, split: str, *, lazy: bool = False) -> Split:
     """Load the "train" or "test" split of `data`, or of what the model was trained on where `data` is None.
 
+    lazy: as for `load_split`.
     Raises InputError if neither is known, or if the classes are not those of the model.
     """
     source = data or (info.data if info is not None else "")
     if not source:
         raise InputError("the model does not say what it was trained on.\nName the images: `--data NAME|DIR`.")
-    loaded = load_split(source, split, **prep.image_size)
+    loaded = load_split(source, split, **prep.image_size, lazy=lazy)
     if info is not None and info.classes and loaded.classes != info.classes:
         raise InputError(
             f"{source} has {len(loaded.classes)} classes ({', '.join(loaded.classes[:4])}, ...), the model was trained "

@@ -83,10 +83,10 @@ def ok() -> Callable[..., Outcome]:
 
 
 @pytest.fixture(scope="session")
-def process_env() -> dict[str, str]:
+def process_env(home_of_its_own: Path) -> dict[str, str]:
     """The environment of commands that run in a process of their own."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("MSN_DEPLOY", "PYTHON", "COLUMNS"))}
-    return {**kept, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
+    return {**kept, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1", "MSN_DEPLOY_HOME": str(home_of_its_own)}
 
 
 @pytest.fixture

@@ -105,7 +105,7 @@ def test_export_of_a_network_of_ones_own(ok, run_folder, tmp_path):
     assert "BatchNormalization" not in side.facts["operators"]
 
 
-@pytest.mark.parametrize("method", ["entropy", "minmax"])
+@pytest.mark.parametrize("method", ["entropy", "minmax", "percentile", "mse"])
 def test_calibrate_makes_a_small_int8_file(ok, run_folder, tmp_path, method):
     out = tmp_path / "net.int8.onnx"
     outcome = ok("calibrate", run_folder / "cnn3_msn.onnx", "--method", method, "--samples", 48, "--out", out)

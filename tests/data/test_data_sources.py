@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -206,3 +207,60 @@ def test_bundled_files_hold_nothing_but_what_the_loader_reads() -> None:
     folder = builtin_folder("calibration") / "digits"
     assert read_idx(folder / "train-images-idx3-ubyte.gz", rank=3).shape == (1433, 8, 8)
     assert read_idx(folder / "t10k-labels-idx1-ubyte.gz", rank=1).shape == (364,)
+
+
+def _image_folder(folder: Path, count: int) -> None:
+    for at, pixels in enumerate(_random(count)):
+        path = folder / "train" / "ab"[at % 2] / f"{at:04d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+
+
+@pytest.mark.parametrize("kind", ["idx", "folder"])
+def test_lazy_images_are_those_of_the_array(tmp_path: Path, kind: str) -> None:
+    if kind == "idx":
+        _write_idx(tmp_path, "train", _random(30), list(range(10)) * 3)
+    else:
+        _image_folder(tmp_path, 30)
+    size = {"height_px": 6, "width_px": 5, "channels": 3}  # has to be resized
+    eager, lazy = (load_split(str(tmp_path), "train", **size, lazy=lazy) for lazy in (False, True))
+    assert isinstance(eager.images, np.ndarray)
+    assert not isinstance(lazy.images, np.ndarray)
+    assert len(lazy.images) == 30
+    assert lazy.images.shape == eager.images.shape
+    assert lazy.sha256() == eager.sha256()
+    np.testing.assert_array_equal(np.asarray(lazy.images[7:12]), eager.images[7:12])
+    assert np.asarray(lazy.images[4:4]).shape == (0, 6, 5, 3)
+    for seed in (None, 5):
+        few, all_few = (each.first(11, seed=seed) for each in (lazy, eager))
+        np.testing.assert_array_equal(np.asarray(few.images), all_few.images)
+        assert few.as_parent() == all_few.as_parent()
+
+
+def test_lazy_image_files_are_read_only_when_they_are_looked_at(tmp_path: Path) -> None:
+    _image_folder(tmp_path, 40)
+    broken = sorted((tmp_path / "train" / "b").iterdir())[3]
+    broken.write_bytes(b"no image")
+    lazy = load_split(str(tmp_path), "train", **GRAY, lazy=True)
+    assert np.asarray(lazy.images[:20]).shape == (20, 4, 3, 1)
+    with pytest.raises(InputError, match=f"{broken.name} is not a readable image"):
+        np.asarray(lazy.images[20:30])
+    with pytest.raises(InputError, match=f"{broken.name} is not a readable image"):
+        load_split(str(tmp_path), "train", **GRAY)
+
+
+def test_a_draw_by_a_seed_is_frozen_and_recorded() -> None:
+    from msn_deploy.data.recorded import is_as_recorded
+
+    split = load_split("digits", "train", height_px=8, width_px=8, channels=1)
+    drawn = split.first(5, seed=3)
+    wanted = [131, 514, 600, 648, 890]
+    np.testing.assert_array_equal(drawn.images, split.images[wanted])
+    assert drawn.read["first"] == [[5, 3]]
+    assert split.first(5, seed=4).sha256() != drawn.sha256() != split.first(5).sha256()
+    assert is_as_recorded(drawn.as_parent()) is True
+    assert is_as_recorded(split.first(100, seed=1).first(20).as_parent()) is True
+    parent = drawn.as_parent()
+    assert is_as_recorded(replace(parent, read={**parent.read, "first": [[5, 4]]})) is False
+    for damaged in ([5, -1], [5, "x"], [0, 1], [5, 3, 1], "5"):
+        assert is_as_recorded(replace(parent, read={**parent.read, "first": [damaged]})) is None
