@@ -38,9 +38,9 @@ class Network:
 
     def __init__(self, checkpoint: Path, data: dict[str, str]) -> None:
         from msn_deploy.graph import calibrate_ranges
+        from msn_deploy.graph.constants import activations
         from msn_deploy.graph.files import info_of, read_graph
         from msn_deploy.graph.placement import place
-        from msn_deploy.graph.precision import float_tensors
         from msn_deploy.pipeline import export_onnx
 
         with tempfile.TemporaryDirectory() as folder:
@@ -54,7 +54,7 @@ class Network:
         train, test = (load_split(source, split, **info.preprocess.image_size) for split in ("train", "test"))
         self.calibration = to_input(train.first(SAMPLES).images, info.preprocess)
         self.images, self.labels = to_input(test.images, info.preprocess), test.labels
-        self.maxima = calibrate_ranges(self.graph, self.calibration, method="minmax", tensors=float_tensors(self.graph))
+        self.maxima = calibrate_ranges(self.graph, self.calibration, method="minmax", tensors=activations(self.graph))
         tensors = place(self.graph).tensors
         self.ranges = {
             method: calibrate_ranges(self.graph, self.calibration, method=method, tensors=tensors) for method in METHODS
@@ -103,8 +103,8 @@ def hard(checkpoint: Path, factor: float, max_drop: float, data: dict[str, str])
     from onnx import numpy_helper
 
     from msn_deploy.graph import calibrate_ranges
+    from msn_deploy.graph.constants import activations
     from msn_deploy.graph.placement import place
-    from msn_deploy.graph.precision import float_tensors
     from msn_deploy.pipeline.budget import within_budget
 
     net = Network(checkpoint, data)
@@ -119,7 +119,7 @@ def hard(checkpoint: Path, factor: float, max_drop: float, data: dict[str, str])
         value[where] *= np.float32(scale)
         tensors[name].CopyFrom(numpy_helper.from_array(value, name))
     ranges = calibrate_ranges(net.graph, net.calibration, method="entropy", tensors=place(net.graph).tensors)
-    maxima = calibrate_ranges(net.graph, net.calibration, method="minmax", tensors=float_tensors(net.graph))
+    maxima = calibrate_ranges(net.graph, net.calibration, method="minmax", tensors=activations(net.graph))
     plain = {}
     for method in METHODS:
         from msn_deploy.graph import quantize

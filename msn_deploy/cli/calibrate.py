@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from msn_deploy.cli import output
-from msn_deploy.cli.options import Data, Json, new_file
+from msn_deploy.cli.options import Data, Json, LeaveOut, MaxDrop, new_file
+
+if TYPE_CHECKING:
+    from msn_deploy.pipeline.calibrate import PrecisionReport
 
 
 def command(
@@ -28,6 +31,8 @@ def command(
         int | None,
         typer.Option(min=0, max=2**32 - 1, help="Draw the images by it.", show_default="evenly spread"),
     ] = None,
+    max_drop: MaxDrop = None,
+    leave_out: LeaveOut = None,
     cache: Annotated[bool, typer.Option("--cache/--no-cache", help="Take scales that were calibrated before.")] = True,
     sufficiency: Annotated[bool, typer.Option("--sufficiency", help="Show the drift with fewer images.")] = False,
     table: Annotated[
@@ -43,6 +48,7 @@ def command(
     """Quantise an ONNX file to INT8 (explicit Q/DQ) on real training images."""
     from msn_deploy.core.calibration_recipe import load_calibration_recipe
     from msn_deploy.pipeline import calibrate
+    from msn_deploy.pipeline.budget import parse_drop
 
     flags = {"data": data, "method": method, "percentile": percentile, "samples": samples, "seed": seed}
     chosen = {key: value for key, value in flags.items() if value is not None}
@@ -54,6 +60,8 @@ def command(
             onnx,
             out or onnx.with_name(f"{onnx.stem}.int8.onnx"),
             **chosen,
+            max_drop=None if max_drop is None else parse_drop(max_drop),
+            leave_out=leave_out or (),
             use_cache=cache,
             sufficiency=sufficiency,
             table=table,
@@ -67,6 +75,7 @@ def command(
         f"  {report.scales} activation scales ({report.method}) from {report.samples} images; same class as FP32 on "
         f"{report.parity.same_class:.2%} of {report.parity.samples}"
     )
+    show_verdict(report)
     if report.cache:
         output.say(f"  {report.cache}")
     if report.table is not None:
@@ -86,3 +95,25 @@ def command(
             head=["images", "median drift", "worst tensor", "over draws"],
             right=(0, 1, 2, 3),
         )
+
+
+def show_verdict(report: PrecisionReport) -> None:
+    """Say which layers are not INT8, and what the accuracy budget came to."""
+    layers = ", ".join(report.left_out[:4]) + (", ..." if len(report.left_out) > 4 else "")
+    verdict = report.verdict
+    if verdict is not None:
+        low, high = verdict.interval
+        output.say(
+            f"  verdict {verdict.kind}{f' ({layers} in FP16)' if layers else ''}: accuracy {verdict.accuracy:.2%}, "
+            f"FP32 {verdict.accuracy_fp32:.2%}"
+        )
+        output.say(
+            f"  drop {100 * verdict.drop:.2f} points (95 %: {100 * low:+.2f} to {100 * high:+.2f}) on "
+            f"{verdict.samples:,} test images; allowed {100 * verdict.max_drop:.2f}"
+        )
+        for each in verdict.ranking[:4]:
+            output.say(f"  {each.layer}: {each.sqnr_db:.1f} dB with INT8 in this layer alone")
+    elif layers:
+        output.say(f"  left out of INT8, in FP16: {layers}")
+    for name, why in (report.in_fp32 or {}).items():
+        output.say(f"  {name} stays in FP32: {why}")

@@ -71,6 +71,17 @@ Seconds = Annotated[float, typer.Option("--seconds", min=MINIMUM_SECONDS, help="
 Method = Annotated[str, typer.Option("--method", help="How ranges are chosen: entropy, minmax, percentile or mse.")]
 Samples = Annotated[int, typer.Option("--samples", min=1, help="Images to calibrate on.")]
 
+MaxDrop = Annotated[
+    str | None,
+    typer.Option(
+        "--max-drop", metavar="0.5pp", help="Accuracy that INT8 may cost; the fewest layers it takes stay in FP16."
+    ),
+]
+LeaveOut = Annotated[
+    list[str] | None,
+    typer.Option("--leave-out", metavar="LAYER", help="A layer that stays in FP16; repeatable."),
+]
+
 
 def parse_shape(text: str) -> tuple[int, ...]:
     """Turn "1,3,32,32" or "1x3x32x32" into numbers. Raises InputError."""

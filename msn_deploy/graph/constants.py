@@ -1,7 +1,8 @@
-"""What in a graph is known before it runs?"""
+"""What in a graph is known before it runs, and what is computed from its input?"""
 
 from __future__ import annotations
 
+import onnx
 from onnx import GraphProto, ModelProto, TensorProto
 
 
@@ -12,6 +13,24 @@ def constants_of(model: ModelProto) -> dict[str, TensorProto]:
         if node.op_type == "Constant" and node.attribute[0].name == "value":
             found[node.output[0]] = node.attribute[0].t
     return found
+
+
+def activations(model: ModelProto) -> list[str]:
+    """Return the float tensors that depend on the input, itself included, in graph order."""
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    floats = {
+        value.name
+        for value in (*inferred.input, *inferred.value_info, *inferred.output)
+        if value.type.tensor_type.elem_type == TensorProto.FLOAT
+    }
+    constant = {"", *(tensor.name for tensor in model.graph.initializer)}
+    found = [value.name for value in model.graph.input if value.name not in constant]
+    for node in model.graph.node:
+        if all(name in constant for name in node.input):
+            constant.update(node.output)
+        else:
+            found += node.output
+    return [name for name in found if name in floats]
 
 
 def drop_unread_constants(graph: GraphProto) -> None:

@@ -54,18 +54,11 @@ def to_fp16(model: ModelProto, *, keep_fp32: Collection[str] = ()) -> ModelProto
     return result
 
 
-def float_tensors(model: ModelProto) -> tuple[str, ...]:
-    """Return the names of all activations, the input included: what `fp16_overflows` wants the maxima of."""
-    constants = constants_of(model)
-    made = [name for node in model.graph.node for name in node.output if name]
-    return tuple(name for name in (*(value.name for value in model.graph.input), *made) if name not in constants)
-
-
 def fp16_overflows(model: ModelProto, maxima: Mapping[str, float]) -> dict[str, str]:
     """Return the nodes that half precision is not enough for, by name, each with the number that says so.
 
-    maxima: the largest magnitude of activations on real images. A mean is judged by the sum that it divides, which
-    hardware may keep in half precision.
+    maxima: the largest magnitude of the `activations` on real images. A mean is judged by the sum that it divides,
+    which hardware may keep in half precision.
     """
     sizes = {name: _largest(tensor) for name, tensor in constants_of(model).items()}
     counts = _averaged(model)

@@ -12,9 +12,6 @@ import re
 import struct
 from collections.abc import Mapping
 
-import onnx
-from onnx import ModelProto
-
 from msn_deploy.core.errors import InputError
 
 _LINE = re.compile(r"(.+): ([0-9a-f]{8})")
@@ -66,27 +63,6 @@ def parse_table(text: str) -> dict[str, float]:
             raise InputError(f"line {number} of the calibration table is not `tensor: hex`: {line[:60]!r}.")
         (scales[found[1]],) = struct.unpack(">f", bytes.fromhex(found[2]))
     return scales
-
-
-def table_tensors(model: ModelProto) -> list[str]:
-    """Return the float tensors that TensorRT wants a scale for: the input, and all that is computed from it.
-
-    An operator runs in INT8 only if the scales of its input and output are known, also where no Q/DQ node would stand.
-    """
-    inferred = onnx.shape_inference.infer_shapes(model).graph
-    floats = {
-        value.name
-        for value in (*inferred.input, *inferred.value_info, *inferred.output)
-        if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
-    }
-    constant = {"", *(tensor.name for tensor in model.graph.initializer)}
-    found = [value.name for value in model.graph.input if value.name not in constant]
-    for node in model.graph.node:
-        if all(name in constant for name in node.input):
-            constant.update(node.output)
-        else:
-            found += node.output
-    return [name for name in found if name in floats]
 
 
 def _float32(value: float) -> float:

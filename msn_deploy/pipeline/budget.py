@@ -47,7 +47,7 @@ class Verdict:
 
     kind: str
     left_out: tuple[str, ...]
-    in_fp32: tuple[str, ...]
+    in_fp32: dict[str, str]
     samples: int
     accuracy_fp32: float
     accuracy: float
@@ -80,8 +80,8 @@ def paired_drop(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> tuple[fl
 
 def int8_graph(
     model: ModelProto, ranges: Mapping[str, float], maxima: Mapping[str, float], left_out: Collection[str]
-) -> tuple[ModelProto, tuple[str, ...]]:
-    """Return the INT8 graph whose `left_out` layers work in FP16, and those of them that have to stay in FP32.
+) -> tuple[ModelProto, dict[str, str]]:
+    """Return the INT8 graph whose `left_out` layers work in FP16, and those of them that stay in FP32, with the reason.
 
     ranges: of what is quantised; maxima: largest magnitudes of all activations, which FP16 has to hold.
     """
@@ -89,8 +89,9 @@ def int8_graph(
     from msn_deploy.graph.precision import fp16_overflows, layers_to_fp16
 
     int8 = quantize(model, ranges, leave_out=left_out)
-    overflowing = fp16_overflows(model, maxima)
-    kept = tuple(name for name in left_out if name in overflowing)
+    if not left_out:
+        return int8, {}
+    kept = {name: why for name, why in fp16_overflows(model, maxima).items() if name in left_out}
     half = [name for name in left_out if name not in kept]
     return (layers_to_fp16(int8, half) if half else int8), kept
 

@@ -10,7 +10,8 @@ from msn_deploy.core.model_info import PRECISIONS
 from msn_deploy.core.progress import Progress, silent
 from msn_deploy.core.recipes import did_you_mean
 from msn_deploy.engine import BuildOptions, BuildReport, build_engine_file, check_precision, read_onnx
-from msn_deploy.pipeline.calibrate import DEFAULT_SAMPLES, PrecisionReport, calibrate, cast_to_fp16
+from msn_deploy.pipeline.calibrate import DEFAULT_SAMPLES, PrecisionReport, calibrate
+from msn_deploy.pipeline.fp16 import cast_to_fp16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +54,7 @@ def build_engine(
         if precision == "fp32":
             raise InputError(f"{onnx} is not FP32, and precision cannot be added to it.\nGive the FP32 file.")
         if precision == "fp16":
-            typed = cast_to_fp16(onnx, source)
+            typed = cast_to_fp16(onnx, source, data=data, progress=progress)
         else:
             typed = calibrate(onnx, source, data=data, method=method, samples=samples, progress=progress)
     engine = build_engine_file(source, out, options=options, progress=progress)

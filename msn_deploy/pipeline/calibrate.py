@@ -1,12 +1,12 @@
-"""`calibrate` and the FP16 cast: an FP32 ONNX file to the typed file that an engine is built from."""
+"""`calibrate`: an FP32 ONNX file to the INT8 file that an engine is built from."""
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,31 +15,34 @@ from msn_deploy.core.errors import InputError
 from msn_deploy.core.model_info import ModelInfo
 from msn_deploy.core.optional import require
 from msn_deploy.core.progress import Progress, silent
-from msn_deploy.data.calibration_checks import check_images, check_labels, examine
-from msn_deploy.data.preprocess import PreparedImages
+from msn_deploy.data import to_input
 from msn_deploy.engine import OrtRunner, read_onnx
+from msn_deploy.pipeline.budget import Verdict, int8_graph, within_budget
+from msn_deploy.pipeline.calibration_inputs import calibration_inputs
 from msn_deploy.pipeline.images import preprocess_for, split_for
 from msn_deploy.pipeline.ranges import measured_ranges
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from onnx import ModelProto
 
     from msn_deploy.graph import Rung
     from msn_deploy.graph.sufficiency import Drift
 
-_LOG = logging.getLogger(__name__)
 DEFAULT_SAMPLES = 256
 DEFAULT_PERCENTILE = 99.99
+VERSIONS = ("onnx", "onnxruntime", "numpy", "pillow")
 _CHUNK = 32  # images
-_VERSIONS = ("onnx", "onnxruntime", "numpy", "pillow")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrecisionReport:
     """What a change of precision wrote, and how far its logits are from FP32 on real images (None: not measured).
 
-    warnings: what is doubtful about the images. cache: what the calibration cache said. drift: of the scales with fewer
-    images, if asked for. table: the calibration table for TensorRT, if asked for.
+    left_out: layers that are not INT8, by choice or by the verdict of an accuracy budget (None: no budget). in_fp32:
+    nodes that FP16 is not enough for, with the number that says so. warnings: what is doubtful about the images. cache:
+    what the calibration cache said. drift: of the scales with fewer images, if asked for. table: the calibration table
+    for TensorRT, if asked for.
     """
 
     path: Path
@@ -49,6 +52,9 @@ class PrecisionReport:
     scales: int
     parity: Rung | None
     method: str = ""
+    verdict: Verdict | None = None
+    left_out: tuple[str, ...] = ()
+    in_fp32: dict[str, str] | None = None
     warnings: tuple[str, ...] = ()
     cache: str = ""
     drift: tuple[Drift, ...] = ()
@@ -64,150 +70,173 @@ def calibrate(
     percentile: float = DEFAULT_PERCENTILE,
     samples: int = DEFAULT_SAMPLES,
     seed: int | None = None,
+    max_drop: float | None = None,
+    leave_out: Sequence[str] = (),
     use_cache: bool = True,
     sufficiency: bool = False,
     table: str | None = None,
     progress: Progress = silent,
 ) -> PrecisionReport:
-    """Calibrate on training images and write an INT8 Q/DQ file.
+    """Calibrate on training images (a generator: on latents) and write an INT8 Q/DQ file.
 
     data: a name or folder; None takes what the model was trained on. method, percentile: of `graph.scales`. samples:
-    images of the training split, spread evenly, or drawn by `seed`. sufficiency: also measure how the scales drift with
-    fewer images. table: also write NAME.cache beside `out`, a calibration table for the FP32 file and this release of
-    TensorRT, such as "trt-8.6". Memory does not grow with the number of images.
-    Raises InputError (exit 2; also for images that can't calibrate a network), MissingDependency (exit 3).
+    images of the training split, spread evenly, or drawn by `seed`. max_drop: how much of the accuracy on the test
+    split (a share, 0.005 for half a point) may go; the fewest layers that this takes stay in FP16. leave_out: names of
+    layers that do in any case. sufficiency: also measure how the scales drift with fewer images. table: also write
+    NAME.cache beside `out`, a calibration table for the FP32 file and this release of TensorRT, such as "trt-8.6".
+    Memory does not grow with the number of images that calibrate.
+    Raises InputError (exit 2; also for images that can't calibrate a network), GateError (exit 1) if no INT8 keeps the
+    accuracy, MissingDependency (exit 3).
     """
     require("onnx", step="calibrate")
-    from msn_deploy.graph import quantize
-    from msn_deploy.graph.calibrate import quantised_tensors
+    from msn_deploy.graph.constants import activations
     from msn_deploy.graph.files import info_of, input_of, read_graph, with_info
     from msn_deploy.graph.ladder import rung
+    from msn_deploy.graph.placement import place
     from msn_deploy.graph.scales import check_method
-    from msn_deploy.graph.trt_table import format_table, parse_release, table_tensors
+    from msn_deploy.graph.trt_table import format_table, parse_release
 
     check_method(method, percentile)
     release = None if table is None else parse_release(table)
-    _check_out(onnx, out)
+    check_out(onnx, out)
     model = read_graph(onnx)
-    _require_fp32(onnx)
+    require_fp32(onnx)
+    placement = place(model, leave_out=leave_out)
     info = info_of(model, source=str(onnx))
-    if info is not None and info.is_generator:
-        raise InputError(f"{onnx} is a generator: INT8 is calibrated on images, and it takes none.\nUse FP32 or FP16.")
-    prep = preprocess_for(info, input_of(model, source=str(onnx))[1], model=str(onnx))
-    split = split_for(info, prep, data, "train", lazy=True).first(samples, seed=seed)
-    images = PreparedImages(split.images, prep)
-    facts = examine(images)
-    warnings = (*check_images(facts, info and info.preprocess), *check_labels(split.labels, split.classes))
-    for doubt in warnings:
-        _LOG.warning("%s", doubt)
-
-    parents = (parent_of(onnx, role="onnx"), split.as_parent())
+    _check_budget(onnx, info, max_drop, leave_out)
+    given = calibration_inputs(
+        info, input_of(model, source=str(onnx))[1], data, samples=samples, seed=seed, model=str(onnx)
+    )
+    parents = (parent_of(onnx, role="onnx"), *given.parents)
     measure = partial(
         measured_ranges,
         model,
-        images,
-        key={
-            "model": parents[0].sha256,
-            "images": parents[1].sha256,
-            "samples": {"count": len(images), "seed": seed},
-            "preprocessing": asdict(prep),
-        },
+        given.inputs,
+        key={"model": parents[0].sha256, **given.key},
         method=method,
         percentile=percentile,
         use_cache=use_cache,
         progress=progress,
     )
-    tensors = quantised_tensors(model)
-    ranges = measure(tensors, sufficiency=sufficiency)
-    content = with_info(
-        quantize(model, ranges.values), (info or ModelInfo(net="custom", norm="custom")).with_precision("int8")
-    )
+    ranges = measure(place(model).tensors, sufficiency=sufficiency)
+    maxima = {}
+    if max_drop is not None or leave_out:
+        maxima = measure(activations(model), method="minmax", skip_zero=True).values
+    verdict, left_out = None, tuple(leave_out)
+    if max_drop is None:
+        graph, in_fp32 = int8_graph(model, ranges.values, maxima, left_out)
+    else:
+        graph, verdict = _within_budget(
+            model, info, ranges.values, maxima, data, max_drop=max_drop, name=str(onnx), progress=progress
+        )
+        left_out, in_fp32 = verdict.left_out, verdict.in_fp32
+    content = with_info(graph, (info or ModelInfo(net="custom", norm="custom")).with_precision("int8"))
     config = {
         "precision": "int8",
-        "data": split.source,
+        "data": given.source,
         "method": method,
         "percentile": percentile,
-        "samples": len(images),
-        "seed": seed,
-        "preprocess": asdict(prep),
+        "samples": len(given.inputs),
+        "seed": given.seed,
+        "max_drop": max_drop,
+        "leave_out": list(leave_out),
+        "preprocess": given.preprocess,
         "recipe": {} if info is None else info.recipe,
     }
-    measured = {"images": asdict(facts), "drift": [asdict(point) for point in ranges.drift]}
+    facts = {
+        "ranges": ranges.values,
+        "images": given.facts,
+        "drift": [asdict(point) for point in ranges.drift],
+        "left_out": list(left_out),
+        "in_fp32": in_fp32,
+        "verdict": None if verdict is None else asdict(verdict),
+    }
     sidecar = publish(
         out,
         lambda path: path.write_bytes(content),
         kind="onnx",
         parents=parents,
-        versions=_VERSIONS,
+        versions=VERSIONS,
         config=config,
-        facts={"ranges": ranges.values, **measured},
+        facts=facts,
     )
     table_path = None
     if release is not None:
         # The rest by itself: with more tensors as outputs, ONNX Runtime would fuse, and so round, in another way.
-        rest = [name for name in table_tensors(model) if name not in ranges.values]
-        text = format_table({**ranges.values, **measure(rest, skip_zero=True).values}, release)
+        rest = [name for name in activations(model) if name not in ranges.values]
+        scales = {**ranges.values, **placement.shared(ranges.values), **measure(rest, skip_zero=True).values}
+        text = format_table(scales, release)
         table_path = out.with_suffix(".cache")
         publish(
             table_path,
             lambda path: path.write_text(text, encoding="utf-8"),
             kind="calibration-table",
             parents=parents,
-            versions=_VERSIONS,
+            versions=VERSIONS,
             config={**config, "table": table},
         )
-    shown = PreparedImages(split.first(DEFAULT_SAMPLES).images, prep)
     return PrecisionReport(
         path=out,
         bytes=sidecar.bytes,
         bytes_fp32=onnx.stat().st_size,
-        samples=len(images),
+        samples=len(given.inputs),
         scales=len(ranges.values),
-        parity=rung("int8", _logits(onnx, shown), _logits(out, shown)),
+        parity=rung("int8", _outputs(onnx, given.inputs), _outputs(out, given.inputs)),
         method=method,
-        warnings=warnings,
+        verdict=verdict,
+        left_out=left_out,
+        in_fp32=in_fp32,
+        warnings=given.warnings,
         cache=ranges.cache,
         drift=ranges.drift,
         table=table_path,
     )
 
 
-def _logits(onnx: Path, images: PreparedImages) -> NDArray[np.float32]:
+def _check_budget(onnx: Path, info: ModelInfo | None, max_drop: float | None, leave_out: Sequence[str]) -> None:
+    if max_drop is None:
+        return
+    if leave_out:
+        raise InputError("`--max-drop` finds the layers to leave out itself.\nGive it or `--leave-out`, not both.")
+    if info is not None and info.is_generator:
+        raise InputError(f"{onnx} is a generator: it has no accuracy to keep.\nLeave `--max-drop` away.")
+
+
+def _within_budget(
+    model: ModelProto,
+    info: ModelInfo | None,
+    ranges: dict[str, float],
+    maxima: dict[str, float],
+    data: str | None,
+    *,
+    max_drop: float,
+    name: str,
+    progress: Progress,
+) -> tuple[ModelProto, Verdict]:
+    """Hold the budget on all images of the test split."""
+    from msn_deploy.graph.files import input_of
+
+    prep = preprocess_for(info, input_of(model, source=name)[1], model=name)
+    test = split_for(info, prep, data, "test")
+    images = to_input(test.images, prep)
+    return within_budget(model, ranges, maxima, images=images, labels=test.labels, max_drop=max_drop, progress=progress)
+
+
+def _outputs(onnx: Path, inputs: Any) -> NDArray[np.float32]:
     runner = OrtRunner(onnx)
-    return np.concatenate([runner.run(images[at : at + _CHUNK]) for at in range(0, len(images), _CHUNK)])
+    most = min(len(inputs), DEFAULT_SAMPLES)
+    return np.concatenate([runner.run(inputs[at : min(at + _CHUNK, most)]) for at in range(0, most, _CHUNK)])
 
 
-def cast_to_fp16(onnx: Path, out: Path) -> PrecisionReport:
-    """Write the FP16 twin of an FP32 file. Raises InputError for weights that FP16 can't hold."""
-    require("onnx", step="build-engine --precision fp16")
-    from msn_deploy.graph import to_fp16
-    from msn_deploy.graph.files import info_of, read_graph, with_info
-
-    _check_out(onnx, out)
-    model = read_graph(onnx)
-    _require_fp32(onnx)
-    info = info_of(model, source=str(onnx)) or ModelInfo(net="custom", norm="custom")
-    content = with_info(to_fp16(model), info.with_precision("fp16"))
-    publish(
-        out,
-        lambda path: path.write_bytes(content),
-        kind="onnx",
-        parents=(parent_of(onnx, role="onnx"),),
-        versions=_VERSIONS,
-        config={"precision": "fp16", "recipe": info.recipe},
-    )
-    return PrecisionReport(
-        path=out, bytes=len(content), bytes_fp32=onnx.stat().st_size, samples=0, scales=0, parity=None
-    )
-
-
-def _require_fp32(onnx: Path) -> None:
+def require_fp32(onnx: Path) -> None:
+    """Raise InputError for a file of another precision: none can be added to it."""
     precision = read_onnx(onnx, step="calibrate").precision
     if precision != "fp32":
         raise InputError(f"{onnx} is {precision.upper()} already.\nGive the FP32 file that it was made from.")
 
 
-def _check_out(onnx: Path, out: Path) -> None:
+def check_out(onnx: Path, out: Path) -> None:
+    """Raise InputError for a name that is no ONNX file's, and for that of the input."""
     if out.suffix != ".onnx":
         raise InputError(f"{out} has to end in .onnx.")
     if out.resolve() == onnx.resolve():

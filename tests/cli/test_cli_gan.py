@@ -64,9 +64,15 @@ def test_the_folded_onnx_is_torch_and_an_engine_is_built_from_it(cli, folder, tm
     assert float(wanted.std()) > 0.01
     operators = json.loads((tmp_path / "small.onnx.json").read_text())["facts"]["operators"]
     assert operators == {"ConvTranspose": 5, "Relu": 4, "Tanh": 1}
-    outcome = cli("build-engine", onnx, "--precision", "fp16", "--out", tmp_path / "small.engine")
-    assert outcome.code == 0, outcome
-    assert (tmp_path / "small.engine").stat().st_size > 10_000
+    for precision in ("fp16", "int8"):
+        outcome = cli("build-engine", onnx, "--precision", precision, "--out", tmp_path / "small.engine")
+        assert outcome.code == 0, outcome
+        assert (tmp_path / "small.engine").stat().st_size > 10_000
+    calibrated = json.loads((tmp_path / "small.int8.onnx.json").read_text())
+    assert calibrated["config"]["data"] == "latents of the standard normal distribution"
+    assert 3 < calibrated["facts"]["ranges"][runner.input_name] < 6  # of 256 x 100 draws
+    int8 = np.concatenate([load_runner(tmp_path / "small.int8.onnx").run(each[None]) for each in inputs])
+    assert float(np.abs(int8 - wanted).std()) < 0.2 * float(wanted.std())
     outcome = cli("bench", onnx, "--seconds", "0.5")
     assert (outcome.code, "small" in outcome.out) == (0, True), outcome
 
@@ -153,7 +159,7 @@ def test_latents_that_look_like_an_image_are_none(cli, folder, tmp_path):
         assert (outcome.code, "small.onnx is a generator: it takes no images" in outcome.err) == (2, True), outcome
     outcome = cli("build-engine", onnx, "--precision", "int8", "--data", "digits", "--out", tmp_path / "x.engine")
     assert outcome.code == 2
-    assert "small.onnx is a generator: INT8 is calibrated on images, and it takes none" in outcome.err
+    assert "small.onnx is a generator: it is calibrated on latents" in outcome.err
 
 
 def test_a_judge_of_other_images_is_refused(cli, folder, tmp_path):

@@ -12,8 +12,9 @@ from onnx import ModelProto, TensorProto
 
 from msn_deploy.core.errors import InputError
 from msn_deploy.graph import quantize, to_fp16
+from msn_deploy.graph.constants import activations
 from msn_deploy.graph.placement import place
-from msn_deploy.graph.precision import float_tensors, fp16_overflows, layers_to_fp16
+from msn_deploy.graph.precision import fp16_overflows, layers_to_fp16
 
 
 @pytest.mark.parametrize(("net", "norm"), [("cnn3", "msn"), ("vgg7", "bn")])
@@ -87,7 +88,7 @@ def _net(weight: float = 0.25) -> ModelProto:
 
 def test_a_value_that_comes_near_the_end_of_fp16_is_named_with_its_node() -> None:
     model = _net()
-    assert float_tensors(model) == ("x", "c", "r", "m", "f", "y")
+    assert activations(model) == ["x", "c", "r", "m", "f", "y"]
     calm = {"x": 4.0, "c": 9.0, "r": 9.0, "m": 3.0, "f": 3.0, "y": 2.0}
     assert fp16_overflows(model, calm) == {}
     assert fp16_overflows(model, calm | {"y": 40_000.0}) == {"y": "y reaches 4e+04"}

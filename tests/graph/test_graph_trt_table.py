@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from msn_deploy.core.errors import InputError
-from msn_deploy.graph.trt_table import format_table, parse_release, parse_table, table_tensors
+from msn_deploy.graph.constants import activations
+from msn_deploy.graph.trt_table import format_table, parse_release, parse_table
 
 WRITTEN = "TRT-8600-EntropyCalibration2\ninput: 3f800000\nrelu/a: 3c010204\n"
 
@@ -89,7 +90,7 @@ def test_what_is_no_table(text: str, words: str) -> None:
 
 def test_every_float_tensor_that_depends_on_the_image_is_in_it(exported: Callable[..., Any]) -> None:
     graph = exported("cnn3", "msn", dynamic=True).graph
-    names = table_tensors(graph)
+    names = activations(graph)
     made = [name for node in graph.graph.node for name in node.output]
     assert names[0] == "input"
     assert graph.graph.output[0].name in names

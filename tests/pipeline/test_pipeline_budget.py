@@ -13,8 +13,8 @@ from onnx import ModelProto, numpy_helper
 
 from msn_deploy.core.errors import GateError, InputError
 from msn_deploy.graph import to_onnx
+from msn_deploy.graph.constants import activations
 from msn_deploy.graph.placement import place
-from msn_deploy.graph.precision import float_tensors
 from msn_deploy.pipeline import budget
 from msn_deploy.pipeline.budget import paired_drop, parse_drop, within_budget
 
@@ -36,7 +36,7 @@ def easy(tmp_path_factory: pytest.TempPathFactory, small_recipe: Callable[..., A
 def _with_maxima(graph: ModelProto, images: Any, labels: Any) -> dict[str, Any]:
     wide = ModelProto()
     wide.CopyFrom(graph)
-    names = [name for name in float_tensors(graph) if name not in ("input", "logits")]
+    names = [name for name in activations(graph) if name not in ("input", "logits")]
     wide.graph.output.extend(onnx.helper.make_tensor_value_info(name, 1, None) for name in names)
     session = onnxruntime.InferenceSession(wide.SerializeToString(), providers=["CPUExecutionProvider"])
     values = session.run(["logits", *names], {"input": images})
@@ -91,7 +91,10 @@ def test_an_outlier_channel_breaks_int8_and_one_layer_left_out_mends_it(easy: di
 def test_a_layer_left_out_stays_in_fp32_where_fp16_would_overflow(easy: dict[str, Any]) -> None:
     hard = _outlier(easy, 1e5)
     graph, verdict = within_budget(**hard, max_drop=0.005)
-    assert verdict.left_out == verdict.in_fp32 == (place(hard["model"]).layers[1],)
+    second = place(hard["model"]).layers[1]
+    assert verdict.left_out == (second,)
+    assert list(verdict.in_fp32) == [second]
+    assert "reaches" in verdict.in_fp32[second]
     assert not any(node.op_type == "Cast" for node in graph.graph.node)
 
 

@@ -1,0 +1,75 @@
+"""The FP16 cast: an FP32 ONNX file to its half-precision twin, after a look at the ranges on real images."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from msn_deploy.core.artifacts import parent_of, publish
+from msn_deploy.core.model_info import ModelInfo
+from msn_deploy.core.optional import require
+from msn_deploy.core.progress import Progress, silent
+from msn_deploy.pipeline.calibrate import VERSIONS, PrecisionReport, check_out, require_fp32
+from msn_deploy.pipeline.calibration_inputs import calibration_inputs, has_inputs
+from msn_deploy.pipeline.ranges import measured_ranges
+
+_LOG = logging.getLogger(__name__)
+_SAMPLES = 64  # images: enough to see the order of magnitude, which is all that counts here
+
+
+def cast_to_fp16(onnx: Path, out: Path, *, data: str | None = None, progress: Progress = silent) -> PrecisionReport:
+    """Write the FP16 twin of an FP32 file. Nodes that half precision is not enough for stay in FP32, and are named.
+
+    data: images to look at, a name or folder; None takes what the model was trained on, where that is on this machine.
+    Without any, weights alone are judged, which the log says.
+    Raises InputError (exit 2), MissingDependency (exit 3).
+    """
+    require("onnx", step="build-engine --precision fp16")
+    from msn_deploy.graph import to_fp16
+    from msn_deploy.graph.constants import activations
+    from msn_deploy.graph.files import info_of, input_of, read_graph, with_info
+    from msn_deploy.graph.precision import fp16_overflows
+
+    check_out(onnx, out)
+    model = read_graph(onnx)
+    require_fp32(onnx)
+    info = info_of(model, source=str(onnx))
+    parents = [parent_of(onnx, role="onnx")]
+    maxima: dict[str, float] = {}
+    samples = 0
+    if has_inputs(info, data):
+        shape = input_of(model, source=str(onnx))[1]
+        given = calibration_inputs(info, shape, data, samples=_SAMPLES, model=str(onnx))
+        parents += given.parents
+        samples = len(given.inputs)
+        key = {"model": parents[0].sha256, **given.key}
+        maxima = measured_ranges(
+            model, given.inputs, activations(model), key=key, method="minmax", percentile=100.0, skip_zero=True,
+            progress=progress,
+        ).values  # fmt: skip
+    else:
+        _LOG.warning("no images to look at: whether FP16 overflows is judged by the weights of %s alone", onnx)
+    in_fp32 = fp16_overflows(model, maxima)
+    for name, why in in_fp32.items():
+        _LOG.warning("%s stays in FP32: %s, and FP16 ends at 65504", name, why)
+    content = with_info(
+        to_fp16(model, keep_fp32=in_fp32), (info or ModelInfo(net="custom", norm="custom")).with_precision("fp16")
+    )
+    publish(
+        out,
+        lambda path: path.write_bytes(content),
+        kind="onnx",
+        parents=parents,
+        versions=VERSIONS,
+        config={"precision": "fp16", "samples": samples, "recipe": {} if info is None else info.recipe},
+        facts={"maxima": maxima, "in_fp32": in_fp32},
+    )
+    return PrecisionReport(
+        path=out,
+        bytes=len(content),
+        bytes_fp32=onnx.stat().st_size,
+        samples=samples,
+        scales=0,
+        parity=None,
+        in_fp32=in_fp32,
+    )
