@@ -20,9 +20,33 @@ HEAD = [
 ]
 
 
-def table() -> str:
-    """Return the Markdown table, two rows per network, and a line of MSN against BN below each."""
+def text() -> str:
+    """Return the table and what became of the network that was built to be hard."""
     result = json.loads(RESULT.read_text(encoding="utf-8"))
+    return f"{table(result)}\n\n{_hard(result['hard'])}"
+
+
+def _hard(found: dict[str, Any]) -> str:
+    said = []
+    for arm, hard in found.items():
+        plain = {name: 100 * (of["lost"] - of["won"]) / hard["images"] for name, of in hard["plain"].items()}
+        verdict = hard["verdict"]
+        low, high = (100 * each for each in verdict["interval"])
+        others = ", ".join(f"{name} {lost:.1f}" for name, lost in plain.items() if name != METHOD)
+        layers = len(verdict["left_out"])
+        said.append(
+            f"{arm}: plain INT8 loses {plain[METHOD]:.1f} points ({others}); verdict {verdict['kind']} with {layers} "
+            f"layer{'s' * (layers > 1)} in FP16, drop {100 * verdict['drop']:.2f} ({low:+.2f} to {high:+.2f})"
+        )
+    return (
+        "A network built to be hard (cnn3, MNIST, one channel 1,000 times the others, `--max-drop 0.5pp`): "
+        + "; ".join(said)
+        + "."
+    )
+
+
+def table(result: dict[str, Any]) -> str:
+    """Return the Markdown table, two rows per network, and a line of MSN against BN below each."""
     networks: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for run in sorted(result["runs"], key=lambda each: each["seed"]):
         networks.setdefault(run["table"], {}).setdefault(run["arm"], []).append(run)

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import accuracy
+import int8_table
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks" / "peers"))
@@ -47,6 +48,7 @@ def blocks() -> dict[str, str]:
         "study": _study(),
         "gan": _gan(),
         "graphs": _graphs(),
+        "int8": int8_table.text(),
     }
 
 
