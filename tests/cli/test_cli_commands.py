@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+from pathlib import Path
 
 import pytest
 
@@ -114,6 +116,26 @@ def test_calibrate_makes_a_small_int8_file(ok, run_folder, tmp_path, method):
     side = read_sidecar(out)
     assert side.config["method"] == method
     assert {parent.role for parent in side.parents} == {"onnx", "data:train"}
+
+
+def test_calibrate_by_a_recipe_with_flags_above_it(ok, run_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.toml").write_text('data = "digits"\nsamples = 120\nseed = 4\nmethod = "mse"\n')
+    out = tmp_path / "net.int8.onnx"
+    command = ("calibrate", run_folder / "cnn3_msn.onnx", "--recipe", "mine.toml", "--out", out, "--no-cache")
+    text = ok(*command, "--samples", 130, "--sufficiency", "--table", "trt-8.6").out
+    assert "4 activation scales (mse) from 130 images" in text
+    assert "cache" not in text.replace("net.int8.cache", "")
+    assert re.search(r"^ +64 +\d+\.\d% +\d+\.\d% +\d+\.\d% to \d+\.\d%$", text, re.M)
+    assert (tmp_path / "net.int8.cache").read_text().startswith("TRT-8600-EntropyCalibration2\n")
+    config = read_sidecar(out).config
+    assert (config["samples"], config["seed"], config["method"]) == (130, 4, "mse")
+    ok("verify", tmp_path, "--no-data")
+    result = json.loads(
+        ok("calibrate", run_folder / "cnn3_msn.onnx", "--recipe", "digits", "--out", out, "--json", "-").out
+    )
+    assert (result["samples"], result["method"], result["drift"]) == (256, "entropy", [])
+    assert "scales" in result["cache"]
 
 
 def test_int8_is_as_accurate_as_fp32(ok, run_folder):

@@ -1,4 +1,4 @@
-"""`calibrate`: streams its images, asks the cache, refuses what is no data, has the same scales for every TensorRT."""
+"""`calibrate`: streams its images, asks the cache, refuses what is no data, gives every TensorRT the same scales."""
 
 from __future__ import annotations
 
