@@ -1,12 +1,13 @@
 """FP16 as casts in the graph: weights and arithmetic in half precision, inputs and outputs still float32.
 
 What does not fit into half precision stays in FP32 and is named: a weight beyond 65504, and on real images a value, or
-the sum behind a mean, that comes near it. The rest of the graph is FP16 all the same.
+the sum behind a mean, that comes near it. The rest of the graph is FP16 all the same, and between two nodes that stay
+there is no cast (onnxruntime's converter puts two there, and the value overflows between them; it also keeps every Max,
+of which a folded DenseNet has one per layer, in FP32).
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Collection, Mapping
 
 import numpy as np
@@ -14,44 +15,108 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from msn_deploy.core.errors import InputError
-from msn_deploy.core.optional import require
-from msn_deploy.graph.constants import constants_of, drop_unread_constants
+from msn_deploy.graph.constants import activations, constants_of, drop_unread_constants
 from msn_deploy.graph.files import check
 from msn_deploy.graph.placement import name_of
 
 FP16_MAX = 65504.0
 _HEADROOM = 2.0  # images that were not looked at may reach higher
 _MEANS = ("GlobalAveragePool", "AveragePool", "ReduceMean")
+_TYPED = ("Cast", "CastLike", "QuantizeLinear", "DequantizeLinear")  # they say themselves what they make
+_SCALED = ("Resize", "Upsample")  # all inputs but the first are float32 by the standard
 
 
 def to_fp16(model: ModelProto, *, keep_fp32: Collection[str] = ()) -> ModelProto:
     """Return a copy of an FP32 graph with FP16 weights and arithmetic; input and output stay float32.
 
     keep_fp32: names of nodes that are not cast, from `fp16_overflows`. Raises InputError for a graph that is not FP32,
-    and for a weight that FP16 can't hold in a node that is cast (the converter would clamp it without a word).
+    and for a weight that FP16 can't hold in a node that is cast.
     """
-    float16 = require("onnxruntime.transformers.float16", step="build-engine --precision fp16")
-    onnx_model = require("onnxruntime.quantization.onnx_model", step="build-engine --precision fp16")
-    kept = {name for node in model.graph.node if name_of(node) in keep_fp32 for name in node.input}
     for name, tensor in constants_of(model).items():
         if tensor.data_type in (TensorProto.FLOAT16, TensorProto.INT8):
             raise InputError(f"{name} is already {TensorProto.DataType.Name(tensor.data_type)}; FP16 starts from FP32.")
-        if not (largest := _largest(tensor)) <= FP16_MAX and name not in kept:
-            raise InputError(f"{name} holds {largest:.4g}; FP16 ends at {FP16_MAX:.0f}.\nStay with FP32 or INT8.")
-    copied = onnx.ModelProto()
-    copied.CopyFrom(model)
-    for node in copied.graph.node:
-        node.name = name_of(node)  # the converter tells nodes apart by their names
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # one warning per weight below FP16's smallest number: it becomes zero
-        converted = onnx_model.ONNXModel(
-            float16.convert_float_to_float16(copied, keep_io_types=True, node_block_list=sorted(keep_fp32))
-        )
-    converted.topological_sort()  # the converter appends its casts, which is not valid ONNX
-    result: ModelProto = converted.model
-    del result.graph.value_info[:]  # the converter's are those of FP16 also where a node was kept
+    nodes = [name_of(node) for node in model.graph.node if node.op_type not in (*_TYPED, "Constant")]
+    return in_fp16(model, [name for name in nodes if name not in keep_fp32])
+
+
+def in_fp16(model: ModelProto, names: Collection[str]) -> ModelProto:
+    """Return a copy in which the named nodes work in FP16, with casts where FP16 begins and ends.
+
+    Opset and all else stay: so also TensorRT 8, which can't read FP16 scales, takes an INT8 file with layers in FP16.
+    Raises InputError for a weight that FP16 can't hold.
+    """
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    del result.graph.value_info[:]
+    _Caster(result, set(names)).run()
     check(result, source="the FP16 graph")
     return result
+
+
+class _Caster:
+    """Rewrites one graph in place. Of every float tensor there is an FP32 form, an FP16 form, or both."""
+
+    def __init__(self, model: ModelProto, names: Collection[str]) -> None:
+        self.graph, self.names = model.graph, names
+        self.constants = {
+            name: tensor for name, tensor in constants_of(model).items() if tensor.data_type == TensorProto.FLOAT
+        }
+        self.floats = {*activations(model), *self.constants}
+        self.nodes: list[NodeProto] = []
+        self.half: dict[str, str] = {}  # the name of a tensor's FP16 form
+        self.only_half: set[str] = set()
+
+    def run(self) -> None:
+        # A weight that no other node reads in FP32 keeps its name.
+        self.shared = {
+            name for node in self.graph.node for index, name in enumerate(node.input) if not self._is_cast(node, index)
+        }
+        for node in self.graph.node:
+            for index, name in enumerate(node.input):
+                if self._is_cast(node, index):
+                    node.input[index] = self._as_half(name)
+                elif name in self.only_half:
+                    self._as_full(name)
+            if name_of(node) in self.names:
+                for index, name in enumerate(node.output):
+                    if name in self.floats:
+                        node.output[index] = self.half[name] = f"{name}_fp16"
+                        self.only_half.add(name)
+            self.nodes.append(node)
+        for value in self.graph.output:
+            if value.name in self.only_half:
+                self._as_full(value.name)
+        del self.graph.node[:]
+        self.graph.node.extend(self.nodes)
+        drop_unread_constants(self.graph)
+
+    def _is_cast(self, node: NodeProto, index: int) -> bool:
+        """Whether a node reads this input in FP16."""
+        is_scale = node.op_type in _SCALED and index > 0
+        return name_of(node) in self.names and node.input[index] in self.floats and not is_scale
+
+    def _as_half(self, name: str) -> str:
+        if name not in self.half:
+            tensor = self.constants.get(name)
+            if tensor is None:
+                self.half[name] = f"{name}_fp16"
+                self.nodes.append(_cast(name, self.half[name], TensorProto.FLOAT16))
+            else:
+                if not (largest := _largest(tensor)) <= FP16_MAX:
+                    raise InputError(
+                        f"{name} holds {largest:.4g}; FP16 ends at {FP16_MAX:.0f}.\nStay with FP32 or INT8."
+                    )
+                self.half[name] = f"{name}_fp16" if name in self.shared else name
+                half = numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), self.half[name])
+                if name in self.shared:
+                    self.graph.initializer.append(half)
+                else:
+                    tensor.CopyFrom(half)
+        return self.half[name]
+
+    def _as_full(self, name: str) -> None:
+        self.nodes.append(_cast(self.half[name], name, TensorProto.FLOAT))
+        self.only_half.discard(name)
 
 
 def fp16_overflows(model: ModelProto, maxima: Mapping[str, float]) -> dict[str, str]:
@@ -76,40 +141,6 @@ def fp16_overflows(model: ModelProto, maxima: Mapping[str, float]) -> dict[str, 
             size, what = max(beyond)
             found[name_of(node)] = f"{what} reaches {size:.4g}"
     return found
-
-
-def layers_to_fp16(model: ModelProto, layers: Collection[str]) -> ModelProto:
-    """Return a copy in which the named layers alone work in FP16, between casts: those that INT8 leaves out.
-
-    Opset and all else stay, so that also TensorRT 8 takes the file, which can't read FP16 scales.
-    """
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
-    graph = result.graph
-    weights = constants_of(result)
-    nodes: list[NodeProto] = []
-    halves: dict[str, str] = {}
-    for node in graph.node:
-        if name_of(node) not in layers:
-            nodes.append(node)
-            continue
-        for index, name in enumerate(node.input):
-            if name and name not in halves:
-                halves[name] = f"{name}_fp16"
-                if name in weights:
-                    half = numpy_helper.to_array(weights[name]).astype(np.float16)
-                    graph.initializer.append(numpy_helper.from_array(half, halves[name]))
-                else:
-                    nodes.append(_cast(name, halves[name], TensorProto.FLOAT16))
-            node.input[index] = halves.get(name, "")
-        made = node.output[0]
-        node.output[0] = f"{made}_of_fp16"
-        nodes += [node, _cast(node.output[0], made, TensorProto.FLOAT)]
-    del graph.node[:]
-    graph.node.extend(nodes)
-    drop_unread_constants(graph)
-    check(result, source="the graph with layers in FP16")
-    return result
 
 
 def _cast(name: str, made: str, kind: int) -> NodeProto:

@@ -86,14 +86,14 @@ def int8_graph(
     ranges: of what is quantised; maxima: largest magnitudes of all activations, which FP16 has to hold.
     """
     from msn_deploy.graph import quantize
-    from msn_deploy.graph.precision import fp16_overflows, layers_to_fp16
+    from msn_deploy.graph.precision import fp16_overflows, in_fp16
 
     int8 = quantize(model, ranges, leave_out=left_out)
     if not left_out:
         return int8, {}
     kept = {name: why for name, why in fp16_overflows(model, maxima).items() if name in left_out}
     half = [name for name in left_out if name not in kept]
-    return (layers_to_fp16(int8, half) if half else int8), kept
+    return (in_fp16(int8, half) if half else int8), kept
 
 
 def within_budget(

@@ -14,7 +14,7 @@ from msn_deploy.core.errors import InputError
 from msn_deploy.graph import quantize, to_fp16
 from msn_deploy.graph.constants import activations
 from msn_deploy.graph.placement import place
-from msn_deploy.graph.precision import fp16_overflows, layers_to_fp16
+from msn_deploy.graph.precision import fp16_overflows, in_fp16
 
 
 @pytest.mark.parametrize(("net", "norm"), [("cnn3", "msn"), ("vgg7", "bn")])
@@ -140,7 +140,7 @@ def test_layers_that_int8_leaves_out_work_in_fp16_between_casts(
     before = made.graph.SerializeToString()
     convs = [node.name for node in made.graph.graph.node if node.op_type == "Conv"]
     int8 = quantize(made.graph, dict.fromkeys(place(made.graph).tensors, 4.0), leave_out=convs[1:])
-    mixed = layers_to_fp16(int8, convs[1:])
+    mixed = in_fp16(int8, convs[1:])
     assert made.graph.SerializeToString() == before
     assert mixed.opset_import[0].version == 17
     by_output = {name: node for node in mixed.graph.node for name in node.output}

@@ -1,0 +1,58 @@
+"""`calibrate` with an accuracy budget, layers left out, and what `eval` says of the files."""
+
+import json
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def onnx(run_folder):
+    return run_folder / "cnn3_msn.onnx"
+
+
+def test_a_budget_ends_in_a_verdict(ok, onnx, tmp_path):
+    out = tmp_path / "x.int8.onnx"
+    outcome = ok("calibrate", onnx, "--max-drop", "5pp", "--out", out)
+    assert "verdict INT8: accuracy " in outcome.out
+    assert "on 364 test images; allowed 5.00" in outcome.out
+    side = json.loads((tmp_path / "x.int8.onnx.json").read_text())
+    verdict = side["facts"]["verdict"]
+    assert side["config"]["max_drop"] == 0.05
+    assert (verdict["kind"], verdict["samples"], verdict["left_out"]) == ("INT8", 364, [])
+    measured = json.loads(ok("eval", out, "--json", "-").out)
+    assert measured["accuracy"] == pytest.approx(verdict["accuracy"])
+
+
+def test_a_layer_left_out_is_said_and_recorded(ok, onnx, tmp_path):
+    out = tmp_path / "x.int8.onnx"
+    text = ok("calibrate", onnx, "--leave-out", "node_conv2d_1", "--out", out).out
+    assert "left out of INT8, in FP16: node_conv2d_1" in text
+    assert json.loads((tmp_path / "x.int8.onnx.json").read_text())["facts"]["left_out"] == ["node_conv2d_1"]
+    assert ok("eval", out).code == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--max-drop", "0.5"], "Write it as 0.5pp"),
+        (["--max-drop", "1pp", "--leave-out", "node_linear"], "not both"),
+        (["--leave-out", "conv9"], "there is no layer 'conv9' to leave out"),
+        (["--method", "entropie"], "did you mean 'entropy'?"),
+    ],
+)
+def test_what_is_no_budget_and_no_layer(cli, onnx, tmp_path, options, message):
+    outcome = cli("calibrate", onnx, *options, "--out", tmp_path / "x.int8.onnx")
+    assert (outcome.code, message in outcome.err) == (2, True), outcome
+    assert len(outcome.err.strip().splitlines()) <= 3
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_budget_that_cannot_be_kept_writes_nothing(cli, onnx, tmp_path, monkeypatch):
+    from msn_deploy.pipeline import budget
+
+    monkeypatch.setattr(budget, "paired_drop", lambda before, after: (0.2, (0.1, 0.3)))
+    outcome = cli("calibrate", onnx, "--max-drop", "1pp", "--out", tmp_path / "x.int8.onnx")
+    assert outcome.code == 1
+    assert "verdict FP16: INT8 drops accuracy by 20.00%" in outcome.err
+    assert "build-engine --precision fp16" in outcome.err
+    assert not list(tmp_path.iterdir())
