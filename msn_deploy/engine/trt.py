@@ -69,63 +69,66 @@ class TrtRunner:
             raise
 
     def _load(self, trt: Any, plan: Plan, *, rtx_graph: bool) -> None:
-        """Deserialise, and take the contract from the engine: one input with its range of batches, one output."""
+        """Deserialise, and take the contract from the engine: one input with its range of batches, one output.
+
+        No TensorRT object is kept in a local variable: the traceback of an error would keep it past `close`.
+        """
         try:
-            runtime = trt.Runtime(self._logger)
+            self._runtime = trt.Runtime(self._logger)
         except Exception as cause:  # without a GPU; pybind11 makes a nullptr a TypeError
             raise MissingDevice(
                 f"{self._title} cannot start: {self._said(str(cause))}.\n`msn-deploy doctor` shows what is here."
             ) from cause
-        self._runtime = runtime
         if plan.version_compatible:  # such a plan brings its own runtime library; it was found to be trusted
-            runtime.engine_host_code_allowed = True
+            self._runtime.engine_host_code_allowed = True
         if plan.dla_core is not None:
-            if plan.dla_core >= runtime.num_DLA_cores:
+            cores = self._runtime.num_DLA_cores
+            if plan.dla_core >= cores:
                 raise MissingDevice(
-                    f"{self.path} was built for DLA core {plan.dla_core}, and {self._title} finds "
-                    f"{runtime.num_DLA_cores} here.\nBuild it again without `--dla`."
+                    f"{self.path} was built for DLA core {plan.dla_core}, and {self._title} finds {cores} here.\n"
+                    "Build it again without `--dla`."
                 )
-            runtime.DLA_core = plan.dla_core
-        self._engine = engine = runtime.deserialize_cuda_engine(plan.data)
-        if engine is None:
+            self._runtime.DLA_core = plan.dla_core
+        self._engine = self._runtime.deserialize_cuda_engine(plan.data)
+        if self._engine is None:
             raise InputError(
                 f"{self._title} does not load {self.path}: {self._said('it gave no reason')}.\n"
                 "Build it again here with `msn-deploy build-engine`."
             )
-        self._context = context = self._new_context(trt, engine, rtx_graph=rtx_graph)
-        if context is None:
+        self._context = self._new_context(trt, rtx_graph=rtx_graph)
+        if self._context is None:
             raise MissingDevice(
                 f"{self._title} cannot set {self.path} up: {self._said('it gave no reason')}.\n"
                 "Most often there is too little GPU memory. Close other programs, or build for a smaller `--batch`."
             )
-        self._take_contract(trt, engine, context)
+        self._take_contract(trt)
 
-    def _new_context(self, trt: Any, engine: Any, *, rtx_graph: bool) -> Any:
+    def _new_context(self, trt: Any, *, rtx_graph: bool) -> Any:
         strategies = getattr(trt, "CudaGraphStrategy", None)
-        if rtx_graph and hasattr(strategies, "WHOLE_GRAPH_CAPTURE") and hasattr(engine, "create_runtime_config"):
-            settings = engine.create_runtime_config()
+        if rtx_graph and hasattr(strategies, "WHOLE_GRAPH_CAPTURE") and hasattr(self._engine, "create_runtime_config"):
+            settings = self._engine.create_runtime_config()
             if hasattr(settings, "cuda_graph_strategy"):
                 settings.cuda_graph_strategy = strategies.WHOLE_GRAPH_CAPTURE
-            return engine.create_execution_context(settings)
-        return engine.create_execution_context()
+            return self._engine.create_execution_context(settings)
+        return self._engine.create_execution_context()
 
-    def _take_contract(self, trt: Any, engine: Any, context: Any) -> None:
-        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
-        inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
-        outputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.OUTPUT]
+    def _take_contract(self, trt: Any) -> None:
+        names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
+        inputs = [name for name in names if self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
+        outputs = [name for name in names if self._engine.get_tensor_mode(name) == trt.TensorIOMode.OUTPUT]
         if len(inputs) != 1 or len(outputs) != 1:
             raise InputError(f"{self.path} has {len(inputs)} inputs and {len(outputs)} outputs; one of each is run.")
         self.input_name, output = inputs[0], outputs[0]
-        shape = tuple(int(size) for size in engine.get_tensor_shape(self.input_name))
+        shape = tuple(int(size) for size in self._engine.get_tensor_shape(self.input_name))
         if not shape or -1 in shape[1:]:
             raise InputError(f"{self.path} takes {shape}; only the batch may be open.\nBuild it for one image size.")
         self.input_shape: tuple[int | None, ...] = tuple(None if size == -1 else size for size in shape)
         self._least = self.largest_batch = shape[0]
         if shape[0] == -1:
-            smallest, _, largest = engine.get_tensor_profile_shape(self.input_name, 0)
+            smallest, _, largest = self._engine.get_tensor_profile_shape(self.input_name, 0)
             self._least, self.largest_batch = int(smallest[0]), int(largest[0])
         self._set_rows(self.largest_batch)
-        made = tuple(int(size) for size in context.get_tensor_shape(output))
+        made = tuple(int(size) for size in self._context.get_tensor_shape(output))
         if made[:1] != (self.largest_batch,) or -1 in made:
             raise InputError(f"{self.path} makes {made} of {self.largest_batch} images; one row for each is read.")
         self._input = self._bind(trt, self.input_name, (self.largest_batch, *shape[1:]))
