@@ -12,6 +12,7 @@ import ctypes
 import functools
 import math
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -30,11 +31,14 @@ class CudaError(MissingDevice):
 
 @dataclass(slots=True)
 class Pair:
-    """The same array twice: page-locked on the host, and at an address on the GPU. owner: what frees it."""
+    """The same array twice: page-locked on the host, and at an address on the GPU."""
 
     host: NDArray[Any]
     device: int
-    owner: Any
+
+    def forget(self) -> None:
+        """Let go of the host's memory before it is freed."""
+        self.host = self.host[:0].copy()
 
 
 class Cuda(Protocol):
@@ -109,30 +113,47 @@ class PyCuda:
         import pycuda.driver as driver
 
         self._driver, self.error = driver, driver.Error
-        self._pairs: list[Pair] = []
-        self._stream = self._events = None
-        self._start()
+        self._held = ExitStack()  # what is to be freed, the last first
+        atexit.register(self.close)  # pycuda aborts a process that ends with a context pushed
+        try:
+            self._start()
+        except CudaError:
+            self.close()
+            raise
 
     @_explained
     def _start(self) -> None:
         if PyCuda._users == 0:
             # What pycuda.autoprimaryctx does, but that one can't be undone before the process ends.
             self._driver.init()
-            PyCuda._context = self._driver.Device(0).retain_primary_context()
-            PyCuda._context.push()
+            context = self._driver.Device(0).retain_primary_context()
+            context.push()
+            PyCuda._context = context
         PyCuda._users += 1
-        atexit.register(self.close)  # pycuda aborts a process that ends with a context pushed
-        self._open = True
+        self._held.callback(self._leave)
+        self._held.callback(self._drop)
         self._stream = self._driver.Stream(_NON_BLOCKING)
         self._events = (self._driver.Event(), self._driver.Event())
         self.stream: int = self._stream.handle
+
+    def _drop(self) -> None:
+        self._events = self._stream = None  # pycuda destroys them with the last reference
+
+    @staticmethod
+    def _leave() -> None:
+        PyCuda._users -= 1
+        if PyCuda._users == 0:
+            PyCuda._context.pop()
+            PyCuda._context = None
 
     @_explained
     def allocate(self, shape: Sequence[int], dtype: str) -> Pair:
         host = self._driver.pagelocked_empty(tuple(shape), dtype)
         memory = self._driver.mem_alloc(host.nbytes)
-        self._pairs.append(Pair(host, int(memory), memory))
-        return self._pairs[-1]
+        pair = Pair(host, int(memory))
+        self._held.callback(pair.forget)  # page-locked memory goes with the last array over it
+        self._held.callback(memory.free)
+        return pair
 
     @_explained
     def copy(self, pair: Pair, rows: int, *, to_device: bool) -> None:
@@ -159,19 +180,8 @@ class PyCuda:
 
     @_explained
     def close(self) -> None:
-        if not self._open:
-            return
-        self._open = False
         atexit.unregister(self.close)
-        for pair in self._pairs:
-            pair.owner.free()
-            pair.host = pair.host[:0].copy()  # page-locked memory goes with the last array over it
-        self._pairs.clear()
-        self._events = self._stream = None  # destroyed here, while their context is there
-        PyCuda._users -= 1
-        if PyCuda._users == 0:
-            PyCuda._context.pop()
-            PyCuda._context = None
+        self._held.close()
 
 
 class BindingsCuda:
@@ -181,16 +191,23 @@ class BindingsCuda:
         from cuda.bindings import driver
 
         self._driver = driver
-        self._pairs: list[Pair] = []
-        self._stream = self._graph = None
-        self._events: tuple[Any, ...] = ()
-        self._call("cuInit", 0)
-        self._device = self._call("cuDeviceGet", 0)
-        self._call("cuCtxPushCurrent", self._call("cuDevicePrimaryCtxRetain", self._device))
+        self._graph: Any = None
+        self._held = ExitStack()  # what is to be freed, the last first
         atexit.register(self.close)
-        self._open = True
-        self._stream = self._call("cuStreamCreate", _NON_BLOCKING)
-        self._events = (self._call("cuEventCreate", 0), self._call("cuEventCreate", 0))
+        try:
+            self._call("cuInit", 0)
+            device = self._call("cuDeviceGet", 0)
+            context = self._call("cuDevicePrimaryCtxRetain", device)
+            self._later("cuDevicePrimaryCtxRelease", device)
+            self._call("cuCtxPushCurrent", context)
+            self._later("cuCtxPopCurrent")
+            self._stream = self._call("cuStreamCreate", _NON_BLOCKING)
+            self._later("cuStreamDestroy", self._stream)
+            self._events = self._event(), self._event()
+        except CudaError:
+            self.close()
+            raise
+        self._held.callback(self._drop_graph)
         self.stream: int = int(self._stream)
 
     def _call(self, name: str, *args: Any) -> Any:
@@ -204,15 +221,27 @@ class BindingsCuda:
             raise _error(f"{name} failed: {text.decode() if text else int(status)}")
         return values[0] if values else None
 
+    def _later(self, name: str, *args: Any) -> None:
+        """Have this called by `close`."""
+        self._held.callback(self._call, name, *args)
+
+    def _event(self) -> Any:
+        event = self._call("cuEventCreate", 0)
+        self._later("cuEventDestroy", event)
+        return event
+
     def allocate(self, shape: Sequence[int], dtype: str) -> Pair:
         import numpy as np
 
         size = math.prod(shape) * np.dtype(dtype).itemsize
         address = self._call("cuMemHostAlloc", size, 0)
+        self._later("cuMemFreeHost", address)
         memory = self._call("cuMemAlloc", size)
-        host = np.frombuffer((ctypes.c_char * size).from_address(int(address)), dtype).reshape(shape)
-        self._pairs.append(Pair(host, int(memory), (address, memory)))
-        return self._pairs[-1]
+        self._later("cuMemFree", memory)
+        block = (ctypes.c_char * size).from_address(int(address))
+        pair = Pair(np.frombuffer(block, dtype).reshape(shape), int(memory))
+        self._held.callback(pair.forget)
+        return pair
 
     def copy(self, pair: Pair, rows: int, *, to_device: bool) -> None:
         part = pair.host[:rows]
@@ -248,23 +277,8 @@ class BindingsCuda:
             self._call("cuGraphExecDestroy", graph)
 
     def close(self) -> None:
-        if not self._open:
-            return
-        self._open = False
         atexit.unregister(self.close)
-        self._drop_graph()
-        for pair in self._pairs:
-            address, memory = pair.owner
-            pair.host = pair.host[:0].copy()
-            self._call("cuMemFree", memory)
-            self._call("cuMemFreeHost", address)
-        self._pairs.clear()
-        for event in self._events:
-            self._call("cuEventDestroy", event)
-        if self._stream is not None:
-            self._call("cuStreamDestroy", self._stream)
-        self._call("cuCtxPopCurrent")
-        self._call("cuDevicePrimaryCtxRelease", self._device)
+        self._held.close()
 
 
 def _error(text: str) -> CudaError:

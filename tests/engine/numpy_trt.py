@@ -52,7 +52,7 @@ class Gpu:
         address = 0x1000 * (len(self.memory) + 1)
         host = np.full(shape, np.nan, dtype)
         self.memory[address] = host.copy()
-        self.pairs.append(Pair(host, address, None))
+        self.pairs.append(Pair(host, address))
         return self.pairs[-1]
 
     def copy(self, pair, rows, *, to_device):
