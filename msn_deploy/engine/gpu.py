@@ -1,36 +1,38 @@
-"""Which GPU do programs get here? Asked of the driver itself, so that no package is needed, and no context made."""
+"""Which GPU is in this machine? Asked of the CUDA driver itself, which is there wherever a GPU can be used."""
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-_MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
+_MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gpu:
-    """A GPU. name: such as "NVIDIA GeForce RTX 3090"; all Orins are "Orin"."""
+    """A GPU as CUDA names it, such as "Orin", and its compute capability, such as "8.7"."""
 
     name: str
     compute_capability: str
 
 
-def gpu_here() -> Gpu | None:
-    """Return the driver's first GPU, None without a driver or a GPU. Never raises."""
+def first_gpu(load: Callable[[str], Any] = ctypes.CDLL) -> Gpu | None:
+    """Return the first GPU that CUDA shows this process; None without a driver or a GPU. Never raises."""
     try:
-        driver = ctypes.CDLL("libcuda.so.1")
+        cuda = load("libcuda.so.1")
     except OSError:
         return None
-    device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
-    name = ctypes.create_string_buffer(256)
-    failed = (
-        driver.cuInit(0)
-        or driver.cuDeviceGet(ctypes.byref(device), 0)
-        or driver.cuDeviceGetName(name, len(name), device)
-        or driver.cuDeviceGetAttribute(ctypes.byref(major), _MAJOR, device)
-        or driver.cuDeviceGetAttribute(ctypes.byref(minor), _MINOR, device)
+    device, name = ctypes.c_int(), ctypes.create_string_buffer(256)
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    calls = (
+        lambda: cuda.cuInit(0),
+        lambda: cuda.cuDeviceGet(ctypes.byref(device), 0),
+        lambda: cuda.cuDeviceGetName(name, len(name), device),
+        lambda: cuda.cuDeviceGetAttribute(ctypes.byref(major), _MAJOR, device),
+        lambda: cuda.cuDeviceGetAttribute(ctypes.byref(minor), _MINOR, device),
     )
-    if failed:
+    if any(call() != 0 for call in calls):
         return None
-    return Gpu(name=name.value.decode("utf-8", "replace"), compute_capability=f"{major.value}.{minor.value}")
+    return Gpu(name=name.value.decode(errors="replace"), compute_capability=f"{major.value}.{minor.value}")

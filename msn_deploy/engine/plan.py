@@ -14,7 +14,7 @@ from msn_deploy.core.artifacts import Parent, Sidecar, open_input, read_sidecar,
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.model_info import PRECISIONS, ModelInfo, info_from_json
 from msn_deploy.engine.device import DeviceFacts, installed_version, target_of, what_machine
-from msn_deploy.engine.gpu import Gpu, gpu_here
+from msn_deploy.engine.gpu import Gpu, first_gpu
 from msn_deploy.engine.targets import TARGETS
 
 TITLES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
@@ -122,7 +122,7 @@ def what_is_here() -> Here:
     """Find out what this machine has; nothing of TensorRT or CUDA is imported."""
     found = {name: installed_version(module) for name, module in _MODULES.items()}
     versions = {name: version for name, version in found.items() if version is not None}
-    return Here(machine=what_machine(), gpu=gpu_here(), versions=versions)
+    return Here(machine=what_machine(), gpu=first_gpu(), versions=versions)
 
 
 def read_plan(path: Path) -> Plan:
