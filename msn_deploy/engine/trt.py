@@ -147,8 +147,8 @@ class TrtRunner:
     def run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         """Map float32 (N, C, H, W) to float32 (N, classes), for any N.
 
-        More images than the engine's largest batch run in several; fewer than its smallest are filled up by repeating
-        the last one, and what comes of the repeats is dropped. Raises InputError if the shape does not fit.
+        More images than the engine's largest batch run in several. Fewer than its smallest share the buffer with images
+        from before, and what comes of those is dropped. Raises InputError if the shape does not fit.
         """
         import numpy as np  # late: importing this module must stay light
 
@@ -161,7 +161,6 @@ class TrtRunner:
             part = batch[start : start + self.largest_batch]
             rows = max(len(part), self._least)
             self._input.host[: len(part)] = part
-            self._input.host[len(part) : rows] = part[-1]
             self._run_rows(rows)
             logits[start : start + len(part)] = self._output.host[: len(part)]
             gpu_ms += self.last_gpu_ms

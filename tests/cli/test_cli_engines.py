@@ -15,6 +15,7 @@ from msn_deploy.core.model_info import METADATA_KEY
 from msn_deploy.engine import OrtRunner, trust
 from msn_deploy.engine.gpu import Gpu
 from msn_deploy.engine.plan import what_is_here
+from msn_deploy.engine.preflight import preflight
 from msn_deploy.pipeline import bench
 
 NATIVE = {"tensorrt", "tensorrt_rtx", "pycuda", "cuda"}
@@ -188,6 +189,15 @@ def test_bench_names_the_engine_and_says_that_it_is_no_onnx_file_on_the_cpu(engi
     assert [arm.name for arm in result.arms] == [str(onnx), str(engine)]
     assert result.profile.provider == "cpu and engine"
     assert [arm.facts["net"] for arm in result.arms] == ["cnn3", "cnn3"]
+
+
+def test_bench_leaves_the_norms_of_an_engine_to_tensorrt(engine, monkeypatch):
+    plan = preflight(engine)
+    plan = replace(plan, info=replace(plan.info, folded=False))
+    monkeypatch.setattr("msn_deploy.engine.preflight.preflight", lambda path, *, trusting: plan)
+    quick = MeasureOptions(seconds=0.1, block_ms=2, warmup_seconds=0, warmup_queries=1)
+    (arm,) = bench([engine], threads=1, options=quick).arms
+    assert (arm.facts["folded"], arm.facts["runtime_norm_fusions"]) == (False, "on")
 
 
 def test_bench_refuses_a_batch_that_would_be_several_queries(cli, engine, monkeypatch):

@@ -195,6 +195,10 @@ def test_the_command_builds_it_for_the_machine_that_is_here(forge_plan, orin, fa
         ({"machine": {"arch": "aarch64", "jetson": None}}, {}),  # a plan that was built in one
         ({"compute_capability": None, "device": None, "machine": None}, {}),
         (RTX, {"versions": {"tensorrt-rtx": "1.7.1.116"}, "gpu": ("NVIDIA RTX A4000", "8.6"), **DESKTOP}),
+        (  # finished on the GPU that it meets, and so tuned on none
+            {**RTX, "device": "NVIDIA GeForce RTX 3090"},
+            {"versions": {"tensorrt-rtx": "1.7.1.116"}, "gpu": ("NVIDIA RTX A4000", "8.6"), **DESKTOP},
+        ),
         ({"dla_core": 1, "machine": None}, {"jetson": "NVIDIA Orin NX Developer Kit", "memory_gib": 15.3}),
     ],
 )
