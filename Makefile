@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test nightly check fmt results train-step throughput peers paper readme clean
+.PHONY: setup demo test gpu-test nightly check fmt results train-step throughput peers paper readme clean
 
 setup: $(VENV)/.installed
 
@@ -19,6 +19,11 @@ demo: setup
 
 test: check
 	$(BIN)/python -m pytest
+
+# Builds and runs engines, on a machine with an NVIDIA GPU; elsewhere every test is skipped.
+gpu-test: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[gpu]'
+	$(BIN)/python -m pytest tests/gpu
 
 # More random networks through the fold than `make test` takes.
 nightly: setup

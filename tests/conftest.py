@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -16,17 +17,77 @@ if TYPE_CHECKING:
     from torch import nn
 
     from msn_deploy.core.recipes import Recipe
+    from msn_deploy.engine.plan import Here
 
+PLAN_FACTS: dict[str, Any] = {
+    "backend": "tensorrt",
+    "backend_version": "10.3.0.30",
+    "target": "orin-nano-8gb",
+    "compute_capability": "8.7",
+    "device": "Orin",
+    "precision": "int8",
+    "dla_core": None,
+    "version_compatible": False,
+    "hardware_compatible": False,
+    "machine": {
+        "arch": "aarch64",
+        "jetson": "NVIDIA Jetson Orin Nano Developer Kit",
+        "l4t": "36.4.3",
+        "memory_gib": 7.4,
+        "memory_free_gib": 5.1,
+        "driver": None,
+        "gpu_nodes": ("/dev/nvhost-gpu",),
+        "container": False,
+    },
+}
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before anything imports torch: small tensors only lose by more
 
 
 @pytest.fixture(autouse=True, scope="session")
 def home_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """No test reads or writes the caches of whoever runs it; processes that tests start inherit that."""
+    """No test touches the caches and the trusted plans of whoever runs it; processes that tests start inherit that."""
     folder = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MSN_DEPLOY_HOME", str(folder))
         yield folder
+
+
+@pytest.fixture
+def forge_plan(tmp_path: Path) -> Callable[..., Path]:
+    """Write net.engine with a sidecar that fits `orin`; keywords replace single facts."""
+    from msn_deploy.core.artifacts import Parent, publish
+
+    def forge(content: bytes = b"a plan", *, onnx: str = "net.int8.onnx", kind: str = "engine", **facts: Any) -> Path:
+        path = tmp_path / "net.engine"
+        parent = Parent(role="onnx", file=onnx, sha256=hashlib.sha256(b"the model").hexdigest())
+        publish(
+            path,
+            lambda partial: partial.write_bytes(content) and None,
+            kind=kind,
+            parents=[parent],
+            facts={**PLAN_FACTS, **facts},
+        )
+        return path
+
+    return forge
+
+
+@pytest.fixture
+def orin() -> Callable[..., Here]:
+    """The machine that forged plans fit: an Orin Nano with TensorRT 10.3.0; keywords replace parts of it."""
+    from msn_deploy.engine.device import DeviceFacts
+    from msn_deploy.engine.gpu import Gpu
+    from msn_deploy.engine.plan import Here
+
+    def make(gpu: Any = ("Orin", "8.7"), versions: Any = None, **machine: Any) -> Here:
+        facts = {**PLAN_FACTS["machine"], **machine}
+        return Here(
+            machine=DeviceFacts(**facts),
+            gpu=gpu and Gpu(name=gpu[0], compute_capability=gpu[1]),
+            versions={"tensorrt": "10.3.0"} if versions is None else versions,
+        )
+
+    return make
 
 
 @pytest.fixture(scope="session")

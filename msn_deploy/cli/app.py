@@ -20,7 +20,7 @@ COMMANDS = {
     "export": "fold a checkpoint or a network of your own and write one checked ONNX file",
     "calibrate": "quantise an ONNX file to INT8 on real images",
     "build-engine": "build a TensorRT engine in FP32, FP16 or INT8",
-    "eval": "measure the accuracy of a checkpoint or ONNX file on a test split",
+    "eval": "measure the accuracy of a checkpoint, ONNX file or engine",
     "bench": "measure latency, side by side, against a baseline",
     "infer": "classify images",
     "verify": "check every file of a run folder, and what each was made from",

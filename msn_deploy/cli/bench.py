@@ -8,19 +8,20 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from msn_deploy.cli import output
-from msn_deploy.cli.options import Seconds, Threads, new_text
+from msn_deploy.cli.options import Seconds, Threads, Trust, new_text
 
 if TYPE_CHECKING:
     from msn_deploy.bench import BenchResult
 
 
 def command(
-    models: Annotated[list[Path], typer.Argument(help="ONNX files.")],
+    models: Annotated[list[Path], typer.Argument(help="ONNX files or engines.")],
     baseline: Annotated[Path | None, typer.Option(help="Compare with this file.", show_default="the first")] = None,
-    provider: Annotated[str, typer.Option(help="cpu, cuda or tensorrt.")] = "cpu",
+    provider: Annotated[str, typer.Option(help="Of ONNX files: cpu, cuda or tensorrt.")] = "cpu",
     batch: Annotated[int, typer.Option(min=1, help="Images per query.")] = 1,
     threads: Threads = None,
     seconds: Seconds = 10.0,
+    trust: Trust = False,
     json: Annotated[
         Path | None, typer.Option("--json", callback=new_text, help="Write the result with raw samples; - for stdout.")
     ] = None,
@@ -38,6 +39,7 @@ def command(
             provider=provider,
             batch=batch,
             threads=threads,
+            trust=trust,
             options=MeasureOptions(seconds=seconds),
             progress=progress,
         )

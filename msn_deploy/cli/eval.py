@@ -8,20 +8,21 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from msn_deploy.cli import output
-from msn_deploy.cli.options import Data, Json, Threads
+from msn_deploy.cli.options import Data, Json, Threads, Trust
 
 if TYPE_CHECKING:
     from msn_deploy.pipeline.judge import Judgement
 
 
 def command(
-    model: Annotated[Path, typer.Argument(help="Checkpoint or ONNX file.")],
+    model: Annotated[Path, typer.Argument(help="Checkpoint, ONNX file or engine.")],
     data: Data = None,
     samples: Annotated[int | None, typer.Option(min=1, help="Use at most so many test images.")] = None,
     judge: Annotated[
         Path | None, typer.Option(help="Checkpoint of a classifier that judges what a generator makes.")
     ] = None,
     threads: Threads = None,
+    trust: Trust = False,
     json: Json = None,
 ) -> None:
     """Measure accuracy on a test split; of a generator, with `--judge`, how real its images look."""
@@ -35,7 +36,7 @@ def command(
             _show_judged(judged)
         return
     with output.progress_bar() as progress:
-        result = evaluate(model, data=data, samples=samples, threads=threads, progress=progress)
+        result = evaluate(model, data=data, samples=samples, threads=threads, trust=trust, progress=progress)
     if output.emit(result, json, made_from=[model, result.images]):
         return
     worst = min(result.per_class, key=lambda name: result.per_class[name])

@@ -8,19 +8,20 @@ from typing import Annotated
 import typer
 
 from msn_deploy.cli import output
-from msn_deploy.cli.options import Print, Threads
+from msn_deploy.cli.options import Print, Threads, Trust
 
 
 def command(
-    model: Annotated[Path, typer.Argument(help="Checkpoint or ONNX file.")],
+    model: Annotated[Path, typer.Argument(help="Checkpoint, ONNX file or engine.")],
     images: Annotated[list[Path], typer.Argument(help="Image files.")],
     threads: Threads = None,
+    trust: Trust = False,
     json: Print = False,
 ) -> None:
     """Classify images: class, score and latency of each."""
     from msn_deploy.pipeline import infer
 
-    answers = infer(model, images, threads=threads)
+    answers = infer(model, images, threads=threads, trust=trust)
     if output.emit(answers, json):
         return
     rows = [(each.image, each.label, f"{each.score:.1%}", f"{each.latency_ms:.2f} ms") for each in answers]

@@ -66,6 +66,9 @@ Settings = Annotated[
 ]
 Print = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads.", show_default="all cores")]
+Trust = Annotated[
+    bool, typer.Option("--trust", help="Load engines built elsewhere: they are native code; adds them to your list.")
+]
 Out = Annotated[Path, typer.Option("--out", "-o", callback=new_file, help="File to write.")]
 Seconds = Annotated[float, typer.Option("--seconds", min=MINIMUM_SECONDS, help="Measured time per model, s.")]
 Method = Annotated[str, typer.Option("--method", help="How ranges are chosen: entropy, minmax, percentile or mse.")]

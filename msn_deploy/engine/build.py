@@ -11,6 +11,7 @@ from typing import Any
 from msn_deploy.core.artifacts import Parent, publish, read_sidecar
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.progress import Progress, silent
+from msn_deploy.engine import trust
 from msn_deploy.engine.backends import Backend, check_backend, must_build_elsewhere, needs_device, pick_backend
 from msn_deploy.engine.build_log import count_int8_convs, layer_rows, weight_memory_bytes
 from msn_deploy.engine.device import DeviceFacts, target_of, what_machine
@@ -127,15 +128,16 @@ def build_engine_file(
     )
     messages.start()  # the verbose log of a large network is not worth keeping for the life of the process
     facts = {key: value for key, value in asdict(report).items() if key != "path"}
-    publish(
+    sidecar = publish(
         out,
         lambda partial: partial.write_bytes(plan) and None,
         kind="engine",
         parents=[Parent(role="onnx", file=onnx.name, sha256=model.sha256), *_calibrated_on(model)],
         versions=["tensorrt_rtx_cu13" if backend.is_rtx else "tensorrt", "onnx"],
         config={**_config(options), "precision": precision, "target": report.target, "backend": backend.name},
-        facts={**facts, "machine": asdict(machine)},
+        facts={**facts, "machine": asdict(machine), "info": model.info},
     )
+    trust.add_built(sidecar.sha256, out.name)
     progress(1.0, 1.0, "done")
     return report
 

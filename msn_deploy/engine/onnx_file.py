@@ -17,6 +17,7 @@ from typing import Any
 
 from msn_deploy.core.artifacts import open_input
 from msn_deploy.core.errors import InputError
+from msn_deploy.core.model_info import METADATA_KEY
 from msn_deploy.core.optional import require
 from msn_deploy.engine.onnx_checks import check_model
 from msn_deploy.engine.onnx_tensors import MOST_BYTES, all_tensors, size_text
@@ -36,7 +37,8 @@ class OnnxFile:
     """An ONNX file that parses, holds a graph, and keeps all its weights inside.
 
     data: its bytes. precision: of the graph itself, "int8" (holds Q/DQ nodes), "fp16" (holds half-precision weights
-    or casts) or "fp32". nodes: (name, operator) of every node, in graph order.
+    or casts) or "fp32". nodes: (name, operator) of every node, in graph order. info: what the file says of itself, as
+    ModelInfo writes it, None if it says nothing.
     """
 
     path: Path
@@ -44,6 +46,7 @@ class OnnxFile:
     sha256: str
     precision: str
     nodes: tuple[tuple[str, str], ...] = field(repr=False)
+    info: str | None = field(default=None, repr=False)
 
 
 def read_onnx(path: Path, *, step: str) -> OnnxFile:
@@ -99,6 +102,7 @@ def look_through(path: Path, data: bytes, model: Any) -> OnnxFile:
         sha256=hashlib.sha256(data).hexdigest(),
         precision=_precision(onnx, nodes, all_tensors(model)),
         nodes=tuple((node.name, node.op_type) for node in model.graph.node),
+        info=next((each.value for each in model.metadata_props if each.key == METADATA_KEY), None),
     )
 
 

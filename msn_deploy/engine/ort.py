@@ -10,7 +10,7 @@ from msn_deploy.core.errors import InputError, MissingDependency, MissingDevice
 from msn_deploy.core.model_info import METADATA_KEY, ModelInfo, info_from_json
 from msn_deploy.core.optional import require
 from msn_deploy.engine.onnx_file import read_onnx
-from msn_deploy.engine.runner import PROVIDERS
+from msn_deploy.engine.runner import PROVIDERS, check_images
 
 if TYPE_CHECKING:
     import numpy as np
@@ -110,7 +110,7 @@ class OrtRunner:
         """
         import numpy as np  # late: importing this module must stay light
 
-        self._check(batch)
+        check_images(batch, self.input_shape, name=self.name)
         fixed = self.input_shape[0]
         if fixed is None or fixed == len(batch):
             return self._run_once(batch)
@@ -134,21 +134,6 @@ class OrtRunner:
             raise InputError(f"{self.path} loads but does not run: {_said(cause)}.\nExport it again.") from cause
         return np.asarray(output, dtype=np.float32)
 
-    def _check(self, batch: NDArray[np.float32]) -> None:
-        if batch.dtype != "float32":
-            raise InputError(f"{self.name} is fed {batch.dtype}; images have to be prepared to float32 first.")
-        fits = batch.ndim == len(self.input_shape) and all(
-            wanted in (None, got) for wanted, got in zip(self.input_shape[1:], batch.shape[1:], strict=True)
-        )
-        if not fits:
-            raise InputError(
-                f"model wants {_sizes(self.input_shape[1:])} images, the data gives {_sizes(batch.shape[1:])}; "
-                f"{self.name} was made for other data.\n"
-                "Give the data it was trained on, or export it again with a fitting `--input-shape`."
-            )
-        if len(batch) == 0:
-            raise InputError(f"{self.name} is given no image at all.\nCheck the data folder.")
-
     def close(self) -> None:
         """Free the session; `run` cannot be called afterwards."""
         self._session = None
@@ -162,10 +147,6 @@ def _check_provider(ort: Any, provider: str) -> None:
             f"this onnxruntime ({ort.__version__}) has no provider {provider}; it has: {', '.join(known)}.\n"
             "Choose one of those with `--provider`, or install an onnxruntime built with it (onnxruntime-gpu on x86)."
         )
-
-
-def _sizes(shape: tuple[int | None, ...]) -> str:
-    return "x".join("any" if size is None else str(size) for size in shape)
 
 
 def _said(cause: Exception) -> str:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from msn_deploy.core.artifacts import open_input, read_sidecar
-from msn_deploy.core.errors import InputError, MissingDevice
+from msn_deploy.core.errors import InputError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,19 +43,32 @@ class Runner(Protocol):
         ...
 
 
-def load_runner(path: Path, *, threads: int | None = None, provider: str = "cpu", fuse_norms: bool = True) -> Runner:
+def load_runner(
+    path: Path,
+    *,
+    threads: int | None = None,
+    provider: str = "cpu",
+    fuse_norms: bool = True,
+    trust: bool = False,
+    cuda_graph: bool = False,
+) -> Runner:
     """Load a model file into the runner that serves its kind.
 
-    threads: of one inference, None = the runtime's choice. provider: one of PROVIDERS. fuse_norms: let the runtime
-    merge normalisation layers into convolutions; False measures a network as it is written.
+    Of an ONNX file: threads: of one inference, None = the runtime's choice; provider: one of PROVIDERS; fuse_norms: let
+    the runtime merge normalisation layers into convolutions; False measures a network as it is written.
+    Of an engine, which is checked before it is loaded: trust: add it to the local list of trusted plans; cuda_graph:
+    queue the network with one call.
     Raises InputError for a file that cannot be used, MissingDependency or MissingDevice for what is not there.
     """
     suffix = path.suffix.lower()
     if suffix == ".engine":
-        raise _engine_here(path)
+        from msn_deploy.engine.preflight import preflight
+        from msn_deploy.engine.trt import TrtRunner
+
+        return TrtRunner(preflight(path, trusting=trust), cuda_graph=cuda_graph)
     if suffix != ".onnx":
         raise InputError(
-            f"{path} cannot be run: its name ends in {suffix or 'nothing'!r}; .onnx files are accepted.\n"
+            f"{path} cannot be run: its name ends in {suffix or 'nothing'!r}; .onnx and .engine files are accepted.\n"
             "Make one with `msn-deploy export`."
         )
     from msn_deploy.engine.ort import OrtRunner
@@ -65,17 +76,22 @@ def load_runner(path: Path, *, threads: int | None = None, provider: str = "cpu"
     return OrtRunner(path, threads=threads, provider=provider, fuse_norms=fuse_norms)
 
 
-def _engine_here(path: Path) -> MissingDevice:
-    """Say where an engine runs; raises InputError if there is no such file."""
-    with open_input(path):
-        pass
-    source, loader = "the ONNX file it was built from", "trtexec"
-    with suppress(InputError):  # an engine from elsewhere has no sidecar; the advice is then less exact
-        side = read_sidecar(path)
-        source = next((parent.file for parent in side.parents if parent.role == "onnx"), source)
-        loader = "tensorrt_rtx" if side.facts.get("backend") == "tensorrt-rtx" else loader
-    return MissingDevice(
-        f"{path.name} runs only on the GPU and with the TensorRT it was built for; this version runs ONNX files.\n"
-        f"On the device type: {loader} --loadEngine={path.name}\n"
-        f"Here, use {source}."
+def check_images(batch: NDArray[np.float32], input_shape: tuple[int | None, ...], *, name: str) -> None:
+    """Raise InputError if these are no images for a network of that input, or none at all."""
+    if batch.dtype != "float32":
+        raise InputError(f"{name} is fed {batch.dtype}; images have to be prepared to float32 first.")
+    fits = batch.ndim == len(input_shape) and all(
+        wanted in (None, got) for wanted, got in zip(input_shape[1:], batch.shape[1:], strict=True)
     )
+    if not fits:
+        raise InputError(
+            f"model wants {_sizes(input_shape[1:])} images, the data gives {_sizes(batch.shape[1:])}; "
+            f"{name} was made for other data.\n"
+            "Give the data it was trained on, or export it again with a fitting `--input-shape`."
+        )
+    if len(batch) == 0:
+        raise InputError(f"{name} is given no image at all.\nCheck the data folder.")
+
+
+def _sizes(shape: tuple[int | None, ...]) -> str:
+    return "x".join("any" if size is None else str(size) for size in shape)

@@ -1,4 +1,4 @@
-"""`bench`: ONNX files side by side on the same images, in interleaved blocks."""
+"""`bench`: ONNX files and engines side by side on the same images, in interleaved blocks."""
 
 from __future__ import annotations
 
@@ -33,14 +33,16 @@ def bench(
     provider: str = "cpu",
     batch: int = 1,
     threads: int | None = None,
+    trust: bool = False,
     options: MeasureOptions | None = None,
     names: Mapping[Path, str] | None = None,
     progress: Progress = silent,
 ) -> BenchResult:
     """Time every model against the baseline (the first model if None), each query on another real image.
 
-    threads: None takes every core that this process may use. names: of the rows; file names without suffix if None.
-    Files that say they are not folded run with the runtime's own norm fusions off, and their row says so.
+    provider: of ONNX files. threads: None takes every core that this process may use. trust: load engines from
+    elsewhere. names: of the rows; file names without suffix if None. ONNX files that say they are not folded run with
+    the runtime's own norm fusions off, and their row says so.
     Raises InputError (exit 2), MissingDependency or MissingDevice (exit 3), InvalidMeasurement (exit 4).
     """
     paths = list(dict.fromkeys([*([baseline] if baseline is not None else []), *models]))
@@ -49,10 +51,12 @@ def bench(
     named = {path: (names or {}).get(path, path.name.removesuffix(path.suffix)) for path in paths}
     if len(set(named.values())) < len(paths):
         named = {path: str(path) for path in paths}
-    arms, inputs = [], set()
+    arms, inputs, provided = [], set(), set()
     for path in paths:
-        runner = load_runner(path, threads=threads, provider=provider)
+        runner = load_runner(path, threads=threads, provider=provider, trust=trust)
+        provided.add("engine" if _is_engine(path) else provider)
         unfolded = runner.info is not None and not runner.info.folded and runner.info.norm != "none"
+        unfolded = unfolded and not _is_engine(path)  # TensorRT fuses what it can
         if unfolded:
             runner.close()
             runner = load_runner(path, threads=threads, provider=provider, fuse_norms=False)
@@ -62,7 +66,7 @@ def bench(
         arms.append(Arm(name=named[path], run=_query(runner, samples), facts=facts))
     if len(inputs) > 1:
         raise InputError("some models say what data they were trained on and others do not: their inputs would differ.")
-    profile = Profile(provider=provider, batch=batch, threads=threads, input=inputs.pop())
+    profile = Profile(provider=" and ".join(sorted(provided)), batch=batch, threads=threads, input=inputs.pop())
     taken = measure(arms, options=options or MeasureOptions(), progress=progress)
     return compare(taken, baseline=named[paths[0]], environment=read_environment(), profile=profile)
 
@@ -100,6 +104,10 @@ def _query(runner: Runner, samples: list[NDArray[np.float32]]) -> Any:
     return lambda: run(next(supply))
 
 
+def _is_engine(path: Path) -> bool:
+    return path.suffix.lower() == ".engine"
+
+
 def _samples(runner: Runner, batch: int) -> tuple[list[NDArray[np.float32]], str, Parent | None]:
     fixed = runner.input_shape[0]
     if fixed is not None and fixed != batch:
@@ -107,6 +115,9 @@ def _samples(runner: Runner, batch: int) -> tuple[list[NDArray[np.float32]], str
             f"{runner.name} has a fixed batch of {fixed}, {batch} was asked for.\n"
             f"Export it with `--batch {batch}` or `--batch dynamic`."
         )
+    most = getattr(runner, "largest_batch", None)  # of an engine: more would be several queries
+    if most is not None and batch > most:
+        raise InputError(f"{runner.name} takes at most {most} images at once.\nBuild it with `--batch {batch}`.")
     rng = np.random.default_rng(0)
     if runner.info is None or not runner.info.data:
         if None in runner.input_shape[1:]:

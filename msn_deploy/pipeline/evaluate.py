@@ -55,10 +55,13 @@ class Answer:
 
 def evaluate(
     model: Path, *, data: str | None = None, samples: int | None = None, threads: int | None = None,
-    progress: Progress = silent,
+    trust: bool = False, progress: Progress = silent,
 ) -> Evaluation:  # fmt: skip
-    """Measure accuracy on the test split of `data`, or of what the model was trained on. Raises InputError (exit 2)."""
-    predict, info, prep = _open(model, threads)
+    """Measure accuracy on the test split of `data`, or of what the model was trained on.
+
+    trust: load an engine from elsewhere. Raises InputError (exit 2), MissingDependency or MissingDevice (exit 3).
+    """
+    predict, info, prep = _open(model, threads, trust=trust)
     split = split_for(info, prep, data, "test").first(samples)
     images = to_input(split.images, prep)
     began = time.perf_counter()
@@ -91,9 +94,12 @@ def evaluate(
     )
 
 
-def infer(model: Path, images: Sequence[Path], *, threads: int | None = None) -> list[Answer]:
-    """Classify image files one by one. Raises InputError that names the first file that is no image."""
-    predict, info, prep = _open(model, threads)
+def infer(model: Path, images: Sequence[Path], *, threads: int | None = None, trust: bool = False) -> list[Answer]:
+    """Classify image files one by one; trust: as in `evaluate`.
+
+    Raises InputError that names the first file that is no image, MissingDependency or MissingDevice.
+    """
+    predict, info, prep = _open(model, threads, trust=trust)
     arrays = [read_image(path, **prep.image_size) for path in images]
     batch = to_input(np.stack(arrays), prep)
     predict(batch[:1])  # the first call pays for memory that the others reuse
@@ -111,7 +117,7 @@ def infer(model: Path, images: Sequence[Path], *, threads: int | None = None) ->
     return answers
 
 
-def _open(model: Path, threads: int | None) -> tuple[Predict, ModelInfo | None, Preprocess]:
+def _open(model: Path, threads: int | None, *, trust: bool) -> tuple[Predict, ModelInfo | None, Preprocess]:
     if model.suffix == ".safetensors":
         torch = require("torch", step="eval of a checkpoint")
         from functools import partial
@@ -125,5 +131,5 @@ def _open(model: Path, threads: int | None) -> tuple[Predict, ModelInfo | None, 
         refuse_generator(info, model=str(model))
         assert info.preprocess is not None  # every classifier's checkpoint has it
         return partial(logits_of, net), info, info.preprocess
-    runner = load_runner(model, threads=threads)
+    runner = load_runner(model, threads=threads, trust=trust)
     return runner.run, runner.info, preprocess_for(runner.info, runner.input_shape, model=str(model))

@@ -1,0 +1,205 @@
+"""Engines on the command line: each reason not to load one has words and an exit code, and nothing is loaded."""
+
+import hashlib
+import json
+import sys
+from dataclasses import replace
+
+import pytest
+from cli_explained import assert_explained as explained
+
+from msn_deploy.bench import MeasureOptions
+from msn_deploy.core import artifacts
+from msn_deploy.core.artifacts import read_sidecar
+from msn_deploy.core.model_info import METADATA_KEY
+from msn_deploy.engine import OrtRunner, trust
+from msn_deploy.engine.gpu import Gpu
+from msn_deploy.engine.plan import what_is_here
+from msn_deploy.engine.preflight import preflight
+from msn_deploy.pipeline import bench
+
+NATIVE = {"tensorrt", "tensorrt_rtx", "pycuda", "cuda"}
+
+
+class Tripwire:
+    """Refuses the import of TensorRT and CUDA, and keeps which it was."""
+
+    def __init__(self):
+        self.touched = []
+
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in NATIVE:
+            self.touched.append(name)
+            raise ImportError("nothing may be loaded")
+        return None
+
+
+@pytest.fixture
+def tripwire(monkeypatch, cli):
+    cli("eval", "gone.onnx")  # what torch looks for when it is imported is not ours
+    wire = Tripwire()
+    for name in list(sys.modules):
+        if name.partition(".")[0] in NATIVE:
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [wire, *sys.meta_path])
+    return wire
+
+
+@pytest.fixture
+def on(monkeypatch, tmp_path):
+    """Make the command line believe that this is another machine, on which nothing is trusted yet."""
+    monkeypatch.setenv("MSN_DEPLOY_HOME", str(tmp_path / "home"))
+    return lambda here: monkeypatch.setattr("msn_deploy.engine.preflight.what_is_here", lambda: here)
+
+
+def assert_explained(outcome, code, words):
+    assert outcome.code == code, outcome
+    assert outcome.out == ""
+    explained(outcome.err, words)
+
+
+def _schema(path):
+    side = artifacts.sidecar_path(path)
+    value = {**json.loads(side.read_bytes()), "schema": 99}
+    del value["seal"]
+    side.write_bytes(artifacts._sealed(value))
+
+
+# facts of the plan, what happens to the files, the machine, exit code, words that the message must hold
+CASES = {
+    "wrong TensorRT": ({}, None, {"versions": {"tensorrt": "10.7.0"}}, 2, "built by TensorRT 10.3.0.30 here 10.7.0"),
+    "other TensorRT": ({}, None, {"versions": {"tensorrt-rtx": "1.7.1"}}, 3, "which TensorRT-RTX cannot load"),
+    "no TensorRT": ({}, None, {"versions": {}}, 3, "no TensorRT is installed"),
+    "wrong SM": ({"compute_capability": "8.6"}, None, {}, 2, "holds code for sm_86 sm_87"),
+    "wrong device": ({}, None, {"memory_gib": 3.3}, 2, "another device Orin Nano 8GB Orin Nano 4GB"),
+    "no GPU": ({}, None, {"gpu": None}, 3, "no NVIDIA driver"),
+    "no DLA": ({"dla_core": 0}, None, {}, 3, "DLA core 0"),
+    "stale parent": (
+        {},
+        lambda path: path.with_name("net.int8.onnx").write_bytes(b"a newer model"),
+        {},
+        2,
+        "an older model",
+    ),
+    "unknown schema": ({}, _schema, {}, 2, "schema 99"),
+    "no sidecar": ({}, lambda path: artifacts.sidecar_path(path).unlink(), {}, 2, "has no sidecar net.plan.json"),
+    "damaged": ({}, lambda path: path.write_bytes(b"b plan"), {}, 2, "damaged exchanged"),
+    "untrusted": ({}, None, {}, 2, "is not trusted --trust"),
+}
+
+
+def run_case(case, cli, on, orin, forge_plan):
+    facts, change, machine, _, _ = CASES[case]
+    on(orin(**machine))
+    path = forge_plan(case.encode(), **facts)
+    path.with_name("net.int8.onnx").unlink(missing_ok=True)
+    if change is not None:
+        change(path)
+    if case != "untrusted":
+        trust.add(hashlib.sha256(path.read_bytes()).hexdigest(), path.name)
+    return cli("eval", path, "--data", "digits")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_an_engine_that_may_not_be_loaded_is_not(cli, on, orin, forge_plan, tripwire, case):
+    outcome = run_case(case, cli, on, orin, forge_plan)
+    assert_explained(outcome, CASES[case][3], CASES[case][4])
+    assert tripwire.touched == []
+
+
+def test_the_tripwire_is_there_and_a_good_plan_reaches_it(cli, on, orin, forge_plan, tripwire):
+    on(orin())
+    path = forge_plan()
+    trust.add(hashlib.sha256(path.read_bytes()).hexdigest(), path.name)
+    assert_explained(cli("eval", path, "--data", "digits"), 3, "needs tensorrt nothing may be loaded")
+    assert tripwire.touched == ["tensorrt"]
+
+
+def test_the_messages_are_distinct(cli, on, orin, forge_plan):
+    said = {case: run_case(case, cli, on, orin, forge_plan).err.splitlines()[0] for case in CASES}
+    for case, message in said.items():
+        words = CASES[case][4].split()
+        assert [other for other in said if all(word in said[other] for word in words)] in ([case], []), message
+    assert len(set(said.values())) == len(CASES)
+
+
+@pytest.mark.parametrize("command", ["eval", "bench", "infer"])
+def test_trust_is_given_once_and_says_what_to(cli, on, orin, forge_plan, tripwire, command):
+    on(orin())
+    path = forge_plan()
+    line = [command, path, *(["x.png"] if command == "infer" else [])]
+    assert_explained(cli(*line), 2, "is not trusted --trust")
+    assert trust.trusted() == frozenset()
+    outcome = cli(*line, "--trust")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert digest in outcome.err
+    assert tripwire.touched == ["tensorrt"]
+    assert trust.trusted() == {digest}
+    again = cli(*line)
+    assert digest not in again.err
+    assert "needs tensorrt" in again.err
+
+
+def test_a_plan_built_here_is_trusted_and_carries_the_models_own_words(run_folder):
+    onnx = pytest.importorskip("onnx")
+    path = run_folder / "cnn3_msn.int8.engine"
+    side = read_sidecar(path)
+    assert side.sha256 in trust.trusted()
+    model = onnx.load(run_folder / "cnn3_msn.int8.onnx")
+    assert side.facts["info"] == next(each.value for each in model.metadata_props if each.key == METADATA_KEY)
+
+
+# The rest of the way, on a stand-in for the runner: the ONNX file that the engine was built from
+
+
+@pytest.fixture
+def engine(monkeypatch, run_folder, tmp_path):
+    """An engine that runs; returns its path."""
+
+    path = run_folder / "cnn3_msn.int8.engine"
+
+    class Runner(OrtRunner):
+        largest_batch = 8
+
+        def __init__(self, plan, *, cuda_graph):
+            super().__init__(run_folder / plan.onnx.file, threads=1)
+            self.path, self.name, self.info = plan.path, plan.path.name, plan.info
+
+    here = replace(what_is_here(), gpu=Gpu(name="a GPU", compute_capability="8.6"))
+    monkeypatch.setattr("msn_deploy.engine.preflight.what_is_here", lambda: here)
+    monkeypatch.setattr("msn_deploy.engine.trt.TrtRunner", Runner)
+    return path
+
+
+def test_eval_and_infer_know_classes_and_preprocessing_from_the_sidecar(ok, engine, run_folder, digit_images):
+    of = {}
+    for path in (engine, run_folder / "cnn3_msn.int8.onnx"):
+        of[path.suffix] = json.loads(ok("eval", path, "--json", "-").out)
+        labels = [each["label"] for each in json.loads(ok("infer", path, *digit_images, "--json").out)]
+        of[path.suffix]["labels"] = labels
+    for key in ("accuracy", "predictions", "labels", "data"):
+        assert of[".engine"][key] == of[".onnx"][key]
+    assert of[".engine"]["sha256"] == read_sidecar(engine).sha256
+
+
+def test_bench_names_the_engine_and_says_that_it_is_no_onnx_file_on_the_cpu(engine, run_folder):
+    onnx = run_folder / "cnn3_msn.int8.onnx"
+    quick = MeasureOptions(seconds=0.1, block_ms=2, warmup_seconds=0, warmup_queries=1)
+    result = bench([onnx, engine], threads=1, options=quick)
+    assert [arm.name for arm in result.arms] == [str(onnx), str(engine)]
+    assert result.profile.provider == "cpu and engine"
+    assert [arm.facts["net"] for arm in result.arms] == ["cnn3", "cnn3"]
+
+
+def test_bench_leaves_the_norms_of_an_engine_to_tensorrt(engine, monkeypatch):
+    plan = preflight(engine)
+    plan = replace(plan, info=replace(plan.info, folded=False))
+    monkeypatch.setattr("msn_deploy.engine.preflight.preflight", lambda path, *, trusting: plan)
+    quick = MeasureOptions(seconds=0.1, block_ms=2, warmup_seconds=0, warmup_queries=1)
+    (arm,) = bench([engine], threads=1, options=quick).arms
+    assert (arm.facts["folded"], arm.facts["runtime_norm_fusions"]) == (False, "on")
+
+
+def test_bench_refuses_a_batch_that_would_be_several_queries(cli, engine, monkeypatch):
+    monkeypatch.setattr("msn_deploy.engine.trt.TrtRunner.largest_batch", 0)
+    assert_explained(cli("bench", engine, "--batch", 1), 2, "cnn3_msn.int8.engine at most 0 images --batch 1")

@@ -1,0 +1,144 @@
+"""Stand-ins for pycuda.driver and cuda.bindings.driver: memory is numpy's, and `log` holds what was called."""
+
+from __future__ import annotations
+
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+
+
+class PyCudaDriver(ModuleType):
+    """pycuda.driver: a stack of contexts, objects that die with their last reference. fail: the call that fails."""
+
+    class Error(Exception):
+        pass
+
+    def __init__(self):
+        super().__init__("pycuda.driver")
+        self.log, self.memory, self.stack, self.fail = [], {}, 0, None
+        driver = self
+
+        class Thing:
+            def __init__(self, *args):
+                self.name = type(self).__name__
+                assert driver.stack, "no context is active"
+                driver.said(self.name)
+
+            def __del__(self):
+                driver.log.append(f"free {self.name}" if driver.stack else f"{self.name} outlived its context")
+
+        class Stream(Thing):
+            handle = 85
+
+            def __init__(self, flags):
+                assert flags == 1
+                super().__init__()
+
+            def synchronize(self):
+                driver.said("wait")
+
+        class Event(Thing):
+            def record(self, stream):
+                assert isinstance(stream, Stream)
+                driver.said("record")
+
+            def time_till(self, end):
+                assert end is not self
+                return 1.5
+
+        class Memory(Thing):
+            def __init__(self, size):
+                super().__init__()
+                self.address = 0x1000 * (len(driver.memory) + 1)
+                driver.memory[self.address] = np.zeros(size, np.uint8)
+
+            def __int__(self):
+                return self.address
+
+            def free(self):
+                driver.said("free")
+                del driver.memory[self.address]
+
+        class Context:
+            def push(self):
+                driver.said("push")
+                driver.stack += 1
+
+            def pop(self):
+                driver.stack -= 1
+                driver.log.append("pop")
+
+        self.Stream, self.Event, self.mem_alloc = Stream, Event, Memory
+        self.Device = lambda at: SimpleNamespace(retain_primary_context=Context)
+
+    def said(self, call):
+        if self.fail == call:
+            raise self.Error(f"{call} failed: out of memory")
+        self.log.append(call)
+
+    def init(self):
+        self.said("init")
+
+    def pagelocked_empty(self, shape, dtype):
+        return np.empty(shape, dtype)
+
+    def memcpy_htod_async(self, dest, src, stream):
+        assert src.flags["C_CONTIGUOUS"]
+        assert stream.handle == 85
+        self.said("to device")
+        self.memory[dest][: src.nbytes] = src.view(np.uint8).ravel()
+
+    def memcpy_dtoh_async(self, dest, src, stream):
+        assert stream.handle == 85
+        self.said("to host")
+        dest.view(np.uint8).reshape(-1)[:] = self.memory[src][: dest.nbytes]
+
+
+class BindingsDriver(ModuleType):
+    """cuda.bindings.driver: a tuple (status, *values) of every call; `log` holds the calls."""
+
+    CUstreamCaptureMode = SimpleNamespace(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL=1)
+
+    def __init__(self):
+        super().__init__("cuda.bindings.driver")
+        self.log, self.fail, self.missing, self.memory, self.made = [], None, None, {}, 0
+
+    def __getattr__(self, name):
+        if not name.startswith("cu"):
+            raise AttributeError(name)
+
+        def call(*args):
+            self.log.append(name)
+            if name == self.missing:
+                raise RuntimeError(f"function {name} not found")
+            if name == "cuGetErrorString":
+                return 0, b"out of memory"
+            if name == self.fail:
+                return 2, None
+            return 0, *self._values(name, *args)
+
+        return call
+
+    def _values(self, name, *args):
+        if name in ("cuMemHostAlloc", "cuMemAlloc"):
+            block = np.zeros(args[0], np.uint8)
+            self.memory[block.ctypes.data] = block
+            return (block.ctypes.data,)
+        if name.startswith("cuMemcpy"):
+            to, source = (int(args[0]), int(args[1]))
+            self.memory[to][: args[2]] = self.memory[source][: args[2]]
+            return ()
+        if name in ("cuMemFree", "cuMemFreeHost"):
+            self.memory.pop(args[0])
+            return ()
+        if name == "cuEventElapsedTime":
+            assert args[0] != args[1]
+            return (1.5,)
+        if name.startswith(("cuDeviceGet", "cuDevicePrimaryCtxRetain", "cuStreamCreate", "cuEventCreate")) or name in (
+            "cuStreamEndCapture",
+            "cuGraphInstantiate",
+            "cuCtxPopCurrent",
+        ):
+            self.made += 1
+            return (self.made,)
+        return ()

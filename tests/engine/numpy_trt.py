@@ -1,0 +1,226 @@
+"""A stand-in for the GPU: a TensorRT whose engines are numpy functions, and CUDA whose stream is a list.
+
+What is queued happens in `wait`, as on a GPU: a runner that reads its output too early, copies too little, or queues in
+another order gets other numbers. Addresses are keys into `Gpu.memory`. `log` holds what was freed, in order.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+
+from msn_deploy.engine.cuda import CudaError, Pair
+
+CLASSES = 5
+WEIGHT = np.random.default_rng(5).standard_normal((3 * 8 * 8, CLASSES)).astype(np.float32)
+SIZES = {"float32": "FLOAT", "float16": "HALF", "int32": "INT32"}
+
+
+def logits(images):
+    """What the engine computes."""
+    return images.reshape(len(images), -1).astype(np.float32) @ WEIGHT
+
+
+class Gpu:
+    """Memory and one stream. refuse: the call that fails."""
+
+    stream = 4711
+
+    def __init__(self, log=None, refuse=None):
+        self.log = [] if log is None else log
+        self.refuse = refuse
+        self.memory, self.queued, self.pairs = {}, [], []
+        self.recording = None
+        self.captures = self.launches = 0
+        self.is_open = True
+
+    def __call__(self, *, graphs):
+        self.graphs = graphs
+        return self
+
+    def _check(self, call):
+        assert self.is_open, f"{call} after close"
+        if self.refuse == call:
+            raise CudaError(f"CUDA says {call} failed: out of memory.")
+
+    def queue(self, work):
+        (self.queued if self.recording is None else self.recording).append(work)
+
+    def allocate(self, shape, dtype):
+        self._check("allocate")
+        address = 0x1000 * (len(self.memory) + 1)
+        host = np.full(shape, np.nan, dtype)
+        self.memory[address] = host.copy()
+        self.pairs.append(Pair(host, address))
+        return self.pairs[-1]
+
+    def copy(self, pair, rows, *, to_device):
+        self._check("copy")
+        assert self.recording is None
+        device = self.memory[pair.device]
+
+        def work():
+            source, target = (pair.host, device) if to_device else (device, pair.host)
+            target[:rows] = source[:rows]
+
+        self.queue(work)
+
+    def timed(self, work):
+        self._check("timed")
+        work()
+
+    def wait(self):
+        self._check("wait")
+        for work in self.queued:
+            work()
+        self.queued = []
+        return 2.0
+
+    def capture(self, work):
+        self._check("capture")
+        assert self.graphs
+        assert not self.queued, "a capture while work is queued"
+        self.captures += 1
+        self.recording = []
+        work()
+        recorded, self.recording = self.recording, None
+
+        def launch():
+            self.launches += 1
+            self.queued += recorded
+
+        return launch
+
+    def close(self):
+        if self.is_open:
+            self.log.append("cuda")
+        self.is_open = False
+
+
+class Logged:
+    """Something whose end goes into the log."""
+
+    _log: list | None = None  # until it is made
+
+    def __init__(self, log, name):
+        self._log, self._name = log, name
+
+    def __del__(self):
+        if self._log is not None:
+            self._log.append(self._name)
+
+
+def module(
+    gpu,
+    *,
+    shape=(4, 3, 8, 8),
+    profile=((1, 3, 8, 8), (4, 3, 8, 8), (4, 3, 8, 8)),
+    dtypes=("float32", "float32"),
+    outputs=("logits",),
+    made=None,
+    dla_cores=0,
+    refuse=None,
+    version="10.3.0.30",
+    rtx=False,
+):
+    """A TensorRT for `gpu` that knows one engine. refuse: the call that fails, as TensorRT does: with a message."""
+    trt = SimpleNamespace(__version__=version)
+    trt.seen = seen = SimpleNamespace(plan=None, host_code=False, dla=None, strategy=None, shapes=[])
+    trt.TensorIOMode = SimpleNamespace(INPUT="in", OUTPUT="out")
+    trt.DataType = SimpleNamespace(FLOAT="FLOAT", HALF="HALF")
+    if rtx:
+        trt.CudaGraphStrategy = SimpleNamespace(WHOLE_GRAPH_CAPTURE="whole")
+
+    class ILogger:
+        def __init__(self):
+            pass
+
+    trt.ILogger = ILogger
+    names = ["x", *outputs]
+
+    def fails(call, logger):
+        if refuse == call:
+            logger.log(1, f"Error Code 2: {call} went wrong (. In foo at /x/y.cpp:3)")
+        return refuse == call
+
+    class Context(Logged):
+        def __init__(self, logger):
+            super().__init__(gpu.log, "context")
+            self.logger, self.shape, self.addresses = logger, None, {}
+
+        def set_input_shape(self, name, wanted):
+            assert name == "x"
+            assert all(type(size) is int for size in wanted)
+            if fails("set_input_shape", self.logger):
+                return False
+            self.shape = tuple(wanted)
+            seen.shapes.append(wanted[0])
+            return True
+
+        def get_tensor_shape(self, name):
+            return (self.shape[0], CLASSES) if made is None else made
+
+        def set_tensor_address(self, name, address):
+            assert type(address) is int
+            self.addresses[name] = address
+            return not fails("set_tensor_address", self.logger)
+
+        def execute_async_v3(self, stream):
+            assert stream == gpu.stream
+            rows = self.shape[0]
+            source, target = (gpu.memory[self.addresses[name]] for name in names)
+
+            def work():
+                target[:rows] = logits(source[:rows])
+
+            gpu.queue(work)
+            return not fails("execute_async_v3", self.logger)
+
+    class Engine(Logged):
+        num_io_tensors = len(names)
+
+        def __init__(self, logger):
+            super().__init__(gpu.log, "engine")
+            self.logger = logger
+            if rtx:
+                self.create_runtime_config = lambda: SimpleNamespace(cuda_graph_strategy="none")
+
+        def get_tensor_name(self, index):
+            return names[index]
+
+        def get_tensor_mode(self, name):
+            return trt.TensorIOMode.INPUT if name == "x" else trt.TensorIOMode.OUTPUT
+
+        def get_tensor_shape(self, name):
+            assert name == "x"
+            return shape
+
+        def get_tensor_profile_shape(self, name, index):
+            assert (name, index, shape[0]) == ("x", 0, -1)
+            return profile
+
+        def get_tensor_dtype(self, name):
+            return SIZES[dtypes[names.index(name)]]
+
+        def create_execution_context(self, settings=None):
+            seen.strategy = settings and settings.cuda_graph_strategy
+            return None if fails("create_execution_context", self.logger) else Context(self.logger)
+
+    class Runtime(Logged):
+        num_DLA_cores = dla_cores  # noqa: N815
+        engine_host_code_allowed = False
+        DLA_core = None
+
+        def __init__(self, logger):
+            if fails("Runtime", logger):
+                raise TypeError("pybind11::init(): factory function returned nullptr")
+            super().__init__(gpu.log, "runtime")
+            self.logger = logger
+
+        def deserialize_cuda_engine(self, plan):
+            seen.plan, seen.host_code, seen.dla = plan, self.engine_host_code_allowed, self.DLA_core
+            return None if fails("deserialize_cuda_engine", self.logger) else Engine(self.logger)
+
+    trt.Runtime = Runtime
+    return trt

@@ -1,0 +1,292 @@
+"""Both ways to CUDA, without a GPU: pycuda as a stand-in, cuda-bindings as a stand-in and over a driver that is one."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from cuda_packages import BindingsDriver, PyCudaDriver
+
+from msn_deploy.core.errors import MissingDependency
+from msn_deploy.engine.cuda import BindingsCuda, CudaError, PyCuda, open_cuda
+from msn_deploy.engine.gpu import Gpu
+
+
+def install(monkeypatch, name, module):
+    """Put a stand-in where `import a.b.c` finds it."""
+    parts = name.split(".")
+    for end in range(1, len(parts)):
+        monkeypatch.setitem(sys.modules, ".".join(parts[:end]), ModuleType(".".join(parts[:end])))
+    monkeypatch.setitem(sys.modules, name, module)
+    if len(parts) > 1:
+        monkeypatch.setattr(sys.modules[".".join(parts[:-1])], parts[-1], module, raising=False)
+
+
+def absent(monkeypatch, *names):
+    for name in names:
+        monkeypatch.setitem(sys.modules, name, None)
+
+
+@pytest.fixture
+def pycuda(monkeypatch):
+    driver = PyCudaDriver()
+    install(monkeypatch, "pycuda.driver", driver)
+    yield driver
+    assert PyCuda._users == 0
+
+
+@pytest.fixture
+def bindings(monkeypatch):
+    driver = BindingsDriver()
+    absent(monkeypatch, "pycuda", "pycuda.driver")
+    install(monkeypatch, "cuda.bindings.driver", driver)
+    return driver
+
+
+@pytest.fixture(params=["pycuda", "bindings"])
+def driver(request):
+    return request.getfixturevalue(request.param)
+
+
+def round_trip(cuda):
+    """Send two of four rows there, wipe the host, and get them back; returns what arrived, and the time."""
+    pair = cuda.allocate((4, 3), "float16")
+    assert pair.host.shape == (4, 3)
+    assert pair.host.dtype == np.float16
+    pair.host[:] = np.arange(12).reshape(4, 3)
+    cuda.copy(pair, 2, to_device=True)
+    pair.host[:] = -1
+    ran = []
+    cuda.timed(lambda: ran.append("work"))
+    cuda.copy(pair, 2, to_device=False)
+    took = cuda.wait()
+    assert ran == ["work"]
+    return pair.host.tolist(), took
+
+
+def test_rows_go_there_and_back_and_the_gpu_says_how_long(driver):
+    cuda = open_cuda()
+    assert type(cuda) is (PyCuda if isinstance(driver, PyCudaDriver) else BindingsCuda)
+    rows, took = round_trip(cuda)
+    assert rows == [[0, 1, 2], [3, 4, 5], [-1, -1, -1], [-1, -1, -1]]
+    assert took == 1.5
+    assert isinstance(cuda.stream, int)
+    cuda.close()
+    cuda.close()
+    assert driver.memory == {}
+
+
+def test_pycuda_frees_all_before_its_context_goes_and_pops_it_once(pycuda):
+    one, two = open_cuda(), open_cuda()
+    round_trip(one)
+    assert pycuda.log.count("push") == 1
+    one.close()
+    assert "pop" not in pycuda.log
+    round_trip(two)
+    two.close()
+    assert pycuda.log[-1] == "pop"
+    assert pycuda.log.count("pop") == 1
+    assert (pycuda.log.count("free Stream"), pycuda.log.count("free Event"), pycuda.log.count("free")) == (2, 4, 2)
+    assert pycuda.stack == 0
+    three = open_cuda()
+    three.close()
+    assert pycuda.log.count("push") == 2
+
+
+def test_bindings_free_all_before_the_context_goes(bindings):
+    cuda = open_cuda()
+    round_trip(cuda)
+    bindings.log.clear()
+    cuda.close()
+    assert bindings.log == [
+        "cuMemFree",
+        "cuMemFreeHost",
+        "cuEventDestroy",
+        "cuEventDestroy",
+        "cuStreamDestroy",
+        "cuCtxPopCurrent",
+        "cuDevicePrimaryCtxRelease",
+    ]
+
+
+def test_the_marks_stand_around_the_work(driver):
+    cuda = open_cuda()
+    driver.log.clear()
+    cuda.timed(lambda: driver.log.append("work"))
+    assert [call.removeprefix("cuEvent").lower() for call in driver.log] == ["record", "work", "record"]
+    cuda.close()
+
+
+def test_a_graph_is_recorded_then_launched_and_replaced(bindings):
+    cuda = open_cuda(graphs=True)
+    ran = []
+    bindings.log.clear()
+    launch = cuda.capture(lambda: ran.append("work"))
+    assert bindings.log == ["cuStreamBeginCapture", "cuStreamEndCapture", "cuGraphInstantiate", "cuGraphDestroy"]
+    launch()
+    launch()
+    assert ran == ["work"]
+    assert bindings.log[4:] == ["cuGraphLaunch"] * 2
+    cuda.capture(lambda: None)
+    assert bindings.log[6] == "cuGraphExecDestroy"
+    bindings.log.clear()
+    cuda.close()
+    assert bindings.log.index("cuGraphExecDestroy") < bindings.log.index("cuStreamDestroy")
+
+
+def test_a_recording_that_fails_is_ended_all_the_same(bindings):
+    cuda = open_cuda(graphs=True)
+
+    def fails():
+        raise ValueError("in between")
+
+    with pytest.raises(ValueError, match="in between"):
+        cuda.capture(fails)
+    assert bindings.log[-1] == "cuStreamEndCapture"
+    cuda.close()
+
+
+def test_graphs_are_asked_of_bindings_even_where_pycuda_is(pycuda, monkeypatch):
+    install(monkeypatch, "cuda.bindings.driver", BindingsDriver())
+    cuda = open_cuda(graphs=True)
+    assert type(cuda) is BindingsCuda
+    cuda.close()
+    cuda = open_cuda()
+    with pytest.raises(MissingDependency, match="pycuda has no CUDA graphs"):
+        cuda.capture(lambda: None)
+    cuda.close()
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_without_a_package_both_ways_to_get_one_are_told(monkeypatch, graphs):
+    absent(monkeypatch, "pycuda", "pycuda.driver", "cuda", "cuda.bindings", "cuda.bindings.driver")
+    with pytest.raises(MissingDependency, match="cuda-bindings, which could not be imported") as caught:
+        open_cuda(graphs=graphs)
+    assert ("needs pycuda or cuda-bindings" in str(caught.value)) is not graphs
+    assert "msn-deploy[gpu]" in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 3
+
+
+@pytest.mark.parametrize("call", ["init", "push", "Stream", "Event"])
+def test_pycuda_that_cannot_start_says_which_call_and_leaves_no_context(pycuda, call):
+    pycuda.fail = call
+    with pytest.raises(CudaError, match=f"CUDA says {call} failed: out of memory") as caught:
+        open_cuda()
+    assert caught.value.exit_code == 3
+    assert pycuda.stack == 0
+
+
+@pytest.mark.parametrize("call", ["Memory", "to device", "to host", "record", "wait"])
+def test_every_error_of_pycuda_is_ours(pycuda, call):
+    cuda = open_cuda()
+    pycuda.fail = call
+    with pytest.raises(CudaError, match=f"CUDA says {call} failed: out of memory"):
+        round_trip(cuda)
+    pycuda.fail = None
+    cuda.close()
+
+
+@pytest.mark.parametrize(
+    "call",
+    ["cuInit", "cuDeviceGet", "cuDevicePrimaryCtxRetain", "cuCtxPushCurrent", "cuStreamCreate", "cuEventCreate"],
+)
+@pytest.mark.parametrize("how", ["fail", "missing"])
+def test_bindings_that_cannot_start_say_which_call_and_leave_no_context(bindings, call, how):
+    setattr(bindings, how, call)
+    words = f"CUDA says {call} failed: out of memory" if how == "fail" else f"CUDA says {call}: function {call} not"
+    with pytest.raises(CudaError, match=words):
+        open_cuda()
+    kept = bindings.log.count("cuDevicePrimaryCtxRetain") - (call == "cuDevicePrimaryCtxRetain")
+    assert bindings.log.count("cuDevicePrimaryCtxRelease") == kept
+
+
+@pytest.mark.parametrize(
+    "call", ["cuMemHostAlloc", "cuMemAlloc", "cuMemcpyHtoDAsync", "cuEventRecord", "cuStreamSynchronize"]
+)
+def test_every_error_of_bindings_is_ours(bindings, call):
+    cuda = open_cuda()
+    bindings.fail = call
+    with pytest.raises(CudaError, match=f"CUDA says {call} failed: out of memory"):
+        round_trip(cuda)
+    bindings.fail = None
+    cuda.close()
+    assert bindings.memory == {}
+
+
+# A driver without a GPU, for what calls the real one
+
+
+@pytest.fixture(scope="module")
+def fake_driver(tmp_path_factory):
+    """A folder with a libcuda.so.1; returns what runs Python code over it."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler")
+    folder = tmp_path_factory.mktemp("driver")
+    source = Path(__file__).with_name("fake_libcuda.c")
+    library = folder / "libcuda.so.1"
+    command = [compiler, "-shared", "-fPIC", "-o", library, source, "-ldl", "-Wl,-soname,libcuda.so.1"]
+    subprocess.run(command, check=True)
+
+    def run(code, **env):
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "LD_LIBRARY_PATH": str(folder), **env},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()
+
+    return run
+
+
+ASK = "from msn_deploy.engine.gpu import first_gpu; print(first_gpu())"
+
+
+def test_the_driver_is_asked_for_its_gpu_without_a_context(fake_driver):
+    lines = fake_driver(ASK)
+    assert lines[-1] == str(Gpu(name="Fake GPU", compute_capability="8.7"))
+    assert not {"retain", "push"} & set(lines)
+
+
+@pytest.mark.parametrize("call", ["cuInit", "cuDeviceGet"])
+def test_a_driver_without_a_gpu_offers_none(fake_driver, call):
+    assert fake_driver(ASK, FAKE_CUDA_FAIL=call)[-1] == "None"
+
+
+def test_the_real_package_takes_every_call_that_is_made(fake_driver):
+    if importlib.util.find_spec("cuda") is None:
+        pytest.skip("cuda-bindings is not installed")
+    code = """
+from msn_deploy.engine.cuda import BindingsCuda
+cuda = BindingsCuda()
+pair = cuda.allocate((4, 3), "float32")
+pair.host[:] = 7
+cuda.copy(pair, 2, to_device=True)
+pair.host[:] = 0
+cuda.timed(lambda: None)
+cuda.copy(pair, 2, to_device=False)
+print(cuda.wait(), pair.host[:, 0].tolist(), cuda.stream)
+launch = cuda.capture(lambda: print("recorded"))
+launch()
+cuda.close()
+"""
+    assert fake_driver(code) == [
+        *("cuInit", "cuDeviceGet", "retain", "push", "stream", "event", "event"),
+        *("host", "device", "to device", "record", "record", "to host", "wait", "1.5 [7.0, 7.0, 0.0, 0.0] 85"),
+        *("begin capture", "recorded", "end capture", "instantiate", "free graph", "launch"),
+        *("free device", "free host", "free instance", "free event", "free event", "free stream", "pop", "release"),
+    ]
+    failing = (
+        f"try:\n    {code.strip().splitlines()[0]}\n    BindingsCuda()\nexcept Exception as cause:\n    print(cause)"
+    )
+    assert "CUDA says cuInit failed: out of memory." in fake_driver(failing, FAKE_CUDA_FAIL="cuInit")

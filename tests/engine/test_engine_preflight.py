@@ -1,0 +1,343 @@
+"""Forged sidecars and forged machines: what is refused, in which words, and what is not."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+
+import pytest
+
+from msn_deploy.core import artifacts
+from msn_deploy.core.errors import InputError, MissingDependency, MissingDevice
+from msn_deploy.core.model_info import ModelInfo
+from msn_deploy.engine import trust
+from msn_deploy.engine.preflight import check_version, preflight
+
+AGAIN = "msn-deploy build-engine net.int8.onnx --precision int8"
+OUT = "--out net.engine"
+XAVIER = {"jetson": "NVIDIA Jetson AGX Xavier", "memory_gib": 31.2}
+DESKTOP = {"arch": "x86_64", "jetson": None, "l4t": None}
+RTX = {"backend": "tensorrt-rtx", "backend_version": "1.7.1.116", "compute_capability": "8.6", "device": None}
+ADA = ("NVIDIA GeForce RTX 4090", "8.9")
+
+
+@pytest.fixture(autouse=True)
+def nothing_trusted(tmp_path, monkeypatch):
+    monkeypatch.setenv("MSN_DEPLOY_HOME", str(tmp_path / "home"))
+
+
+def trust_it(path):
+    trust.add(hashlib.sha256(path.read_bytes()).hexdigest(), path.name)
+
+
+def refusal(kind, path, here):
+    with pytest.raises(kind) as caught:
+        preflight(path, here=here)
+    assert type(caught.value) is kind
+    message = str(caught.value)
+    assert len(message.splitlines()) <= 3
+    return message
+
+
+def test_a_plan_that_fits_comes_back_with_the_bytes_that_were_checked(forge_plan, orin):
+    info = ModelInfo(net="cnn3", norm="msn", precision="int8", classes=("a", "b"))
+    path = forge_plan(info=info.to_json())
+    trust_it(path)
+    plan = preflight(path, here=orin())
+    assert (plan.data, plan.info) == (b"a plan", info)
+    assert plan.title == "TensorRT 10.3.0.30, sm_87, Jetson Orin Nano 8GB"
+    assert orin().title == "TensorRT 10.3.0, sm_87, Jetson Orin Nano 8GB"
+
+
+# facts of the plan, the machine it meets, error, exit code, words of the message
+TABLE = {
+    "no TensorRT": ({}, {"versions": {}}, MissingDependency, 3, "needs TensorRT 10.3.0.30, and no TensorRT is"),
+    "other TensorRT": (
+        RTX,
+        {},
+        MissingDependency,
+        3,
+        "is a plan of TensorRT-RTX, which TensorRT cannot load",
+    ),
+    "version": (
+        {},
+        {"versions": {"tensorrt": "10.7.0"}},
+        InputError,
+        2,
+        "was built by TensorRT 10.3.0.30, and here is TensorRT 10.7.0: a plan loads only in the version that built it",
+    ),
+    "build number": ({}, {"versions": {"tensorrt": "10.3.0.26"}}, InputError, 2, "and here is TensorRT 10.3.0.26"),
+    "RTX version": (
+        {**RTX, "version_compatible": True},
+        {"versions": {"tensorrt-rtx": "1.8.0.5"}, "gpu": ADA},
+        InputError,
+        2,
+        "only in the version that built it",
+    ),
+    "older than a compatible plan": (
+        {"version_compatible": True},
+        {"versions": {"tensorrt": "10.0.1"}},
+        InputError,
+        2,
+        "a version-compatible plan loads in later versions",
+    ),
+    "two majors on": (
+        {"version_compatible": True, "backend_version": "8.6.2.3"},
+        {"versions": {"tensorrt": "11.4.0"}},
+        InputError,
+        2,
+        "a version-compatible plan loads in later versions",
+    ),
+    "compute capability": (
+        {"compute_capability": "8.6"},
+        {},
+        InputError,
+        2,
+        "holds code for sm_86, and this GPU is sm_87",
+    ),
+    "before Ampere": (
+        {"hardware_compatible": True},
+        {"gpu": ("Xavier", "7.2"), **XAVIER},
+        InputError,
+        2,
+        "runs on any GPU since Ampere (sm_80), and this one is sm_72",
+    ),
+    "RTX compute capability": (
+        RTX,
+        {"versions": {"tensorrt-rtx": "1.7.1.116"}, "gpu": ADA, **DESKTOP},
+        InputError,
+        2,
+        "holds code for sm_86, and this GPU is sm_89",
+    ),
+    "architecture": (
+        {"machine": {"arch": "x86_64"}},
+        {},
+        InputError,
+        2,
+        "was built on x86_64, and this machine is aarch64",
+    ),
+    "module": (
+        {},
+        {"jetson": "NVIDIA Orin NX Developer Kit", "memory_gib": 15.3},
+        InputError,
+        2,
+        "was tuned on another device: Jetson Orin Nano 8GB, and this is Jetson Orin NX 16GB",
+    ),
+    "GPU": (
+        {"machine": {"arch": "x86_64"}, "device": "NVIDIA GeForce RTX 3090", "compute_capability": "8.6"},
+        {"gpu": ("NVIDIA RTX A4000", "8.6"), **DESKTOP},
+        InputError,
+        2,
+        "another device: NVIDIA GeForce RTX 3090, and this is NVIDIA RTX A4000",
+    ),
+    "no GPU": ({}, {"gpu": None}, MissingDevice, 3, "no NVIDIA driver answers here with one"),
+    "no DLA": ({"dla_core": 0}, {}, MissingDevice, 3, "DLA core 0, and Jetson Orin Nano 8GB has no DLA cores"),
+    "DLA number": (
+        {"dla_core": 2, "machine": None},
+        {"jetson": "NVIDIA Orin NX Developer Kit", "memory_gib": 15.3},
+        MissingDevice,
+        3,
+        "DLA core 2, and Jetson Orin NX 16GB has 2 DLA cores",
+    ),
+    "DLA below zero": ({"dla_core": -1}, {}, MissingDevice, 3, "DLA core -1"),
+    "not trusted": ({}, {}, InputError, 2, "is not trusted (SHA-256"),
+}
+
+
+@pytest.mark.parametrize("case", TABLE)
+def test_each_mismatch_has_its_own_words(forge_plan, orin, case):
+    facts, machine, kind, code, words = TABLE[case]
+    path = forge_plan(**facts)
+    if case != "not trusted":
+        trust_it(path)
+    message = refusal(kind, path, orin(**machine))
+    assert kind.exit_code == code
+    assert words in message
+    if case in ("no TensorRT", "no GPU"):
+        assert "On this machine you can run net.int8.onnx." in message
+    else:
+        assert AGAIN in message
+    if case not in ("no TensorRT", "no GPU", "not trusted"):
+        assert "Built for TensorRT" in message
+        assert f"; here: {orin(**machine).title}." in message
+
+
+@pytest.mark.parametrize(
+    ("facts", "machine", "command"),
+    [
+        ({"compute_capability": "8.6"}, {}, f"{AGAIN} --target orin-nano-8gb {OUT}"),
+        ({}, {"gpu": ADA, **DESKTOP}, f"{AGAIN} {OUT}"),
+        (RTX, {"gpu": ADA, "versions": {"tensorrt-rtx": "1.7.1.116"}, **DESKTOP}, f"{AGAIN} --target rtx-sm89 {OUT}"),
+        (RTX, {"gpu": ADA, "versions": {"tensorrt": "10.3.0"}, **DESKTOP}, f"{AGAIN} {OUT}"),
+    ],
+)
+def test_the_command_builds_it_for_the_machine_that_is_here(forge_plan, orin, facts, machine, command):
+    path = forge_plan(**facts)
+    with pytest.raises((InputError, MissingDependency)) as caught:
+        preflight(path, here=orin(**machine))
+    assert str(caught.value).endswith(f"Build it here: {command}")
+
+
+@pytest.mark.parametrize(
+    ("facts", "machine"),
+    [
+        ({"version_compatible": True}, {"versions": {"tensorrt": "10.13.3.9"}}),
+        ({"version_compatible": True}, {"versions": {"tensorrt": "11.4.0"}}),
+        ({"version_compatible": True, "backend_version": "8.6.2"}, {"versions": {"tensorrt": "10.3.0"}}),
+        ({}, {"versions": {"tensorrt": "?"}}),  # told after the import, before the plan is touched
+        (
+            {"hardware_compatible": True, "compute_capability": "8.0", "machine": {"arch": "x86_64"}},
+            {"gpu": ("NVIDIA GeForce RTX 5090", "12.0"), **DESKTOP},
+        ),
+        ({}, {"jetson": None}),  # a container that does not know its module
+        ({"machine": {"arch": "aarch64", "jetson": None}}, {}),  # a plan that was built in one
+        ({"compute_capability": None, "device": None, "machine": None}, {}),
+        (RTX, {"versions": {"tensorrt-rtx": "1.7.1.116"}, "gpu": ("NVIDIA RTX A4000", "8.6"), **DESKTOP}),
+        (  # finished on the GPU that it meets, and so tuned on none
+            {**RTX, "device": "NVIDIA GeForce RTX 3090"},
+            {"versions": {"tensorrt-rtx": "1.7.1.116"}, "gpu": ("NVIDIA RTX A4000", "8.6"), **DESKTOP},
+        ),
+        ({"dla_core": 1, "machine": None}, {"jetson": "NVIDIA Orin NX Developer Kit", "memory_gib": 15.3}),
+    ],
+)
+def test_what_runs_is_not_refused(forge_plan, orin, facts, machine):
+    path = forge_plan(**facts)
+    trust_it(path)
+    assert preflight(path, here=orin(**machine)).data == b"a plan"
+
+
+def test_a_version_known_only_after_the_import_is_held_against_the_plan_too(forge_plan, orin):
+    path, here = forge_plan(), orin(versions={"tensorrt": "?"})
+    trust_it(path)
+    plan = preflight(path, here=here)
+    check_version(plan, "10.3.0.30", here)
+    with pytest.raises(InputError, match=r"and here is TensorRT 8\.6\.2"):
+        check_version(plan, "8.6.2", here)
+
+
+# Files
+
+
+def rewrite(path, **changes):
+    """Forge a sidecar with a seal that fits."""
+    side = artifacts.sidecar_path(path)
+    value = {**json.loads(side.read_bytes()), **changes}
+    del value["seal"]
+    side.write_bytes(artifacts._sealed(value))
+
+
+def test_the_files_are_looked_at_first_and_in_order(forge_plan, orin, tmp_path):
+    """Each step mends the one before; everything that comes later is wrong all the time."""
+    nowhere = orin(gpu=None, versions={})
+    path = tmp_path / "net.engine"
+    assert "net.engine does not exist" in refusal(InputError, path, nowhere)
+    path = forge_plan()
+    side = artifacts.sidecar_path(path)
+    good = side.read_bytes()
+    side.unlink()
+    assert "has no sidecar net.plan.json" in refusal(InputError, path, nowhere)
+    side.write_bytes(good)
+    path.write_bytes(b"another plan")
+    rewrite(path, schema=99)
+    assert "has schema 99; this version reads 1" in refusal(InputError, path, nowhere)
+    side.write_bytes(good)
+    (tmp_path / "net.int8.onnx").write_bytes(b"a newer model")
+    message = refusal(InputError, path, nowhere)
+    assert "net.engine is damaged, or was exchanged for another: its SHA-256 is" in message
+    path.write_bytes(b"a plan")
+    message = refusal(InputError, path, nowhere)
+    assert "built from another net.int8.onnx than the one beside it" in message
+    assert AGAIN in message
+    (tmp_path / "net.int8.onnx").write_bytes(b"the model")
+    assert "no TensorRT is installed" in refusal(MissingDependency, path, nowhere)
+
+
+def test_a_sidecar_without_its_seal_or_of_something_else_is_refused(forge_plan, orin):
+    path = forge_plan()
+    side = artifacts.sidecar_path(path)
+    side.write_bytes(side.read_bytes().replace(b'"8.7"', b'"8.6"'))
+    assert "changed after it was written" in refusal(InputError, path, orin())
+    assert "kind 'bench', not a plan" in refusal(InputError, forge_plan(kind="bench"), orin())
+    path = forge_plan()
+    rewrite(path, parents=[])
+    assert "not a plan built from an ONNX file" in refusal(InputError, path, orin())
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("backend", "tensorrt-edge"),
+        ("backend", None),
+        ("backend_version", 10.3),
+        ("precision", "int4"),
+        ("precision", ["int8"]),
+        ("compute_capability", 8.7),
+        ("device", ["Orin"]),
+        ("dla_core", True),
+        ("dla_core", "0"),
+        ("version_compatible", "yes"),
+        ("hardware_compatible", 1),
+        ("machine", "orin"),
+        ("info", {"net": "cnn3"}),
+    ],
+)
+def test_a_sidecar_may_say_anything_and_no_guess_is_made(forge_plan, orin, key, value):
+    path = forge_plan(**{key: value})
+    trust_it(path)
+    assert f"net.plan.json says {key} = {value!r}" in refusal(InputError, path, orin())
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"device": "Orin\x1b[2J"},
+        {"backend_version": "10.3.0\nmsn-deploy: all is well"},
+        {"machine": {"arch": "aarch64", "jetson": "Jetson\x07"}},
+        {"onnx": "net\r.onnx"},
+    ],
+)
+def test_nothing_of_an_untrusted_sidecar_steers_the_terminal(forge_plan, orin, facts):
+    message = refusal(InputError, forge_plan(**facts), orin())
+    assert "which is no name" in message
+    assert message.replace("\n", "").isprintable()
+
+
+def test_a_parent_elsewhere_and_a_name_with_a_space_are_shown_as_one_word(forge_plan, orin, tmp_path):
+    path = forge_plan(onnx="../my net; rm -rf x.onnx", compute_capability="8.6")
+    message = refusal(InputError, path, orin())
+    assert "build-engine 'my net; rm -rf x.onnx' --precision int8" in message
+
+
+def test_damaged_metadata_is_an_error_that_names_the_sidecar(forge_plan, orin):
+    assert "net.plan.json holds damaged metadata" in refusal(InputError, forge_plan(info="{}"), orin())
+
+
+def test_a_pipe_in_the_place_of_a_plan_is_not_read(orin, tmp_path):
+    os.mkfifo(tmp_path / "net.engine")
+    assert "is not a plain file" in refusal(InputError, tmp_path / "net.engine", orin())
+
+
+# Trust
+
+
+def test_trusting_says_the_hash_and_lasts(forge_plan, orin, caplog):
+    path = forge_plan()
+    digest = hashlib.sha256(b"a plan").hexdigest()
+    with caplog.at_level(logging.WARNING):
+        preflight(path, here=orin(), trusting=True)
+    assert digest in caplog.text
+    assert trust.trusted() == {digest}
+    caplog.clear()
+    preflight(path, here=orin())
+    preflight(path, here=orin(), trusting=True)
+    assert caplog.text == ""
+    path = forge_plan(b"another plan")
+    assert "`--trust`" in refusal(InputError, path, orin())
+
+
+def test_a_plan_that_does_not_run_here_is_not_trusted_on_the_way(forge_plan, orin):
+    with pytest.raises(InputError, match="holds code for"):
+        preflight(forge_plan(compute_capability="8.6"), here=orin(), trusting=True)
+    assert trust.trusted() == frozenset()
