@@ -3,8 +3,9 @@
 No torch here, and nothing heavy at import: onnx, onnxruntime and tensorrt are imported where they are used.
 """
 
-from msn_deploy.engine.backends import Backend, needs_device, pick_backend
-from msn_deploy.engine.build import BuildOptions, BuildReport, build_engine_file
+from msn_deploy.engine.backends import Backend, must_build_elsewhere, needs_device, pick_backend
+from msn_deploy.engine.build import BuildReport, build_engine_file
+from msn_deploy.engine.build_options import BuildOptions
 from msn_deploy.engine.device import Check, DeviceFacts, checks, target_of, what_machine
 from msn_deploy.engine.onnx_file import OnnxFile, read_onnx
 from msn_deploy.engine.ort import OrtRunner
@@ -28,6 +29,7 @@ __all__ = [
     "checks",
     "find_target",
     "load_runner",
+    "must_build_elsewhere",
     "needs_device",
     "pick_backend",
     "read_onnx",
