@@ -75,6 +75,11 @@ class BuildOptions:
         """The batch that kernels are chosen for."""
         return self.batch if self.opt_batch is None else self.opt_batch
 
+    @property
+    def batch_range(self) -> tuple[int, int, int]:
+        """The least, the best and the largest batch of the plan; on DLA every size is fixed."""
+        return (self.min_batch, self.best_batch, self.batch) if self.dla is None else (self.batch,) * 3
+
     def as_config(self) -> dict[str, Any]:
         """Return every option as plain values, for a sidecar."""
         cache = str(self.timing_cache) if self.timing_cache else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from math import prod
 from typing import Any
 
@@ -54,7 +55,7 @@ def plan_of(core: int, layers: Sequence[DlaLayer]) -> DlaPlan:
         core=core,
         layers=tuple(layers),
         fallback_percent=100.0 * fallen / total if total else 0.0,
-        transitions=sum(one != other for one, other in zip(on_gpu, on_gpu[1:], strict=False)),
+        transitions=sum(one != other for one, other in pairwise(on_gpu)),
     )
 
 
@@ -62,7 +63,7 @@ def check_fallback(plan: DlaPlan, most_percent: float | None) -> None:
     """Raise GateError if a larger share of the multiply-accumulates falls back than is allowed."""
     if most_percent is None or plan.fallback_percent <= most_percent:
         return
-    worst = max((layer for row in plan.layers if row.reason), key=lambda row: row.macs)
+    worst = max((row for row in plan.layers if row.reason), key=lambda row: row.macs)
     raise GateError(
         f"{plan.fallback_percent:.1f} % of the multiply-accumulates fall back from DLA to the GPU, at most "
         f"{most_percent:g} % are allowed ({plan.transitions} changes of device).\n"

@@ -191,11 +191,11 @@ def check_precision(target: Target, precision: str) -> None:
         "fp8": "FP8 begins with Ada (8.9) and Thor (11.0)",
     }.get(precision, "TensorRT has no such path")
     have = [each.name for each in TARGETS if precision in each.precisions]
-    others = ", ".join(have) if 0 < len(have) <= 6 else "another one"
+    others = f": {', '.join(have)}" if 0 < len(have) <= 6 else ""
     raise InputError(
         f"{target.title} ({target.sm}) has no {precision.upper()} in TensorRT: {why}; it has "
         f"{' and '.join(each.upper() for each in target.precisions)}.\n"
-        f"Build with `--precision {target.precisions[-1]}`, or for another `--target`: {others}."
+        f"Build with `--precision {target.precisions[-1]}`, or for another `--target`{others}."
     )
 
 
@@ -209,6 +209,5 @@ def check_dla(target: Target, core: int) -> None:
             f"Give `--dla {target.dla_cores - 1}` or less."
         )
     have = ", ".join(each.name for each in TARGETS if each.dla_cores)
-    raise InputError(
-        f"{target.title if target.jetson else target.name} has no DLA.\nLeave `--dla` away to build for its GPU. Targets with a DLA: {have}."
-    )
+    title = target.title if target.jetson else target.name
+    raise InputError(f"{title} has no DLA.\nLeave `--dla` away to build for its GPU. Targets with a DLA: {have}.")

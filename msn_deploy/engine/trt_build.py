@@ -144,7 +144,7 @@ def _aim(trt: Any, config: Any, target: Target | None) -> None:
 
 
 def _open_batch(model: OnnxFile, builder: Any, network: Any, config: Any, options: BuildOptions) -> tuple[int, ...]:
-    """Give an open batch its range; returns the shape of the only input. On DLA every size is fixed."""
+    """Give an open batch its range; returns the shape of the only input."""
     if network.num_inputs != 1:
         raise InputError(f"{model.path} has {network.num_inputs} inputs; networks with one are built.")
     given = network.get_input(0)
@@ -157,8 +157,7 @@ def _open_batch(model: OnnxFile, builder: Any, network: Any, config: Any, option
             "Export it with fixed image sizes: `--input-shape 1,3,32,32`."
         )
     profile = builder.create_optimization_profile()
-    range_ = (options.min_batch, options.best_batch, options.batch) if options.dla is None else (options.batch,) * 3
-    profile.set_shape(given.name, *((batch, *shape[1:]) for batch in range_))
+    profile.set_shape(given.name, *((batch, *shape[1:]) for batch in options.batch_range))
     config.add_optimization_profile(profile)
     return shape
 
