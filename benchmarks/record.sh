@@ -17,5 +17,5 @@ cp "$work/demo/int8.json" "$results/int8-on-cpu.json"
 "$bin/python" benchmarks/startup.py --out "$results/startup.json"
 mkdir "$work/runs" && cp "$work/demo/"vgg7_msn.onnx* "$work/runs"
 (cd "$work" && "$bin/msn-deploy" build-engine runs/vgg7_msn.onnx --precision int8 --target orin-nano) \
-    >"$results/jetson.txt" 2>&1 || [ $? -eq 3 ]
+    >"$results/jetson.txt"
 "$bin/python" benchmarks/readme.py

@@ -80,8 +80,11 @@ def test_the_jetson_command_says_what_the_readme_shows(desk):
     (shown,) = [block for block in blocks_of("text") if "--target orin-nano" in block]
     command, *text = shown.splitlines()
     done = run(command.removeprefix("$ "), desk)
-    assert done.returncode == 3
-    assert [line.rstrip() for line in done.stderr.strip().splitlines()] == text
+    assert done.returncode == 0, done.stderr
+    said = [line.rstrip() for line in done.stdout.strip().splitlines()]
+    # What another builder makes of the network differs from release to release of it.
+    assert [line for line in said if "checked" not in line] == [line for line in text if "checked" not in line]
+    assert sum("checked" in line for line in text) == 1
 
 
 def test_container_commands_use_options_that_exist():

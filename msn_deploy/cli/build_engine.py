@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from msn_deploy.cli import output
-from msn_deploy.cli.options import Data, Json, Method, Samples, new_file
+from msn_deploy.cli.calibrate import show_verdict
+from msn_deploy.cli.options import Data, Json, LeaveOut, MaxDrop, Method, Samples, new_file
+
+if TYPE_CHECKING:
+    from msn_deploy.engine import BuildReport, DlaPlan
+    from msn_deploy.pipeline.build import EngineReport
+
+_ROWS = 12  # of the fallback table; the sidecar holds all
 
 
 def command(
@@ -17,28 +24,70 @@ def command(
     data: Data = None,
     method: Method = "entropy",
     samples: Samples = 256,
+    max_drop: MaxDrop = None,
+    leave_out: LeaveOut = None,
     target: Annotated[str, typer.Option(help="Device; `msn-deploy targets` lists them.")] = "auto",
     backend: Annotated[str, typer.Option(help="auto, tensorrt or tensorrt-rtx.")] = "auto",
     batch: Annotated[int, typer.Option(min=1, help="Largest batch, where the file leaves it open.")] = 8,
-    workspace_mib: Annotated[int, typer.Option(min=1, help="Scratch memory of the builder, MiB.")] = 256,
+    min_batch: Annotated[int, typer.Option(min=1, help="Smallest batch, likewise.")] = 1,
+    opt_batch: Annotated[
+        int | None, typer.Option(min=1, help="Batch to be fastest at, likewise.", show_default="the largest")
+    ] = None,
+    workspace: Annotated[
+        str,
+        typer.Option(
+            "--workspace-mib",
+            "--workspace",
+            metavar="SIZE",
+            help="Scratch memory of the builder: MiB, or 512MiB, 1GiB.",
+        ),
+    ] = "256",
     timing_cache: Annotated[Path | None, typer.Option(help="Timing cache to read and write.")] = None,
+    optimization_level: Annotated[
+        int | None, typer.Option(min=0, max=5, help="How long to search for kernels.", show_default="TensorRT's own")
+    ] = None,
+    version_compatible: Annotated[
+        bool, typer.Option("--version-compatible", help="A plan that later TensorRT releases load too; slower.")
+    ] = False,
+    hardware_compatible: Annotated[
+        bool, typer.Option("--hardware-compatible", help="A plan for every desktop GPU from Ampere on; slower.")
+    ] = False,
+    dla: Annotated[int | None, typer.Option(min=0, help="DLA core to build for; the GPU takes the rest.")] = None,
+    max_dla_fallback: Annotated[
+        float | None,
+        typer.Option(min=0, max=100, help="Fail if more multiply-accumulates than this leave the DLA, percent."),
+    ] = None,
+    replicates: Annotated[int, typer.Option(min=1, help="Engines to build: NAME.engine, NAME.r2.engine, ...")] = 1,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", callback=new_file, help="File to write.", show_default="NAME.PRECISION.engine"),
     ] = None,
     json: Json = None,
 ) -> None:
-    """Build a TensorRT engine: on a Jetson for that Jetson, elsewhere with TensorRT-RTX ahead of time."""
+    """Build a TensorRT engine: on a Jetson for that Jetson, elsewhere with TensorRT-RTX ahead of time.
+
+    For a Jetson that this machine is not, write the typed ONNX file and a script that builds the engine there.
+    """
     from msn_deploy.engine import BuildOptions, find_target
+    from msn_deploy.engine.build_options import parse_mib
     from msn_deploy.pipeline import build_engine
+    from msn_deploy.pipeline.budget import parse_drop
 
     stem = onnx.stem.removesuffix(f".{precision}")
     options = BuildOptions(
         target=None if target == "auto" else find_target(target),
         backend=backend,
         batch=batch,
-        workspace_mib=workspace_mib,
+        min_batch=min_batch,
+        opt_batch=opt_batch,
+        workspace_mib=parse_mib(workspace),
         timing_cache=timing_cache,
+        optimization_level=optimization_level,
+        version_compatible=version_compatible,
+        hardware_compatible=hardware_compatible,
+        dla=dla,
+        max_dla_fallback=max_dla_fallback,
+        replicates=replicates,
     )
     with output.progress_bar() as progress:
         report = build_engine(
@@ -48,20 +97,76 @@ def command(
             data=data,
             method=method,
             samples=samples,
+            max_drop=None if max_drop is None else parse_drop(max_drop),
+            leave_out=leave_out or (),
             options=options,
             progress=progress,
         )
-    if output.emit(report, json, made_from=[report.engine.path]):
+    engines = [report.engine, *report.replicates] if report.engine is not None else []
+    made = [engine.path for engine in engines] or [report.onnx]
+    if output.emit(report, json, made_from=made):
         return
-    built = report.engine
+    for engine in engines:
+        _show_engine(engine, report.onnx)
+    if report.typed is not None:
+        show_verdict(report.typed)
+    if report.elsewhere is not None:
+        _show_elsewhere(report)
+
+
+def _show_engine(built: BuildReport, onnx: Path) -> None:
     output.say(
         f"{built.path}: {output.size(built.plan_bytes)}, {built.precision.upper()}, built in {built.seconds:.1f} s"
     )
-    output.say(f"  from       {report.onnx}")
-    output.say(f"  builder    {built.backend} {built.backend_version}, target {built.target or 'this GPU'}")
+    output.say(f"  from       {onnx}")
     output.say(
-        f"  layers     {built.layers if built.layers is not None else '-'}, INT8 convolutions "
+        f"  builder    {built.backend} {built.backend_version}, target {built.target or built.device or 'this GPU'}"
+    )
+    output.say(
+        f"  layers     {len(built.layers) or '-'}, INT8 convolutions "
         f"{built.int8_convs if built.int8_convs is not None else '-'}; weights {output.size(built.weight_memory_bytes)}"
     )
+    if built.dla is not None:
+        _show_dla(built.dla)
     for warning in built.warnings[:2]:
         output.say(f"  warning    {warning}")
+
+
+def _show_dla(plan: DlaPlan) -> None:
+    fallen = [layer for layer in plan.layers if layer.reason]
+    output.say(
+        f"  DLA {plan.core}      {len(plan.layers) - len(fallen)} of {len(plan.layers)} layers; "
+        f"{plan.fallback_percent:.1f} % of the multiply-accumulates on the GPU, {plan.transitions} changes of device"
+    )
+    if fallen:
+        total = sum(layer.macs for layer in plan.layers) or 1
+        rows = [(each.name, each.kind, f"{each.macs / total:.1%}", each.reason) for each in fallen[:_ROWS]]
+        output.show_table(rows, head=("on the GPU", "operator", "share", "because"), right=(2,))
+    if len(fallen) > _ROWS:
+        output.say(f"  ... and {len(fallen) - _ROWS} more")
+
+
+def _show_elsewhere(report: EngineReport) -> None:
+    there = report.elsewhere
+    output.say(f"No plan was built here: {there.why}.")
+    if report.proxy is None:
+        output.say("  unchecked  no NVIDIA builder here: pip install 'msn-deploy[rtx]' brings TensorRT-RTX")
+    else:
+        seen = report.proxy
+        output.say(
+            f"  checked    with {seen.builder}, {seen.target} in its place: {seen.layers} layers, "
+            f"{seen.int8_convs} INT8 convolutions, weights {output.size(seen.weight_memory_bytes)}"
+        )
+    if there.dla is not None:
+        _show_dla(there.dla)
+    output.say(f"  wrote      {report.onnx}" if report.typed else f"  takes      {report.onnx}")
+    output.say(f"  wrote      {there.script}")
+    output.say(
+        f"Copy {report.onnx.name}, its .json and {there.script.name} into one folder of the device, and run there:"
+    )
+    output.say(f"  ./{there.script.name}")
+    output.say("It takes the first of these that the device has:")
+    for command in there.commands:
+        output.say(f"  {command}")
+    for release, line in there.trtexec.items():
+        output.say(f"  {line}   # {release}")

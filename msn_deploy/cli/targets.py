@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import groupby
+
 from msn_deploy.cli import output
 from msn_deploy.cli.options import Print
 from msn_deploy.engine import TARGETS
+from msn_deploy.engine.targets import JETPACKS, Target
 
 
 def command(json: Print = False) -> None:
@@ -14,12 +17,29 @@ def command(json: Print = False) -> None:
     rows = [
         (
             target.name,
-            target.sm,
-            "-" if target.memory_gib is None else f"{target.memory_gib:g} GiB",
-            "/".join(target.precisions),
-            str(target.dla_cores),
-            target.jetpacks,
+            target.compute_capability,
+            _number(target.memory_gib),
+            _number(target.bandwidth_gb_s),
+            _number(target.fp16_tflops),
+            _number(target.int8_tops) if target.jetson else "-",
+            f"{target.dla_cores}x v{target.dla_version}" if target.dla_cores else "-",
+            _range(target),
         )
         for target in TARGETS
     ]
-    output.show_table(rows, head=("target", "arch", "memory", "precisions", "DLA", "JetPack"), right=(2, 4))
+    head = ("target", "SM", "GiB", "GB/s", "FP16", "INT8", "DLA", "JetPack")
+    output.show_table(rows, head=head, right=(1, 2, 3, 4, 5))
+    output.say("FP16 in TFLOPS, INT8 in TOPS: dense, of the GPU alone. `--json` adds sources.")
+    served = groupby(JETPACKS.items(), key=lambda item: item[1])
+    served_by = [f"{', '.join(jetpack for jetpack, _ in group)}: {version}" for version, group in served]
+    output.say(f"TensorRT of JetPack {'; '.join(served_by[:4])};\n  {'; '.join(served_by[4:])}")
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:g}"
+
+
+def _range(target: Target) -> str:
+    """Return the JetPacks of a target, first to last of each major release."""
+    majors = [list(group) for _, group in groupby(target.jetpacks, key=lambda jetpack: jetpack.partition(".")[0])]
+    return ", ".join(group[0] if len(group) == 1 else f"{group[0]}-{group[-1]}" for group in majors)

@@ -3,11 +3,15 @@
 No torch here, and nothing heavy at import: onnx, onnxruntime and tensorrt are imported where they are used.
 """
 
-from msn_deploy.engine.backends import Backend, needs_device, pick_backend
-from msn_deploy.engine.build import BuildOptions, BuildReport, build_engine_file
+from msn_deploy.engine.backends import Backend, must_build_elsewhere, needs_device, pick_backend
+from msn_deploy.engine.build import BuildReport, build_engine_file
+from msn_deploy.engine.build_options import BuildOptions
 from msn_deploy.engine.device import Check, DeviceFacts, checks, target_of, what_machine
+from msn_deploy.engine.device_script import DeviceBuild, write_device_script
+from msn_deploy.engine.dla import DlaPlan
 from msn_deploy.engine.onnx_file import OnnxFile, read_onnx
 from msn_deploy.engine.ort import OrtRunner
+from msn_deploy.engine.proxy import ProxyCheck, check_with_rtx
 from msn_deploy.engine.runner import PROVIDERS, Runner, load_runner
 from msn_deploy.engine.targets import TARGETS, Target, check_precision, find_target
 
@@ -18,19 +22,25 @@ __all__ = [
     "BuildOptions",
     "BuildReport",
     "Check",
+    "DeviceBuild",
     "DeviceFacts",
+    "DlaPlan",
     "OnnxFile",
     "OrtRunner",
+    "ProxyCheck",
     "Runner",
     "Target",
     "build_engine_file",
     "check_precision",
+    "check_with_rtx",
     "checks",
     "find_target",
     "load_runner",
+    "must_build_elsewhere",
     "needs_device",
     "pick_backend",
     "read_onnx",
     "target_of",
     "what_machine",
+    "write_device_script",
 ]

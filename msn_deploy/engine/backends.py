@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -99,21 +98,17 @@ def must_build_elsewhere(target: Target, name: str, machine: DeviceFacts) -> boo
     return machine.jetson is None or other or name == "tensorrt-rtx"
 
 
-def needs_device(
-    target: Target, *, onnx: Path = Path("model.onnx"), out: Path = Path("model.engine"), precision: str = "fp16"
-) -> MissingDevice:
-    """Return the error that says why the plan is built on the device, and the exact command for it."""
-    trtexec = f"trtexec --onnx={onnx.name} --saveEngine={out.name}"
-    if target.weakly_typed:  # and no Python for msn-deploy there
-        flags = {"fp32": "", "fp16": " --fp16", "int8": " --int8 --fp16"}[precision]
-        how = f"Copy {onnx.name} to the device and run there: {trtexec}{flags}"
-    else:
-        how = (
-            f"Copy {onnx.name} to the device and run there: docker run --rm --runtime nvidia -v $PWD:/data msn-deploy "
-            f"build-engine {onnx.name} --precision {precision} --target {target.name} --out {out.name}\n"
-            f"or, without msn-deploy (TensorRT 10 and later): {trtexec} --stronglyTyped"
-        )
+def why_elsewhere(target: Target) -> str:
+    """Return the sentence that says why a plan for a Jetson is built on it."""
+    return (
+        f"an engine for {target.title} ({target.sm}) is built on that device: TensorRT plans are tied to the GPU, the "
+        f"OS and the exact TensorRT version, and TensorRT-RTX has no {target.sm} target"
+    )
+
+
+def needs_device(target: Target) -> MissingDevice:
+    """Return the error for a plan that can't be built on this machine."""
     return MissingDevice(
-        f"cannot build an engine for {target.title} ({target.sm}) here: TensorRT plans are tied to the GPU, the OS and "
-        f"the exact TensorRT version, and TensorRT-RTX has no {target.sm} target.\n{how}"
+        f"{why_elsewhere(target)}.\n"
+        f"`msn-deploy build-engine ONNX --target {target.name}` writes a script that builds it there."
     )

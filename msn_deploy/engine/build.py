@@ -6,17 +6,20 @@ import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from msn_deploy.core.artifacts import Parent, publish, read_sidecar
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.progress import Progress, silent
 from msn_deploy.engine import trust
-from msn_deploy.engine.backends import Backend, check_backend, must_build_elsewhere, needs_device, pick_backend
-from msn_deploy.engine.build_log import count_int8_convs, layer_rows, weight_memory_bytes
+from msn_deploy.engine.backends import Backend, must_build_elsewhere, needs_device, pick_backend
+from msn_deploy.engine.build_log import logger_of
+from msn_deploy.engine.build_options import BuildOptions
 from msn_deploy.engine.device import DeviceFacts, target_of, what_machine
+from msn_deploy.engine.dla import DlaPlan
+from msn_deploy.engine.gpu import first_gpu
+from msn_deploy.engine.inspector import Layer, count_int8_convs, inspect_plan, layers_from_log, memory_from_log
 from msn_deploy.engine.onnx_file import OnnxFile, read_onnx
-from msn_deploy.engine.targets import Target, check_precision, find_target
+from msn_deploy.engine.targets import check_dla, check_precision, find_target
 from msn_deploy.engine.trt_build import build_plan, is_weakly_typed
 
 RTX_DEFAULT = "rtx-sm86"  # the nearest to Orin of the generations that TensorRT-RTX builds for
@@ -24,41 +27,12 @@ _KEPT_WARNINGS = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BuildOptions:
-    """What the user chooses about a build.
-
-    precision: what the file is expected to be; None takes the file's own, which is what decides (only TensorRT 8
-    also needs it as a flag). target: None is the GPU of this machine, or rtx-sm86 ahead of time where there is none.
-    backend: "auto", "tensorrt" or "tensorrt-rtx". batch: the largest, images; used where the file leaves it open.
-    workspace_mib: scratch memory of the builder, MiB. timing_cache: read if it exists, then written (not on RTX).
-    optimization_level: 0 to 5, None is TensorRT's own default.
-    """
-
-    precision: str | None = None
-    target: Target | None = None
-    backend: str = "auto"
-    batch: int = 8
-    workspace_mib: int = 256
-    timing_cache: Path | None = None
-    optimization_level: int | None = None
-
-    def __post_init__(self) -> None:
-        check_backend(self.backend)
-        if self.batch < 1:
-            raise InputError(f"a batch of {self.batch} images cannot be built.\nGive `--batch` 1 or more.")
-        if self.workspace_mib < 1:
-            raise InputError(
-                f"{self.workspace_mib} MiB of workspace is too little.\nGive `--workspace-mib` 16 or more."
-            )
-        if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
-            raise InputError(f"optimization level {self.optimization_level} does not exist; 0 to 5 do.")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class BuildReport:
     """What a build made. Bytes, seconds and counts; None where TensorRT did not tell.
 
-    precision: of the network. compute_capability: such as "8.6". int8_convs: convolutions that read INT8.
+    precision: of the network. compute_capability: such as "8.6". device: the GPU's name, None ahead of time.
+    layers: () if not told. int8_convs: convolutions that read INT8. device_memory_bytes: of one execution context,
+    beside the weights. dla: where each layer runs, None without DLA. replicate: which of several, from 1.
     warnings: the builder's first ten.
     """
 
@@ -67,12 +41,19 @@ class BuildReport:
     backend_version: str
     target: str | None
     compute_capability: str | None
+    device: str | None
     precision: str
     input_shape: tuple[int, ...]
     plan_bytes: int
     weight_memory_bytes: int | None
-    layers: int | None
+    device_memory_bytes: int | None
+    layers: tuple[Layer, ...]
     int8_convs: int | None
+    version_compatible: bool
+    hardware_compatible: bool
+    dla_core: int | None
+    dla: DlaPlan | None
+    replicate: int
     seconds: float
     warnings: tuple[str, ...] = ()
 
@@ -82,47 +63,65 @@ def build_engine_file(
     out: Path,
     *,
     options: BuildOptions,
+    replicate: int = 1,
     progress: Progress = silent,
     backend: Backend | None = None,
     machine: DeviceFacts | None = None,
 ) -> BuildReport:
     """Build the engine `out` (NAME.engine) and its sidecar NAME.plan.json from an ONNX file.
 
-    backend, machine: found out if not given. `progress` counts to 1.
-    Raises InputError for a file, target or precision that cannot be built, MissingDevice if the engine has to be
-    built on another machine, MissingDependency without a TensorRT. `out` is written whole, or not touched.
+    replicate: which of several engines from that file. backend, machine: found out if not given. `progress` counts to
+    1. Raises InputError for a file, target or precision that cannot be built, MissingDevice if the engine has to be
+    built on another machine, MissingDependency without a TensorRT, GateError if too much falls back from the DLA.
+    `out` is written whole, or not touched.
     """
-    _check_out(onnx, out)
+    check_out(onnx, out)
     model = read_onnx(onnx, step="build-engine")
     precision = options.precision or model.precision
     target, machine = options.target, machine or what_machine()
     if target is not None:
         check_precision(target, precision)
         if backend is None and must_build_elsewhere(target, options.backend, machine):
-            _check_typed(model, precision, weak=target.weakly_typed, title="TensorRT 10 and later")
-            raise needs_device(target, onnx=onnx, out=out, precision=precision)
+            raise needs_device(target)
     backend = backend or pick_backend(options.backend, target, machine=machine)
     if target is None:
         target = find_target(RTX_DEFAULT) if backend.is_rtx else target_of(machine)
     if target is not None:
         check_precision(target, precision)
-    _check_typed(model, precision, weak=is_weakly_typed(backend.module), title=backend.title)
+        if options.dla is not None:
+            check_dla(target, options.dla)
+    check_portable(options, rtx=backend.is_rtx, jetson=machine.jetson is not None)
+    check_typed(model, precision, weak=is_weakly_typed(backend.module), title=backend.title)
+    gpu = None if backend.is_rtx or not machine.has_gpu else first_gpu()
+    device = gpu.name if gpu else None
     began = time.perf_counter()
-    plan, shape, messages = build_plan(model, backend, target, precision, options, progress)
+    built, messages = build_plan(model, backend, target, precision, options, progress, device=device)
     texts = [text for _, text in messages.texts]
-    rows = layer_rows(texts)
+    layers, memory = layers_from_log(texts), memory_from_log(texts)
+    device_memory = memory.device_memory_bytes
+    if gpu is not None:
+        inspected, loaded = inspect_plan(backend.module, logger_of(backend.module)[0], built.plan)
+        layers, device_memory = inspected or layers, device_memory if loaded is None else loaded
+    capability = gpu.compute_capability if gpu else target.compute_capability if target else None
     report = BuildReport(
         path=out,
         backend=backend.name,
         backend_version=backend.version,
         target=target.name if target else None,
-        compute_capability=target.compute_capability if target else None,
+        compute_capability=capability,
+        device=device,
         precision=precision,
-        input_shape=shape,
-        plan_bytes=plan.nbytes,
-        weight_memory_bytes=weight_memory_bytes(texts),
-        layers=len(rows) or None,
-        int8_convs=count_int8_convs(rows) if rows else None,
+        input_shape=built.input_shape,
+        plan_bytes=built.plan.nbytes,
+        weight_memory_bytes=memory.weight_memory_bytes,
+        device_memory_bytes=device_memory,
+        layers=layers,
+        int8_convs=count_int8_convs(layers) if layers else None,
+        version_compatible=options.version_compatible,
+        hardware_compatible=options.hardware_compatible,
+        dla_core=options.dla,
+        dla=built.dla,
+        replicate=replicate,
         seconds=time.perf_counter() - began,
         warnings=tuple(messages.warnings()[:_KEPT_WARNINGS]),
     )
@@ -130,11 +129,11 @@ def build_engine_file(
     facts = {key: value for key, value in asdict(report).items() if key != "path"}
     sidecar = publish(
         out,
-        lambda partial: partial.write_bytes(plan) and None,
+        lambda partial: partial.write_bytes(built.plan) and None,
         kind="engine",
         parents=[Parent(role="onnx", file=onnx.name, sha256=model.sha256), *_calibrated_on(model)],
         versions=["tensorrt_rtx_cu13" if backend.is_rtx else "tensorrt", "onnx"],
-        config={**_config(options), "precision": precision, "target": report.target, "backend": backend.name},
+        config={**options.as_config(), "precision": precision, "target": report.target, "backend": backend.name},
         facts={**facts, "machine": asdict(machine), "info": model.info},
     )
     trust.add_built(sidecar.sha256, out.name)
@@ -142,8 +141,8 @@ def build_engine_file(
     return report
 
 
-def _check_out(onnx: Path, out: Path) -> None:
-    """Refuse before the build what would fail after it: on a device it takes minutes."""
+def check_out(onnx: Path, out: Path) -> None:
+    """Refuse before the build what would fail after it: on a device it takes minutes. Raises InputError."""
     if out.suffix != ".engine":
         raise InputError(f"{out} does not end in .engine.\nName the engine, such as `--out {onnx.stem}.engine`.")
     if out.is_dir():
@@ -153,7 +152,22 @@ def _check_out(onnx: Path, out: Path) -> None:
         raise InputError(f"{out} cannot be written: no access to {folder}.\nChoose another place with `--out`.")
 
 
-def _check_typed(model: OnnxFile, precision: str, *, weak: bool, title: str) -> None:
+def check_portable(options: BuildOptions, *, rtx: bool, jetson: bool) -> None:
+    """Raise InputError for a promise of compatibility that the builder can't keep."""
+    if options.hardware_compatible and jetson:
+        raise InputError(
+            "`--hardware-compatible` makes a plan for every desktop GPU from Ampere on; JetPack's TensorRT has no such "
+            "plans.\nLeave it away, and build on each Jetson."
+        )
+    if rtx and (options.hardware_compatible or options.version_compatible):
+        option = "--hardware-compatible" if options.hardware_compatible else "--version-compatible"
+        raise InputError(
+            f"TensorRT-RTX has no `{option}`: it finishes every plan on the GPU that loads it, and its builder lacks "
+            "the lean runtime.\nLeave it away, or take `--backend tensorrt` on a machine with a GPU."
+        )
+
+
+def check_typed(model: OnnxFile, precision: str, *, weak: bool, title: str) -> None:
     """Refuse a file of another precision than asked: all but TensorRT 8 build what the file says.
 
     weak: the builder takes FP16 from a flag; INT8 without Q/DQ nodes would need a calibrator there too.
@@ -174,8 +188,3 @@ def _calibrated_on(model: OnnxFile) -> list[Parent]:
     except InputError:  # a file that came without its sidecar
         return []
     return [parent for parent in side.parents if parent.is_data] if side.sha256 == model.sha256 else []
-
-
-def _config(options: BuildOptions) -> dict[str, Any]:
-    cache = str(options.timing_cache) if options.timing_cache else None
-    return {**asdict(options), "timing_cache": cache}

@@ -9,14 +9,14 @@ from __future__ import annotations
 import re
 import signal
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from msn_deploy.core.progress import Progress
 
 _ERROR, _WARNING = 1, 2  # ILogger.Severity: 0 internal error, 1 error, 2 warning, 3 info, 4 verbose; all releases
-_LOGGERS: dict[int, Any] = {}
+_LOGGERS: dict[int, tuple[Any, Messages]] = {}
 
 
 class Messages:
@@ -81,7 +81,6 @@ def logger_of(trt: Any) -> tuple[Any, Messages]:
         class CollectingLogger(trt.ILogger):  # type: ignore[misc]
             def __init__(self) -> None:
                 trt.ILogger.__init__(self)  # pybind11 needs the base called by name
-                self.messages = collected
 
             def log(self, severity: Any, message: str) -> None:
                 try:
@@ -89,9 +88,8 @@ def logger_of(trt: Any) -> tuple[Any, Messages]:
                 except BaseException as cause:  # into C++ it would abort the process
                     collected.hold(cause)
 
-        _LOGGERS[key] = CollectingLogger()
-    logger = _LOGGERS[key]
-    return logger, logger.messages
+        _LOGGERS[key] = CollectingLogger(), collected
+    return _LOGGERS[key]
 
 
 def monitor_of(trt: Any, messages: Messages, progress: Progress) -> Any:
@@ -170,29 +168,3 @@ def shorten(text: str, limit: int = 240) -> str:
     text = re.sub(r"Assertion failed: (.*\): )?", "", text)
     text = text.rstrip(". ")
     return text if len(text) <= limit else text[: limit - 6] + " [...]"
-
-
-def weight_memory_bytes(texts: Iterable[str]) -> int | None:
-    """Return the builder's total of the engine's weights in bytes, None if it did not say.
-
-    This shows what INT8 saves; the size of a small plan file does not.
-    """
-    found = [int(match[1]) for text in texts if (match := re.search(r"Total Weights Memory: (\d+) bytes", text))]
-    return found[-1] if found else None
-
-
-def layer_rows(texts: Iterable[str]) -> list[str]:
-    """Return the rows of the builder's last layer listing; [] if there is none (verbosity not DETAILED)."""
-    listings = [text for text in texts if re.search(r"^Layers:$", text, re.M)]
-    return [row for row in listings[-1].splitlines() if "LayerType: " in row] if listings else []
-
-
-def count_int8_convs(rows: Sequence[str]) -> int:
-    """Count the convolutions that read INT8: "correlation" in TensorRT-RTX, "...Convolution..." in TensorRT."""
-    count = 0
-    for row in rows:
-        kind = re.search(r"LayerType: (\w+)", row)
-        inputs = re.search(r"Inputs: \[(.*?)\](?=, (?:Constants|Outputs): )", row)
-        if kind and inputs and re.search("correlation|conv", kind[1], re.I):
-            count += bool(re.search(r"\bInt8\b", inputs[1]))
-    return count

@@ -12,7 +12,34 @@ from dataclasses import dataclass
 from msn_deploy.core.errors import InputError
 
 _HALF = ("fp32", "fp16")
-_ALL = ("fp32", "fp16", "int8")
+_INT8 = (*_HALF, "int8")
+_FP8 = (*_INT8, "fp8")
+
+# JetPack -> its TensorRT. JetPack 7.2.2 and later also take TensorRT 11.4 (AGX Orin, Thor), which the user installs.
+JETPACKS = {
+    "4.6": "8.2.1",
+    "5.1": "8.5.2",
+    "6.0": "8.6.2",
+    "6.1": "10.3.0",
+    "6.2": "10.3.0",
+    "7.0": "10.13.3",
+    "7.1": "10.13.3",
+    "7.2": "10.16.2",
+}
+_JP4 = ("4.6",)
+_JP45 = ("4.6", "5.1")
+_ORIN = ("5.1", "6.0", "6.1", "6.2", "7.2")
+_SUPER = ("6.1", "6.2", "7.2")
+_THOR = ("7.0", "7.1", "7.2")
+
+_NANO_SHEET = "NVIDIA data sheet DS-11105-001"
+_NX_SHEET = "NVIDIA data sheet DS-10712-001 v1.7"
+_AGX_SHEET = "NVIDIA data sheet DS-10662-001 v1.8"
+_MEMORY = "Ultralytics' Jetson guide; no INT8 in TensorRT: not checked"
+_XAVIER = "Ultralytics' Jetson guide; FP16 and INT8: not checked"
+_T4000 = "Ultralytics' Jetson guide; FP16 and INT8 derived from cores and clock"
+_T5000 = "Ultralytics' Jetson guide; INT8 taken as equal to the FP8 rate"
+_RTX = "TensorRT-RTX support matrix 1.5"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,8 +48,9 @@ class Target:
 
     name: what the user types. compute_capability: such as "8.7". memory_gib: shared by CPU and GPU on a Jetson.
     bandwidth_gb_s: of that memory. fp16_tflops, int8_tops: dense, GPU alone. None: differs from card to card, or
-    TensorRT has no such path. jetpacks, tensorrt: the releases that serve it, as text. jetson: a plan has to be built
-    on the device. precisions: those TensorRT can build for it.
+    TensorRT has no such path. dla_cores, dla_version: of the deep learning accelerator, 0 without one. jetpacks: the
+    releases that serve it; tensorrt: their TensorRT. jetson: a plan has to be built on the device. precisions: those
+    TensorRT can build for it. source: where the numbers are from.
     """
 
     name: str
@@ -33,10 +61,12 @@ class Target:
     fp16_tflops: float | None
     int8_tops: float | None
     dla_cores: int
-    jetpacks: str
-    tensorrt: str
+    dla_version: int
+    jetpacks: tuple[str, ...]
+    tensorrt: tuple[str, ...]
     jetson: bool
     precisions: tuple[str, ...]
+    source: str
 
     @property
     def sm(self) -> str:
@@ -46,7 +76,7 @@ class Target:
     @property
     def weakly_typed(self) -> bool:
         """Its only TensorRT is 8, which takes FP16 and INT8 from flags, beside a Python older than 3.10."""
-        return self.jetson and {"4", "5"} >= set(self.jetpacks.split(", "))
+        return self.jetson and all(version.startswith("8.") for version in self.tensorrt)
 
 
 def _jetson(
@@ -56,11 +86,12 @@ def _jetson(
     memory: tuple[float, float],
     speed: tuple[float, float | None],
     *,
-    dla: int,
-    jetpacks: str,
-    tensorrt: str,
+    jetpacks: tuple[str, ...],
+    source: str,
+    dla: tuple[int, int] = (0, 0),
+    precisions: tuple[str, ...] = _INT8,
 ) -> Target:
-    """One row of the table; memory = (GiB, GB/s), speed = (FP16 TFLOPS, INT8 TOPS)."""
+    """One row of the table; memory = (GiB, GB/s), speed = (FP16 TFLOPS, INT8 TOPS), dla = (cores, version)."""
     return Target(
         name=name,
         title=f"Jetson {title}",
@@ -69,15 +100,17 @@ def _jetson(
         bandwidth_gb_s=memory[1],
         fp16_tflops=speed[0],
         int8_tops=speed[1],
-        dla_cores=dla,
+        dla_cores=dla[0],
+        dla_version=dla[1],
         jetpacks=jetpacks,
-        tensorrt=tensorrt,
+        tensorrt=tuple(dict.fromkeys(JETPACKS[each] for each in jetpacks)),
         jetson=True,
-        precisions=_HALF if speed[1] is None else _ALL,
+        precisions=precisions,
+        source=source,
     )
 
 
-def _rtx(cc: str, title: str) -> Target:
+def _rtx(cc: str, title: str, precisions: tuple[str, ...] = _INT8) -> Target:
     """A GPU generation that TensorRT-RTX builds for ahead of time; sizes and speeds differ from card to card."""
     return Target(
         name="rtx-sm" + cc.replace(".", ""),
@@ -88,42 +121,41 @@ def _rtx(cc: str, title: str) -> Target:
         fp16_tflops=None,
         int8_tops=None,
         dla_cores=0,
-        jetpacks="",
-        tensorrt="TensorRT-RTX",
+        dla_version=0,
+        jetpacks=(),
+        tensorrt=(),
         jetson=False,
-        precisions=_ALL,
+        precisions=precisions,
+        source=_RTX,
     )
 
 
-_JP4 = {"jetpacks": "4", "tensorrt": "8.2.1"}
-_JP45 = {"jetpacks": "4, 5", "tensorrt": "8.2.1 (JetPack 4.6), 8.5.2 (5.1)"}
-_ORIN = {"jetpacks": "5, 6, 7.2+", "tensorrt": "8.5.2 (JetPack 5.1), 8.6.2 (6.0), 10.3.0 (6.1, 6.2), 10.16.2 (7.2)"}
-_SUPER = {"jetpacks": "6.1+", "tensorrt": "10.3.0 (JetPack 6.1, 6.2), 10.16.2 (7.2)"}
-_THOR = {"jetpacks": "7", "tensorrt": "10.13.3 (JetPack 7.0, 7.1), 10.16.2 (7.2)"}
-
-# Orin rows: NVIDIA data sheets DS-11105-001, DS-10712-001 v1.7, DS-10662-001 v1.8, default (not "super") clocks.
-# From memory, not checked: that TensorRT has no INT8 on Nano and TX2; the Xavier speeds. Derived: Thor T4000 speeds,
-# Thor T5000 INT8 (taken as equal to its FP8 rate).
+# Orin rows at default (not "super") clocks. An NX of 16 GB and an AGX of 64 GB exist beside the Xavier rows.
+_V1, _V2 = (2, 1), (2, 2)
 TARGETS: tuple[Target, ...] = (
-    _jetson("nano", "Nano", "5.3", (4, 25.6), (0.47, None), dla=0, **_JP4),
-    _jetson("tx2", "TX2", "6.2", (8, 59.7), (1.33, None), dla=0, **_JP4),
-    _jetson("xavier-nx", "Xavier NX", "7.2", (8, 59.7), (6, 12), dla=2, **_JP45),  # a 16 GB module exists too
-    _jetson("agx-xavier", "AGX Xavier", "7.2", (32, 136.5), (11, 22), dla=2, **_JP45),  # a 64 GB module exists too
-    _jetson("orin-nano-4gb", "Orin Nano 4GB", "8.7", (4, 34), (5, 10), dla=0, **_ORIN),
-    _jetson("orin-nano-8gb", "Orin Nano 8GB", "8.7", (8, 68), (10, 20), dla=0, **_ORIN),
-    _jetson("orin-nano-super", "Orin Nano Super", "8.7", (8, 102), (16.7, 33), dla=0, **_SUPER),
-    _jetson("orin-nx-8gb", "Orin NX 8GB", "8.7", (8, 102), (12.5, 25), dla=1, **_ORIN),
-    _jetson("orin-nx-16gb", "Orin NX 16GB", "8.7", (16, 102), (15, 30), dla=2, **_ORIN),
-    _jetson("agx-orin-32gb", "AGX Orin 32GB", "8.7", (32, 204.8), (27, 54), dla=2, **_ORIN),
-    _jetson("agx-orin-64gb", "AGX Orin 64GB", "8.7", (64, 204.8), (42.6, 85), dla=2, **_ORIN),
-    _jetson("thor-t4000", "Thor T4000", "11.0", (64, 273), (150, 300), dla=0, **_THOR),
-    _jetson("thor-t5000", "Thor T5000", "11.0", (128, 273), (258.5, 517), dla=0, **_THOR),
+    _jetson("nano", "Nano", "5.3", (4, 25.6), (0.47, None), jetpacks=_JP4, precisions=_HALF, source=_MEMORY),
+    _jetson("tx2", "TX2", "6.2", (8, 59.7), (1.33, None), jetpacks=_JP4, precisions=_HALF, source=_MEMORY),
+    _jetson("xavier-nx", "Xavier NX", "7.2", (8, 59.7), (6, 12), dla=_V1, jetpacks=_JP45, source=_XAVIER),
+    _jetson("agx-xavier", "AGX Xavier", "7.2", (32, 136.5), (11, 22), dla=_V1, jetpacks=_JP45, source=_XAVIER),
+    _jetson("orin-nano-4gb", "Orin Nano 4GB", "8.7", (4, 34), (5, 10), jetpacks=_ORIN, source=_NANO_SHEET),
+    _jetson("orin-nano-8gb", "Orin Nano 8GB", "8.7", (8, 68), (10, 20), jetpacks=_ORIN, source=_NANO_SHEET),
+    _jetson("orin-nano-super", "Orin Nano Super", "8.7", (8, 102), (16.7, 33), jetpacks=_SUPER, source=_NANO_SHEET),
+    _jetson("orin-nx-8gb", "Orin NX 8GB", "8.7", (8, 102), (12.5, 25), dla=(1, 2), jetpacks=_ORIN, source=_NX_SHEET),
+    _jetson("orin-nx-16gb", "Orin NX 16GB", "8.7", (16, 102), (15, 30), dla=_V2, jetpacks=_ORIN, source=_NX_SHEET),
+    _jetson("agx-orin-32gb", "AGX Orin 32GB", "8.7", (32, 204.8), (27, 54), dla=_V2, jetpacks=_ORIN, source=_AGX_SHEET),
+    _jetson(
+        "agx-orin-64gb", "AGX Orin 64GB", "8.7", (64, 204.8), (42.6, 85), dla=_V2, jetpacks=_ORIN, source=_AGX_SHEET
+    ),
+    _jetson("thor-t4000", "Thor T4000", "11.0", (64, 273), (150, 300), jetpacks=_THOR, precisions=_FP8, source=_T4000),
+    _jetson(
+        "thor-t5000", "Thor T5000", "11.0", (128, 273), (258.5, 517), jetpacks=_THOR, precisions=_FP8, source=_T5000
+    ),
     _rtx("7.5", "Turing GPUs (RTX 20); no FP32 matrix products"),
     _rtx("8.0", "Ampere data-centre GPUs (A100, A30)"),
     _rtx("8.6", "Ampere GPUs (RTX 30); nearest to Orin"),
-    _rtx("8.9", "Ada GPUs (RTX 40)"),
-    _rtx("12.0", "Blackwell GPUs (RTX 50)"),
-    _rtx("12.1", "DGX Spark (GB10)"),
+    _rtx("8.9", "Ada GPUs (RTX 40)", _FP8),
+    _rtx("12.0", "Blackwell GPUs (RTX 50)", _FP8),
+    _rtx("12.1", "DGX Spark (GB10)", _FP8),
 )
 
 # A name without a memory size means the module of the developer kit, or the larger module where no kit decides.
@@ -148,10 +180,34 @@ def find_target(name: str) -> Target:
 
 
 def check_precision(target: Target, precision: str) -> None:
-    """Raise InputError if TensorRT cannot build that precision for the target."""
-    if precision not in target.precisions:
+    """Raise InputError, with the reason, if TensorRT cannot build that precision for the target.
+
+    precision: may also be "fp8", which some targets have and msn-deploy does not write yet.
+    """
+    if precision in target.precisions:
+        return
+    why = {
+        "int8": "its GPU lacks the 8-bit units of later ones",
+        "fp8": "FP8 begins with Ada (8.9) and Thor (11.0)",
+    }.get(precision, "TensorRT has no such path")
+    have = [each.name for each in TARGETS if precision in each.precisions]
+    others = f": {', '.join(have)}" if 0 < len(have) <= 6 else ""
+    raise InputError(
+        f"{target.title} ({target.sm}) has no {precision.upper()} in TensorRT: {why}; it has "
+        f"{' and '.join(each.upper() for each in target.precisions)}.\n"
+        f"Build with `--precision {target.precisions[-1]}`, or for another `--target`{others}."
+    )
+
+
+def check_dla(target: Target, core: int) -> None:
+    """Raise InputError if the target has no such DLA core."""
+    if 0 <= core < target.dla_cores:
+        return
+    if target.dla_cores:
         raise InputError(
-            f"{target.title} ({target.sm}) has no {precision.upper()} in TensorRT; "
-            f"it has {' and '.join(each.upper() for each in target.precisions)}.\n"
-            f"Build with `--precision {target.precisions[-1]}`, or for another `--target`."
+            f"{target.title} has {target.dla_cores} DLA cores, counted from 0; core {core} is none of them.\n"
+            f"Give `--dla {target.dla_cores - 1}` or less."
         )
+    have = ", ".join(each.name for each in TARGETS if each.dla_cores)
+    title = target.title if target.jetson else target.name
+    raise InputError(f"{title} has no DLA.\nLeave `--dla` away to build for its GPU. Targets with a DLA: {have}.")

@@ -5,23 +5,27 @@ By asking the module what it has, never by its version: flags moved bits between
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
-from msn_deploy.core.artifacts import Parent, publish
 from msn_deploy.core.errors import InputError, MissingDevice
 from msn_deploy.core.progress import Progress
 from msn_deploy.engine.backends import Backend
 from msn_deploy.engine.build_log import Messages, ctrl_c_held, logger_of, monitor_of, shorten
+from msn_deploy.engine.build_options import BuildOptions
+from msn_deploy.engine.dla import DlaPlan, ask_builder, check_fallback, check_quantised, use_dla
 from msn_deploy.engine.onnx_file import OnnxFile
 from msn_deploy.engine.targets import Target
+from msn_deploy.engine.timing_cache import use_timing_cache
 
-if TYPE_CHECKING:
-    from msn_deploy.engine.build import BuildOptions
 
-_log = logging.getLogger(__name__)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Built:
+    """What the builder made: the plan (a buffer with .nbytes), the input's shape (-1: open), where DLA layers run."""
+
+    plan: Any
+    input_shape: tuple[int, ...]
+    dla: DlaPlan | None
 
 
 def mask(flags: Any, *names: str) -> int:
@@ -41,11 +45,13 @@ def build_plan(
     precision: str,
     options: BuildOptions,
     progress: Progress,
-) -> tuple[Any, tuple[int, ...], Messages]:
-    """Parse and build one network.
+    *,
+    device: str | None = None,
+) -> tuple[Built, Messages]:
+    """Parse and build one network; returns it and what the builder said. device: the GPU here, for the timing cache.
 
-    Returns the plan (a buffer with .nbytes), the shape of the input (-1: open), and what the builder said.
-    Raises InputError for a network that cannot be built, MissingDevice without the GPU that the builder needs.
+    Raises InputError for a network that cannot be built, MissingDevice without the GPU or DLA that the builder needs,
+    GateError if more falls back from the DLA than `options` allow.
     """
     trt = backend.module
     logger, messages = logger_of(trt)
@@ -58,28 +64,36 @@ def build_plan(
             "It needs an NVIDIA GPU and its driver; `msn-deploy doctor` shows what is here.\n"
             "Without one, take `--backend tensorrt-rtx`."
         ) from cause
-    kinds = trt.NetworkDefinitionCreationFlag
-    network = builder.create_network(mask(kinds, "EXPLICIT_BATCH", "STRONGLY_TYPED"))
+    # Up to TensorRT 10 the DLA takes its precision from flags, as all of TensorRT 8 does.
+    weak = is_weakly_typed(trt) or (options.dla is not None and hasattr(trt.BuilderFlag, "FP16"))
+    names = ("EXPLICIT_BATCH",) if weak else ("EXPLICIT_BATCH", "STRONGLY_TYPED")
+    network = builder.create_network(mask(trt.NetworkDefinitionCreationFlag, *names))
     parser = trt.OnnxParser(network, logger)
+    if options.dla is not None and hasattr(trt.OnnxParserFlag, "ADJUST_FOR_DLA"):
+        parser.set_flag(trt.OnnxParserFlag.ADJUST_FOR_DLA)
     with ctrl_c_held(messages):
         parsed = parser.parse(model.data)  # bytes: read_onnx made sure that they speak of no other file
     messages.raise_held()
     if not parsed or parser.num_errors or not network.num_layers:
         raise _parse_error(model, backend, parser, messages)
     config = builder.create_builder_config()
-    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # for the layer listing in the log
-    if is_weakly_typed(trt):
+    _configure(trt, backend, config, options)
+    if weak:
         for flag in {"fp32": (), "fp16": ("FP16",), "int8": ("FP16", "INT8")}[precision]:
-            config.set_flag(getattr(trt.BuilderFlag, flag))
-    if options.optimization_level is not None:
-        config.builder_optimization_level = options.optimization_level
+            if hasattr(trt.BuilderFlag, flag):
+                config.set_flag(getattr(trt.BuilderFlag, flag))
     _aim(trt, config, target)
-    shape = _open_batch(model, builder, network, config, options.batch)
+    shape = _open_batch(model, builder, network, config, options)
+    dla = None
+    if options.dla is not None:
+        use_dla(trt, backend, builder, config, options.dla)
+        check_quantised(backend, precision)
+        dla = ask_builder(model, network, config, core=options.dla, precision=precision, batch=options.batch)
+        check_fallback(dla, options.max_dla_fallback)
     monitor = monitor_of(trt, messages, progress)
-    if monitor is not None:
+    if monitor is not None and hasattr(config, "progress_monitor"):
         config.progress_monitor = monitor
-    save_cache = _timing_cache(config, backend, options.timing_cache, model)
+    save_cache = use_timing_cache(config, backend, options.timing_cache, model, device)
     with ctrl_c_held(messages):
         plan = builder.build_serialized_network(network, config)
     messages.raise_held()
@@ -93,22 +107,44 @@ def build_plan(
             )
         )
     save_cache()
-    return plan, shape, messages
+    return Built(plan=plan, input_shape=shape, dla=dla), messages
+
+
+def _configure(trt: Any, backend: Backend, config: Any, options: BuildOptions) -> None:
+    """Set what depends on the options alone."""
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # for the inspector, and the layer listing in the log
+    if options.optimization_level is not None:
+        if not hasattr(config, "builder_optimization_level"):
+            raise _too_old(backend, "--optimization-level")
+        config.builder_optimization_level = options.optimization_level
+    if options.version_compatible:
+        if not hasattr(trt.BuilderFlag, "VERSION_COMPATIBLE"):
+            raise _too_old(backend, "--version-compatible")
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    if options.hardware_compatible:
+        if not hasattr(config, "hardware_compatibility_level"):
+            raise _too_old(backend, "--hardware-compatible")
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+
+
+def _too_old(backend: Backend, option: str) -> InputError:
+    return InputError(f"{backend.title} has no `{option}`; TensorRT 8.6 and later do.\nLeave it away.")
 
 
 def _aim(trt: Any, config: Any, target: Target | None) -> None:
     """Build for the target's GPU and no other, where the builder can (TensorRT-RTX)."""
-    if target is None or not hasattr(config, "set_compute_capability"):
+    if target is None or not (hasattr(config, "set_compute_capability") and hasattr(trt, "ComputeCapability")):
         return
     capability = getattr(trt.ComputeCapability, "SM" + target.compute_capability.replace(".", ""), None)
-    if capability is not None:
+    if capability is not None and hasattr(config, "num_compute_capabilities"):
         config.num_compute_capabilities = 1
     if capability is None or not config.set_compute_capability(capability, 0):
         raise InputError(f"TensorRT-RTX {trt.__version__} does not build for {target.name} ({target.sm}).")
 
 
-def _open_batch(model: OnnxFile, builder: Any, network: Any, config: Any, batch: int) -> tuple[int, ...]:
-    """Give an open batch size its range, 1 to `batch`; returns the shape of the only input."""
+def _open_batch(model: OnnxFile, builder: Any, network: Any, config: Any, options: BuildOptions) -> tuple[int, ...]:
+    """Give an open batch its range; returns the shape of the only input."""
     if network.num_inputs != 1:
         raise InputError(f"{model.path} has {network.num_inputs} inputs; networks with one are built.")
     given = network.get_input(0)
@@ -121,37 +157,9 @@ def _open_batch(model: OnnxFile, builder: Any, network: Any, config: Any, batch:
             "Export it with fixed image sizes: `--input-shape 1,3,32,32`."
         )
     profile = builder.create_optimization_profile()
-    most = (batch, *shape[1:])
-    profile.set_shape(given.name, (1, *shape[1:]), most, most)
+    profile.set_shape(given.name, *((batch, *shape[1:]) for batch in options.batch_range))
     config.add_optimization_profile(profile)
     return shape
-
-
-def _timing_cache(config: Any, backend: Backend, path: Path | None, model: OnnxFile) -> Callable[[], None]:
-    """Load a timing cache; returns what writes it back. TensorRT-RTX has no use for one."""
-    if path is None:
-        return lambda: None
-    if backend.is_rtx:
-        _log.warning("TensorRT-RTX uses no timing cache: %s is left alone.", path)
-        return lambda: None
-    cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
-    if cache is None or not config.set_timing_cache(cache, False):  # False: no cache of another device or version
-        _log.warning("%s is a timing cache of another device or TensorRT: starting a new one.", path)
-        config.set_timing_cache(config.create_timing_cache(b""), False)
-
-    def save() -> None:
-        content = config.get_timing_cache().serialize()
-        # Its parent is the last network that it was used for: what went into it before can't be told.
-        parent = Parent(role="onnx", file=model.path.name, sha256=model.sha256)
-        publish(
-            path,
-            lambda partial: partial.write_bytes(content) and None,
-            kind="timing-cache",
-            parents=[parent],
-            versions=["tensorrt"],
-        )
-
-    return save
 
 
 def _parse_error(model: OnnxFile, backend: Backend, parser: Any, messages: Messages) -> InputError:
@@ -162,10 +170,14 @@ def _parse_error(model: OnnxFile, backend: Backend, parser: Any, messages: Messa
         )
     error = parser.get_error(0)
     more = f" (and {parser.num_errors - 1} more)" if parser.num_errors > 1 else ""
-    where, operator = "the graph", ""
-    if 0 <= error.node() < len(model.nodes):  # the index exists in all releases, node_name() only since 10.0
-        name, operator = model.nodes[error.node()]
-        where = f"node {name or error.node()} ({operator})"
+    at = error.node()
+    known = model.nodes[at] if 0 <= at < len(model.nodes) else ("", "")
+    # The parser's own words where it has them (10.0 and later): its index may count nodes that it added.
+    name, operator = (
+        getattr(error, method, lambda: "")() or ours
+        for method, ours in zip(("node_name", "node_operator"), known, strict=True)
+    )
+    where = f"node {name or at} ({operator})" if operator else "the graph"
     hint = "Export it again with `msn-deploy export`, which writes only what TensorRT reads."
     if "Plugin not found" in error.desc():
         hint = f"TensorRT has no operator {operator}: replace it in the network."

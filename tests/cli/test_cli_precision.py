@@ -56,3 +56,14 @@ def test_a_budget_that_cannot_be_kept_writes_nothing(cli, onnx, tmp_path, monkey
     assert "verdict FP16: INT8 drops accuracy by 20.00%" in outcome.err
     assert "build-engine --precision fp16" in outcome.err
     assert not list(tmp_path.iterdir())
+
+
+def test_an_engine_is_built_within_the_budget(ok, cli, onnx, tmp_path):
+    command = ["build-engine", onnx, "--precision", "int8", "--leave-out", "node_conv2d_1"]
+    text = ok(*command, "--out", tmp_path / "x.engine").out
+    assert "INT8 convolutions 2;" in text
+    assert "left out of INT8, in FP16: node_conv2d_1" in text
+    outcome = ok("build-engine", onnx, "--precision", "int8", "--max-drop", "5pp", "--out", tmp_path / "y.engine")
+    assert "verdict INT8" in outcome.out
+    outcome = cli("build-engine", onnx, "--precision", "fp16", "--max-drop", "5pp", "--out", tmp_path / "z.engine")
+    assert (outcome.code, "are for INT8" in outcome.err) == (2, True), outcome

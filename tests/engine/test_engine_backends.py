@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from msn_deploy.core.errors import InputError, MissingDependency, MissingDevice
-from msn_deploy.engine import DeviceFacts, find_target, needs_device, pick_backend
+from msn_deploy.engine import DeviceFacts, find_target, pick_backend
 
 DESK = DeviceFacts(
     arch="x86_64",
@@ -113,16 +113,3 @@ def test_tensorrt_is_not_asked_for_another_gpu():
 def test_an_unknown_backend_is_refused():
     with pytest.raises(InputError, match="auto, tensorrt, tensorrt-rtx"):
         pick_backend("openvino", None, machine=DESK, load=loader(*BOTH))
-
-
-def test_the_command_for_the_device_fits_its_tensorrt(tmp_path):
-    files = {"onnx": tmp_path / "net.int8.onnx", "out": tmp_path / "net.engine", "precision": "int8"}
-    orin = str(needs_device(find_target("orin-nano"), **files))
-    assert orin.count("\n") == 2
-    assert "no sm_87 target" in orin
-    assert "docker run --rm --runtime nvidia -v $PWD:/data msn-deploy build-engine net.int8.onnx" in orin
-    assert "--precision int8 --target orin-nano-8gb --out net.engine" in orin
-    assert "trtexec --onnx=net.int8.onnx --saveEngine=net.engine --stronglyTyped" in orin
-    xavier = str(needs_device(find_target("xavier-nx"), **files))
-    assert xavier.endswith("trtexec --onnx=net.int8.onnx --saveEngine=net.engine --int8 --fp16")
-    assert "docker" not in xavier

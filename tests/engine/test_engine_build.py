@@ -5,6 +5,7 @@ import os
 import signal
 from dataclasses import asdict, replace
 from importlib.util import find_spec
+from pathlib import Path
 
 import onnx
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from msn_deploy.core.artifacts import read_sidecar, sha256_of
 from msn_deploy.core.errors import InputError, MissingDevice
 from msn_deploy.engine import BuildOptions, build_engine_file, find_target, load_runner, what_machine
+from msn_deploy.engine.build_options import parse_mib
 
 needs_rtx = pytest.mark.skipif(not find_spec("tensorrt_rtx"), reason="tensorrt_rtx is not installed")
 RTX = BuildOptions(backend="tensorrt-rtx")
@@ -35,7 +37,8 @@ def test_an_engine_is_built_in_the_precision_of_the_file(save, net, precision, i
     assert (report.precision, report.int8_convs) == (precision, int8_convs)
     assert (report.backend, report.target, report.compute_capability) == ("tensorrt-rtx", "rtx-sm86", "8.6")
     assert report.plan_bytes == len(plan) > 10_000
-    assert report.layers >= 1
+    assert {layer.precision for layer in report.layers} >= {precision}
+    assert all(layer.name and layer.kind for layer in report.layers)
     assert report.weight_memory_bytes >= 5 * 16 * 9 * {"fp32": 4, "fp16": 2, "int8": 1}[precision]
     assert report.input_shape == (1, 16, 16, 16)
     side = read_sidecar(report.path)
@@ -201,9 +204,7 @@ def test_a_jetson_engine_is_built_on_the_jetson(save):
     desk = replace(what_machine(), jetson=None)
     with pytest.raises(MissingDevice, match="tied to the GPU") as caught:
         build(save("n.onnx", int8=True), "n.engine", BuildOptions(target=find_target("orin-nano")), machine=desk)
-    assert "build-engine n.onnx --precision int8 --target orin-nano-8gb --out n.engine" in str(caught.value)
-    with pytest.raises(InputError, match=r"FP32 network; INT8 was asked for.*\n.*calibrate"):
-        build(save(), options=BuildOptions(target=find_target("orin-nano"), precision="int8"), machine=desk)
+    assert "`msn-deploy build-engine ONNX --target orin-nano-8gb` writes a script" in str(caught.value)
 
 
 @needs_rtx
@@ -213,9 +214,35 @@ def test_a_network_is_not_called_by_a_precision_that_it_does_not_have(save):
 
 
 def test_options_that_cannot_be_are_refused():
-    for wrong in ({"batch": 0}, {"workspace_mib": 0}, {"optimization_level": 6}):
-        with pytest.raises(InputError):
+    for wrong, words in (
+        ({"batch": 0}, "batch of 0"),
+        ({"batch": 4, "opt_batch": 5}, r"1 \(least\), 5 \(fastest\) and 4 \(largest\)"),
+        ({"batch": 4, "min_batch": 5}, "out of order"),
+        ({"workspace_mib": 0}, "0 MiB"),
+        ({"optimization_level": 6}, "level 6"),
+        ({"replicates": 0}, "0 engines"),
+        ({"replicates": 2, "timing_cache": Path("t")}, "Leave one of"),
+        ({"max_dla_fallback": 5}, "Give `--dla N`"),
+        ({"dla": 0, "max_dla_fallback": 101}, "101` is no share"),
+        ({"dla": 0, "target": find_target("orin-nano")}, "Orin Nano 8GB has no DLA"),
+        ({"backend": "cuda"}, "no backend"),
+    ):
+        with pytest.raises(InputError, match=words):
             BuildOptions(**wrong)
+    assert BuildOptions(batch=4).best_batch == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "mib"), [("256", 256), ("512MiB", 512), ("1GiB", 1024), ("1.5 gib", 1536), ("2G", 2048)]
+)
+def test_a_workspace_has_a_unit(text, mib):
+    assert parse_mib(text) == mib
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "0.5", "1KiB", "1TiB", "much", "nan", "1e3", "MiB"])
+def test_a_workspace_of_no_size_is_refused(text):
+    with pytest.raises(InputError, match="--workspace-mib"):
+        parse_mib(text)
 
 
 @needs_rtx

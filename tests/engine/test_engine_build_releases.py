@@ -1,21 +1,33 @@
-"""Other TensorRT releases, as modules that have other names."""
+"""Which calls the builder makes in each TensorRT release, on stand-ins with the names that the release really has."""
 
 from __future__ import annotations
 
 import os
 import signal
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from trt_api import RELEASES
+from trt_standin import Release
 
-from msn_deploy.core.errors import InputError, MissingDevice
-from msn_deploy.engine import Backend, BuildOptions, build_engine_file
+from msn_deploy.core.artifacts import read_sidecar
+from msn_deploy.core.errors import GateError, InputError, MissingDevice
+from msn_deploy.engine import BuildOptions, build_engine_file, find_target, what_machine
+from msn_deploy.engine.gpu import Gpu
 from msn_deploy.engine.trt_build import is_weakly_typed, mask
 
+WEAK = ("8.6.1",)
+TYPED_10 = ("10.0.1", "10.3.0", "10.13.3", "10.16.1")
+TYPED_11 = ("11.0.0", "11.4.0", "rtx-1.7.1")
+FULL = tuple(release for release in RELEASES if not release.startswith("rtx"))
+DESK = replace(what_machine(), jetson=None, gpu_nodes=())
+NETS = {"fp32": {}, "fp16": {"half": True}, "int8": {"int8": True}}
 
-def build(onnx_path, *, options=None, backend):
+
+def build(onnx_path, trt, *, machine=DESK, **options):
     out = onnx_path.with_name("model.engine")
-    return build_engine_file(onnx_path, out, options=options or BuildOptions(), backend=backend)
+    return build_engine_file(onnx_path, out, options=BuildOptions(**options), backend=trt.backend, machine=machine)
 
 
 def test_the_mask_follows_the_enum_and_not_the_bit():
@@ -27,156 +39,260 @@ def test_the_mask_follows_the_enum_and_not_the_bit():
     assert mask(SimpleNamespace(), *names) == 0
 
 
-class FakeTrt:
-    """Enough of a TensorRT to see which calls are made; `kinds` are its network creation flags."""
-
-    __version__ = "0.0"
-
-    def __init__(self, kinds, *, builder_flags=(), monitor=False, plan=b"plan", refuse=None, layers=3, ctrl_c=False):
-        outer = self
-        self.calls = []
-        self.NetworkDefinitionCreationFlag = SimpleNamespace(**kinds)
-        self.BuilderFlag = SimpleNamespace(**{name: name for name in builder_flags})
-        self.MemoryPoolType = SimpleNamespace(WORKSPACE="workspace")
-        self.ProfilingVerbosity = SimpleNamespace(DETAILED="detailed")
-
-        class ILogger:
-            def __init__(self):
-                pass
-
-        self.ILogger = ILogger
-        if monitor:
-            self.IProgressMonitor = type("IProgressMonitor", (), {"__init__": lambda self: None})
-
-        class Config:
-            def set_memory_pool_limit(self, pool, size):
-                outer.calls.append(("workspace", size))
-
-            def set_flag(self, flag):
-                outer.calls.append(("flag", flag))
-
-            def create_timing_cache(self, data):
-                outer.calls.append(("cache", data))
-                return None if data == b"foreign" else SimpleNamespace(data=data)
-
-            def set_timing_cache(self, cache, ignore_mismatch):
-                assert ignore_mismatch is False
-                return True
-
-            def get_timing_cache(self):
-                return SimpleNamespace(serialize=lambda: b"filled")
-
-        class Network:
-            num_layers, num_inputs = layers, 1
-
-            def get_input(self, index):
-                return SimpleNamespace(name="x", shape=(1, 3, 8, 8))
-
-        class Parser:
-            num_errors = 0
-
-            def __init__(self, network, logger):
-                pass
-
-            def parse(self, data):
-                return True
-
-        class Builder:
-            def __init__(self, logger):
-                self.logger = logger
-                if refuse:
-                    logger.log(1, refuse)
-                    raise TypeError("factory function returned nullptr")
-
-            def create_network(self, flags):
-                outer.calls.append(("network", flags))
-                return Network()
-
-            def create_builder_config(self):
-                return Config()
-
-            def build_serialized_network(self, network, config):
-                if ctrl_c:
-                    os.kill(os.getpid(), signal.SIGINT)
-                if plan is None:
-                    self.logger.log(1, "Error Code 2: out of workspace (. In foo at /x/y.cpp:3)")
-                outer.calls.append(("monitor", hasattr(config, "progress_monitor")))
-                return None if plan is None else memoryview(plan)
-
-        self.Builder, self.OnnxParser = Builder, Parser
-
-    def backend(self):
-        return Backend(name="tensorrt", module=self, version="0.0")
-
-
-V8 = {"kinds": {"EXPLICIT_BATCH": 0}, "builder_flags": ("FP16", "INT8")}
-V10 = {"kinds": {"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1}, "builder_flags": ("FP16", "INT8"), "monitor": True}
-V11 = {"kinds": {"STRONGLY_TYPED": 0}, "monitor": True}
-
-
-@pytest.mark.parametrize(
-    ("release", "net", "asked", "network_flags", "builder_flags", "monitor"),
-    [
-        (V8, {}, None, 0b01, [], False),
-        (V8, {}, "fp16", 0b01, ["FP16"], False),
-        (V8, {"int8": True}, None, 0b01, ["FP16", "INT8"], False),
-        (V10, {"half": True}, "fp16", 0b11, [], True),
-        (V10, {"int8": True}, "int8", 0b11, [], True),
-        (V11, {"int8": True}, None, 0b01, [], True),
-    ],
-)
-def test_flags_are_set_only_where_the_release_is_weakly_typed(
-    save, release, net, asked, network_flags, builder_flags, monitor
-):
-    trt = FakeTrt(**release)
-    report = build(save(**net), options=BuildOptions(precision=asked, workspace_mib=64), backend=trt.backend())
-    assert [value for name, value in trt.calls if name == "network"] == [network_flags]
-    assert [value for name, value in trt.calls if name == "flag"] == builder_flags
-    assert ("workspace", 64 << 20) in trt.calls
-    assert ("monitor", monitor) in trt.calls
-    assert is_weakly_typed(trt) == (release is V8)
+@pytest.mark.parametrize("precision", NETS)
+@pytest.mark.parametrize("release", RELEASES)
+def test_the_calls_fit_the_release(save, release, precision):
+    trt = Release(release, shape=(-1, 3, 8, 8))
+    report = build(
+        save(**NETS[precision], batch="N"),
+        trt,
+        precision=precision,
+        batch=6,
+        min_batch=2,
+        opt_batch=4,
+        workspace_mib=64,
+        optimization_level=3,
+    )
+    flags = {"fp32": [], "fp16": ["BuilderFlag.FP16"], "int8": ["BuilderFlag.FP16", "BuilderFlag.INT8"]}[precision]
+    assert trt.called("set_flag") == (flags if release in WEAK else [])
+    assert trt.called("create_network") == [0b11 if release in TYPED_10 else 0b01]
+    assert is_weakly_typed(trt.module) == (release in WEAK)
+    assert ("set_memory_pool_limit", "MemoryPoolType.WORKSPACE", 64 << 20) in trt.calls
+    assert ("set_shape", "x", (2, 3, 8, 8), (4, 3, 8, 8), (6, 3, 8, 8)) in trt.calls
+    assert trt.called("profiling_verbosity") == ["ProfilingVerbosity.DETAILED"]
+    assert trt.called("builder_optimization_level") == [3]
+    assert len(trt.called("progress_monitor")) == (release not in WEAK)
+    rtx = release == "rtx-1.7.1"
+    assert trt.called("num_compute_capabilities") == ([1] if rtx else [])
+    assert [call[1:] for call in trt.calls if call[0] == "set_compute_capability"] == (
+        [("ComputeCapability.SM86", 0)] if rtx else []
+    )
+    assert not {"DLA_core", "default_device_type", "int8_calibrator", "hardware_compatibility_level"} & {
+        call[0] for call in trt.calls
+    }
     assert report.path.read_bytes() == b"plan"
-    assert (report.layers, report.int8_convs, report.weight_memory_bytes) == (None, None, None)
+    assert (report.layers, report.int8_convs, report.weight_memory_bytes) == ((), None, None)
+    assert report.backend_version == trt.module.__version__
 
 
-def test_int8_needs_its_nodes_in_the_file_even_where_flags_exist(save):
+def test_tensorrt_8_casts_an_fp32_file_by_its_flag_and_no_other_release_does(save):
+    trt = Release("8.6.1")
+    assert build(save(), trt, precision="fp16").precision == "fp16"
+    assert trt.called("set_flag") == ["BuilderFlag.FP16"]
+    with pytest.raises(InputError, match=r"FP32 network; FP16 was asked for, and TensorRT 10\.3\.0"):
+        build(save(), Release("10.3.0"), precision="fp16")
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_int8_needs_its_nodes_in_the_file_even_where_flags_exist(save, release):
     with pytest.raises(InputError, match="INT8 was asked for"):
-        build(save(), options=BuildOptions(precision="int8"), backend=FakeTrt(**V8).backend())
+        build(save(), Release(release), precision="int8")
 
 
-@pytest.mark.parametrize(("before", "loaded"), [(None, [b""]), (b"good", [b"good"]), (b"foreign", [b"foreign", b""])])
-def test_a_timing_cache_is_read_if_it_fits_and_written(save, tmp_path, before, loaded):
+# The timing cache
+
+
+@pytest.mark.parametrize("release", FULL)
+def test_a_timing_cache_is_read_and_written(save, tmp_path, release):
     cache = tmp_path / "timing.cache"
-    if before is not None:
-        cache.write_bytes(before)
-    trt = FakeTrt(**V10)
-    build(save(), options=BuildOptions(timing_cache=cache), backend=trt.backend())
-    assert [value for name, value in trt.calls if name == "cache"] == loaded
+    cache.write_bytes(b"before")  # by another program: no sidecar, so TensorRT itself has to judge it
+    trt = Release(release)
+    build(save(), trt, timing_cache=cache)
+    assert trt.called("create_timing_cache") == [b"before"]
+    assert trt.called("set_timing_cache") == [False]
     assert cache.read_bytes() == b"filled"
+    facts = read_sidecar(cache).facts
+    assert facts == {"backend": "tensorrt", "backend_version": trt.module.__version__, "device": None}
+    again = Release(release)
+    build(save(), again, timing_cache=cache)
+    assert again.called("create_timing_cache") == [b"filled"]
 
 
-def test_no_plan_is_an_error_with_the_reason(save):
+def test_a_timing_cache_of_another_tensorrt_is_refused_and_kept(save, tmp_path):
+    cache = tmp_path / "timing.cache"
+    build(save(), Release("10.3.0"), timing_cache=cache)
+    trt = Release("10.16.1")
+    with pytest.raises(InputError, match=r"of tensorrt 10\.3\.0 on a GPU unknown; here it would be of tensorrt 10\.16"):
+        build(save(), trt, timing_cache=cache)
+    assert cache.read_bytes() == b"filled"
+    assert not trt.called("create_timing_cache")
+    cache.write_bytes(b"foreign")  # no longer what the sidecar speaks of
+    with pytest.raises(InputError, match=r"of another GPU or TensorRT; here") as caught:
+        build(save(), Release("10.16.1", fits=False), timing_cache=cache)
+    assert "delete that file" in str(caught.value)
+    assert cache.read_bytes() == b"foreign"
+
+
+def test_rtx_has_no_use_for_a_timing_cache(save, tmp_path, caplog):
+    trt = Release("rtx-1.7.1")
+    build(save(), trt, timing_cache=tmp_path / "timing.cache")
+    assert "uses no timing cache" in caplog.text
+    assert not trt.called("create_timing_cache")
+    assert not (tmp_path / "timing.cache").exists()
+
+
+# Compatibility
+
+
+@pytest.mark.parametrize("release", FULL)
+def test_compatible_plans_where_they_can_be(save, release):
+    trt = Release(release)
+    report = build(save(), trt, version_compatible=True, hardware_compatible=True)
+    assert trt.called("set_flag") == ["BuilderFlag.VERSION_COMPATIBLE"]
+    assert trt.called("hardware_compatibility_level") == ["HardwareCompatibilityLevel.AMPERE_PLUS"]
+    facts = read_sidecar(report.path).facts
+    assert facts["version_compatible"] is facts["hardware_compatible"] is True
+
+
+def test_compatible_plans_are_refused_with_the_reason_where_they_cannot_be(save):
+    jetson = replace(DESK, jetson="NVIDIA Jetson Orin Nano Developer Kit", l4t="36.4.3")
+    with pytest.raises(InputError, match="JetPack's TensorRT has no such plans"):
+        build(save(), Release("10.3.0"), machine=jetson, hardware_compatible=True)
+    build(save(), Release("10.3.0"), machine=jetson, version_compatible=True)
+    for option in ("version_compatible", "hardware_compatible"):
+        trt = Release("rtx-1.7.1")
+        with pytest.raises(InputError, match=rf"TensorRT-RTX has no `--{option.replace('_', '-')}`"):
+            build(save(), trt, **{option: True})
+        assert not trt.calls
+
+
+# DLA
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_dla_only_where_the_builder_finds_cores(save, release):
+    trt = Release(release)  # the names exist everywhere; num_DLA_cores is 0
+    if release.startswith("rtx"):
+        with pytest.raises(InputError, match="rtx-sm86 has no DLA"):
+            build(save(half=True), trt, dla=0)
+        assert not trt.calls
+        return
+    with pytest.raises(MissingDevice, match="finds 0 DLA cores here; core 0"):
+        build(save(half=True), trt, dla=0)
+    assert not trt.called("default_device_type")
+    assert not trt.called("build_serialized_network")
+    trt = Release(release, dla_cores=2)
+    report = build(save(half=True), trt, dla=1)
+    assert trt.called("default_device_type") == ["DeviceType.DLA"]
+    assert trt.called("DLA_core") == [1]
+    flagged = [] if release in TYPED_11 else ["BuilderFlag.FP16"]  # typed by the network only from TensorRT 11 on
+    adjusted = ["OnnxParserFlag.ADJUST_FOR_DLA"] if release in ("10.16.1", *TYPED_11) else []
+    assert trt.called("set_flag") == [*adjusted, *flagged, "BuilderFlag.GPU_FALLBACK"]
+    assert trt.called("create_network") == [0b01]
+    assert report.dla_core == 1
+    assert report.dla.fallback_percent == 0.0
+    with pytest.raises(MissingDevice, match="finds 2 DLA cores here; core 2"):
+        build(save(half=True), Release(release, dla_cores=2), dla=2)
+
+
+def test_what_falls_back_is_told_and_can_be_limited(save):
+    def on_dla(layer):
+        return layer.name != "conv0"
+
+    layers = (("x", "CONSTANT"), ("act0", "ACTIVATION"), ("conv0", "CONVOLUTION"), ("reshape_1", "SHUFFLE"))
+    trt = Release("8.6.1", dla_cores=1, on_dla=on_dla, layers=layers)
+    report = build(save(half=True), trt, dla=0)
+    assert [(layer.name, layer.kind, bool(layer.reason)) for layer in report.dla.layers] == [
+        ("act0", "Relu", False),
+        ("conv0", "Conv", True),
+        ("reshape_1", "SHUFFLE", False),
+    ]
+    assert report.dla.layers[1].macs == 5 * 8 * 8 * 3 * 3 * 3
+    assert report.dla.layers[1].reason == "the builder keeps it on the GPU"
+    assert (report.dla.fallback_percent, report.dla.transitions) == (100.0, 2)
+    assert read_sidecar(report.path).facts["dla"]["transitions"] == 2
+    trt = Release("8.6.1", dla_cores=1, on_dla=on_dla, layers=layers)
+    with pytest.raises(GateError, match=r"100\.0 % .* at most 40 % .*\nThe largest is conv0 \(Conv\)"):
+        build(save(half=True), trt, dla=0, max_dla_fallback=40)
+    assert not trt.called("build_serialized_network")
+
+
+def test_a_quantised_network_needs_a_dla_that_takes_one(save):
+    for release in ("8.6.1", "10.0.1", "10.3.0"):
+        with pytest.raises(InputError, match=r"TensorRT [\d.]+ runs none on DLA: through 10\.7"):
+            build(save(int8=True), Release(release, dla_cores=1), dla=0)
+    assert build(save(int8=True), Release("11.4.0", dla_cores=1), dla=0).dla_core == 0
+
+
+def test_every_size_is_fixed_on_dla(save):
+    trt = Release("10.3.0", dla_cores=1, shape=(-1, 3, 8, 8))
+    build(save(half=True, batch="N"), trt, dla=0, batch=4)
+    assert ("set_shape", "x", (4, 3, 8, 8), (4, 3, 8, 8), (4, 3, 8, 8)) in trt.calls
+
+
+# What was built, on a machine that can load it
+
+
+@pytest.mark.parametrize("release", FULL)
+def test_a_built_engine_is_inspected_where_there_is_a_gpu(save, release, monkeypatch):
+    gpu = Gpu(name="Orin", compute_capability="8.7")
+    monkeypatch.setattr("msn_deploy.engine.build.first_gpu", lambda: gpu)
+    jetson = replace(DESK, jetson="NVIDIA Jetson Orin NX Engineering Reference", memory_gib=15.3, gpu_nodes=("/x",))
+    trt = Release(release)
+    report = build(save(int8=True), trt, machine=jetson)
+    assert [(layer.name, layer.kind, layer.precision) for layer in report.layers] == [
+        ("conv0", "CaskConvolution", "int8"),
+        ("gap0", "CaskPooling", "fp16"),
+    ]
+    assert report.int8_convs == 1
+    assert report.device_memory_bytes == (4096 if release in ("8.6.1", "10.0.1") else 8192)
+    facts = read_sidecar(report.path).facts
+    assert facts["layers"][0] == {"name": "conv0", "kind": "CaskConvolution", "precision": "int8"}
+    assert (facts["device"], facts["compute_capability"], facts["target"]) == ("Orin", "8.7", "orin-nx-16gb")
+    assert trt.called("engine_host_code_allowed") == [True]
+
+
+# Failures
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_no_plan_is_an_error_with_the_reason(save, release):
     path = save()
-    with pytest.raises(InputError, match=r"TensorRT 0\.0 cannot build .*: out of workspace"):
-        build(path, backend=FakeTrt(**V10, plan=None).backend())
+    with pytest.raises(InputError, match=r"TensorRT\S* \d+\.\d+\.\S+ cannot build .*: out of workspace"):
+        build(path, Release(release, plan=None))
     assert not path.with_name("model.engine").exists()
 
 
-def test_a_parser_that_finds_nothing_is_an_error(save):
+@pytest.mark.parametrize("release", RELEASES)
+def test_a_parser_error_names_the_node_in_the_words_that_the_release_has(save, release):
+    trt = Release(release, error=(1, "act0_of_parser", "Relu", "Assertion failed: bad input"))
+    name = "act0" if release in WEAK else "act0_of_parser"  # 8.6 tells the index alone
+    with pytest.raises(InputError, match=rf"cannot read node {name} \(Relu\) of .*: bad input"):
+        build(save(), trt)
+
+
+def test_a_parser_error_of_no_node_speaks_of_the_graph(save):
+    with pytest.raises(InputError, match=r"cannot read the graph of .*: no graph"):
+        build(save(), Release("10.3.0", error=(-1, "", "", "no graph")))
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_a_parser_that_finds_nothing_is_an_error(save, release):
     with pytest.raises(InputError, match="found no network"):
-        build(save(), backend=FakeTrt(**V11, layers=0).backend())
+        build(save(), Release(release, layers=()))
 
 
 def test_ctrl_c_waits_until_the_builder_returns(save):
     """Raised inside the builder it would pass through C++ frames, and those end the process."""
-    path, trt = save(), FakeTrt(**V8, ctrl_c=True)
+    done = []
+
+    def interrupted():
+        os.kill(os.getpid(), signal.SIGINT)
+        done.append("built")  # the builder runs to its end
+
+    path = save()
     with pytest.raises(KeyboardInterrupt):
-        build(path, backend=trt.backend())
-    assert ("monitor", False) in trt.calls  # the builder ran to its end
+        build(path, Release("8.6.1", building=interrupted))
+    assert done == ["built"]
     assert not path.with_name("model.engine").exists()
 
 
 def test_no_builder_without_a_gpu_is_a_missing_device(save):
-    trt = FakeTrt(**V10, refuse="CUDA initialization failure with error: 35")
+    trt = Release("10.3.0", refuse="CUDA initialization failure with error: 35")
     with pytest.raises(MissingDevice, match=r"CUDA initialization failure with error: 35\.\nIt needs an NVIDIA GPU"):
-        build(save(), backend=trt.backend())
+        build(save(), trt)
+
+
+def test_rtx_does_not_build_for_a_gpu_that_it_does_not_know(save):
+    with pytest.raises(InputError, match=r"does not build for agx-orin-64gb \(sm_87\)"):
+        build(save(), Release("rtx-1.7.1"), target=find_target("agx-orin"))

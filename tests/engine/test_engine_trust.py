@@ -26,7 +26,8 @@ def test_the_tests_never_write_to_the_real_home(home_of_its_own):
 
 def test_the_list_lies_where_the_environment_says(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path / "user"))
-    monkeypatch.delenv("XDG_DATA_HOME")
+    monkeypatch.delenv("XDG_DATA_HOME", raising=False)
+    monkeypatch.delenv("MSN_DEPLOY_HOME")
     assert trust.manifest() == tmp_path / "user/.local/share/msn-deploy/trusted.jsonl"
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     assert trust.manifest() == tmp_path / "data/msn-deploy/trusted.jsonl"

@@ -1,0 +1,97 @@
+"""What does the user choose about a build, and what can't be chosen together?"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from msn_deploy.core.errors import InputError
+from msn_deploy.engine.backends import check_backend
+from msn_deploy.engine.targets import Target, check_dla
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildOptions:
+    """What the user chooses about a build.
+
+    precision: what the file is expected to be; None takes the file's own, which is what decides (only TensorRT 8
+    also needs it as a flag). target: None is the GPU of this machine, or rtx-sm86 ahead of time where there is none.
+    backend: "auto", "tensorrt" or "tensorrt-rtx". min_batch, opt_batch, batch: the least, the one to be fast at (None:
+    the largest) and the largest, images; used where the file leaves the batch open. workspace_mib: scratch memory of
+    the builder, MiB. timing_cache: read if it exists, then written (not on RTX). optimization_level: 0 to 5, None is
+    TensorRT's own default. version_compatible: the plan loads in later TensorRT releases too. hardware_compatible: it
+    loads on every GPU from Ampere on. dla: the core to build for, with fallback to the GPU; None is the GPU alone.
+    max_dla_fallback: share of multiply-accumulates, percent, that may fall back. replicates: how many engines.
+    """
+
+    precision: str | None = None
+    target: Target | None = None
+    backend: str = "auto"
+    batch: int = 8
+    min_batch: int = 1
+    opt_batch: int | None = None
+    workspace_mib: int = 256
+    timing_cache: Path | None = None
+    optimization_level: int | None = None
+    version_compatible: bool = False
+    hardware_compatible: bool = False
+    dla: int | None = None
+    max_dla_fallback: float | None = None
+    replicates: int = 1
+
+    def __post_init__(self) -> None:
+        check_backend(self.backend)
+        if self.batch < 1:
+            raise InputError(f"a batch of {self.batch} images cannot be built.\nGive `--batch` 1 or more.")
+        if not 1 <= self.min_batch <= self.best_batch <= self.batch:
+            raise InputError(
+                f"batches of {self.min_batch} (least), {self.best_batch} (fastest) and {self.batch} (largest) images "
+                "are out of order.\nGive 1 <= `--min-batch` <= `--opt-batch` <= `--batch`."
+            )
+        if self.workspace_mib < 1:
+            raise InputError(
+                f"{self.workspace_mib} MiB of workspace is too little.\nGive `--workspace-mib` 16 or more."
+            )
+        if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
+            raise InputError(f"optimization level {self.optimization_level} does not exist; 0 to 5 do.")
+        if self.replicates < 1:
+            raise InputError(f"{self.replicates} engines cannot be built.\nGive `--replicates` 1 or more.")
+        if self.replicates > 1 and self.timing_cache is not None:
+            raise InputError(
+                "`--replicates` shows how much engines differ because kernels are timed anew for each; with a "
+                "timing cache they would not be.\nLeave one of `--replicates` and `--timing-cache` away."
+            )
+        if self.max_dla_fallback is not None and self.dla is None:
+            raise InputError("`--max-dla-fallback` limits what leaves the DLA.\nGive `--dla N` with it.")
+        if self.max_dla_fallback is not None and not 0 <= self.max_dla_fallback <= 100:
+            raise InputError(f"`--max-dla-fallback {self.max_dla_fallback:g}` is no share; 0 to 100 percent are.")
+        if self.dla is not None and self.target is not None:
+            check_dla(self.target, self.dla)
+
+    @property
+    def best_batch(self) -> int:
+        """The batch that kernels are chosen for."""
+        return self.batch if self.opt_batch is None else self.opt_batch
+
+    @property
+    def batch_range(self) -> tuple[int, int, int]:
+        """The least, the best and the largest batch of the plan; on DLA every size is fixed."""
+        return (self.min_batch, self.best_batch, self.batch) if self.dla is None else (self.batch,) * 3
+
+    def as_config(self) -> dict[str, Any]:
+        """Return every option as plain values, for a sidecar."""
+        cache = str(self.timing_cache) if self.timing_cache else None
+        return {**asdict(self), "timing_cache": cache, "target": self.target.name if self.target else None}
+
+
+def parse_mib(text: str) -> int:
+    """Turn "256", "256MiB" or "1GiB" into MiB. Raises InputError."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(MiB|GiB|M|G|)", text.strip(), re.I)
+    mib = float(found[1]) * (1024 if found[2].upper().startswith("G") else 1) if found else 0.0
+    if not mib >= 1:
+        raise InputError(
+            f"--workspace-mib {text!r} is no size of 1 MiB or more.\nGive one such as 256, 512MiB or 1GiB."
+        )
+    return int(mib)

@@ -1,0 +1,126 @@
+"""`build-engine` for devices that are elsewhere, and several engines of one file."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from dataclasses import replace
+
+import pytest
+
+from msn_deploy.core.artifacts import read_sidecar, sha256_of
+from msn_deploy.core.errors import MissingDependency
+from msn_deploy.engine import what_machine
+
+
+@pytest.fixture(autouse=True)
+def desk(monkeypatch):
+    """A machine without a GPU, whatever runs the tests."""
+    machine = replace(what_machine(), jetson=None, gpu_nodes=())
+    monkeypatch.setattr("msn_deploy.pipeline.build.what_machine", lambda: machine)
+
+
+def build(ok, run_folder, tmp_path, *options, precision="int8", source="cnn3_msn.onnx"):
+    command = ["build-engine", run_folder / source, "--precision", precision, "--samples", 128]
+    return ok(*command, "--out", tmp_path / f"net.{precision}.engine", *options)
+
+
+def test_int8_for_an_orin_writes_the_typed_file_and_a_script(ok, run_folder, tmp_path):
+    outcome = build(ok, run_folder, tmp_path, "--target", "orin-nano")
+    assert sorted(path.name for path in tmp_path.iterdir() if path.suffix != ".json") == [
+        "cnn3_msn.int8.onnx",
+        "net.int8.build.sh",
+    ]
+    onnx, script = tmp_path / "cnn3_msn.int8.onnx", tmp_path / "net.int8.build.sh"
+    assert read_sidecar(onnx).config["precision"] == "int8"
+    assert any(parent.is_data for parent in read_sidecar(onnx).parents)
+    assert read_sidecar(script).parents[0].sha256 == sha256_of(onnx)
+    assert os.access(script, os.X_OK)
+    subprocess.run(["sh", "-n", script], check=True)
+    for words in (
+        "an engine for Jetson Orin Nano 8GB (sm_87) is built on that device",
+        "the exact TensorRT version, and TensorRT-RTX has no sm_87 target",
+        "rtx-sm86 in its place",
+        " 3 INT8 convolutions",
+        "\n  ./net.int8.build.sh\n",
+        "\n  msn-deploy build-engine cnn3_msn.int8.onnx --precision int8 --target orin-nano-8gb --out net.int8.engine",
+        '\n  docker run --rm --runtime nvidia -v "$PWD":/data msn-deploy build-engine cnn3_msn.int8.onnx',
+        "--int8 --fp16   # TensorRT 8\n",
+        "--stronglyTyped   # TensorRT 10\n",
+    ):
+        assert words in outcome.out
+    ok("verify", tmp_path, "--no-data", "--json")
+
+
+def test_the_report_is_the_same_as_json(ok, run_folder, tmp_path):
+    source = "cnn3_msn.int8.onnx"
+    report = json.loads(build(ok, run_folder, tmp_path, "--target", "thor", "--json", "-", source=source).out)
+    assert report["engine"] is None
+    assert report["typed"] is None
+    assert report["onnx"] == str(run_folder / source)
+    assert report["proxy"]["int8_convs"] == 3
+    assert report["elsewhere"]["target"] == "thor-t5000"
+    assert list(report["elsewhere"]["trtexec"]) == ["TensorRT 10"]
+
+
+def test_without_an_nvidia_builder_the_file_is_written_and_said_to_be_unchecked(ok, run_folder, tmp_path, monkeypatch):
+    def missing(name, target):
+        raise MissingDependency("no tensorrt_rtx")
+
+    monkeypatch.setattr("msn_deploy.engine.proxy.pick_backend", missing)
+    outcome = build(ok, run_folder, tmp_path, "--target", "orin-nano", precision="fp16")
+    assert "unchecked  no NVIDIA builder here: pip install 'msn-deploy[rtx]'" in outcome.out
+    assert (tmp_path / "net.fp16.build.sh").is_file()
+
+
+def test_the_fallback_from_dla_is_told_before_anything_is_built(ok, run_folder, tmp_path):
+    outcome = build(ok, run_folder, tmp_path, "--target", "orin-nx", "--dla", 1, precision="fp16")
+    assert "DLA 1 " in outcome.out
+    assert "Gemm is none of its layers" in outcome.out
+    assert "--useDLACore=1 --allowGPUFallback" in outcome.out
+
+
+def test_int8_for_a_nano_is_refused_before_anything_is_written(cli, run_folder, tmp_path):
+    command = ["build-engine", run_folder / "cnn3_msn.onnx", "--precision", "int8", "--target", "nano"]
+    outcome = cli(*command, "--out", tmp_path / "net.engine")
+    assert outcome.code == 2
+    assert "Jetson Nano (sm_53) has no INT8 in TensorRT: its GPU lacks the 8-bit units" in outcome.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_replicates_are_engines_of_their_own(ok, run_folder, tmp_path):
+    outcome = build(
+        ok, run_folder, tmp_path, "--replicates", 2, "--backend", "tensorrt-rtx", "--workspace", "1GiB",
+        source="cnn3_msn.int8.onnx",
+    )  # fmt: skip
+    engines = [tmp_path / "net.int8.engine", tmp_path / "net.int8.r2.engine"]
+    assert sorted(tmp_path.glob("*.engine")) == engines
+    for number, engine in enumerate(engines, 1):
+        side = read_sidecar(engine)
+        assert side.facts["replicate"] == number
+        assert side.config["workspace_mib"] == 1024
+        assert side.sha256 == sha256_of(engine)
+        assert str(engine) in outcome.out
+
+
+def test_the_sidecar_holds_what_a_loader_has_to_check(ok, run_folder, tmp_path):
+    build(ok, run_folder, tmp_path, "--backend", "tensorrt-rtx", source="cnn3_msn.int8.onnx")
+    facts = read_sidecar(tmp_path / "net.int8.engine").facts
+    names = "backend backend_version target compute_capability device precision input_shape plan_bytes"
+    names += " weight_memory_bytes device_memory_bytes layers int8_convs version_compatible hardware_compatible"
+    names += " dla_core replicate machine"
+    assert set(names.split()) <= set(facts)
+    assert sum(set(layer) == {"name", "kind", "precision"} for layer in facts["layers"]) == len(facts["layers"]) > 3
+    assert facts["device_memory_bytes"] > facts["weight_memory_bytes"] > 0
+    assert (facts["device"], facts["dla_core"], facts["version_compatible"]) == (None, None, False)
+
+
+def test_the_table_of_targets_fits_a_terminal(ok, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = ok("targets").out.splitlines()
+    assert max(map(len, lines)) <= 80
+    (orin,) = [line.split() for line in lines if line.startswith("orin-nx-16gb")]
+    assert orin == ["orin-nx-16gb", "8.7", "16", "102", "15", "30", "2x", "v2", "5.1,", "6.0-6.2,", "7.2"]
+    assert "6.1, 6.2: 10.3.0" in "\n".join(lines)
+    assert all(row["source"] for row in json.loads(ok("targets", "--json").out))

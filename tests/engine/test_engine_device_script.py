@@ -1,0 +1,286 @@
+"""The script for the device, run with stand-ins for msn-deploy, docker and trtexec on the PATH."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from msn_deploy.core.artifacts import read_sidecar, sha256_of
+from msn_deploy.core.errors import GateError, InputError
+from msn_deploy.engine import BuildOptions, find_target, read_onnx, write_device_script
+from msn_deploy.engine.device_script import check_dla_precision, engine_names
+from msn_deploy.engine.trtexec import route_of
+
+TOOLS = ("sh", "dirname", "sed", "head", "mv", "cat", "mktemp", "tr")
+ODD = 'it\'s a $(touch pwned) `net` "1".onnx'
+# Writes its words down, one a line, and makes the file after --out or --saveEngine=.
+RECORD = """#!/bin/sh
+case $1 in --help) echo "&&&& RUNNING TensorRT.trtexec [TensorRT v{version}] # trtexec --help"; exit 0;; esac
+case "$1 $2" in "image inspect") exit {image};; esac
+printf '%s\\n' "${{0##*/}}" "$@" >>"{log}"
+last=
+for word in "$@"; do
+    case $word in --saveEngine=*) echo plan >"${{word#--saveEngine=}}";; esac
+    if [ "$last" = --out ] && [ {makes} = 1 ]; then echo plan >"$word"; fi
+    last=$word
+done
+"""
+
+
+class Device:
+    """A folder with files for a device, and a PATH of its own."""
+
+    def __init__(self, root: Path) -> None:
+        self.folder, self.bin, self.log = root / "files", root / "bin", root / "log"
+        self.bin.mkdir()
+        self.log.touch()
+        for tool in TOOLS:
+            (self.bin / tool).symlink_to(shutil.which(tool))
+
+    def has(self, tool: str, *, version: str = "100300", image: int = 0, makes: int = 1) -> None:
+        path = self.bin / tool
+        path.write_text(RECORD.format(version=version, image=image, makes=makes, log=self.log), encoding="utf-8")
+        path.chmod(0o755)
+
+    def run(self, script: Path, code: int = 0) -> tuple[list[str], str]:
+        """Run the script from elsewhere; returns what was called, and stderr."""
+        env = {"PATH": str(self.bin), "TRTEXEC": str(self.bin / "trtexec")}
+        ran = subprocess.run([script], env=env, cwd="/", capture_output=True, text=True, check=False)
+        assert ran.returncode == code, ran
+        return self.log.read_text(encoding="utf-8").splitlines(), ran.stderr
+
+
+@pytest.fixture
+def device(tmp_path):
+    return Device(tmp_path)
+
+
+@pytest.fixture
+def write(save, device):
+    def make(name="net.int8.onnx", *, target="orin-nano", precision="int8", out=None, batch=1, **options):
+        nets = {"fp32": {}, "fp16": {"half": True}, "int8": {"int8": True}}
+        device.folder.mkdir(exist_ok=True)
+        onnx = device.folder / name
+        shutil.move(save("net.onnx", batch=batch, **nets[precision]), onnx)
+        return write_device_script(
+            read_onnx(onnx, step="test"),
+            device.folder / (out or name.removesuffix(".onnx") + ".engine"),
+            target=find_target(target),
+            precision=precision,
+            options=BuildOptions(**options),
+        )
+
+    return make
+
+
+def test_the_script_is_an_executable_artifact(write):
+    made = write()
+    assert made.script.name == "net.int8.build.sh"
+    assert os.access(made.script, os.X_OK)
+    side = read_sidecar(made.script)
+    onnx = made.script.with_name("net.int8.onnx")
+    assert [(each.file, each.sha256) for each in side.parents] == [(onnx.name, sha256_of(onnx))]
+    assert side.config["target"] == "orin-nano-8gb"
+    subprocess.run(["sh", "-n", made.script], check=True)
+
+
+def test_msn_deploy_comes_first(write, device):
+    for tool in ("msn-deploy", "docker", "trtexec"):
+        device.has(tool)
+    made = write(workspace_mib=512, batch="N", min_batch=2, opt_batch=4, optimization_level=5, version_compatible=True)
+    words, _ = device.run(made.script)
+    expected = (
+        "msn-deploy build-engine net.int8.onnx --precision int8 --target orin-nano-8gb --min-batch 2 --opt-batch 4"
+    )
+    expected += " --workspace-mib 512 --optimization-level 5 --version-compatible --out net.int8.engine"
+    assert " ".join(words) == expected
+    assert made.commands[0] == expected
+    assert (device.folder / "net.int8.engine").read_text() == "plan\n"
+
+
+def test_then_its_container(write, device):
+    device.has("docker")
+    device.has("trtexec")
+    words, _ = device.run(write().script)
+    assert words[:6] == ["docker", "run", "--rm", "--runtime", "nvidia", "-v"]
+    assert words[6] == f"{device.folder}:/data"
+    assert words[words.index("msn-deploy") :][:3] == ["msn-deploy", "build-engine", "net.int8.onnx"]
+    assert words[-2:] == ["--out", "net.int8.engine"]
+
+
+PRECISION_OPTIONS = {
+    "8205": ["--workspace=256", "--int8", "--fp16"],
+    "8502": ["--memPoolSize=workspace:256", "--int8", "--fp16"],
+    "8602": ["--memPoolSize=workspace:256", "--int8", "--fp16"],
+    "100300": ["--memPoolSize=workspace:256", "--stronglyTyped"],
+    "101602": ["--memPoolSize=workspace:256", "--stronglyTyped"],
+    "110401": ["--memPoolSize=workspace:256"],
+}
+
+
+@pytest.mark.parametrize("version", PRECISION_OPTIONS)
+def test_then_trtexec_with_the_options_of_its_release(write, device, version):
+    device.has("docker", image=1)  # docker is here, the image is not
+    device.has("trtexec", version=version)
+    words, _ = device.run(write().script)
+    assert words == [
+        "trtexec",
+        "--onnx=net.int8.onnx",
+        "--saveEngine=net.int8.engine.partial",
+        *PRECISION_OPTIONS[version],
+    ]
+    assert (device.folder / "net.int8.engine").read_text() == "plan\n"
+    assert not list(device.folder.glob("*.partial"))
+
+
+@pytest.mark.parametrize(("precision", "flags"), [("fp32", []), ("fp16", ["--fp16"])])
+def test_tensorrt_8_takes_the_precision_from_flags(write, device, precision, flags):
+    device.has("trtexec", version="8502")
+    words, _ = device.run(write(precision=precision).script)
+    assert words[4:] == flags
+
+
+def test_an_open_batch_gets_its_range(write, device):
+    device.has("trtexec")
+    made = write(batch="N", min_batch=1)
+    words, _ = device.run(made.script)
+    assert words[4:7] == ["--minShapes=x:1x3x8x8", "--optShapes=x:8x3x8x8", "--maxShapes=x:8x3x8x8"]
+    assert "--minShapes=x:1x3x8x8 --optShapes=x:8x3x8x8" in made.trtexec["TensorRT 10"]
+
+
+def test_more_than_an_open_batch_is_refused(save, device):
+    device.folder.mkdir()
+    model = read_onnx(save(batch="N", size="S"), step="test")
+    target = find_target("orin-nano")
+    with pytest.raises(InputError, match="leaves more than the batch open"):
+        write_device_script(model, device.folder / "x.engine", target=target, precision="fp32", options=BuildOptions())
+    assert not list(device.folder.iterdir())
+
+
+def test_replicates_are_built_one_by_one(write, device):
+    device.has("trtexec")
+    device.run(write(replicates=3).script)
+    names = sorted(path.name for path in device.folder.glob("*.engine"))
+    assert names == ["net.int8.engine", "net.int8.r2.engine", "net.int8.r3.engine"]
+    assert names == engine_names(device.folder / "net.int8.engine", 3)
+
+
+@pytest.mark.parametrize(
+    ("tool", "name"),
+    [
+        *((tool, name) for tool in ("msn-deploy", "trtexec") for name in (ODD, "-rf.onnx")),
+        ("docker", ODD),
+        ("trtexec", "line\nbreak.onnx"),
+    ],
+)
+def test_odd_names_are_only_names(write, device, tool, name):
+    device.has(tool)
+    made = write(name)
+    words, _ = device.run(made.script)
+    engine = name.removesuffix(".onnx") + ".engine"
+    assert (device.folder / engine).read_text() == "plan\n"
+    assert not list(device.folder.glob("pwned*"))
+    assert not Path("/pwned").exists()
+    if tool != "trtexec":
+        assert ("./" if name.startswith("-") else "") + name in "\n".join(words)
+
+
+def test_a_device_with_nothing_is_told_what_to_install(write, device):
+    words, told = device.run(write().script, code=3)
+    assert words == []
+    assert "neither msn-deploy, nor the image msn-deploy, nor trtexec is here" in told
+    assert "sudo apt install tensorrt" in told
+
+
+def test_a_missing_file_is_named(write, device):
+    device.has("trtexec")
+    made = write()
+    made.script.with_name("net.int8.onnx").unlink()
+    words, told = device.run(made.script, code=2)
+    assert words == []
+    assert "net.int8.onnx is not here" in told
+
+
+def test_run_on_another_machine_it_says_so(write, device):
+    device.has("msn-deploy", makes=0)  # there, build-engine only writes the script again
+    _, told = device.run(write().script, code=3)
+    assert "no net.int8.engine was built: this is no Jetson Orin Nano 8GB" in told
+
+
+def test_a_trtexec_that_does_not_say_its_version_builds_nothing(write, device):
+    device.has("trtexec", version="")
+    words, told = device.run(write().script, code=3)
+    assert words == []
+    assert "does not say its version" in told
+
+
+def test_a_failed_build_leaves_the_old_engine(write, device):
+    made = write()
+    old = device.folder / "net.int8.engine"
+    old.write_text("old")
+    device.has("trtexec")
+    path = device.bin / "trtexec"
+    path.write_text(path.read_text(encoding="utf-8") + "exit 1\n", encoding="utf-8")
+    device.run(made.script, code=1)
+    assert old.read_text() == "old"
+
+
+# DLA
+
+
+@pytest.mark.parametrize(
+    ("version", "flags"), [("8502", ["--fp16"]), ("100300", ["--fp16"]), ("100700", ["--fp16"]), ("110401", [])]
+)
+def test_dla_with_its_fallback(write, device, version, flags):
+    device.has("trtexec", version=version)
+    made = write(target="agx-orin", precision="fp16", batch="N", dla=1)
+    words, _ = device.run(made.script)
+    assert [word for word in words[4:] if "Shapes" not in word] == [*flags, "--useDLACore=1", "--allowGPUFallback"]
+    assert "--minShapes=x:8x3x8x8" in words  # every size is fixed on DLA
+    assert "--dla 1" in made.commands[0]
+    assert (made.dla.core, made.dla.fallback_percent) == (1, 0.0)
+
+
+@pytest.mark.parametrize("version", ["100800", "101602", "110300"])
+def test_a_tensorrt_without_dla_is_told(write, device, version):
+    device.has("trtexec", version=version)
+    words, told = device.run(write(target="agx-orin", precision="fp16", dla=0).script, code=3)
+    assert words == []
+    assert "this TensorRT has no DLA" in told
+
+
+def test_int8_on_dla_is_for_agx_orin_with_tensorrt_11(write, device):
+    options = BuildOptions(dla=0)
+    with pytest.raises(InputError, match=r"no TensorRT of its JetPacks runs one on DLA.*\n.*--calib="):
+        check_dla_precision(find_target("orin-nx"), "int8", options)
+    check_dla_precision(find_target("orin-nx"), "fp16", options)
+    check_dla_precision(find_target("agx-orin"), "int8", options)
+    script = write(target="agx-orin", dla=0).script
+    device.has("trtexec", version="100300")
+    assert "takes no Q/DQ network on DLA" in device.run(script, code=3)[1]
+    device.has("trtexec", version="110401")
+    assert device.run(script)[0][4:] == ["--useDLACore=0", "--allowGPUFallback"]
+
+
+def test_too_much_fallback_is_refused_before_anything_is_written(write, device):
+    with pytest.raises(GateError, match=r"100\.0 % .* at most 10 %"):
+        write(target="agx-orin", precision="fp32", dla=0, max_dla_fallback=10)
+    assert [path.name for path in device.folder.iterdir()] == ["net.int8.onnx"]
+
+
+# What is shown
+
+
+def test_the_lines_shown_are_those_of_the_targets_releases(write):
+    assert list(write(target="orin-nano").trtexec) == ["TensorRT 8", "TensorRT 10"]
+    assert list(write(target="thor").trtexec) == ["TensorRT 10"]
+    nano = write(target="nano", precision="fp16")
+    assert nano.commands == ()  # the Python of JetPack 4 is too old for msn-deploy
+    assert nano.trtexec == {
+        "TensorRT 8.0 to 8.3": "trtexec --onnx=net.int8.onnx --saveEngine=net.int8.engine --workspace=256 --fp16"
+    }
+    assert [route_of(version) for version in ("8.2.1", "8.5.2", "10.16.2", "11.4.1")] == ["8.0", "8", "10", "11"]
