@@ -22,6 +22,7 @@ from paper import HERE, TABLES, Run, runs_of
 
 from msn_deploy.bench.environment import read_environment
 from msn_deploy.core.artifacts import sha256_of, write_json
+from msn_deploy.core.calibration_recipe import DEFAULT_METHOD
 from msn_deploy.data import load_split, to_input
 from msn_deploy.engine import OrtRunner
 
@@ -37,10 +38,7 @@ class Network:
     """One checkpoint, exported and folded, with its images."""
 
     def __init__(self, checkpoint: Path, data: dict[str, str]) -> None:
-        from msn_deploy.graph import calibrate_ranges
-        from msn_deploy.graph.constants import activations
         from msn_deploy.graph.files import info_of, read_graph
-        from msn_deploy.graph.placement import place
         from msn_deploy.pipeline import export_onnx
 
         with tempfile.TemporaryDirectory() as folder:
@@ -54,11 +52,18 @@ class Network:
         train, test = (load_split(source, split, **info.preprocess.image_size) for split in ("train", "test"))
         self.calibration = to_input(train.first(SAMPLES).images, info.preprocess)
         self.images, self.labels = to_input(test.images, info.preprocess), test.labels
-        self.maxima = calibrate_ranges(self.graph, self.calibration, method="minmax", tensors=activations(self.graph))
-        tensors = place(self.graph).tensors
-        self.ranges = {
-            method: calibrate_ranges(self.graph, self.calibration, method=method, tensors=tensors) for method in METHODS
-        }
+        self.measure()
+
+    def measure(self) -> None:
+        """Calibrate the graph as it is now, by every method, and see which answers it gets right."""
+        from msn_deploy.graph.calibrate import quantised_tensors, ranges_from
+        from msn_deploy.graph.constants import activations
+        from msn_deploy.graph.histograms import collect
+
+        found = collect(self.graph, self.calibration, quantised_tensors(self.graph))
+        self.ranges = {method: ranges_from(found, method=method) for method in METHODS}
+        everything = collect(self.graph, self.calibration, activations(self.graph))
+        self.maxima = ranges_from(everything, method="minmax", skip_zero=True)
         self.logits = self.run(self.graph)
         self.right = self.logits.argmax(1) == self.labels
 
@@ -90,9 +95,7 @@ def measured(checkpoint: Path, data: dict[str, str]) -> dict[str, Any]:
         "fp32_right": int(net.right.sum()),
         "fp16": net.against_fp32(to_fp16(net.graph)),
         "per_channel": {name: net.against_fp32(quantize(net.graph, net.ranges[name])) for name in METHODS},
-        "per_tensor": {
-            name: net.against_fp32(quantize(net.graph, net.ranges[name], per_channel=False)) for name in METHODS
-        },
+        "per_tensor": net.against_fp32(quantize(net.graph, net.ranges[DEFAULT_METHOD], per_channel=False)),
     }
 
 
@@ -102,9 +105,7 @@ def hard(checkpoint: Path, factor: float, max_drop: float, data: dict[str, str])
 
     from onnx import numpy_helper
 
-    from msn_deploy.graph import calibrate_ranges
-    from msn_deploy.graph.constants import activations
-    from msn_deploy.graph.placement import place
+    from msn_deploy.graph import quantize
     from msn_deploy.pipeline.budget import within_budget
 
     net = Network(checkpoint, data)
@@ -118,14 +119,9 @@ def hard(checkpoint: Path, factor: float, max_drop: float, data: dict[str, str])
         value = numpy_helper.to_array(tensors[name]).copy()
         value[where] *= np.float32(scale)
         tensors[name].CopyFrom(numpy_helper.from_array(value, name))
-    ranges = calibrate_ranges(net.graph, net.calibration, method="entropy", tensors=place(net.graph).tensors)
-    maxima = calibrate_ranges(net.graph, net.calibration, method="minmax", tensors=activations(net.graph))
-    plain = {}
-    for method in METHODS:
-        from msn_deploy.graph import quantize
-
-        found = calibrate_ranges(net.graph, net.calibration, method=method, tensors=place(net.graph).tensors)
-        plain[method] = net.against_fp32(quantize(net.graph, found))
+    net.measure()
+    plain = {name: net.against_fp32(quantize(net.graph, net.ranges[name])) for name in METHODS}
+    ranges, maxima = net.ranges[DEFAULT_METHOD], net.maxima
     verdict = within_budget(net.graph, ranges, maxima, images=net.images, labels=net.labels, max_drop=max_drop)[1]
     return {"factor": factor, "images": len(net.labels), "plain": plain, "verdict": asdict(verdict)}
 

@@ -9,10 +9,11 @@ from typing import Any
 
 from paper import TABLES
 
+from msn_deploy.core.calibration_recipe import DEFAULT_METHOD
 from msn_deploy.core.recipes import tomllib
 
 RESULT = Path(__file__).resolve().parent / "results" / "int8.json"
-METHOD = "entropy"  # the default of `calibrate`
+_KINDS = ("per_channel", "per_tensor")
 HEAD = [
     "| points of accuracy lost against FP32, mean (95 % over seeds) | norm | FP32 | FP16 | INT8 "
     "| INT8, one scale per weight | SQNR, dB: INT8 / one scale |",
@@ -32,11 +33,11 @@ def _hard(found: dict[str, Any]) -> str:
         plain = {name: 100 * (of["lost"] - of["won"]) / hard["images"] for name, of in hard["plain"].items()}
         verdict = hard["verdict"]
         low, high = (100 * each for each in verdict["interval"])
-        others = ", ".join(f"{name} {lost:.1f}" for name, lost in plain.items() if name != METHOD)
+        others = ", ".join(f"{name} {lost:.1f}" for name, lost in plain.items() if name != DEFAULT_METHOD)
         layers = len(verdict["left_out"])
         said.append(
-            f"{arm}: plain INT8 loses {plain[METHOD]:.1f} points ({others}); verdict {verdict['kind']} with {layers} "
-            f"layer{'s' * (layers > 1)} in FP16, drop {100 * verdict['drop']:.2f} ({low:+.2f} to {high:+.2f})"
+            f"{arm}: plain INT8 loses {plain[DEFAULT_METHOD]:.1f} points ({others}); verdict {verdict['kind']} with "
+            f"{layers} layer{'s' * (layers > 1)} in FP16, drop {100 * verdict['drop']:.2f} ({low:+.2f} to {high:+.2f})"
         )
     return (
         "A network built to be hard (cnn3, MNIST, one channel 1,000 times the others, `--max-drop 0.5pp`): "
@@ -55,7 +56,7 @@ def table(result: dict[str, Any]) -> str:
         title = tomllib.loads((TABLES / f"{name}.toml").read_text(encoding="utf-8"))["title"]
         for arm, runs in arms.items():
             fp32 = statistics.mean(100 * run["fp32_right"] / run["images"] for run in runs)
-            channel, tensor = ([run[kind][METHOD] for run in runs] for kind in ("per_channel", "per_tensor"))
+            channel, tensor = ([_found(run, kind) for run in runs] for kind in _KINDS)
             lines.append(
                 f"| {title}, {len(runs)} seeds | {arm} | {fp32:.2f} | {_said([_lost(r, r['fp16']) for r in runs])} "
                 f"| {_said([_lost(r, c) for r, c in zip(runs, channel, strict=True)])} "
@@ -70,15 +71,16 @@ def table(result: dict[str, Any]) -> str:
 def _against(arms: dict[str, list[dict[str, Any]]]) -> str:
     """One row: MSN minus BN, by seed, of the points lost and of the SQNR."""
     pairs = list(zip(arms["BN"], arms["MSN"], strict=True))
-    cells = []
-    for kind in ("per_channel", "per_tensor"):
-        gaps = [_lost(msn, msn[kind][METHOD]) - _lost(bn, bn[kind][METHOD]) for bn, msn in pairs]
-        cells.append(_said(gaps, sign=True))
-    better = [
-        _said([m[kind][METHOD]["sqnr_db"] - b[kind][METHOD]["sqnr_db"] for b, m in pairs], sign=True, digits=1)
-        for kind in ("per_channel", "per_tensor")
-    ]
+    cells, better = [], []
+    for kind in _KINDS:
+        found = [(bn, _found(bn, kind), msn, _found(msn, kind)) for bn, msn in pairs]
+        cells.append(_said([_lost(msn, b) - _lost(bn, a) for bn, a, msn, b in found], sign=True))
+        better.append(_said([b["sqnr_db"] - a["sqnr_db"] for _, a, _, b in found], sign=True, digits=1))
     return f"| | MSN - BN | | | {cells[0]} | {cells[1]} | {' / '.join(better)} |"
+
+
+def _found(run: dict[str, Any], kind: str) -> dict[str, Any]:
+    return run[kind][DEFAULT_METHOD] if kind == "per_channel" else run[kind]
 
 
 def _lost(run: dict[str, Any], of: dict[str, Any]) -> float:

@@ -22,7 +22,7 @@ def command(
     onnx: Annotated[Path, typer.Argument(help="ONNX file from `export` or `calibrate`.")],
     precision: Annotated[str, typer.Option(help="fp32, fp16 or int8.")] = "fp16",
     data: Data = None,
-    method: Method = "entropy",
+    method: Method = "mse",
     samples: Samples = 256,
     max_drop: MaxDrop = None,
     leave_out: LeaveOut = None,

@@ -20,9 +20,7 @@ def command(
     recipe: Annotated[
         str | None, typer.Option(help="TOML file, or name of one: digits, mnist, fashion-mnist, image-folder.")
     ] = None,
-    method: Annotated[
-        str | None, typer.Option(help="entropy, minmax, percentile or mse.", show_default="entropy")
-    ] = None,
+    method: Annotated[str | None, typer.Option(help="entropy, minmax, percentile or mse.", show_default="mse")] = None,
     percentile: Annotated[
         float | None, typer.Option(help="Of values left unclipped by `percentile`.", show_default="99.99")
     ] = None,

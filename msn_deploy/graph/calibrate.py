@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from onnx import ModelProto
 
+from msn_deploy.core.calibration_recipe import DEFAULT_METHOD
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.progress import Progress, silent
 from msn_deploy.data.calibration_checks import check_images, examine
@@ -23,7 +24,7 @@ def calibrate_ranges(
     model: ModelProto,
     images: Images,
     *,
-    method: str = "entropy",
+    method: str = DEFAULT_METHOD,
     percentile: float = DEFAULT_PERCENTILE,
     tensors: Sequence[str] | None = None,
     progress: Progress = silent,

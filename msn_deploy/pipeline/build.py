@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from msn_deploy.core.calibration_recipe import DEFAULT_METHOD
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.model_info import PRECISIONS
 from msn_deploy.core.progress import Progress, silent
@@ -56,7 +57,7 @@ def build_engine(
     *,
     precision: str = "fp32",
     data: str | None = None,
-    method: str = "entropy",
+    method: str = DEFAULT_METHOD,
     samples: int = DEFAULT_SAMPLES,
     max_drop: float | None = None,
     leave_out: Sequence[str] = (),

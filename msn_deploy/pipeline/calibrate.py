@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from msn_deploy.core.artifacts import parent_of, publish
+from msn_deploy.core.calibration_recipe import DEFAULT_METHOD
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.model_info import ModelInfo
 from msn_deploy.core.optional import require
@@ -66,7 +67,7 @@ def calibrate(
     out: Path,
     *,
     data: str | None = None,
-    method: str = "entropy",
+    method: str = DEFAULT_METHOD,
     percentile: float = DEFAULT_PERCENTILE,
     samples: int = DEFAULT_SAMPLES,
     seed: int | None = None,
