@@ -160,7 +160,12 @@ def test_activations_neither_die_nor_explode(bench: Any) -> None:
         assert y.std(0).mean() > 0.05, name
 
 
-def test_both_ways_of_exporting_write_a_file(bench: Any, tiny: Any, tmp_path: Path) -> None:
-    for name, export in bench.export_time.ARMS.items():
+def test_every_way_of_exporting_writes_a_file(bench: Any, tiny: Any, tmp_path: Path) -> None:
+    timed = bench.export_time
+    for name, export in timed.ARMS.items():
         export(tiny.BN.source, tmp_path / f"{name}.onnx", 8)
         assert (tmp_path / f"{name}.onnx").stat().st_size > 10_000
+    for name, export in timed.PROCESSES.items():
+        export(f"{timed.resnet18.__file__}:resnet18_32", tmp_path / f"{name}.onnx", 32)
+        assert (tmp_path / f"{name}.onnx").stat().st_size > 40_000_000
+    assert (tmp_path / "command.fold.json").is_file()

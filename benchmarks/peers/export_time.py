@@ -2,9 +2,11 @@
 
     python benchmarks/peers/export_time.py [--rounds 7] [--out FILE]
 
-Both arms start from FILE.py:FACTORY and end with a file. `ours` is `export_onnx`: fold, torch's exporter, onnxsim, the
-ONNX checker, and 32 images through the network and through the file in ONNX Runtime. `torch` is torch.onnx.export
-alone. They take turns in randomised mirrored order (A B B A), after one export each that does not count.
+Two pairs of arms, which start from FILE.py:FACTORY and end with a file. In this process: `ours` is `export_onnx` (fold,
+torch's exporter, certificate, onnxsim, the ONNX checker, and random images through every stage of the ladder), `torch`
+is torch.onnx.export alone. As a process of its own, with all that is imported: `command` is `msn-deploy export`,
+`script` a file that imports torch and calls torch.onnx.export. A pair takes turns in randomised mirrored order
+(A B B A), after one export each that does not count.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import argparse
 import json
 import logging
 import random
+import subprocess
 import sys
 import tempfile
 import time
@@ -21,9 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from graphs_nets import ResNet18
-from torch import nn
+import resnet18
 
 from msn_deploy.bench.environment import read_environment
 from msn_deploy.bench.stats import ratio_to_baseline
@@ -32,58 +33,70 @@ from msn_deploy.graph.export import _quiet
 from msn_deploy.nets.factory import net_from_file
 from msn_deploy.pipeline.export import export_onnx
 
-SCHEMA = "msn-deploy-export-time/1"
+SCHEMA = "msn-deploy-export-time/2"
 _LEAST_ROUNDS = 7
 _VERSIONS = ("torch", "onnx", "onnxscript", "onnxsim", "onnxruntime")
-
-
-def resnet18_32() -> nn.Module:
-    """Return ResNet-18 with its first layer for 32x32 images, untrained."""
-    return ResNet18().eval()
-
-
-def resnet18_224() -> nn.Module:
-    """Return ResNet-18 with its first layer for 224x224 images, untrained."""
-    return ResNet18(large=True).eval()
+_COMMAND = [sys.executable, "-m", "msn_deploy", "export", "--quiet"]
 
 
 def by_torch(source: str, out: Path, side_px: int) -> None:
-    """Export as torch's documentation has it."""
     model = net_from_file(source)
     with _quiet():
-        torch.onnx.export(model, (torch.zeros(1, 3, side_px, side_px),), out, dynamo=True, external_data=False)
+        resnet18.export(model, out, side_px)
 
 
 def by_us(source: str, out: Path, side_px: int) -> None:
     export_onnx(source, out, input_shape=(1, 3, side_px, side_px))
 
 
-ARMS: dict[str, Callable[[str, Path, int], None]] = {"ours": by_us, "torch": by_torch}
+def by_script(source: str, out: Path, side_px: int) -> None:
+    _run([sys.executable, source.rpartition(":")[0], str(side_px), str(out)])
+
+
+def by_command(source: str, out: Path, side_px: int) -> None:
+    _run([*_COMMAND, source, "--input-shape", f"1,3,{side_px},{side_px}", "--out", str(out)])
+
+
+def _run(command: list[str]) -> None:
+    subprocess.run(command, check=True, stdin=subprocess.DEVNULL, capture_output=True)
+
+
+Arms = dict[str, Callable[[str, Path, int], None]]
+ARMS: Arms = {"ours": by_us, "torch": by_torch}
+PROCESSES: Arms = {"command": by_command, "script": by_script}
 
 
 def one_size(side_px: int, rounds: int) -> dict[str, Any]:
-    """Time both arms on images of one size; seconds per export, two per round and arm, and their ratio."""
-    source = f"{__file__}:resnet18_{side_px}"
-    taken: dict[str, list[float]] = {name: [] for name in ARMS}
-    order = random.Random(side_px)
-    with tempfile.TemporaryDirectory(prefix="msn-deploy-") as folder:
-        for at in range(1 + rounds):
-            forth = order.sample(list(ARMS), len(ARMS))
-            for name in forth if at == 0 else [*forth, *reversed(forth)]:
-                start = time.perf_counter()
-                ARMS[name](source, Path(folder) / f"{name}.onnx", side_px)
-                if at:
-                    taken[name].append(time.perf_counter() - start)
-            sys.stderr.write(f"\r{side_px} px: round {at} of {rounds}")
-    sys.stderr.write("\n")
-    ratio = ratio_to_baseline(np.array(taken["ours"]), np.array(taken["torch"]))
+    """Time both pairs on images of one size; seconds per export, two per round and arm, and their ratios."""
+    source = f"{resnet18.__file__}:resnet18_{side_px}"
+    taken = {**_turns(ARMS, source, side_px, rounds), **_turns(PROCESSES, source, side_px, rounds)}
+    ratios = {
+        f"{arm}_to_{base}": ratio_to_baseline(np.array(taken[arm]), np.array(taken[base]))
+        for arm, base in (tuple(ARMS), tuple(PROCESSES))
+    }
     return {
         "net": "ResNet-18",
         "shape": [1, 3, side_px, side_px],
         "median_s": {name: round(float(np.median(each)), 4) for name, each in taken.items()},
-        "ours_to_torch": [round(each, 4) for each in (ratio.ratio, ratio.low, ratio.high)],
+        **{name: [round(each, 4) for each in (ratio.ratio, ratio.low, ratio.high)] for name, ratio in ratios.items()},
         "exports_s": {name: [round(one, 4) for one in each] for name, each in taken.items()},
     }
+
+
+def _turns(arms: Arms, source: str, side_px: int, rounds: int) -> dict[str, list[float]]:
+    taken: dict[str, list[float]] = {name: [] for name in arms}
+    order = random.Random(side_px)
+    with tempfile.TemporaryDirectory(prefix="msn-deploy-") as folder:
+        for at in range(1 + rounds):
+            forth = order.sample(list(arms), len(arms))
+            for name in forth if at == 0 else [*forth, *reversed(forth)]:
+                start = time.perf_counter()
+                arms[name](source, Path(folder) / f"{name}.onnx", side_px)
+                if at:
+                    taken[name].append(time.perf_counter() - start)
+            sys.stderr.write(f"\r{side_px} px, {' and '.join(arms)}: round {at} of {rounds}")
+    sys.stderr.write("\n")
+    return taken
 
 
 def main() -> None:

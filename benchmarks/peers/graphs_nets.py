@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import torch
+from resnet18 import ResNet18, conv_bn
 from torch import Tensor, nn
 
 from msn_deploy.msn import convert
@@ -26,55 +27,15 @@ _IMAGES = 8  # that statistics are measured on
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
-def _conv_bn(before: int, after: int, kernel: int, *, stride: int = 1, groups: int = 1) -> list[nn.Module]:
-    conv = nn.Conv2d(before, after, kernel, stride, kernel // 2, groups=groups, bias=False)
-    return [conv, nn.BatchNorm2d(after)]
-
-
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut."""
-
-    def __init__(self, before: int, width: int, stride: int) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(*_conv_bn(before, width, 3, stride=stride), nn.ReLU(), *_conv_bn(width, width, 3))
-        widens = stride > 1 or before != width
-        self.shortcut = nn.Sequential(*_conv_bn(before, width, 1, stride=stride) if widens else [])
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.relu(self.layers(x) + self.shortcut(x))
-
-
-class ResNet18(nn.Module):
-    """He et al., 2015, arXiv 1512.03385; large: its own first layer, for 224x224 images, else 3x3 for 32x32 ones."""
-
-    def __init__(self, width: int = 64, *, large: bool = False) -> None:
-        super().__init__()
-        kernel, stride = (7, 2) if large else (3, 1)
-        stem = [*_conv_bn(3, width, kernel, stride=stride), nn.ReLU()]
-        self.stem = nn.Sequential(*stem, nn.MaxPool2d(3, 2, 1)) if large else nn.Sequential(*stem)
-        stages: list[nn.Module] = []
-        before = width
-        for at in range(4):
-            after = width << at
-            stages += [BasicBlock(before, after, 2 if at else 1), BasicBlock(after, after, 1)]
-            before = after
-        self.stages = nn.Sequential(*stages)
-        self.classifier = nn.Linear(before, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.classifier(self.stages(self.stem(x)).mean((2, 3)))
-        return logits
-
-
 class InvertedResidual(nn.Module):
     """Widen by 1x1, 3x3 per channel, narrow by 1x1 without an activation."""
 
     def __init__(self, before: int, after: int, stride: int, expand: int) -> None:
         super().__init__()
         hidden = before * expand
-        wide = [*_conv_bn(before, hidden, 1), nn.ReLU6()] if expand > 1 else []
-        deep = [*_conv_bn(hidden, hidden, 3, stride=stride, groups=hidden), nn.ReLU6()]
-        self.layers = nn.Sequential(*wide, *deep, *_conv_bn(hidden, after, 1))
+        wide = [*conv_bn(before, hidden, 1), nn.ReLU6()] if expand > 1 else []
+        deep = [*conv_bn(hidden, hidden, 3, stride=stride, groups=hidden), nn.ReLU6()]
+        self.layers = nn.Sequential(*wide, *deep, *conv_bn(hidden, after, 1))
         self.keeps = stride == 1 and before == after
 
     def forward(self, x: Tensor) -> Tensor:
@@ -87,14 +48,14 @@ class MobileNetV2(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        layers: list[nn.Module] = [*_conv_bn(3, 32, 3), nn.ReLU6()]
+        layers: list[nn.Module] = [*conv_bn(3, 32, 3), nn.ReLU6()]
         before = 32
         stages = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2))
         for expand, after, count, first in (*stages, (6, 320, 1, 1)):
             for at in range(count):
                 layers.append(InvertedResidual(before, after, 1 if at else first, expand))
                 before = after
-        self.features = nn.Sequential(*layers, *_conv_bn(before, 1280, 1), nn.ReLU6())
+        self.features = nn.Sequential(*layers, *conv_bn(before, 1280, 1), nn.ReLU6())
         self.classifier = nn.Linear(1280, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -103,7 +64,7 @@ class MobileNetV2(nn.Module):
 
 
 def _twice(before: int, after: int) -> nn.Sequential:
-    return nn.Sequential(*_conv_bn(before, after, 3), nn.ReLU(), *_conv_bn(after, after, 3), nn.ReLU())
+    return nn.Sequential(*conv_bn(before, after, 3), nn.ReLU(), *conv_bn(after, after, 3), nn.ReLU())
 
 
 class UNet(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import onnx
@@ -18,11 +19,11 @@ Values = dict[str, Array]
 
 def run_float64(model: ModelProto, x: Array) -> Array:
     """Return the first output for one input batch (N, ...), computed in float64 from the model's weights."""
-    return values_float64(to_double(model), x)[model.graph.output[0].name]
+    return values_float64(to_double(model), [x])[0][model.graph.output[0].name]
 
 
-def values_float64(model: ModelProto, x: Array) -> Values:
-    """Return every tensor of a graph of doubles (see `to_double`) by name, for one input batch (N, ...).
+def values_float64(model: ModelProto, batches: Sequence[Array]) -> list[Values]:
+    """Return every tensor of a graph of doubles (see `to_double`) by name, for each input batch (N, ...).
 
     Raises InputError for a graph that the reference implementation can't run.
     """
@@ -30,14 +31,15 @@ def values_float64(model: ModelProto, x: Array) -> Values:
     given = next(value.name for value in model.graph.input if value.name not in weights)
     try:
         evaluator = ReferenceEvaluator(model, new_ops=OPERATORS)
-        found: Values = evaluator.run(None, {given: x.astype("float64")}, intermediate=True)
+        found = [evaluator.run(None, {given: x.astype("float64")}, intermediate=True) for x in batches]
     except Exception as cause:  # whatever numpy or the reference raises on an operator that it can't run
         first = (str(cause).splitlines() or [""])[0][:160]
         raise InputError(
             f"the graph could not be evaluated in float64, to prove its folds: {type(cause).__name__}: {first}\n"
             "`--no-fold` exports it with its norms as they are."
         ) from cause
-    return {name: value for name, value in found.items() if value is not None}  # optional inputs that are not there
+    # None: an optional input that is not there.
+    return [{name: value for name, value in values.items() if value is not None} for values in found]
 
 
 def to_double(model: ModelProto) -> ModelProto:

@@ -8,6 +8,7 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from onnx import ModelProto
@@ -21,6 +22,7 @@ INPUT_NAME = "input"
 OUTPUT_NAME = "logits"
 LOWEST_OPSET = 18  # that torch's exporter writes; below it, converters are at work
 DEFAULT_OPSET = 17  # what TensorRT 8.5 and 8.6 still read; the exporter writes 18 and converts
+_TABLES: dict[Any, Any] = {}  # of operators, see _operators_kept
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
@@ -59,7 +61,7 @@ def to_onnx(
     if not isinstance(output, torch.Tensor):
         raise InputError(f"the network returns {type(output).__name__}; networks with one output tensor are supported.")
     try:
-        with _quiet():
+        with _quiet(), _operators_kept():
             program = torch.onnx.export(
                 model,
                 (example,),
@@ -106,6 +108,41 @@ def _drop_traces(proto: ModelProto) -> None:
     for entry in (proto.graph, *proto.graph.node, *proto.graph.value_info, *proto.graph.input, *proto.graph.output):
         del entry.metadata_props[:]
         entry.ClearField("doc_string")
+
+
+@contextlib.contextmanager
+def _operators_kept() -> Iterator[None]:
+    """Let torch's exporter build its table of operators, a quarter of its work, once per process and opset.
+
+    It builds one per export and takes none from its caller. A release that keeps the table elsewhere is left alone.
+    """
+    try:
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+        original = vars(ONNXRegistry).get("from_torchlib")
+    except ImportError:
+        original = None
+    if not isinstance(original, classmethod):
+        yield
+        return
+
+    def from_torchlib(cls: type, *args: Any, **options: Any) -> Any:
+        key = (args, tuple(options.items()))
+        table = _TABLES.get(key)
+        if table is None:
+            table = original.__func__(cls, *args, **options)
+            if not isinstance(getattr(table, "functions", None), dict):
+                return table
+            _TABLES[key] = table
+        copied = copy.copy(table)  # another thread's export may register operators of its own
+        copied.functions = {name: list(found) for name, found in table.functions.items()}
+        return copied
+
+    ONNXRegistry.from_torchlib = classmethod(from_torchlib)  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        ONNXRegistry.from_torchlib = original  # type: ignore[method-assign]
 
 
 @contextlib.contextmanager

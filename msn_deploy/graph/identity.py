@@ -1,12 +1,14 @@
-"""Are two graphs the same computation with other weights? A hash that says so.
+"""Are two graphs the same computation with other weights, or with the same? A hash that says so.
 
-Operators, attributes, types, sizes and topology count; names, the order of nodes and floating-point numbers do not. So
-a latency difference between two graphs of one hash is noise, or the choice of kernels.
+Operators, attributes, types, sizes and topology count; names, the order of nodes and (where they are not asked for)
+floating-point numbers do not. So a latency difference between two graphs of one hash is noise, or the choice of
+kernels.
 """
 
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 
 import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
@@ -15,70 +17,80 @@ _FLOATING = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorP
 _QUANTISED = (TensorProto.INT8, TensorProto.UINT8)
 
 
-def structural_hash(model: ModelProto) -> str:
-    """Return 64 hex digits, equal for graphs that differ in names, node order, weights and metadata alone."""
+def structural_hash(model: ModelProto, *, weights: bool = False) -> str:
+    """Return 64 hex digits, equal for graphs that differ in names, node order, weights and metadata alone.
+
+    weights: let every bit of them and the opsets count, so that graphs of one hash compute the same.
+    """
     opsets = {entry.domain: entry.version for entry in model.opset_import}
-    return _graph(model.graph, opsets, {})
+    found = _Hasher(opsets, weights).graph(model.graph, {})
+    return _hash(found, *sorted(f"{domain} {version}" for domain, version in opsets.items())) if weights else found
 
 
-def _graph(graph: GraphProto, opsets: dict[str, int], outer: dict[str, str]) -> str:
-    known = {**outer, "": "absent"}
-    for tensor in graph.initializer:
-        known[tensor.name] = _tensor(tensor)
-    for index, value in enumerate(each for each in graph.input if each.name not in known):
-        given = value.type.tensor_type
-        # An open size is one, whatever it is called.
-        sizes = [str(dim.dim_value) if dim.HasField("dim_value") else "?" for dim in given.shape.dim]
-        known[value.name] = _hash("input", str(index), str(given.elem_type), *sizes)
-    nodes = []
-    for node in graph.node:
-        digest = _node(node, opsets, known)
-        nodes.append(digest)
-        for index, name in enumerate(node.output):
-            known[name] = _hash(digest, str(index))
-    return _hash("graph", *sorted(nodes), "outputs", *(known[value.name] for value in graph.output))
+@dataclass(frozen=True, slots=True)
+class _Hasher:
+    opsets: dict[str, int]
+    weights: bool
+
+    def graph(self, graph: GraphProto, outer: dict[str, str]) -> str:
+        known = {**outer, "": "absent"}
+        for tensor in graph.initializer:
+            known[tensor.name] = self.tensor(tensor)
+        for index, value in enumerate(each for each in graph.input if each.name not in known):
+            given = value.type.tensor_type
+            # An open size is one, whatever it is called.
+            sizes = [str(dim.dim_value) if dim.HasField("dim_value") else "?" for dim in given.shape.dim]
+            known[value.name] = _hash("input", str(index), str(given.elem_type), *sizes)
+        nodes = []
+        for node in graph.node:
+            digest = self.node(node, known)
+            nodes.append(digest)
+            for index, name in enumerate(node.output):
+                known[name] = _hash(digest, str(index))
+        return _hash("graph", *sorted(nodes), "outputs", *(known[value.name] for value in graph.output))
+
+    def node(self, node: NodeProto, known: dict[str, str]) -> str:
+        if node.op_type == "Constant" and len(node.attribute) == 1 and node.attribute[0].HasField("t"):
+            return self.tensor(node.attribute[0].t)
+        usual = self.defaults(node)
+        attributes = [self.attribute(each, known) for each in node.attribute]
+        kept = [text for each, text in zip(node.attribute, attributes, strict=True) if usual.get(each.name) != text]
+        inputs = [known[name] for name in node.input]
+        while inputs and inputs[-1] == "absent":
+            inputs.pop()
+        domain = "" if node.domain == onnx.defs.ONNX_DOMAIN else node.domain
+        return _hash("node", domain, node.op_type, *sorted(kept), "inputs", *inputs)
+
+    def defaults(self, node: NodeProto) -> dict[str, str]:
+        """Return what attributes are where they are not spelled out."""
+        try:
+            schema = onnx.defs.get_schema(node.op_type, self.opsets.get(node.domain, 1), node.domain)
+        except onnx.defs.SchemaError:  # an operator of another domain
+            return {}
+        return {name: self.attribute(entry.default_value, {}) for name, entry in schema.attributes.items()}
+
+    def attribute(self, attribute: AttributeProto, known: dict[str, str]) -> str:
+        if attribute.HasField("t"):
+            return _hash(attribute.name, self.tensor(attribute.t))
+        graphs = [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]
+        if graphs:
+            return _hash(attribute.name, *(self.graph(each, known) for each in graphs))
+        plain = AttributeProto()
+        plain.CopyFrom(attribute)
+        plain.ClearField("doc_string")
+        return _hash(attribute.name, plain.SerializeToString(deterministic=True).hex())
+
+    def tensor(self, tensor: TensorProto) -> str:
+        """Weights by type and size; other numbers (sizes, axes) by value, for they are part of the structure."""
+        sizes = [str(size) for size in tensor.dims]
+        if tensor.data_type in (*_FLOATING, *_QUANTISED):
+            values = [hashlib.sha256(_bytes(tensor)).hexdigest()] if self.weights else []
+            return _hash("weight", str(tensor.data_type), *sizes, *values)
+        return _hash("constant", str(tensor.data_type), *sizes, _bytes(tensor).hex())
 
 
-def _node(node: NodeProto, opsets: dict[str, int], known: dict[str, str]) -> str:
-    if node.op_type == "Constant" and len(node.attribute) == 1 and node.attribute[0].HasField("t"):
-        return _tensor(node.attribute[0].t)
-    usual = _defaults(node, opsets)
-    attributes = [_attribute(each, opsets, known) for each in node.attribute]
-    kept = [text for each, text in zip(node.attribute, attributes, strict=True) if usual.get(each.name) != text]
-    inputs = [known[name] for name in node.input]
-    while inputs and inputs[-1] == "absent":
-        inputs.pop()
-    domain = "" if node.domain == onnx.defs.ONNX_DOMAIN else node.domain
-    return _hash("node", domain, node.op_type, *sorted(kept), "inputs", *inputs)
-
-
-def _defaults(node: NodeProto, opsets: dict[str, int]) -> dict[str, str]:
-    """Return what attributes are where they are not spelled out."""
-    try:
-        schema = onnx.defs.get_schema(node.op_type, opsets.get(node.domain, 1), node.domain)
-    except onnx.defs.SchemaError:  # an operator of another domain
-        return {}
-    return {name: _attribute(entry.default_value, {}, {}) for name, entry in schema.attributes.items()}
-
-
-def _attribute(attribute: AttributeProto, opsets: dict[str, int], known: dict[str, str]) -> str:
-    if attribute.HasField("t"):
-        return _hash(attribute.name, _tensor(attribute.t))
-    graphs = [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]
-    if graphs:
-        return _hash(attribute.name, *(_graph(each, opsets, known) for each in graphs))
-    plain = AttributeProto()
-    plain.CopyFrom(attribute)
-    plain.ClearField("doc_string")
-    return _hash(attribute.name, plain.SerializeToString(deterministic=True).hex())
-
-
-def _tensor(tensor: TensorProto) -> str:
-    """Weights by type and size; other numbers (sizes, axes) by value, for they are part of the structure."""
-    sizes = [str(size) for size in tensor.dims]
-    if tensor.data_type in (*_FLOATING, *_QUANTISED):
-        return _hash("weight", str(tensor.data_type), *sizes)
-    return _hash("constant", str(tensor.data_type), *sizes, numpy_helper.to_array(tensor).tobytes().hex())
+def _bytes(tensor: TensorProto) -> bytes:
+    return bytes(tensor.raw_data) if tensor.HasField("raw_data") else numpy_helper.to_array(tensor).tobytes()
 
 
 def _hash(*parts: str) -> str:

@@ -22,7 +22,8 @@ class Rung:
 
     cosine: of all outputs as one vector. sqnr_db: power of the truth over power of the difference, in decibels;
     infinite for equal outputs. same_class: share of samples with the same largest output, 0 to 1. samples: how many.
-    limit: in words. passed: whether it was kept.
+    limit: in words; "the same graph" as the rung before, down to its weights, was not run again. passed: whether it
+    was kept.
     """
 
     stage: str

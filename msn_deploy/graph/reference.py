@@ -6,6 +6,7 @@ its convolution is slow.
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -113,7 +114,9 @@ class _Window:
 def _tensor(array: Array) -> Any:
     import torch
 
-    return torch.from_numpy(np.require(array, requirements="CW"))  # a copy only of what torch would warn of
+    with warnings.catch_warnings():  # weights are read-only, of which torch warns; nothing here writes
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.from_numpy(np.ascontiguousarray(array))
 
 
 OPERATORS = [Conv, ConvTranspose, MaxPool, AveragePool]

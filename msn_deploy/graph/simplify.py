@@ -13,7 +13,6 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import onnx
 from onnx import ModelProto, ValueInfoProto
@@ -49,43 +48,61 @@ def simplify(model: ModelProto, *, timeout_s: float = TIMEOUT_S) -> Simplified:
     The result is taken only if it is valid and all inputs and outputs keep name, type and shape. The caller compares
     outputs before it trusts it: onnxsim has changed them before (its issue 1284). Raises MissingDependency.
     """
-    with simplifying(model, timeout_s=timeout_s) as finish:
-        return finish()
+    with simplifying(timeout_s=timeout_s) as start:
+        return start(model)()
+
+
+Finish = Callable[[], Simplified]
 
 
 @contextlib.contextmanager
-def simplifying(model: ModelProto, *, timeout_s: float = TIMEOUT_S) -> Iterator[Callable[[], Simplified]]:
-    """Start `simplify` beside what the block does; the block calls what it is given, to wait for the result.
+def simplifying(*, timeout_s: float = TIMEOUT_S) -> Iterator[Callable[[ModelProto], Finish]]:
+    """Start the process at once, whose imports take longer than its work, and yield what hands it the graph.
 
-    Whatever ends the block, be it Ctrl-C, ends the worker and all that it started.
+    That returns what waits for the result, so that `simplify` runs beside what the block does. Whatever ends the block,
+    be it Ctrl-C, ends the worker and all that it started.
     """
-    content = model.SerializeToString()
     with tempfile.TemporaryDirectory(prefix="msn-deploy-") as name:
         folder = Path(name)
-        (folder / "before.onnx").write_bytes(content)
-        worker = _start_worker(folder, _MEMORY + _MEMORY_PER_BYTE * len(content), timeout_s)
+        worker = _start_worker(folder)
+
+        def start(model: ModelProto) -> Finish:
+            _hand_over(model, worker, folder, timeout_s)
+            return lambda: _finish(model, worker, folder, timeout_s)
+
         try:
-            yield lambda: _finish(model, worker, folder, timeout_s)
+            yield start
         finally:
             with contextlib.suppress(ProcessLookupError, PermissionError):  # ended, and nothing else of its group left
                 os.killpg(worker.pid, signal.SIGKILL)
             worker.wait()
+            if worker.stdin is not None:
+                worker.stdin.close()
 
 
-def _start_worker(folder: Path, memory: int, timeout_s: float) -> subprocess.Popen[bytes]:
+def _start_worker(folder: Path) -> subprocess.Popen[bytes]:
     here = os.getcwd()
     paths = [path for path in sys.path if os.path.isabs(path) and os.path.realpath(path) != here]
     # -I: no module of the working directory or of PYTHONSTARTUP and the like; what this process imports from is passed.
-    command = [sys.executable, "-I", str(_WORKER), str(folder), str(memory), str(math.ceil(timeout_s) + 1), *paths]
     kept = {key: os.environ[key] for key in _KEPT_VARIABLES if key in os.environ}
-    quiet: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
     return subprocess.Popen(
-        command,
+        [sys.executable, "-I", str(_WORKER), str(folder), *paths],
         cwd=folder,
         env={**kept, **_ONE_THREAD, "HOME": str(folder), "TMPDIR": str(folder)},
         start_new_session=True,
-        **quiet,
+        bufsize=0,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
+
+
+def _hand_over(model: ModelProto, worker: subprocess.Popen[bytes], folder: Path, timeout_s: float) -> None:
+    content = model.SerializeToString()
+    (folder / "before.onnx").write_bytes(content)
+    assert worker.stdin is not None
+    with contextlib.suppress(BrokenPipeError):  # it could not import onnxsim, and `_result` reads why
+        worker.stdin.write(b"%d %d\n" % (_MEMORY + _MEMORY_PER_BYTE * len(content), math.ceil(timeout_s) + 1))
 
 
 def _finish(model: ModelProto, worker: subprocess.Popen[bytes], folder: Path, timeout_s: float) -> Simplified:

@@ -1,8 +1,8 @@
 """The process that onnxsim runs in; started as a file by simplify.py, and it knows nothing of msn_deploy.
 
-Arguments: a folder, the most memory in bytes, the most seconds, and the folders to import from. Reads before.onnx in
-the folder and leaves after.onnx there, or in `reason` one line that says what failed; exit code 3 means that onnxsim
-could not be imported.
+Arguments: a folder, and the folders to import from. Once it is ready it waits for a line with the most memory in bytes
+and the most seconds; without one, its parent is gone. Then it reads before.onnx in the folder and leaves after.onnx
+there, or in `reason` one line that says what failed; exit code 3 means that onnxsim could not be imported.
 """
 
 from __future__ import annotations
@@ -14,22 +14,29 @@ import sys
 from typing import Any
 
 _MISSING = 3
+_MOST_SECONDS_OF_IMPORTS = 120
 
 
-def main(folder: str, memory: str, seconds: str, *paths: str) -> int:
+def main(folder: str, *paths: str) -> int:
     """Simplify folder/before.onnx, inside the limits."""
-    signal.alarm(int(seconds))  # ends this process even if nobody is left to kill it
-    _bound(resource.RLIMIT_AS, int(memory))
     _bound(resource.RLIMIT_CORE, 0)
     os.chdir(folder)
     sys.path[:] = paths
     for heavy in ("torch", "sympy"):  # onnxsim takes them along where it finds them, and then starts in 4 s, not in 1
         sys.modules[heavy] = None  # type: ignore[assignment]
+    signal.alarm(_MOST_SECONDS_OF_IMPORTS)  # ends this process even if nobody is left to kill it
     try:
         import onnx
         import onnxsim
     except ImportError as cause:
         return _say(str(cause), _MISSING)
+    signal.alarm(0)
+    line = sys.stdin.readline().split()
+    if len(line) != 2:
+        return 1
+    memory, seconds = map(int, line)
+    signal.alarm(seconds)
+    _bound(resource.RLIMIT_AS, memory)
     try:
         model: Any = onnx.load("before.onnx", load_external_data=False)
         simplified, _ = onnxsim.simplify(model)

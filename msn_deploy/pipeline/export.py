@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 _MOST_SAMPLES = 512
-_RANDOM_NUMBERS = 1 << 14  # of which random inputs consist, at least 2 and at most 32 of them
+_RANDOM_NUMBERS = 1 << 14  # of which random inputs consist, at least 2 and at most _FEW of them
+_FEW = 32  # images, for which a pool of threads, which wait busily for work, costs more than it saves
 _CALIBRATION_SAMPLES = 128
 _VERSIONS = ("torch", "onnx", "onnxscript", "onnxsim", "onnxruntime")
 _NORMS = ("BatchNormalization", "InstanceNormalization", "LayerNormalization", "GroupNormalization")
@@ -85,30 +86,32 @@ def export_onnx(
     from msn_deploy.graph.ladder import require_ladder, rung
     from msn_deploy.graph.opset import to_opset
 
-    made = open_source(
-        source,
-        weights=weights,
-        input_shape=input_shape,
-        dynamic=dynamic_batch,
-        batch=batch,
-        opset=opset or DEFAULT_OPSET,
-        fold=fold,
-    )
-    images, images_are = _comparison_input(made)
-    truth = made.predict(images)
-    rungs = [] if made.with_plain_layers is None else [rung("layers folded", truth, made.with_plain_layers(images))]
-    if not made.graph_is_truth:
-        rungs.append(rung("onnx", truth, _outputs(made.graph, images)))
-    graph, certificate, why = made.graph, None, ""
-    if fold:
-        folded = fold_graph(made.graph)
-        target = opset or (None if source.endswith(".onnx") else DEFAULT_OPSET)
-        graph = folded.model if target is None else to_opset(folded.model, target)
-        with simplifying(graph) if simplify else nullcontext() as finish:
+    with simplifying() if fold and simplify else nullcontext() as start:
+        made = open_source(
+            source,
+            weights=weights,
+            input_shape=input_shape,
+            dynamic=dynamic_batch,
+            batch=batch,
+            opset=opset or DEFAULT_OPSET,
+            fold=fold,
+        )
+        images, images_are = _comparison_input(made)
+        graph, certificate, why = made.graph, None, ""
+        if fold:
+            folded = fold_graph(made.graph)
+            target = opset or (None if source.endswith(".onnx") else DEFAULT_OPSET)
+            graph = folded.model if target is None else to_opset(folded.model, target)
+        finish = None if start is None else start(graph)  # beside what comes next
+        truth = made.predict(images)
+        rungs = [] if made.with_plain_layers is None else [rung("layers folded", truth, made.with_plain_layers(images))]
+        if not made.graph_is_truth:
+            rungs.append(rung("onnx", truth, _outputs(made.graph, images)))
+        if fold:
             certificate = certify(folded, made.layers)
             rungs.append(rung("graph folded", truth, _outputs(graph, images)))
-            if finish is not None:
-                graph, why = _taken(finish(), graph, truth, images, rungs)
+        if finish is not None:
+            graph, why = _taken(finish(), graph, truth, images, rungs)
     if ladder:
         rungs += _lower_rungs(graph, made, truth, images)
     require_ladder(rungs, source=source)
@@ -170,10 +173,14 @@ def _taken(
     rungs: list[Rung],
 ) -> tuple[ModelProto, str]:
     """Return onnxsim's graph, or the given one and the reason, and append the rung of what is returned."""
+    from msn_deploy.graph.identity import structural_hash
     from msn_deploy.graph.ladder import rung
 
     if result.kept_because is not None:
         return graph, result.kept_because
+    if structural_hash(result.model, weights=True) == structural_hash(graph, weights=True):
+        rungs.append(replace(rungs[-1], stage="simplified", limit="the same graph"))  # nothing was left to simplify
+        return result.model, ""
     simplified = rung("simplified", truth, _outputs(result.model, images))
     if not simplified.passed and rungs[-1].passed:
         why = f"onnxsim changed the outputs by {simplified.worst:.3g}"
@@ -222,7 +229,9 @@ def _described(info: ModelInfo, graph: ModelProto, *, fold: bool) -> ModelInfo:
 
 def _outputs(graph: ModelProto, images: NDArray[np.float32]) -> NDArray[np.float32]:
     """Run a graph in ONNX Runtime, whose own fusions are the ones that users get."""
-    runner = OrtRunner(Path("the exported graph"), content=graph.SerializeToString())
+    runner = OrtRunner(
+        Path("the exported graph"), content=graph.SerializeToString(), threads=1 if len(images) <= _FEW else None
+    )
     outputs = runner.run(images)
     runner.close()
     return outputs
@@ -240,7 +249,7 @@ def _comparison_input(made: Source) -> tuple[NDArray[np.float32], str]:
             whole = len(split.labels) // batch * batch
             if whole:
                 return to_input(split.images[:whole], info.preprocess), f"{whole} test images of {info.data}"
-    wanted = min(32, max(2, _RANDOM_NUMBERS // int(np.prod(made.input_shape[1:]))))
+    wanted = min(_FEW, max(2, _RANDOM_NUMBERS // int(np.prod(made.input_shape[1:]))))
     count = -(-wanted // batch) * batch
     images = np.random.default_rng(0).standard_normal((count, *made.input_shape[1:])).astype(np.float32)
     return images, f"{count} random inputs"

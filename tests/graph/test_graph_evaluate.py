@@ -83,5 +83,5 @@ def test_to_double_and_back_is_the_same_file() -> None:
 def test_every_tensor_between_is_told() -> None:
     model = _graph("Conv", 2, {})
     model.graph.node.append(helper.make_node("Relu", ["y"], ["z"]))
-    values = values_float64(to_double(model), np.random.default_rng(0).standard_normal((2, 4, 9, 8)))
+    values = values_float64(to_double(model), [np.random.default_rng(0).standard_normal((2, 4, 9, 8))])[0]
     np.testing.assert_array_equal(values["z"], np.maximum(values["y"], 0))

@@ -103,3 +103,20 @@ def test_everything_else_counts(graph: ModelProto, change: Callable[[ModelProto]
     before = structural_hash(graph)
     change(graph)
     assert structural_hash(graph) != before
+
+
+def test_weights_and_opsets_count_where_they_are_asked_for(graph: ModelProto) -> None:
+    expected = structural_hash(graph, weights=True)
+    assert expected != structural_hash(graph)
+    for entry in (*graph.graph.node, graph.graph):
+        entry.name = f"other {entry.name}"
+    twin = graph.graph.initializer[0]  # kept as a list of floats, not as bytes
+    numbers = numpy_helper.to_array(twin).ravel().tolist()
+    twin.ClearField("raw_data")
+    twin.float_data.extend(numbers)
+    assert structural_hash(graph, weights=True) == expected
+    graph.opset_import[0].version += 1
+    assert structural_hash(graph, weights=True) != expected
+    graph.opset_import[0].version -= 1
+    twin.float_data[-1] = np.nextafter(np.float32(twin.float_data[-1]), np.float32(9))
+    assert structural_hash(graph, weights=True) != expected

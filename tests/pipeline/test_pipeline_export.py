@@ -19,6 +19,7 @@ import msn_deploy.graph
 import msn_deploy.graph.certificate
 import msn_deploy.graph.simplify
 import msn_deploy.msn
+import msn_deploy.pipeline.export
 from msn_deploy.core.errors import FoldError, GateError, ParityError
 from msn_deploy.graph.identity import structural_hash
 from msn_deploy.graph.simplify import Simplified
@@ -91,10 +92,13 @@ def test_a_simplifier_that_changes_the_outputs_is_not_taken(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     @contextlib.contextmanager
-    def wrong(model: ModelProto) -> Iterator[Callable[[], Simplified]]:
-        copied = ModelProto()
-        copied.CopyFrom(model)
-        yield lambda: Simplified(_break(copied), None)
+    def wrong() -> Iterator[Callable[[ModelProto], Callable[[], Simplified]]]:
+        def start(model: ModelProto) -> Callable[[], Simplified]:
+            copied = ModelProto()
+            copied.CopyFrom(model)
+            return lambda: Simplified(_break(copied), None)
+
+        yield start
 
     monkeypatch.setattr(msn_deploy.graph, "simplifying", wrong)
     report = export_onnx(str(checkpoint), tmp_path / "m.onnx")
@@ -102,6 +106,42 @@ def test_a_simplifier_that_changes_the_outputs_is_not_taken(
     assert report.unsimplified_because in caplog.text
     assert [each.stage for each in report.ladder] == ["layers folded", "onnx", "graph folded"]
     assert all(each.passed for each in report.ladder)
+
+
+@pytest.mark.parametrize("other", [False, True])
+def test_a_graph_that_the_simplifier_left_as_it_was_is_not_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: bool
+) -> None:
+    @contextlib.contextmanager
+    def changing() -> Iterator[Callable[[ModelProto], Callable[[], Simplified]]]:
+        def start(model: ModelProto) -> Callable[[], Simplified]:
+            copied = ModelProto()
+            copied.CopyFrom(model)
+            for node in copied.graph.node:
+                node.name = f"other {node.name}"
+            if other:  # one bit of one weight
+                weight = next(each for each in copied.graph.initializer if each.name.endswith("weight"))
+                weight.raw_data = bytes([weight.raw_data[0] ^ 1]) + weight.raw_data[1:]
+            return lambda: Simplified(copied, None)
+
+        yield start
+
+    run: list[ModelProto] = []
+    real = msn_deploy.pipeline.export._outputs
+
+    def outputs(graph: ModelProto, images: Any) -> Any:
+        run.append(graph)
+        return real(graph, images)
+
+    monkeypatch.setattr(msn_deploy.graph, "simplifying", changing)
+    monkeypatch.setattr(msn_deploy.pipeline.export, "_outputs", outputs)
+    source = _own(tmp_path, "self.norm(self.conv(x))")
+    *_, folded, simplified = export_onnx(source, tmp_path / "m.onnx", input_shape=(1, 3, 8, 8)).ladder
+    assert (simplified.stage, simplified.passed) == ("simplified", True)
+    assert len(run) == (3 if other else 2)
+    assert (simplified.limit == "the same graph") == (not other)
+    assert other or (simplified.worst, simplified.sqnr_db) == (folded.worst, folded.sqnr_db)
+    assert onnx.load(str(tmp_path / "m.onnx")).graph.node[0].name.startswith("other")
 
 
 def test_the_whole_ladder_and_the_certificate(checkpoint: Path, tmp_path: Path) -> None:
@@ -166,11 +206,11 @@ def test_a_fold_that_is_wrong_by_little_is_caught_in_float64(tmp_path: Path, mon
     """By too little for the parity of float32 outputs to see."""
     real = msn_deploy.graph.certificate.values_float64
 
-    def wrong(model: ModelProto, x: Any) -> Any:
-        values = real(model, x)
+    def wrong(model: ModelProto, batches: Any) -> Any:
+        found = real(model, batches)
         if not any(node.op_type == "BatchNormalization" for node in model.graph.node):
-            values = {name: np.asarray(value) + 1e-7 for name, value in values.items()}
-        return values
+            found[-1] = {name: np.asarray(value) + 1e-7 for name, value in found[-1].items()}  # the corners alone
+        return found
 
     monkeypatch.setattr(msn_deploy.graph.certificate, "values_float64", wrong)
     source = _own(tmp_path, "self.norm(self.conv(x))")
