@@ -157,3 +157,46 @@ def test_layers_that_int8_leaves_out_work_in_fp16_between_casts(
     expected = run(int8, batch)["logits"]
     difference = np.abs(run(mixed, batch)["logits"] - expected).max()
     assert 0 < difference < 1e-2 * np.abs(expected).max()
+
+
+def _parsed(text: str, **weights: Any) -> ModelProto:
+    model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> {text}')
+    for name, value in weights.items():
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(value), name))
+    return model
+
+
+def test_a_weight_that_a_kept_node_reads_too_is_there_in_both_forms(
+    tensors: Callable[..., Any], run: Callable[..., Any]
+) -> None:
+    weight = np.linspace(-1, 1, 9, dtype=np.float32).reshape(3, 3)
+    model = _parsed("g (float[2,3] x) => (float[2,3] y) { a = MatMul(x, w)  y = MatMul(a, w) }", w=weight)
+    half = to_fp16(model, keep_fp32=["y"])
+    values = tensors(half)
+    assert (values["w"].dtype, values["w_fp16"].dtype) == (np.float32, np.float16)
+    x = np.random.default_rng(1).standard_normal((2, 3)).astype(np.float32)
+    np.testing.assert_allclose(run(half, x)["y"], x @ weight @ weight, rtol=1e-2, atol=1e-2)
+
+
+def test_what_the_standard_wants_in_fp32_stays_so(run: Callable[..., Any]) -> None:
+    """The scales of a Resize, and what a Cast says that it makes."""
+    scales = np.array([1, 1, 2, 2], np.float32)
+    model = _parsed(
+        """g (float[1,1,2,2] x) => (float[1,1,4,4] y) {
+            r = Resize<mode="nearest">(x, , s)  i = Cast<to=6>(r)  f = Cast<to=1>(i)  y = Add(f, r) }""",
+        s=scales,
+    )
+    half = to_fp16(model)
+    assert next(node for node in half.graph.node if node.op_type == "Resize").input[2] == "s"
+    assert [each.data_type for each in half.graph.initializer] == [TensorProto.FLOAT]
+    x = np.array([[[[1.5, 2.25], [-3.5, 4.0]]]], np.float32)
+    np.testing.assert_array_equal(run(half, x)["y"], run(model, x)["y"])
+
+
+def test_max_is_cast_like_any_other(run: Callable[..., Any]) -> None:
+    """Of a folded DenseNet every norm is one; casts around each would cost more than it does."""
+    model = _parsed("g (float[1,2] x) => (float[1,2] y) { m = Max(x, c)  y = Mul(m, c) }", c=np.float32([0.5, -1.5]))
+    half = to_fp16(model)
+    assert [node.op_type for node in half.graph.node] == ["Cast", "Max", "Mul", "Cast"]
+    x = np.array([[0.25, 3.0]], np.float32)
+    np.testing.assert_allclose(run(half, x)["y"], [[0.25, -4.5]])

@@ -137,6 +137,8 @@ def test_the_interval_of_a_paired_drop_covers_the_truth() -> None:
     drop, (low, high) = paired_drop(np.array([True] * 9 + [False]), np.array([True] * 8 + [False, True]))
     assert drop == 0.0
     assert low == pytest.approx(-high)
+    low, high = paired_drop(np.ones(100, bool), np.ones(100, bool))[1]
+    assert (low, high) == pytest.approx((-0.0272, 0.0272), abs=1e-3)  # no pair that differs is no proof of none
 
 
 @pytest.mark.parametrize(("text", "share"), [("0.5pp", 0.005), ("0pp", 0.0), ("1 pp", 0.01), ("12.25pp", 0.1225)])
