@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from msn_deploy import __version__
-from msn_deploy.bench.compare import BenchResult, ratio_between
+from msn_deploy.bench.compare import ratio_between
 from msn_deploy.bench.report_page import page
 from msn_deploy.bench.report_plots import (
     COLOURS,
@@ -23,7 +23,9 @@ from msn_deploy.bench.report_plots import (
     ratio_text,
 )
 from msn_deploy.bench.report_tables import DASH, decimals_for, facts_table, records_table, table
-from msn_deploy.bench.stats import MINIMUM_QUERIES, Ratio, block_medians
+from msn_deploy.bench.result import BenchResult
+from msn_deploy.bench.stats import Ratio, block_medians
+from msn_deploy.bench.tails import MINIMUM_QUERIES
 
 # Above this many arms, comparing each with each gives more rows than anyone reads.
 _ARMS_FOR_ALL_PAIRS = 4
@@ -58,7 +60,7 @@ def _comparisons(result: BenchResult) -> list[Comparison]:
         Comparison(
             arm=arm.name,
             other=result.baseline,
-            ratio=Ratio(ratio=arm.ratio, low=arm.ratio_interval[0], high=arm.ratio_interval[1], verdict=arm.verdict),
+            ratio=arm.against_baseline,
             colour=index % COLOURS,
         )
         for index, arm in enumerate(result.arms)

@@ -9,9 +9,10 @@ from itertools import chain
 import numpy as np
 
 from msn_deploy.bench import svg
-from msn_deploy.bench.compare import ArmResult
+from msn_deploy.bench.bootstrap import Floats
 from msn_deploy.bench.report_tables import decimals_for
-from msn_deploy.bench.stats import SAME_WITHIN, Floats, Ratio, block_medians
+from msn_deploy.bench.result import ArmResult
+from msn_deploy.bench.stats import SAME_WITHIN, Ratio, block_medians
 
 WIDE_PX, NARROW_PX = 700.0, 350.0
 COLOURS = 6
