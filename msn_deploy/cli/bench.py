@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from msn_deploy.bench import BenchResult
 
 
-def new_gate(path: Path | None) -> Path | None:
+def _gate_file(path: Path | None) -> Path | None:
     """Refuse, before the work, to replace what is no gate, such as a model. Raises InputError."""
     if path is not None and path.suffix not in (".md", ".xml"):
         raise InputError(f"{path} is written as .md (--markdown) or .xml (--junit).\nGive it that ending.")
@@ -46,8 +46,8 @@ def command(
         str | None,
         typer.Option(help="Exit 1 if slower than --against, or else than the baseline.", show_default="slower:3%"),
     ] = None,
-    markdown: Annotated[Path | None, typer.Option(callback=new_gate, help="Write the gate as Markdown.")] = None,
-    junit: Annotated[Path | None, typer.Option(callback=new_gate, help="Write the gate as JUnit XML.")] = None,
+    markdown: Annotated[Path | None, typer.Option(callback=_gate_file, help="Write the gate as Markdown.")] = None,
+    junit: Annotated[Path | None, typer.Option(callback=_gate_file, help="Write the gate as JUnit XML.")] = None,
 ) -> None:
     """Measure latency side by side, in interleaved blocks, against a baseline."""
     from msn_deploy.bench import MeasureOptions, to_json
