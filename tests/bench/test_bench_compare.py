@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 from array import array
 from dataclasses import replace
 from pathlib import Path
@@ -209,3 +210,45 @@ def test_results_are_frozen():
     assert isinstance(arm, ArmResult)
     with pytest.raises(AttributeError):
         arm.verdict = "FASTER"
+
+
+def test_builds_are_one_row_and_widen_its_interval():
+    """Two builds of each model; those of the second differ by 8 %, which one build alone would hide."""
+    first, second = samples_of({"one": 1.0, "other": 1.0}), samples_of({"one": 1.0, "other": 1.08})
+    again = [replace(arm, build=1, slots=tuple(48 + slot for slot in arm.slots)) for arm in second.arms]
+    single = result_of(second, baseline="one").arms[1]
+    arm = result_of(replace(first, arms=(*first.arms, *again)), baseline="one").arms[1]
+    assert (arm.builds, arm.blocks, len(arm.samples_ns)) == (2, 48, 48)
+    assert arm.ratio == pytest.approx(1.04, rel=0.01)
+    assert single.verdict == "SLOWER"
+    assert arm.verdict == "AMBIGUOUS"
+    width, width_of_one = (each.ratio_interval[1] - each.ratio_interval[0] for each in (arm, single))
+    assert width > 5 * width_of_one
+    result = result_of(replace(first, arms=(*first.arms, *again)), baseline="one")
+    assert from_json(to_json(result)) == result
+
+
+def test_the_baseline_against_itself_is_the_control():
+    assert result_of().control.verdict == "SAME"
+    assert result_of(samples_of(rounds=7)).control is None
+    samples = samples_of({"a": 1.0})
+    (arm,) = samples.arms
+    # Every first and fourth block is slower: nothing that two equal arms would show, and the control sees it.
+    odd = tuple(array("q", [int(ns * (1.2 if at % 4 in (0, 3) else 1)) for ns in b]) for at, b in enumerate(arm.blocks))
+    assert result_of(replace(samples, arms=(replace(arm, blocks=odd),)), baseline="a").control.verdict == "SLOWER"
+
+
+def test_many_samples_are_analysed_in_seconds():
+    """Three models, 30 s each, 20 us per query: 4.5 million samples."""
+    random = np.random.default_rng(1)
+    arms = []
+    for at, name in enumerate("abc"):
+        raw = random.lognormal(10, 0.02, (1200, 1250)).astype(np.int64)
+        blocks = tuple(array("q", block.tobytes()) for block in raw)
+        slots = tuple(range(at, 3600, 3))
+        arms.append(ArmSamples(name=name, facts={}, blocks=blocks, block_starts_ns=slots, slots=slots))
+    samples = Samples(arms=tuple(arms), options=MeasureOptions())
+    start = time.process_time()
+    result = result_of(samples, baseline="a")
+    assert time.process_time() - start < 5
+    assert sum(arm.queries for arm in result.arms) == 4_500_000

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from fake_sysfs import WHOLE, FakeJetson
 
+from msn_deploy.bench.measure import Arm
 from msn_deploy.bench.power import MIN_UPDATES, find_sensor, measure_energy
 from msn_deploy.core.errors import InvalidMeasurement, MissingDevice
 
@@ -33,17 +34,15 @@ def test_a_known_wattage_gives_known_millijoules_above_idle(kind: str, tmp_path:
 def test_the_interval_is_as_wide_as_the_windows_differ(tmp_path: Path) -> None:
     board = FakeJetson(tmp_path, "thor")
     calm = energies(board, a=(2.0, 10.0))["a"]
-    arm = board.arm("a", ms=2.0, watts=10.0)
-    at = [0]
 
     def restless() -> None:
-        at[0] += 1
-        board.set_watts(10.0 + (at[0] // 250) % 3) if at[0] % 25 == 0 else None
-        arm.run()
+        watts = 10.0 + board.now // 10**9 % 3
+        if board.drawing != watts:
+            board.set_watts(watts)
+        board.now += 2_000_000
 
     sensor = find_sensor(board.root)
-    made = [type(arm)(name="a", run=restless)]
-    wild = measure_energy(made, sensor, seconds=3.0, clock=board.clock, sleep=board.sleep)["a"]
+    wild = measure_energy([Arm(name="a", run=restless)], sensor, seconds=3.0, clock=board.clock, sleep=board.sleep)["a"]
     assert wild.interval_mj[1] - wild.interval_mj[0] > 20 * (calm.interval_mj[1] - calm.interval_mj[0])
 
 
