@@ -1,14 +1,18 @@
 """How fast is each model, and is the difference to the baseline real?
 
 `measure` times callables in interleaved blocks, `compare` turns samples into medians, tails, ratios with an interval
-and a verdict, `render_html` (in `bench.report`) draws them. Nothing here knows a runtime: an arm is a name and a call.
+and a verdict, `judge_regression` (in `bench.gate`) holds them against an earlier result, `render_html` (in
+`bench.report`) draws them. Nothing here knows a runtime: an arm is a name and a call.
 """
 
 from __future__ import annotations
 
-from msn_deploy.bench.compare import ArmResult, BenchResult, Profile, compare, from_json, to_json
+from msn_deploy.bench.compare import compare
 from msn_deploy.bench.environment import read_environment
 from msn_deploy.bench.measure import Arm, MeasureOptions, Samples, measure
+from msn_deploy.bench.profile import Profile
+from msn_deploy.bench.result import ArmResult, BenchResult
+from msn_deploy.bench.result_json import from_json, to_json
 
 __all__ = [
     "Arm",

@@ -2,6 +2,7 @@
 
 Arms are timed in rounds. A round is a random order of all arms followed by its mirror image (A B C C B A), so each arm
 has two blocks per round whose middle falls on the same moment: a machine that slows down steadily slows all arms alike.
+The order is random, so what lasts longer than a block meets each arm by chance and not by rule.
 """
 
 from __future__ import annotations
@@ -10,11 +11,14 @@ import gc
 import math
 import random
 import time
+from array import array
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from msn_deploy.bench.validity import Reading
 from msn_deploy.core.errors import InputError, InvalidMeasurement
 from msn_deploy.core.progress import Progress, silent
 
@@ -22,7 +26,7 @@ MIN_ROUNDS = 10
 BLOCKS_PER_ROUND = 2
 # A query of a few microseconds would otherwise fill the memory and the result file with millions of samples.
 MAX_BLOCK_QUERIES = 10_000
-MAX_ARM_QUERIES = 1_000_000
+MAX_ARM_QUERIES = 2_000_000
 
 Clock = Callable[[], int]
 
@@ -31,12 +35,14 @@ Clock = Callable[[], int]
 class Arm:
     """One thing to time: `run` answers one query and is already bound to its input.
 
-    `run` must return only when the answer is there (a GPU runner synchronises). facts: what is known of the model, such
+    `run` must return only when the answer is there (a GPU runner synchronises). build: arms of one name are builds of
+    one model, numbered from 0: engines built anew, sessions loaded anew. facts: what is known of the model, such
     as file, sha256, precision, folded, size_bytes, fusions, accuracy; JSON values only.
     """
 
     name: str
     run: Callable[[], object]
+    build: int = 0
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -44,8 +50,8 @@ class Arm:
 class MeasureOptions:
     """How to measure; equal for all arms.
 
-    seconds: measured time per arm. block_ms: intended length of a block; short ones give more rounds
-    in the same time, and arms that take turns faster see the same machine. An arm is warmed up for at least
+    seconds: measured time per name, shared by its builds. block_ms: intended length of a block; short ones give more
+    rounds in the same time, and arms that take turns faster see the same machine. An arm is warmed up for at least
     warmup_seconds and at least warmup_queries. settle_queries: run and dropped at the start of every block, so that
     the tail does not hold the cost of switching from one arm's weights to another's. seed: of the block order.
     Raises InputError for values that cannot be used.
@@ -73,23 +79,30 @@ class MeasureOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArmSamples:
-    """Raw samples of one arm: blocks in time order, two per round; each block holds nanoseconds per query.
+    """Raw samples of one arm: blocks in time order, two per round; each block holds nanoseconds per query (int64).
 
-    block_starts_ns: when each block began, counted from the start of the first block of any arm.
+    block_starts_ns: when each block began, counted from the start of the first block of any arm. slots: which block
+    of the whole run each was, 0 the first.
     """
 
     name: str
+    build: int = 0
     facts: Mapping[str, Any]
-    blocks: tuple[tuple[int, ...], ...]
+    blocks: tuple[array[int], ...]
     block_starts_ns: tuple[int, ...]
+    slots: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Samples:
-    """Raw samples of all arms, in the order the arms were given, and how they were taken."""
+    """Raw samples of all arms, in the order the arms were given, and how they were taken.
+
+    readings: the state of the machine before every block and after the last, in time order; empty without a probe.
+    """
 
     arms: tuple[ArmSamples, ...]
     options: MeasureOptions
+    readings: tuple[Reading, ...] = ()
 
 
 DEFAULT_OPTIONS = MeasureOptions()
@@ -101,45 +114,67 @@ def measure(
     options: MeasureOptions = DEFAULT_OPTIONS,
     progress: Progress = silent,
     clock: Clock = time.perf_counter_ns,
+    probe: Callable[[], Reading] | None = None,
 ) -> Samples:
     """Time every arm in randomised mirrored blocks and return the raw samples.
 
-    clock: monotonic, in nanoseconds. progress: called between blocks, in planned seconds, never while a block runs.
-    Raises InputError for no arms or for two of one name; InvalidMeasurement before measuring if fewer than MIN_ROUNDS
-    rounds fit into the budget. What `run` raises passes through, as does KeyboardInterrupt.
+    clock: monotonic, in nanoseconds. probe: reads the state of the machine, between blocks. progress: called between
+    blocks, in planned seconds, never while a block runs.
+    Raises InputError for no arms, for two of one name and build, or for unequal numbers of builds; InvalidMeasurement
+    before measuring if fewer than MIN_ROUNDS rounds fit into the budget. What `run` raises passes through, as does
+    KeyboardInterrupt.
     """
-    names = [arm.name for arm in arms]
-    if not arms:
-        raise InputError("nothing to measure: name at least one model.")
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise InputError(f"two arms are called {twice!r}; each needs a name of its own.")
+    models = _count_models(arms)
     warmup_s = len(arms) * options.warmup_seconds
-    total_s = warmup_s + len(arms) * options.seconds
+    total_s = warmup_s + models * options.seconds
+    readings: list[Reading] = []
     with _garbage_collector_off():
         query_ns = []
         for index, arm in enumerate(arms):
             progress(index * options.warmup_seconds, total_s, f"warming up {arm.name}")
             query_ns.append(_warm_up(arm.run, options, clock))
-        queries, rounds = _plan(query_ns, options)
+        queries, rounds = _plan(query_ns, models, options)
         order = _block_order(len(arms), rounds, seed=options.seed)
-        blocks: list[list[tuple[int, ...]]] = [[] for _ in arms]
+        blocks: list[list[array[int]]] = [[] for _ in arms]
         starts: list[list[int]] = [[] for _ in arms]
         begin = clock()
         for done, index in enumerate(order):
             note = f"round {1 + done // (BLOCKS_PER_ROUND * len(arms))} of {rounds}"
             progress(warmup_s + (total_s - warmup_s) * done / len(order), total_s, note)
-            _time_queries(arms[index].run, options.settle_queries, clock)
+            if probe is not None:
+                readings.append(probe())
+            time_queries(arms[index].run, options.settle_queries, clock)
             starts[index].append(clock() - begin)
-            blocks[index].append(tuple(_time_queries(arms[index].run, queries[index], clock)))
+            blocks[index].append(array("q", time_queries(arms[index].run, queries[index], clock)))
+        if probe is not None:
+            readings.append(probe())
     progress(total_s, total_s, "measured")
-    return Samples(
-        arms=tuple(
-            ArmSamples(name=arm.name, facts=dict(arm.facts), blocks=tuple(taken), block_starts_ns=tuple(begun))
-            for arm, taken, begun in zip(arms, blocks, starts, strict=True)
-        ),
-        options=options,
-    )
+    taken = [
+        ArmSamples(
+            name=arm.name,
+            build=arm.build,
+            facts=dict(arm.facts),
+            blocks=tuple(blocks[at]),
+            block_starts_ns=tuple(starts[at]),
+            slots=tuple(slot for slot, index in enumerate(order) if index == at),
+        )
+        for at, arm in enumerate(arms)
+    ]
+    return Samples(arms=tuple(taken), options=options, readings=tuple(readings))
+
+
+def _count_models(arms: Sequence[Arm]) -> int:
+    """Return the number of names; each needs equally many builds, or one would be measured better than others."""
+    if not arms:
+        raise InputError("nothing to measure: name at least one model.")
+    keys = [(arm.name, arm.build) for arm in arms]
+    if len(set(keys)) < len(keys):
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise InputError(f"two arms are called {twice[0]!r}; each needs a name of its own.")
+    builds = Counter(arm.name for arm in arms)
+    if len(set(builds.values())) > 1:
+        raise InputError(f"models need equal numbers of builds, not {dict(builds)}.")
+    return len(builds)
 
 
 @contextmanager
@@ -154,8 +189,8 @@ def _garbage_collector_off() -> Iterator[None]:
             gc.enable()
 
 
-def _time_queries(run: Callable[[], object], queries: int, clock: Clock) -> list[int]:
-    """Return nanoseconds per query; warm-up, settling and measuring all go through here, so they run the same code."""
+def time_queries(run: Callable[[], object], queries: int, clock: Clock) -> list[int]:
+    """Return nanoseconds per query. Warm-up, settling and measuring all go through here, so they run the same code."""
     taken = [0] * queries
     for index in range(queries):
         start = clock()
@@ -169,19 +204,19 @@ def _warm_up(run: Callable[[], object], options: MeasureOptions, clock: Clock) -
     taken: list[int] = []
     until = clock() + options.warmup_seconds * 1e9
     while len(taken) < options.warmup_queries or clock() < until:
-        taken += _time_queries(run, 1, clock)
+        taken += time_queries(run, 1, clock)
     later = sorted(taken[len(taken) // 2 :])
     return max(1.0, float(later[len(later) // 2]))
 
 
-def _plan(query_ns: Sequence[float], options: MeasureOptions) -> tuple[tuple[int, ...], int]:
+def _plan(query_ns: Sequence[float], models: int, options: MeasureOptions) -> tuple[tuple[int, ...], int]:
     """Choose queries per block (per arm) and the number of rounds, once, so that no arm is stopped by its own luck."""
     queries = tuple(min(MAX_BLOCK_QUERIES, max(1, round(options.block_ms * 1e6 / ns))) for ns in query_ns)
     round_ns = sum(BLOCKS_PER_ROUND * count * ns for count, ns in zip(queries, query_ns, strict=True))
-    rounds = round(options.seconds * 1e9 * len(query_ns) / round_ns)
+    rounds = round(options.seconds * 1e9 * models / round_ns)
     if rounds < MIN_ROUNDS:
         # A quarter more than is needed now, so that the next try does not fail by a hair.
-        needed_s = math.ceil(1.25 * MIN_ROUNDS * round_ns / len(query_ns) / 1e9)
+        needed_s = math.ceil(1.25 * MIN_ROUNDS * round_ns / models / 1e9)
         raise InvalidMeasurement(
             f"{rounds} rounds of blocks fit into {options.seconds:g} s per model; an interval needs {MIN_ROUNDS}.\n"
             f"The slowest model takes {max(query_ns) / 1e6:.3g} ms per query.\n"

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from msn_deploy import __version__
-from msn_deploy.bench.compare import BenchResult, ratio_between
+from msn_deploy.bench.compare import ratio_between
 from msn_deploy.bench.report_page import page
 from msn_deploy.bench.report_plots import (
     COLOURS,
@@ -23,7 +23,9 @@ from msn_deploy.bench.report_plots import (
     ratio_text,
 )
 from msn_deploy.bench.report_tables import DASH, decimals_for, facts_table, records_table, table
-from msn_deploy.bench.stats import MINIMUM_QUERIES, Ratio, block_medians
+from msn_deploy.bench.result import BenchResult
+from msn_deploy.bench.stats import Ratio, block_medians
+from msn_deploy.bench.tails import MINIMUM_QUERIES
 
 # Above this many arms, comparing each with each gives more rows than anyone reads.
 _ARMS_FOR_ALL_PAIRS = 4
@@ -58,7 +60,7 @@ def _comparisons(result: BenchResult) -> list[Comparison]:
         Comparison(
             arm=arm.name,
             other=result.baseline,
-            ratio=Ratio(ratio=arm.ratio, low=arm.ratio_interval[0], high=arm.ratio_interval[1], verdict=arm.verdict),
+            ratio=arm.against_baseline,
             colour=index % COLOURS,
         )
         for index, arm in enumerate(result.arms)
@@ -124,12 +126,12 @@ def _latency_section(result: BenchResult) -> str:
     for index, arm in enumerate(arms):
         shown = [DASH if ms is None else f"{ms:.{digits}f}" for ms in (arm.median_ms, arm.p90_ms, arm.p99_ms)]
         rows.append([_named(arm.name, index), *shown, f"{arm.queries:,}"])
-    headings = ("Model", "Median (ms)", "p90", "p99", "Queries")
+    headings = ("Model", "Median (ms)", "p90 at most", "p99 at most", "Queries")
     caption = "Milliseconds per query"
     refused = any(arm.p99_ms is None or arm.p90_ms is None for arm in arms)
     note = (
         f'<p class="note">{DASH} marks a percentile with too few queries behind it: p90 needs '
-        f"{MINIMUM_QUERIES[90]}, p99 needs {MINIMUM_QUERIES[99]}.</p>"
+        f"{MINIMUM_QUERIES[90]}, p99 needs {MINIMUM_QUERIES[99]}, and more where slow ones come in spells.</p>"
         if refused
         else ""
     )
@@ -156,13 +158,13 @@ def _ratio_section(result: BenchResult, comparisons: Sequence[Comparison]) -> st
         ]
         for row in comparisons
     ]
-    rounds = result.arms[0].blocks // 2
+    rounds = result.arms[0].blocks // (2 * result.arms[0].builds)
     return _section(
         "How much faster, and how sure",
         _figure(
             both_cuts(lambda width, css: ratio_plot(comparisons, width, css)),
             f"Dot: median over {rounds} rounds of the ratio of latencies within a round. Whisker: 95 % interval, by "
-            "resampling rounds. Band: within 2 % of equal.",
+            "resampling builds and rounds. Band: within 2 % of equal.",
         ),
         table(
             "Ratio of latencies; below 1 is faster",
@@ -170,8 +172,9 @@ def _ratio_section(result: BenchResult, comparisons: Sequence[Comparison]) -> st
             rows,
             numeric=(False,) * 4,
         ),
-        '<p class="note">SAME: the whole interval lies within 2 % of 1. FASTER, SLOWER: the interval excludes 1 and '
-        "the ratio differs from it by more than 2 %. AMBIGUOUS: none of these; measure longer.</p>",
+        '<p class="note">SAME: the whole interval lies within 2 % of 1. FASTER, SLOWER: the interval excludes 1, '
+        "the ratio differs from it by more than 2 %, and a test on ranks agrees; with several models, all after Holm's "
+        "correction. AMBIGUOUS: none of these; measure longer.</p>",
         f"<p>{_SAME_GRAPH}</p>",
     )
 
@@ -179,7 +182,8 @@ def _ratio_section(result: BenchResult, comparisons: Sequence[Comparison]) -> st
 def _drift_section(result: BenchResult) -> str:
     arms = result.arms
     digits = decimals_for(arm.median_ms for arm in arms)
-    tenths = [np.array_split(block_medians(arm.samples_ns) / 1e6, min(_TENTHS, arm.blocks)) for arm in arms]
+    ordered = [block_medians(arm.samples_ns)[np.argsort(arm.block_start_ms)] / 1e6 for arm in arms]
+    tenths = [np.array_split(medians, min(_TENTHS, len(medians))) for medians in ordered]
     rows = [
         [str(number + 1), *(f"{np.median(parts[number]):.{digits}f}" for parts in tenths)]
         for number in range(len(tenths[0]))
@@ -206,6 +210,7 @@ def _conditions_section(result: BenchResult) -> str:
         "Where and how it was measured",
         facts_table("Machine and software", result.environment),
         facts_table("Timing profile", asdict(result.profile)),
+        facts_table("Validity", asdict(result.validity)),
         facts_table("Schedule, equal for all models", result.options),
     )
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import chain
 
 import numpy as np
 
 from msn_deploy.bench import svg
-from msn_deploy.bench.compare import ArmResult
+from msn_deploy.bench.bootstrap import Floats
 from msn_deploy.bench.report_tables import decimals_for
-from msn_deploy.bench.stats import SAME_WITHIN, Floats, Ratio, block_medians
+from msn_deploy.bench.result import ArmResult
+from msn_deploy.bench.stats import SAME_WITHIN, Ratio, block_medians
 
 WIDE_PX, NARROW_PX = 700.0, 350.0
 COLOURS = 6
@@ -37,7 +37,7 @@ def both_cuts(draw: Callable[[float, str], str]) -> str:
 
 def latency_plot(arms: Sequence[ArmResult], width: float, css: str) -> str:
     """Draw per arm a hill of all queries over dots of block medians, on one shared axis of milliseconds."""
-    values = [np.fromiter(chain.from_iterable(arm.samples_ns), dtype=np.float64) / 1e6 for arm in arms]
+    values = [np.concatenate(arm.samples_ns) / 1e6 for arm in arms]
     low = min(float(value.min()) for value in values)
     high = max(float(np.quantile(value, _SHOWN)) for value in values)
     log = high > 10 * low > 0
@@ -147,7 +147,7 @@ def drift_plot(arms: Sequence[ArmResult], width: float, css: str) -> str:
     medians = [block_medians(arm.samples_ns) for arm in arms]
     away = [100 * (value / np.median(value) - 1) for value in medians]
     reach = max(1.0, max(float(np.quantile(np.abs(value), 0.98)) for value in away))
-    end_s = max(arm.block_start_ms[-1] for arm in arms) / 1e3
+    end_s = max(max(arm.block_start_ms) for arm in arms) / 1e3
     x = svg.Scale(low=0, high=end_s or 1.0, start=52, end=width - 5)
     panel = 86.0
     bottom = panel * len(arms)

@@ -1,53 +1,54 @@
-"""What do the samples say, and how sure is it? Pure functions on arrays.
+"""Is one arm faster than another, and how sure is it? Pure functions on block medians.
 
 Queries within a block are correlated, so they are never treated as independent: the unit of analysis is the round,
-which holds two blocks of every arm taken around the same moment.
+which holds two blocks of every build of every arm, taken around the same moment.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
-import numpy.typing as npt
 
+from msn_deploy.bench.bootstrap import (
+    Floats,
+    build_variance,
+    paired_draws,
+    satterthwaite,
+    single_draws,
+    widened,
+)
 from msn_deploy.core.errors import InvalidMeasurement
+from msn_deploy.core.optional import require
 
-Floats = npt.NDArray[np.float64]
 Verdict = Literal["FASTER", "SLOWER", "SAME", "AMBIGUOUS"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
-
-# Smallest n with F(1; n, 1 - p) <= 0.01, F the binomial distribution function: below it MLPerf's early stopping rule
-# (confidence 0.99, one query over the bound) gives no estimate (mlcommons/inference_policies, inference_rules.adoc).
-MINIMUM_QUERIES = {90: 64, 95: 130, 99: 662}
 
 SAME_WITHIN = 0.02
 CONFIDENCE = 0.95
 RESAMPLES = 10_000
-_CHUNK_VALUES = 4_000_000  # keeps the resampled array of a long run below 32 MB
+_ALPHA = 1 - CONFIDENCE
+# A run compared with another run: blocks of one run have its drift in common, so long stretches are the unit.
+_STRETCHES = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ratio:
-    """Latency of an arm divided by that of the baseline: below 1 is faster. low, high: 95 % interval."""
+    """Latency of an arm divided by that of the baseline: below 1 is faster. low, high: 95 % interval.
+
+    p_value: two-sided, of the interval; multiplied up by `holm` where several arms are compared. rank_p_value: of the
+    cross-check, which looks at the order of the block medians and not at their size.
+    """
 
     ratio: float
     low: float
     high: float
+    p_value: float
+    rank_p_value: float
     verdict: Verdict
-
-
-def percentile(samples: Sequence[int] | Floats, percent: int) -> float | None:
-    """Return the nearest-rank percentile (90, 95 or 99), an observed value, in the unit of the samples.
-
-    None if there are fewer samples than MINIMUM_QUERIES: the tail of a few queries is an anecdote.
-    """
-    if len(samples) < MINIMUM_QUERIES[percent]:
-        return None
-    return float(np.percentile(np.asarray(samples), percent, method="inverted_cdf"))
 
 
 def block_medians(blocks: Sequence[Sequence[int]]) -> Floats:
@@ -56,62 +57,137 @@ def block_medians(blocks: Sequence[Sequence[int]]) -> Floats:
 
 
 def ratio_to_baseline(arm: Floats, baseline: Floats, *, seed: int = 0, resamples: int = RESAMPLES) -> Ratio:
-    """Compare two arms by their block medians, shape (2 * rounds,) each, in time order, two blocks per round.
+    """Compare two arms by their block medians, shape (builds, 2 * rounds) each, in time order, two blocks per round.
 
-    Per round: geometric mean of the arm's two block medians over that of the baseline. The mirrored order makes a
-    steady drift cancel, and whatever slowed both arms in one round divides out. The ratio is the median of these over
-    the rounds, so a few disturbed rounds do not move it; it can differ a little from the quotient of the two overall
-    medians. The interval is a percentile bootstrap that resamples rounds, both arms together, widened for
-    few rounds (expanded percentiles: T. Hesterberg, What Teachers Should Know about the Bootstrap, 2015):
-    plain percentiles of 10 to 20 rounds cover 92 to 94 % instead of 95 %, and the verdicts inherit that.
-    Raises InvalidMeasurement if a block median is 0 (the clock is too coarse), ValueError if shapes do not fit.
+    One build may come as (2 * rounds,). NaN marks a block that was dropped; a round in which some build has no block
+    left is left out. Per round: geometric mean over the arm's blocks, over that of the baseline. The mirrored order
+    makes a steady drift cancel, and whatever slowed both arms in one round divides out. The ratio is the median of
+    these over the rounds, so a few disturbed rounds do not move it; it can differ a little from the quotient of the
+    two overall medians.
+
+    The interval is a hierarchical bootstrap: builds are drawn anew for each arm, rounds for both arms together.
+    Queries enter through the block median and are not drawn anew: that would count their noise twice (A. Davison and
+    D. Hinkley, Bootstrap Methods and their Application, 1997, section 3.8). Percentiles are widened for few builds and
+    rounds by Student's t (T. Hesterberg, What Teachers Should Know about the Bootstrap, 2015), its degrees of freedom
+    after Satterthwaite. With one build, what another build of the same network would give is not in the interval.
+    Raises InvalidMeasurement if a block median is 0 (the clock is too coarse) or fewer than two rounds are left,
+    ValueError if shapes do not fit, MissingDependency without scipy.
     """
-    if arm.shape != baseline.shape or arm.size == 0 or arm.size % 2:
+    arm, baseline = np.atleast_2d(arm), np.atleast_2d(baseline)
+    if arm.shape[1] != baseline.shape[1] or arm.size == 0 or arm.shape[1] % 2:
         raise ValueError(f"block medians must pair up, two per round: {arm.shape} and {baseline.shape}")
-    if min(arm.min(), baseline.min()) <= 0:
+    pairs = [_rounds(each) for each in (arm, baseline)]
+    kept = ~np.concatenate([np.isnan(each).all(axis=2) for each in pairs]).any(axis=0)
+    if kept.sum() < 2:
+        raise _too_few(int(kept.sum()), kept.size)
+    pairs = [each[:, kept] for each in pairs]
+    of_arm, of_baseline = (np.nanmean(each, axis=2) for each in pairs)
+    draws = paired_draws(of_arm, of_baseline, resamples, seed=seed)
+    common = np.concatenate([of_arm, of_baseline]).mean(axis=0)
+    parts = [build_variance(each, common) for each in (of_arm, of_baseline)]
+    rest = max(0.0, float(draws.var()) - sum(variance for variance, _ in parts))
+    units = int(kept.sum())
+    centre = float(np.median(of_arm.mean(axis=0) - of_baseline.mean(axis=0)))
+    freedom = satterthwaite([*parts, (rest, units - 1)])
+    return _judged(_concluded(centre, draws, freedom, units, _rank_p_value(*pairs)))
+
+
+def ratio_between_runs(arm: Floats, base: Floats, *, seed: int = 0, resamples: int = RESAMPLES) -> Ratio:
+    """Compare an arm with one of another run, by block medians as in `ratio_to_baseline`; nothing pairs up here.
+
+    The drift of a run does not cancel, so its rounds are no independent witnesses: each run is cut into ten stretches,
+    and their medians are drawn anew. The cross-check is Mann and Whitney's test on them. What differs between runs as
+    a whole, such as where memory happened to lie, is not in the interval unless each run has several builds.
+    """
+    sides = []
+    for each in map(np.atleast_2d, (arm, base)):
+        pairs = _rounds(each)
+        kept = ~np.isnan(pairs).all(axis=2).any(axis=0)
+        if kept.sum() < 2:
+            raise _too_few(int(kept.sum()), kept.size)
+        rounds = np.nanmean(pairs[:, kept], axis=2)
+        cut = np.array_split(rounds, min(_STRETCHES, rounds.shape[1]), axis=1)
+        sides.append(np.stack([np.median(part, axis=1) for part in cut], axis=1))
+    drawn = [single_draws(each, resamples, seed=seed + at) for at, each in enumerate(sides)]
+    parts = []
+    for each, draws in zip(sides, drawn, strict=True):
+        builds = build_variance(each, 0.0)
+        parts += [builds, (max(0.0, float(draws.var()) - builds[0]), each.shape[1] - 1)]
+    stats: Any = require("scipy.stats", step="comparing latencies")
+    rank_p = float(stats.mannwhitneyu(*(each.mean(axis=0) for each in sides)).pvalue)
+    centre = float(np.subtract(*(np.median(each.mean(axis=0)) for each in sides)))
+    units = min(each.shape[1] for each in sides)
+    return _judged(_concluded(centre, drawn[0] - drawn[1], satterthwaite(parts), units, rank_p))
+
+
+def _rounds(medians: Floats) -> Floats:
+    """Return logarithms, (builds, rounds, 2)."""
+    if np.nanmin(medians, initial=np.inf) <= 0:
         raise InvalidMeasurement("a whole block took 0 ns: the clock is too coarse for this model.\nRaise `--batch`.")
-    logs = (np.log(arm) - np.log(baseline)).reshape(-1, 2).mean(axis=1)
-    centres = _resampled_medians(logs, resamples, seed=seed)
-    tail = 100 * _expanded_tail(len(logs))
-    low, ratio, high = np.exp([np.percentile(centres, tail), np.median(logs), np.percentile(centres, 100 - tail)])
-    return Ratio(ratio=float(ratio), low=float(low), high=float(high), verdict=verdict_of(ratio, low, high))
+    return np.asarray(np.log(medians).reshape(len(medians), -1, 2))
 
 
-def verdict_of(ratio: float, low: float, high: float) -> Verdict:
-    """Judge a ratio with its interval; each triple has exactly one verdict, decided in this order.
+def _too_few(left: int, rounds: int) -> InvalidMeasurement:
+    return InvalidMeasurement(
+        f"{left} of {rounds} rounds are left without a throttled block: nothing can be compared.\n"
+        "Cool the machine or lock its clocks, and measure again."
+    )
 
-    SAME: the whole interval lies within 1 +- 0.02; a difference, even a certain one, is too small to matter.
-    FASTER: the whole interval lies below 1, and the ratio itself below 0.98. SLOWER: above 1, and above 1.02.
+
+def _concluded(centre: float, draws: Floats, freedom: float, units: int, rank_p_value: float) -> Ratio:
+    below, above, p_value = widened(draws, centre=centre, freedom=freedom, units=units, alpha=_ALPHA)
+    low, ratio, high = np.exp([below, centre, above]).tolist()
+    return Ratio(ratio=ratio, low=low, high=high, p_value=p_value, rank_p_value=rank_p_value, verdict="AMBIGUOUS")
+
+
+def holm(ratios: Sequence[Ratio]) -> list[Ratio]:
+    """Judge several comparisons with one baseline, so that all false alarms together stay below 5 % (S. Holm, 1979).
+
+    Intervals stay as they are, each for itself; p values and verdicts are adjusted.
+    """
+    order = sorted(range(len(ratios)), key=lambda at: ratios[at].p_value)
+    adjusted, largest = list(ratios), 0.0
+    for rank, at in enumerate(order):
+        largest = max(largest, min(1.0, (len(ratios) - rank) * ratios[at].p_value))
+        adjusted[at] = _judged(replace(ratios[at], p_value=largest))
+    return adjusted
+
+
+def verdict_of(ratio: float, low: float, high: float, *, confirmed: bool = True) -> Verdict:
+    """Judge a ratio with its 95 % interval; each triple has exactly one verdict, decided in this order.
+
+    SAME: the whole interval lies within 1 +- 0.02 (two one-sided tests of equivalence, 2.5 % each); a difference,
+    even a certain one, is too small to matter.
+    FASTER: the whole interval lies below 1, the ratio itself below 0.98, and the other tests agree (confirmed).
+    SLOWER: above 1, above 1.02, and so on.
     AMBIGUOUS: all else. Either the noise hides which is faster, or one is surely faster but whether by more than
     2 % is not settled; measuring longer narrows the interval and ends it.
     The ratio has to clear 2 % on its own because a lucky narrow interval beside 1 is the usual false alarm.
     """
     if low >= 1 - SAME_WITHIN and high <= 1 + SAME_WITHIN:
         return "SAME"
-    if high < 1 and ratio < 1 - SAME_WITHIN:
+    if confirmed and high < 1 and ratio < 1 - SAME_WITHIN:
         return "FASTER"
-    if low > 1 and ratio > 1 + SAME_WITHIN:
+    if confirmed and low > 1 and ratio > 1 + SAME_WITHIN:
         return "SLOWER"
     return "AMBIGUOUS"
 
 
-def _expanded_tail(rounds: int) -> float:
-    """Return the share to cut off each side: 0.025 for many rounds, less for few."""
-    if rounds < 2:
-        return 0.0
-    normal, freedom = NormalDist(), rounds - 1
-    z = normal.inv_cdf((1 + CONFIDENCE) / 2)
-    # Student's t quantile by its expansion in 1/freedom (Abramowitz and Stegun 26.7.5); 0.2 % off at 9.
-    t = z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
-    return normal.cdf(-t * (rounds / freedom) ** 0.5)
+def _judged(found: Ratio) -> Ratio:
+    confirmed = max(found.p_value, found.rank_p_value) < _ALPHA
+    return replace(found, verdict=verdict_of(found.ratio, found.low, found.high, confirmed=confirmed))
 
 
-def _resampled_medians(values: Floats, resamples: int, *, seed: int) -> Floats:
-    """Return the medians of `resamples` draws with replacement, shape (resamples,)."""
-    generator = np.random.default_rng(seed)
-    step = max(1, _CHUNK_VALUES // len(values))
-    parts = []
-    for start in range(0, resamples, step):
-        picks = generator.integers(len(values), size=(min(step, resamples - start), len(values)))
-        parts.append(np.median(values[picks], axis=1))
-    return np.concatenate(parts)
+def _rank_p_value(arm: Floats, baseline: Floats) -> float:
+    """Return the two-sided p of a Mann-Whitney test within each round, summed (P. van Elteren, 1960).
+
+    arm, baseline: (builds, rounds, 2), NaN for dropped blocks. Only blocks of one round are ranked against each
+    other, so a drift that both arms share cannot hide a difference, nor make one.
+    """
+    first, second = (each.transpose(1, 0, 2).reshape(each.shape[1], -1) for each in (arm, baseline))
+    above = (first[:, :, None] > second[:, None, :]) + 0.5 * (first[:, :, None] == second[:, None, :])
+    n, m = (np.sum(~np.isnan(each), axis=1) for each in (first, second))
+    weight = 1 / (n + m + 1)
+    excess = float(np.sum(weight * (above.sum(axis=(1, 2)) - n * m / 2)))
+    spread = float(np.sum(weight**2 * n * m * (n + m + 1) / 12)) ** 0.5
+    return 2 * NormalDist().cdf(-abs(excess) / spread)

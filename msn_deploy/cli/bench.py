@@ -8,10 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from msn_deploy.cli import output
-from msn_deploy.cli.options import Seconds, Threads, Trust, new_text
+from msn_deploy.cli.options import MINIMUM_SECONDS, Threads, Trust, new_file, new_text
+from msn_deploy.core.errors import InputError, InvalidMeasurement
 
 if TYPE_CHECKING:
     from msn_deploy.bench import BenchResult
+
+
+def _gate_file(path: Path | None) -> Path | None:
+    """Refuse, before the work, to replace what is no gate, such as a model. Raises InputError."""
+    if path is not None and path.suffix not in (".md", ".xml"):
+        raise InputError(f"{path} is written as .md (--markdown) or .xml (--junit).\nGive it that ending.")
+    return new_file(path)
 
 
 def command(
@@ -20,18 +28,40 @@ def command(
     provider: Annotated[str, typer.Option(help="Of ONNX files: cpu, cuda or tensorrt.")] = "cpu",
     batch: Annotated[int, typer.Option(min=1, help="Images per query.")] = 1,
     threads: Threads = None,
-    seconds: Seconds = 10.0,
+    seconds: Annotated[
+        float | None,
+        typer.Option(min=MINIMUM_SECONDS, help="Measured time per model, s.", show_default="10; 600 with mlperf"),
+    ] = None,
+    profile: Annotated[str, typer.Option(help="Timing profile: single-stream or mlperf.")] = "single-stream",
+    builds: Annotated[int, typer.Option(min=1, help="Load each model so many times.")] = 1,
+    energy: Annotated[bool, typer.Option("--energy", help="Measure energy per query too (Jetson).")] = False,
     trust: Trust = False,
     json: Annotated[
         Path | None, typer.Option("--json", callback=new_text, help="Write the result with raw samples; - for stdout.")
     ] = None,
     html: Annotated[Path | None, typer.Option("--html", callback=new_text, help="Write the report page.")] = None,
+    against: Annotated[Path | None, typer.Option(help="Hold every model against this earlier --json.")] = None,
+    fail_if: Annotated[
+        str | None,
+        typer.Option(help="Exit 1 if slower than --against, or else than the baseline.", show_default="slower:3%"),
+    ] = None,
+    markdown: Annotated[Path | None, typer.Option(callback=_gate_file, help="Write the gate as Markdown.")] = None,
+    junit: Annotated[Path | None, typer.Option(callback=_gate_file, help="Write the gate as JUnit XML.")] = None,
 ) -> None:
     """Measure latency side by side, in interleaved blocks, against a baseline."""
     from msn_deploy.bench import MeasureOptions, to_json
-    from msn_deploy.pipeline import bench
-    from msn_deploy.pipeline.bench import write_html, write_json
+    from msn_deploy.bench.gate import judge_baseline, judge_regression, parse_limit
+    from msn_deploy.bench.profile import seconds_for
+    from msn_deploy.pipeline.bench import bench, read_result, write_gate, write_html, write_json
 
+    measured = list(dict.fromkeys([*([baseline] if baseline is not None else []), *models]))
+    gated = against is not None or fail_if is not None
+    if not gated and (markdown or junit):
+        raise InputError("--markdown and --junit write a gate.\nAdd `--against base.json` or `--fail-if slower:3%`.")
+    if fail_if is not None and against is None and len(measured) < 2:
+        raise InputError("--fail-if has nothing to hold the only model against.\nAdd `--against` or `--baseline`.")
+    limit = parse_limit(fail_if or "slower:3%")
+    base = None if against is None else read_result(against)
     with output.progress_bar() as progress:
         result = bench(
             models,
@@ -39,19 +69,34 @@ def command(
             provider=provider,
             batch=batch,
             threads=threads,
+            profile=profile,
+            builds=builds,
+            energy=energy,
             trust=trust,
-            options=MeasureOptions(seconds=seconds),
+            options=MeasureOptions(seconds=seconds_for(profile, seconds)),
             progress=progress,
         )
-    measured = list(dict.fromkeys([*([baseline] if baseline is not None else []), *models]))
     if html is not None:
         write_html(result, html, measured, title="msn-deploy bench")
     if json is not None and str(json) == "-":
         output.say(to_json(result))
-        return
-    if json is not None:
-        write_json(result, json, measured)
-    show(result)
+    else:
+        if json is not None:
+            write_json(result, json, measured)
+        show(result)
+    gate = None
+    if base is not None:
+        gate = judge_regression(result, base, limit=limit, source=str(against))
+    elif gated:
+        gate = judge_baseline(result, limit=limit)
+    if gate is not None:
+        write_gate(result, gate, measured, md=markdown, xml=junit)
+    if not result.validity.valid:
+        raise InvalidMeasurement(result.validity.message)
+    if gate is not None:
+        gate.check()
+        for each in gate.findings:
+            output.note(f"gate: {each.name} {each.state} against {gate.against}")
 
 
 def show(result: BenchResult) -> None:
@@ -76,8 +121,24 @@ def show(result: BenchResult) -> None:
     for names in graphs.values():
         if names[1:]:
             output.say(f"same graph: {', '.join(names)}; a difference between them is noise, not the network")
+    for arm in result.arms:
+        if arm.energy is not None:
+            low, high = arm.energy["interval_mj"]
+            output.say(
+                f"{arm.name}: {arm.energy['mj']:.3g} mJ per query ({low:.3g} to {high:.3g}) above "
+                f"{arm.energy['idle_w']:.2f} W idle; {arm.energy['rail']}, a value per "
+                f"{arm.energy['sensor_period_ms']:g} ms; {arm.energy['source']}"
+            )
+    if result.validity.dirty_blocks:
+        counted = ", ".join(f"{count} {cause}" for cause, count in result.validity.causes.items())
+        output.say(f"{result.validity.dirty_blocks} of {result.validity.blocks} blocks dropped: {counted}")
+    if result.control is not None and result.control.verdict in ("FASTER", "SLOWER"):
+        output.say(
+            f"control: {result.baseline} against itself came out {result.control.verdict} "
+            f"({result.control.ratio:.3f}); this machine is too unsteady for these verdicts"
+        )
     profile = result.profile
     output.say(
-        f"{profile.provider}, batch {profile.batch}, {profile.threads} threads, input: {profile.input}; "
-        "ratio below 1 is faster"
+        f"{profile.name}: {profile.provider}, batch {profile.batch}, {profile.threads} threads, input: "
+        f"{profile.input}; ratio below 1 is faster; p90 and p99 are 99 % upper bounds"
     )

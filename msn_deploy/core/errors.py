@@ -2,7 +2,8 @@
 
 MsnDeployError                      anything below; caught once, in cli/app.py
 ├── InputError            exit 2    a file, folder, name or option that cannot be used
-│   └── FoldError         exit 2    a network (part) that cannot be folded exactly
+│   ├── FoldError         exit 2    a network (part) that cannot be folded exactly
+│   └── NotComparable     exit 2    two measurements that were not made alike
 ├── GateError             exit 1    a promise was measured and not kept
 │   └── ParityError       exit 1    two stages disagree on the same input
 ├── MissingDependency     exit 3    a package that this step needs is not there
@@ -31,6 +32,10 @@ class FoldError(InputError):
     def __init__(self, message: str, *, code: str = "") -> None:
         super().__init__(message)
         self.code = code
+
+
+class NotComparable(InputError):
+    """Two measurements that were not made alike; the message names the first difference."""
 
 
 class GateError(MsnDeployError):

@@ -5,17 +5,23 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from msn_deploy.bench import Arm, BenchResult, MeasureOptions, Profile, compare, measure, read_environment
+from msn_deploy.bench import Arm, BenchResult, MeasureOptions, compare, from_json, measure, read_environment
 from msn_deploy.bench import to_json as bench_json
+from msn_deploy.bench.gate import Gate
+from msn_deploy.bench.gate_text import junit, markdown
+from msn_deploy.bench.jetson import pinned_mhz
+from msn_deploy.bench.power import find_sensor, measure_energy
+from msn_deploy.bench.profile import preset
 from msn_deploy.bench.report import render_html
-from msn_deploy.core.artifacts import Parent, parent_of, publish, sha256_of
+from msn_deploy.bench.validity import Probe
+from msn_deploy.core.artifacts import Parent, open_input, parent_of, publish, sha256_of
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.progress import Progress, silent
 from msn_deploy.data import to_input
@@ -33,28 +39,45 @@ def bench(
     provider: str = "cpu",
     batch: int = 1,
     threads: int | None = None,
+    profile: str = "single-stream",
+    builds: int = 1,
+    energy: bool = False,
     trust: bool = False,
     options: MeasureOptions | None = None,
+    root: Path = Path("/"),
     names: Mapping[Path, str] | None = None,
     progress: Progress = silent,
 ) -> BenchResult:
     """Time every model against the baseline (the first model if None), each query on another real image.
 
-    provider: of ONNX files. threads: None takes every core that this process may use. trust: load engines from
-    elsewhere. names: of the rows; file names without suffix if None. ONNX files that say they are not folded run with
-    the runtime's own norm fusions off, and their row says so.
+    provider: of ONNX files. threads: None takes every core that this process may use. profile: one that
+    `bench.profile.preset` takes. builds: how many times each model is loaded, so that one lucky load does not decide.
+    energy: measure it too. trust: load engines from elsewhere. root: where /proc and /sys are looked for. names: of the
+    rows; file names without suffix if None.
+    ONNX files that say they are not folded run with the runtime's own norm fusions off, and their row says so.
+    The result may be invalid (a throttled machine): look at its `validity`.
     Raises InputError (exit 2), MissingDependency or MissingDevice (exit 3), InvalidMeasurement (exit 4).
     """
+    if builds < 1:
+        raise InputError(f"{builds} builds cannot be measured.\nGive `--builds` 1 or more.")
+    options = options or MeasureOptions()
+    sensor = find_sensor(root) if energy else None
     paths = list(dict.fromkeys([*([baseline] if baseline is not None else []), *models]))
     if threads is None:
         threads = len(os.sched_getaffinity(0))
+    provided = " and ".join(sorted({"engine" if _is_engine(path) else provider for path in paths}))
+    conditions = preset(profile, provider=provided, batch=batch, threads=threads, input="random")
+    if conditions.sync != "query":
+        raise InputError(
+            f"profile {profile} does not wait for every query, and `bench` does.\n"
+            "Time it with `trtexec --loadEngine=...`, or use `--profile single-stream`."
+        )
     named = {path: (names or {}).get(path, path.name.removesuffix(path.suffix)) for path in paths}
     if len(set(named.values())) < len(paths):
         named = {path: str(path) for path in paths}
-    arms, inputs, provided = [], set(), set()
+    arms, inputs = [], set()
     for path in paths:
         runner = load_runner(path, threads=threads, provider=provider, trust=trust)
-        provided.add("engine" if _is_engine(path) else provider)
         unfolded = runner.info is not None and not runner.info.folded and runner.info.norm != "none"
         unfolded = unfolded and not _is_engine(path)  # TensorRT fuses what it can
         if unfolded:
@@ -63,12 +86,39 @@ def bench(
         samples, kind, images = _samples(runner, batch)
         inputs.add(kind)
         facts = {**_facts(runner, unfolded=unfolded), "images": None if images is None else asdict(images)}
-        arms.append(Arm(name=named[path], run=_query(runner, samples), facts=facts))
+        again = [
+            load_runner(path, threads=threads, provider=provider, fuse_norms=not unfolded, trust=trust)
+            for _ in range(builds - 1)
+        ]
+        arms += [
+            Arm(name=named[path], run=_query(each, samples), build=number, facts=facts)
+            for number, each in enumerate([runner, *again])
+        ]
     if len(inputs) > 1:
         raise InputError("some models say what data they were trained on and others do not: their inputs would differ.")
-    profile = Profile(provider=" and ".join(sorted(provided)), batch=batch, threads=threads, input=inputs.pop())
-    taken = measure(arms, options=options or MeasureOptions(), progress=progress)
-    return compare(taken, baseline=named[paths[0]], environment=read_environment(), profile=profile)
+    taken = measure(arms, options=options, progress=progress, probe=Probe(root))
+    firsts = [arm for arm in arms if arm.build == 0]
+    return compare(
+        taken,
+        baseline=named[paths[0]],
+        environment=read_environment(root),
+        profile=replace(conditions, input=inputs.pop()),
+        pinned_mhz=pinned_mhz(root),
+        energies=sensor and measure_energy(firsts, sensor, seconds=options.seconds, progress=progress),
+    )
+
+
+def read_result(path: Path) -> BenchResult:
+    """Read what `write_json` wrote. Raises InputError."""
+    with open_input(path) as stream:
+        return from_json(stream.read().decode("utf-8", "replace"), source=str(path))
+
+
+def write_gate(result: BenchResult, gate: Gate, models: Sequence[Path], *, md: Path | None, xml: Path | None) -> None:
+    """Write the judgement as Markdown and as JUnit XML, atomically, with sidecars."""
+    for out, text in ((md, markdown), (xml, junit)):
+        if out is not None:
+            _publish(out, text(result, gate), "gate", models, result)
 
 
 def write_json(result: BenchResult, out: Path, models: Sequence[Path]) -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import time
+from array import array
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,8 +23,10 @@ def samples_of(levels_ms=LEVELS_MS, *, rounds: int = 12, queries: int = 40, nois
     for name, level_ms in levels_ms.items():
         raw = (1e6 * level_ms * random.lognormal(0, noise, (2 * rounds, queries))).astype(int).tolist()
         starts = tuple(int(1e8 * at) for at in range(2 * rounds))
+        slots = tuple(len(levels_ms) * at + len(arms) for at in range(2 * rounds))
         facts = {"file": f"{name}.onnx", "sha256": "ab" * 32, "folded": "un" not in name}
-        arms.append(ArmSamples(name=name, facts=facts, blocks=tuple(map(tuple, raw)), block_starts_ns=starts))
+        blocks = tuple(array("q", block) for block in raw)
+        arms.append(ArmSamples(name=name, facts=facts, blocks=blocks, block_starts_ns=starts, slots=slots))
     return Samples(arms=tuple(arms), options=MeasureOptions(seconds=2.5))
 
 
@@ -49,9 +53,9 @@ def test_numbers_are_those_of_the_raw_samples():
     arm = result_of(samples).arms[1]
     raw_ms = np.array(samples.arms[1].blocks).ravel() / 1e6
     assert arm.median_ms == pytest.approx(np.median(raw_ms))
-    assert arm.p90_ms == pytest.approx(np.percentile(raw_ms, 90), rel=1e-3)
-    assert arm.p99_ms == pytest.approx(np.percentile(raw_ms, 99), rel=3e-3)
-    assert arm.median_ms < arm.p90_ms < arm.p99_ms
+    assert np.percentile(raw_ms, 90) < arm.p90_ms < np.percentile(raw_ms, 94)
+    assert np.percentile(raw_ms, 99) < arm.p99_ms <= raw_ms.max()
+    assert arm.median_ms < arm.median_bound_ms < arm.p90_ms < arm.p95_ms < arm.p99_ms
     assert (arm.queries, arm.blocks) == (960, 24)
     assert arm.samples_ns == samples.arms[1].blocks
     assert arm.block_start_ms[:3] == (0.0, 100.0, 200.0)
@@ -60,7 +64,7 @@ def test_numbers_are_those_of_the_raw_samples():
 def test_tails_of_few_queries_are_none():
     arm = result_of(samples_of(queries=1)).arms[0]
     assert (arm.queries, arm.p90_ms, arm.p99_ms) == (24, None, None)
-    arm = result_of(samples_of(queries=4)).arms[0]
+    arm = result_of(samples_of(queries=8)).arms[0]
     assert arm.p90_ms is not None
     assert arm.p99_ms is None
 
@@ -84,17 +88,22 @@ def test_json_round_trip(queries):
 
 def test_json_of_an_arm_begins_with_the_promised_keys():
     value = json.loads(to_json(result_of()))
-    assert value["schema"] == "msn-deploy-bench/1"
+    assert value["schema"] == "msn-deploy-bench/2"
     promised = ["name", "median_ms", "p90_ms", "p99_ms", "ratio", "ratio_interval", "verdict", "queries", "blocks"]
     for arm in value["arms"]:
         assert list(arm)[: len(promised)] == promised
     assert value["profile"] == {
         "provider": "cpu",
+        "name": "single-stream",
         "batch": 1,
         "threads": 2,
         "input": "real samples",
-        "h2d": "n/a",
-        "d2h": "n/a",
+        "h2d": None,
+        "d2h": None,
+        "cuda_graph": False,
+        "spin_wait": False,
+        "streams": 1,
+        "sync": "query",
     }
     assert value["options"]["seconds"] == 2.5
 
@@ -102,9 +111,9 @@ def test_json_of_an_arm_begins_with_the_promised_keys():
 def test_json_holds_one_block_of_whole_nanoseconds_per_line():
     result = result_of()
     lines = [line.strip().rstrip(",") for line in to_json(result).splitlines()]
-    first = json.dumps(result.arms[0].samples_ns[0], separators=(",", ":"))
+    first = json.dumps(result.arms[0].samples_ns[0].tolist(), separators=(",", ":"))
     assert first in lines
-    assert len(lines) < 400
+    assert len(lines) < 500
 
 
 def test_hostile_names_and_facts_survive_json():
@@ -137,14 +146,15 @@ def damaged(change) -> str:
 
 
 def keep_blocks(arm: dict, count: int) -> None:
-    arm["samples_ns"], arm["block_start_ms"] = arm["samples_ns"][:count], arm["block_start_ms"][:count]
+    for key in ("samples_ns", "block_start_ms", "block_causes"):
+        arm[key] = arm[key][:count]
     arm.update(blocks=count, queries=40 * count)
 
 
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        (lambda v: v.update(schema="msn-deploy-bench/2"), "schema 'msn-deploy-bench/2'"),
+        (lambda v: v.update(schema="msn-deploy-bench/1"), "(?s)schema 'msn-deploy-bench/1'.*Measure again"),
         (lambda v: v.pop("schema"), "'schema' is missing"),
         (lambda v: v.pop("arms"), "'arms' is missing"),
         (lambda v: v.pop("profile"), "'profile' is missing"),
@@ -161,13 +171,20 @@ def keep_blocks(arm: dict, count: int) -> None:
         (lambda v: v["arms"][1].update(queries=3), "promises 3 queries"),
         (lambda v: v["arms"][1].update(facts=None), "facts"),
         (lambda v: keep_blocks(v["arms"][1], 22), "unequal numbers of blocks"),
-        (lambda v: [keep_blocks(arm, 23) for arm in v["arms"]], "two blocks per round.*has 23"),
-        (lambda v: [keep_blocks(arm, 0) for arm in v["arms"]], "two blocks per round.*has 0"),
+        (lambda v: [keep_blocks(arm, 23) for arm in v["arms"]], "two blocks per round and build.*has 23"),
+        (lambda v: [keep_blocks(arm, 0) for arm in v["arms"]], "two blocks per round and build.*has 0"),
         (lambda v: v["arms"][1]["samples_ns"].pop(), "'BN folded' needs two blocks"),
         (lambda v: v["arms"][1]["samples_ns"][0].clear(), "none of them empty"),
         (lambda v: v["arms"][1]["samples_ns"][0].pop(), "'BN folded' promises"),
         (lambda v: v["arms"][1]["samples_ns"][0].__setitem__(0, 1.5), "whole number of nanoseconds"),
         (lambda v: v["arms"][1]["samples_ns"][0].__setitem__(0, -1), "whole number of nanoseconds"),
+        (lambda v: v["arms"][1]["samples_ns"].__setitem__(0, "12345678"), "whole number of nanoseconds"),
+        (lambda v: v["arms"][1]["samples_ns"][0].__setitem__(0, 2**70), "whole number of nanoseconds"),
+        (lambda v: v["validity"].update(dirty_blocks=3), "validity counts other blocks"),
+        (lambda v: v.pop("validity"), "'validity' is missing"),
+        (lambda v: v["arms"][1].update(block_causes=["hot"] * 24), "no block that counts"),
+        (lambda v: v["arms"][1].update(builds=5), "two blocks per round and build"),
+        (lambda v: v["arms"][1].update(p_value="0"), "not a number"),
     ],
 )
 def test_damaged_json_is_an_input_error_that_names_the_problem(change, problem):
@@ -182,7 +199,7 @@ def test_what_is_not_a_result_is_an_input_error(text):
         from_json(text, source="bench.json")
 
 
-@pytest.mark.parametrize("missing", ["samples_ns", "block_start_ms", "verdict", "name"])
+@pytest.mark.parametrize("missing", ["samples_ns", "block_start_ms", "block_causes", "verdict", "name"])
 def test_missing_keys_of_an_arm_are_named(missing):
     with pytest.raises(InputError, match=missing):
         from_json(damaged(lambda v: v["arms"][2].pop(missing)))
@@ -193,3 +210,45 @@ def test_results_are_frozen():
     assert isinstance(arm, ArmResult)
     with pytest.raises(AttributeError):
         arm.verdict = "FASTER"
+
+
+def test_builds_are_one_row_and_widen_its_interval():
+    """Two builds of each model; those of the second differ by 8 %, which one build alone would hide."""
+    first, second = samples_of({"one": 1.0, "other": 1.0}), samples_of({"one": 1.0, "other": 1.08})
+    again = [replace(arm, build=1, slots=tuple(48 + slot for slot in arm.slots)) for arm in second.arms]
+    single = result_of(second, baseline="one").arms[1]
+    arm = result_of(replace(first, arms=(*first.arms, *again)), baseline="one").arms[1]
+    assert (arm.builds, arm.blocks, len(arm.samples_ns)) == (2, 48, 48)
+    assert arm.ratio == pytest.approx(1.04, rel=0.01)
+    assert single.verdict == "SLOWER"
+    assert arm.verdict == "AMBIGUOUS"
+    width, width_of_one = (each.ratio_interval[1] - each.ratio_interval[0] for each in (arm, single))
+    assert width > 5 * width_of_one
+    result = result_of(replace(first, arms=(*first.arms, *again)), baseline="one")
+    assert from_json(to_json(result)) == result
+
+
+def test_the_baseline_against_itself_is_the_control():
+    assert result_of().control.verdict == "SAME"
+    assert result_of(samples_of(rounds=7)).control is None
+    samples = samples_of({"a": 1.0})
+    (arm,) = samples.arms
+    # Every first and fourth block is slower: nothing that two equal arms would show, and the control sees it.
+    odd = tuple(array("q", [int(ns * (1.2 if at % 4 in (0, 3) else 1)) for ns in b]) for at, b in enumerate(arm.blocks))
+    assert result_of(replace(samples, arms=(replace(arm, blocks=odd),)), baseline="a").control.verdict == "SLOWER"
+
+
+def test_many_samples_are_analysed_in_seconds():
+    """Three models, 30 s each, 20 us per query: 4.5 million samples."""
+    random = np.random.default_rng(1)
+    arms = []
+    for at, name in enumerate("abc"):
+        raw = random.lognormal(10, 0.02, (1200, 1250)).astype(np.int64)
+        blocks = tuple(array("q", block.tobytes()) for block in raw)
+        slots = tuple(range(at, 3600, 3))
+        arms.append(ArmSamples(name=name, facts={}, blocks=blocks, block_starts_ns=slots, slots=slots))
+    samples = Samples(arms=tuple(arms), options=MeasureOptions())
+    start = time.process_time()
+    result = result_of(samples, baseline="a")
+    assert time.process_time() - start < 5
+    assert sum(arm.queries for arm in result.arms) == 4_500_000

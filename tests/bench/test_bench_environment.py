@@ -65,6 +65,7 @@ def test_workstation_layout(tmp_path):
 def test_what_cannot_be_read_is_none(tmp_path):
     found = read_environment(tmp_path)
     absent = {"host", "machine", "cpu", "memory_mib", "kernel", "governor", "frequency_mhz", "load_average"}
+    absent |= {"gpu", "l4t", "power_mode", "clocks_pinned", "gpu_limits_mhz"}
     assert {key for key, value in found.items() if value is None} == absent
     assert found["cores_usable"] >= 1
     assert found["versions"]["numpy"] == np.__version__

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import gc
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 
 from msn_deploy.bench.measure import MAX_ARM_QUERIES, MAX_BLOCK_QUERIES, MIN_ROUNDS, Arm, MeasureOptions, measure
+from msn_deploy.bench.validity import Reading
 from msn_deploy.core.errors import InputError, InvalidMeasurement
 
 MS = 1_000_000
@@ -212,3 +214,49 @@ def test_arms_need_names_of_their_own():
 def test_options_refuse_what_cannot_be_used_and_name_it(name, value):
     with pytest.raises(InputError, match=name):
         MeasureOptions(**{name: value})
+
+
+def test_builds_of_one_model_share_its_time_and_are_told_apart():
+    machine = FakeMachine()
+    arms = [replace(machine.arm(name, MS), build=build) for name in "ab" for build in range(3)]
+    samples = measure(arms, options=short(seconds=3.0), clock=machine.clock)
+    assert [(arm.name, arm.build) for arm in samples.arms] == [(name, build) for name in "ab" for build in range(3)]
+    for arm in samples.arms:
+        assert sum(map(sum, arm.blocks)) == pytest.approx(1e9, rel=0.05)
+
+
+def test_unequal_numbers_of_builds_are_refused():
+    machine = FakeMachine()
+    arms = [machine.arm("a", MS), machine.arm("b", MS), replace(machine.arm("b", MS), build=1)]
+    with pytest.raises(InputError, match="equal numbers of builds"):
+        measure(arms, options=short(), clock=machine.clock)
+
+
+def test_the_machine_is_probed_around_every_block_and_never_within():
+    machine = FakeMachine()
+    at: list[int] = []
+
+    def probe() -> Reading:
+        at.append(len(machine.log))
+        return Reading(throttled={}, clocks_mhz={"gpu": float(machine.now)}, temperatures_c={}, cooling={})
+
+    samples = measure([machine.arm(n, 2 * MS) for n in "ab"], options=short(), clock=machine.clock, probe=probe)
+    blocks = sum(len(arm.blocks) for arm in samples.arms)
+    assert len(samples.readings) == blocks + 1
+    assert {after - before for before, after in pairwise(at)} == {20}
+    assert sorted(slot for arm in samples.arms for slot in arm.slots) == list(range(blocks))
+    by_start = sorted(
+        (start, slot) for arm in samples.arms for start, slot in zip(arm.block_starts_ns, arm.slots, strict=True)
+    )
+    assert [slot for _, slot in by_start] == list(range(blocks))
+
+
+def test_no_time_of_the_probe_is_in_a_sample():
+    machine = FakeMachine()
+
+    def probe() -> Reading:
+        machine.now += 500 * MS
+        return Reading(throttled={}, clocks_mhz={}, temperatures_c={}, cooling={})
+
+    samples = measure([machine.arm("a", MS)], options=short(), clock=machine.clock, probe=probe)
+    assert {ns for block in samples.arms[0].blocks for ns in block} == {MS}

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from array import array
 from html.parser import HTMLParser
 from itertools import product
 
@@ -25,7 +26,10 @@ def result_of(levels_ms, *, rounds=12, queries=30, noise=0.01, facts=None, envir
         raw = (1e6 * level * random.lognormal(0, noise, (2 * rounds, queries))).astype(int).tolist()
         starts = tuple(int(5e7 * at) for at in range(2 * rounds))
         known = {"sha256": "cd" * 32, "folded": "unfolded" not in name, **(facts or {})}
-        arms.append(ArmSamples(name=name, facts=known, blocks=tuple(map(tuple, raw)), block_starts_ns=starts))
+        blocks = tuple(array("q", block) for block in raw)
+        arms.append(
+            ArmSamples(name=name, facts=known, blocks=blocks, block_starts_ns=starts, slots=tuple(range(2 * rounds)))
+        )
     return compare(
         Samples(arms=tuple(arms), options=MeasureOptions()),
         baseline=next(iter(levels_ms)),

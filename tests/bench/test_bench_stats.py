@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from math import comb
-from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -10,11 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from msn_deploy.bench.stats import (
-    MINIMUM_QUERIES,
     VERDICTS,
-    _expanded_tail,
     block_medians,
-    percentile,
     ratio_to_baseline,
     verdict_of,
 )
@@ -36,24 +31,6 @@ def verdicts(runs: int, **truth: float) -> Counter:
         baseline, arm = run_of(seed, **truth)
         found[ratio_to_baseline(arm, baseline, seed=seed, resamples=1000).verdict] += 1
     return found
-
-
-@pytest.mark.parametrize(("percent", "smallest"), sorted(MINIMUM_QUERIES.items()))
-def test_minimum_queries_are_those_of_the_early_stopping_rule(percent, smallest):
-    def at_most_one_over(n: int) -> float:
-        over = 1 - percent / 100
-        return sum(comb(n, k) * over**k * (1 - over) ** (n - k) for k in (0, 1))
-
-    assert at_most_one_over(smallest) <= 0.01 < at_most_one_over(smallest - 1)
-
-
-@pytest.mark.parametrize("percent", [90, 95, 99])
-def test_percentiles_are_refused_for_few_samples_and_are_observed_values(percent):
-    smallest = MINIMUM_QUERIES[percent]
-    values = np.random.default_rng(1).permutation(np.arange(1.0, 1001.0))
-    assert percentile(values[: smallest - 1], percent) is None
-    assert percentile(values[:smallest], percent) in values
-    assert percentile(values, percent) == percent * 10
 
 
 def test_block_medians_keep_blocks_apart():
@@ -101,13 +78,6 @@ def test_few_rounds_on_a_noisy_machine_keep_the_promised_rates():
         false += ratio.verdict in ("FASTER", "SLOWER")
     assert covered >= 945
     assert false <= 50
-
-
-@pytest.mark.parametrize(("rounds", "student_t"), [(10, 2.262157), (20, 2.093024), (100, 1.984217)])
-def test_tails_are_expanded_by_students_t_and_the_missing_degree_of_freedom(rounds, student_t):
-    expected = NormalDist().cdf(-student_t * (rounds / (rounds - 1)) ** 0.5)
-    assert _expanded_tail(rounds) == pytest.approx(expected, rel=0.02)
-    assert _expanded_tail(10**6) == pytest.approx(0.025, rel=1e-4)
 
 
 def test_pairing_by_round_removes_what_slows_both_arms():

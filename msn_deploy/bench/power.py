@@ -1,0 +1,177 @@
+"""How much energy does one query take? From the INA3221 on the module, through sysfs, without root rights.
+
+MLPerf accepts external analysers only: numbers of the module's own sensor are indicative. They are taken in windows of
+their own after the latencies, so that reading the sensor disturbs no latency: an idle window, then one of each arm.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from msn_deploy.bench.bootstrap import Floats
+from msn_deploy.bench.measure import Arm, Clock
+from msn_deploy.bench.stats import CONFIDENCE
+from msn_deploy.bench.sysfs import folders, number, text
+from msn_deploy.core.errors import InvalidMeasurement, MissingDevice
+from msn_deploy.core.optional import require
+from msn_deploy.core.progress import Progress, silent
+
+MIN_UPDATES = 30
+WINDOWS = 6
+# The sensor averages: what it says within two updates of a change still holds the time before the change.
+_STALE_UPDATES = 2
+# Which rails add up to the module, and others by which its kind is known: Orin Nano and NX, AGX Orin, Thor.
+_MODULES = (
+    (("VDD_IN",), ("VDD_CPU_GPU_CV", "VDD_SOC")),
+    (("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"), ()),
+    (("VIN",), ("VDD_GPU", "VDD_CPU_SOC_MSS")),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sensor:
+    """Where the power of the whole module is read. rail: its name, or names with " + ". period_s: of one update."""
+
+    rail: str
+    period_s: float
+    files: tuple[tuple[Path, Path], ...]  # millivolts, milliamperes
+
+    def watts(self) -> float:
+        """Read the power now. Raises MissingDevice if the sensor is gone."""
+        total = 0.0
+        for volts, amperes in self.files:
+            millivolts, milliamperes = number(volts), number(amperes)
+            if millivolts is None or milliamperes is None:
+                raise MissingDevice(f"the power sensor stopped answering: {volts} or {amperes.name} cannot be read.")
+            total += millivolts * milliamperes / 1e6
+        return total
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Energy:
+    """Energy of one query above idle, mJ, with its 95 % interval over windows; idle_w, busy_w: mean power.
+
+    rail: where it was read. sensor_period_ms: of one update; updates: how many of them went into busy_w.
+    """
+
+    mj: float
+    interval_mj: tuple[float, float]
+    idle_w: float
+    busy_w: float
+    rail: str
+    sensor_period_ms: float
+    updates: int
+    source: str = "on-module sensor, indicative"
+
+
+def find_sensor(root: Path = Path("/")) -> Sensor:
+    """Find the INA3221 rails that add up to the module. Raises MissingDevice that says which rail is not there."""
+    found: dict[str, tuple[Path, Path]] = {}
+    period_ms = 0
+    for device in folders(root, "sys/bus/i2c/devices/*"):
+        if "ina3221" not in (text(device / "name") or ""):
+            continue
+        for label_file in folders(device, "hwmon/hwmon*/in[1-3]_label"):
+            label, channel = text(label_file), label_file.name[2]
+            if label is None or "NC" in label:
+                continue
+            found[label] = (label_file.with_name(f"in{channel}_input"), label_file.with_name(f"curr{channel}_input"))
+            period_ms = max(period_ms, number(label_file.with_name("update_interval")) or 0)
+    if not found:
+        raise MissingDevice(
+            "energy needs an INA3221 power sensor, as Jetson modules have; this machine shows none.\n"
+            "In a container, /sys has to be visible. Without `--energy` the latencies are measured."
+        )
+    rails, _ = max(_MODULES, key=lambda module: len({*module[0], *module[1]} & found.keys()))
+    lacking = [label for label in rails if label not in found]
+    if lacking:
+        raise MissingDevice(
+            f"the power of the whole module is not there: rail {', '.join(lacking)} is missing among "
+            f"{', '.join(found)}.\nA part would be reported as all of it. Leave out `--energy`."
+        )
+    if period_ms <= 0:
+        raise MissingDevice("the INA3221 driver does not tell how often it updates (update_interval); energy needs it.")
+    return Sensor(rail=" + ".join(rails), period_s=period_ms / 1e3, files=tuple(found[label] for label in rails))
+
+
+def measure_energy(
+    arms: Sequence[Arm],
+    sensor: Sensor,
+    *,
+    seconds: float,
+    progress: Progress = silent,
+    clock: Clock = time.perf_counter_ns,
+    sleep: Callable[[float], object] = time.sleep,
+) -> Mapping[str, Energy]:
+    """Return the energy of one query by name of the arm; seconds: busy time per arm.
+
+    Raises InvalidMeasurement before measuring if that is shorter than MIN_UPDATES of the sensor.
+    """
+    window_s = seconds / WINDOWS
+    usable = math.floor(window_s / sensor.period_s) - _STALE_UPDATES
+    if usable * WINDOWS < MIN_UPDATES:
+        needed = WINDOWS * sensor.period_s * (math.ceil(MIN_UPDATES / WINDOWS) + _STALE_UPDATES + 1)
+        raise InvalidMeasurement(
+            f"{seconds:g} s are {max(0, usable) * WINDOWS} settled updates of the power sensor (one per "
+            f"{1e3 * sensor.period_s:g} ms); an energy needs {MIN_UPDATES}.\n"
+            f"Raise the time: `--seconds {math.ceil(10 * needed) / 10:g}`."
+        )
+    taken: dict[str, list[tuple[float, float, float, int]]] = {arm.name: [] for arm in arms}
+    for window in range(WINDOWS):
+        progress(window, WINDOWS, "energy")
+        idle_w, _, _ = _window(lambda: sleep(sensor.period_s / 4), sensor, window_s, clock)
+        # Every other window in reverse: what warms up over the windows meets all arms alike.
+        for arm in arms if window % 2 == 0 else reversed(arms):
+            busy_w, query_s, updates = _window(arm.run, sensor, window_s, clock)
+            taken[arm.name].append((idle_w, busy_w, query_s, updates))
+    progress(WINDOWS, WINDOWS, "energy")
+    return {name: _energy(windows, sensor) for name, windows in taken.items()}
+
+
+def _window(run: Callable[[], object], sensor: Sensor, seconds: float, clock: Clock) -> tuple[float, float, int]:
+    """Run for so long; return mean watts once the sensor has settled, seconds per run, and how many readings."""
+    begin = clock()
+    end, period = begin + seconds * 1e9, sensor.period_s * 1e9
+    due, runs, watts = begin + (_STALE_UPDATES + 1) * period, 0, []
+    while (now := clock()) < end:
+        if now >= due:
+            watts.append(sensor.watts())
+            # One reading per update: more would repeat it and pretend to know more.
+            due += period * (1 + (now - due) // period)
+        run()
+        runs += 1
+    if not watts:
+        raise InvalidMeasurement(
+            f"a window of {seconds:.3g} s ended before the power sensor had settled: one query takes "
+            f"{(clock() - begin) / 1e9 / max(1, runs):.3g} s.\nRaise `--seconds`."
+        )
+    return float(np.mean(watts)), (clock() - begin) / 1e9 / max(1, runs), len(watts)
+
+
+def _energy(windows: Sequence[tuple[float, float, float, int]], sensor: Sensor) -> Energy:
+    idle_w, busy_w, query_s, updates = (np.array(column) for column in zip(*windows, strict=True))
+    if updates.sum() < MIN_UPDATES:
+        raise InvalidMeasurement(
+            f"{updates.sum()} updates of the power sensor were seen, an energy needs {MIN_UPDATES}: a query takes "
+            f"{1e3 * query_s.mean():.3g} ms, longer than an update.\nRaise `--seconds`."
+        )
+    mj: Floats = 1e3 * (busy_w - idle_w) * query_s
+    special: Any = require("scipy.special", step="energy")
+    t = float(special.stdtrit(len(mj) - 1, (1 + CONFIDENCE) / 2))
+    half = t * float(mj.std(ddof=1)) / len(mj) ** 0.5
+    return Energy(
+        mj=float(mj.mean()),
+        interval_mj=(float(mj.mean()) - half, float(mj.mean()) + half),
+        idle_w=float(idle_w.mean()),
+        busy_w=float(busy_w.mean()),
+        rail=sensor.rail,
+        sensor_period_ms=1e3 * sensor.period_s,
+        updates=int(updates.sum()),
+    )

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from fake_sysfs import WHOLE, FakeJetson
+
+from msn_deploy.bench.measure import Arm
+from msn_deploy.bench.power import MIN_UPDATES, find_sensor, measure_energy
+from msn_deploy.core.errors import InvalidMeasurement, MissingDevice
+
+
+def energies(board: FakeJetson, seconds: float = 3.0, **arms: tuple[float, float]) -> dict:
+    sensor = find_sensor(board.root)
+    made = [board.arm(name, ms=ms, watts=watts) for name, (ms, watts) in arms.items()]
+    return dict(measure_energy(made, sensor, seconds=seconds, clock=board.clock, sleep=board.sleep))
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+def test_a_known_wattage_gives_known_millijoules_above_idle(kind: str, tmp_path: Path) -> None:
+    found = energies(FakeJetson(tmp_path, kind), light=(2.0, 7.0), heavy=(5.0, 14.0))
+    # Every third query takes 1 % more; idle is 4 W.
+    assert found["light"].mj == pytest.approx((7 - 4) * 2.0 * (1 + 0.01 / 3), rel=0.01)
+    assert found["heavy"].mj == pytest.approx((14 - 4) * 5.0 * (1 + 0.01 / 3), rel=0.01)
+    for each in found.values():
+        assert each.interval_mj[0] <= each.mj <= each.interval_mj[1]
+        assert each.interval_mj[1] - each.interval_mj[0] < 0.02 * each.mj
+        assert each.rail == " + ".join(WHOLE[kind])
+        assert (each.sensor_period_ms, each.idle_w) == (20, pytest.approx(4.0))
+        assert each.updates >= MIN_UPDATES
+        assert each.source == "on-module sensor, indicative"
+
+
+def test_the_interval_is_as_wide_as_the_windows_differ(tmp_path: Path) -> None:
+    board = FakeJetson(tmp_path, "thor")
+    calm = energies(board, a=(2.0, 10.0))["a"]
+
+    def restless() -> None:
+        watts = 10.0 + board.now // 10**9 % 3
+        if board.drawing != watts:
+            board.set_watts(watts)
+        board.now += 2_000_000
+
+    sensor = find_sensor(board.root)
+    wild = measure_energy([Arm(name="a", run=restless)], sensor, seconds=3.0, clock=board.clock, sleep=board.sleep)["a"]
+    assert wild.interval_mj[1] - wild.interval_mj[0] > 20 * (calm.interval_mj[1] - calm.interval_mj[0])
+
+
+@pytest.mark.parametrize(
+    ("kind", "without"),
+    [("orin-nano", "VDD_IN"), ("agx-orin", "VIN_SYS_5V0"), ("agx-orin", "VDD_GPU_SOC"), ("thor", "VIN")],
+)
+def test_a_missing_rail_is_named_and_no_part_is_sold_as_the_whole(kind: str, without: str, tmp_path: Path) -> None:
+    with pytest.raises(MissingDevice, match=rf"rail {without} is missing among .*VDD") as caught:
+        find_sensor(FakeJetson(tmp_path, kind, without=without).root)
+    assert "--energy" in str(caught.value)
+
+
+def test_a_machine_without_a_sensor(tmp_path: Path) -> None:
+    with pytest.raises(MissingDevice, match="INA3221"):
+        find_sensor(tmp_path)
+
+
+def test_a_driver_that_hides_its_period(tmp_path: Path) -> None:
+    board = FakeJetson(tmp_path, "thor")
+    for path in board.root.rglob("update_interval"):
+        path.unlink()
+    with pytest.raises(MissingDevice, match="update_interval"):
+        find_sensor(board.root)
+
+
+def test_a_run_too_short_for_the_sensor_is_refused_before_it_and_says_how_long_is_enough(tmp_path: Path) -> None:
+    board = FakeJetson(tmp_path, "orin-nano", update_ms=100)
+    with pytest.raises(InvalidMeasurement, match=r"one per 100 ms.*needs 30") as caught:
+        energies(board, seconds=2.0, a=(2.0, 7.0))
+    assert board.now == 0
+    enough = float(str(caught.value).split("--seconds ")[1].rstrip("`."))
+    assert energies(board, seconds=enough, a=(2.0, 7.0))["a"].updates >= MIN_UPDATES
+
+
+@pytest.mark.parametrize("ms", [120.0, 900.0])
+def test_queries_longer_than_an_update_are_refused_if_too_few_updates_are_seen(ms: float, tmp_path: Path) -> None:
+    board = FakeJetson(tmp_path, "orin-nano")
+    with pytest.raises(InvalidMeasurement, match=r"(?s)query takes.*--seconds"):
+        energies(board, seconds=3.0, a=(ms, 7.0))
+
+
+def test_a_sensor_that_vanishes_meanwhile(tmp_path: Path) -> None:
+    board = FakeJetson(tmp_path, "orin-nano")
+    sensor = find_sensor(board.root)
+    sensor.files[0][1].unlink()
+    with pytest.raises(MissingDevice, match="stopped answering"):
+        sensor.watts()

@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from fake_sysfs import GPU, MHZ, MODELS, FakeJetson
+
+from msn_deploy.bench import MeasureOptions, Profile, compare, measure, read_environment
+from msn_deploy.bench.jetson import clocks_pinned, pinned_mhz, power_mode
+from msn_deploy.bench.measure import Arm
+from msn_deploy.bench.result import BenchResult
+from msn_deploy.bench.validity import Probe, block_causes, judge
+from msn_deploy.core.errors import InvalidMeasurement
+
+OPTIONS = MeasureOptions(seconds=0.5, block_ms=10, warmup_seconds=0.01, warmup_queries=5, settle_queries=0)
+KINDS = sorted(MODELS)
+
+
+def bench_on(board: FakeJetson, script: Callable[[float], None]) -> BenchResult:
+    """Measure two arms on a board to which `script` happens, called with the share of blocks begun."""
+    begun = [0]
+    blocks = 2 * 2 * 25
+
+    def progress(done: float, total: float, note: str = "") -> None:
+        if note.startswith("round"):
+            script(begun[0] / blocks)
+            begun[0] += 1
+
+    arms = [board.arm("a", ms=1.0, watts=9), board.arm("b", ms=2.0, watts=9)]
+    samples = measure(arms, options=OPTIONS, clock=board.clock, probe=Probe(board.root), progress=progress)
+    assert begun[0] == blocks
+    return compare(
+        samples,
+        baseline="a",
+        environment=read_environment(board.root),
+        profile=Profile(provider="cpu"),
+        pinned_mhz=pinned_mhz(board.root),
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_calm_board_is_valid_and_described(kind: str, tmp_path: Path) -> None:
+    result = bench_on(FakeJetson(tmp_path, kind), lambda share: None)
+    assert result.validity.valid
+    assert result.validity.dirty_blocks == 0
+    found = result.environment
+    assert found["machine"] == MODELS[kind]
+    assert found["power_mode"] == "MAXN_SUPER (id 2)"
+    assert found["clocks_pinned"] is True
+    assert found["gpu_limits_mhz"] == [1020, 1020]
+    assert found["l4t"] == "36.4.3"
+    assert found["gpu"] in (GPU[kind], "gpu", "ga10b")
+    assert set(found["before"]) == {
+        "cpu_mhz", "gpu_mhz", "emc_mhz", "gpu-thermal °C", "cpu-thermal °C", "throttle events", "load"
+    }  # fmt: skip
+    assert (found["before"]["gpu_mhz"], found["before"]["emc_mhz"], found["before"]["cpu_mhz"]) == (1020, 3199, 1728)
+    assert found["during"]["cpu-thermal °C"] == [55.5, 55.5]
+
+
+def at_one_time(set_to: Callable[[bool], None], start: float, end: float) -> Callable[[float], None]:
+    return lambda share: set_to(start <= share < end)
+
+
+THROTTLES = {
+    "gpu clock below 75% of 1020 MHz": lambda board: lambda on: board.set_gpu((306 if on else 1020) * MHZ),
+    "gpu-thermal at its passive trip point": lambda board: lambda on: board.set_zone(99.5 if on else 52.0),
+    "gpu-throttle-alert is cooling by slowing down": lambda board: lambda on: board.set_cooling(int(on)),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("cause", THROTTLES)
+def test_a_throttled_board_loses_whole_blocks_and_says_why(kind: str, cause: str, tmp_path: Path) -> None:
+    board = FakeJetson(tmp_path, kind)
+    result = bench_on(board, at_one_time(THROTTLES[cause](board), 0.5, 0.55))
+    assert result.validity.causes == {cause: 6}  # five blocks, and one before that ended in it
+    assert result.validity.valid
+    assert sum(sum(why is not None for why in arm.block_causes) for arm in result.arms) == 6
+    assert all(why in (None, cause) for arm in result.arms for why in arm.block_causes)
+    assert result.arms[1].ratio == pytest.approx(2.0, rel=0.02)
+    board = FakeJetson(tmp_path, kind)
+    result = bench_on(board, at_one_time(THROTTLES[cause](board), 0.5, 0.7))
+    assert (result.validity.valid, result.validity.dirty_blocks, result.validity.blocks) == (False, 21, 100)
+    for word in ("21 of 100 blocks", "10%", cause, "jetson_clocks"):
+        assert word in result.validity.message
+    assert len(result.validity.message.splitlines()) <= 3
+
+
+def test_over_current_events_are_counted_where_they_happen(tmp_path: Path) -> None:
+    board = FakeJetson(tmp_path, "orin-nano")
+    result = bench_on(board, lambda share: board.set_events(4 + (share >= 0.3) + (share >= 0.6)))
+    assert result.validity.causes == {"oc1_event_cnt: throttle events counted": 2}
+
+
+def test_a_dirty_block_touches_no_number(tmp_path: Path) -> None:
+    """Queries take ten times as long while the GPU is throttled; nothing of that is left."""
+    board = FakeJetson(tmp_path, "agx-orin")
+    slow = [False]
+
+    def set_to(on: bool) -> None:
+        slow[0] = on
+        board.set_gpu((306 if on else 1020) * MHZ)
+
+    def arm(name: str, ms: float) -> Arm:
+        def run() -> None:
+            board.now += round(1e6 * ms * (10 if slow[0] else 1))
+
+        return Arm(name=name, run=run)
+
+    board.arm = lambda name, ms, watts: arm(name, ms)
+    result = bench_on(board, at_one_time(set_to, 0.2, 0.28))
+    first, second = result.arms
+    assert (first.median_ms, first.p90_ms, first.p99_ms) == (1.0, 1.0, None)
+    assert max(max(block) for block in first.samples_ns) == 10_000_000
+    assert (second.ratio, *second.ratio_interval) == pytest.approx((2.0, 2.0, 2.0))
+
+
+def test_clocks_that_float_are_held_against_their_own_median(tmp_path: Path) -> None:
+    board = FakeJetson(tmp_path, "thor", pinned=False)
+    assert clocks_pinned(board.root) is False
+    assert pinned_mhz(board.root) == {}
+    board.set_gpu(600 * MHZ)
+    result = bench_on(board, at_one_time(lambda on: board.set_gpu((400 if on else 600) * MHZ), 0.5, 0.55))
+    assert result.validity.causes == {"gpu clock below 75% of 600 MHz": 6}
+
+
+def test_pinned_clocks_that_are_low_from_the_start_are_not_taken_for_usual(tmp_path: Path) -> None:
+    board = FakeJetson(tmp_path, "orin-nano")
+    board.set_gpu(306 * MHZ)
+    with pytest.raises(InvalidMeasurement, match=r"0 of 25 rounds.*throttled"):
+        bench_on(board, lambda share: None)
+
+
+def test_a_fan_that_runs_and_a_device_that_was_cooling_before_are_no_cause(tmp_path: Path) -> None:
+    board = FakeJetson(tmp_path, "orin-nano")
+    board.set_cooling(1)
+    assert bench_on(board, lambda share: None).validity.dirty_blocks == 0
+
+
+def test_what_is_not_there_is_left_out(tmp_path: Path) -> None:
+    reading = Probe(tmp_path)()
+    assert (reading.clocks_mhz, reading.temperatures_c, reading.throttled, reading.load) == ({}, {}, {}, None)
+    assert block_causes([reading, reading]) == [None]
+    assert (power_mode(tmp_path), clocks_pinned(tmp_path)) == (None, None)
+
+
+def test_damaged_files_never_raise(tmp_path: Path) -> None:
+    board = FakeJetson(tmp_path, "orin-nano")
+    probe = Probe(tmp_path)
+    for path in tmp_path.rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"\xff\x00nonsense")
+    assert probe().clocks_mhz == {}
+    assert Probe(board.root)().temperatures_c == {}
+    assert power_mode(tmp_path) is None
+    read_environment(tmp_path)
+
+
+def test_a_power_mode_without_a_name(tmp_path: Path) -> None:
+    FakeJetson(tmp_path, "orin-nano")
+    (tmp_path / "etc/nvpmodel.conf").unlink()
+    assert power_mode(tmp_path) == "id 2"
+
+
+def test_one_tenth_is_allowed_and_no_more() -> None:
+    assert judge(["hot"] * 10 + [None] * 90).valid
+    assert not judge(["hot"] * 11 + [None] * 89).valid
+
+
+def test_counters_of_a_workstation(tmp_path: Path) -> None:
+    core = tmp_path / "sys/devices/system/cpu/cpu0"
+    (core / "thermal_throttle").mkdir(parents=True)
+    (core / "thermal_throttle/package_throttle_count").write_text("7\n")
+    before = Probe(tmp_path)()
+    (core / "thermal_throttle/package_throttle_count").write_text("9\n")
+    assert block_causes([before, before, Probe(tmp_path)()]) == [None, "cpu0 package_throttle: throttle events counted"]
