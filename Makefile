@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test gpu-test nightly check fmt results train-step throughput peers paper readme clean
+.PHONY: setup demo test gpu-test nightly check fmt results train-step throughput peers paper int8 readme clean
 
 setup: $(VENV)/.installed
 
@@ -63,6 +63,11 @@ paper: setup
 	$(BIN)/python benchmarks/paper.py $(TABLES) $(PAPER)
 	$(BIN)/python benchmarks/gan.py
 	$(BIN)/python benchmarks/cards.py
+	$(BIN)/python benchmarks/readme.py
+
+# What FP16 and INT8 cost in accuracy, of the trainings that `make paper` left below runs/paper: an hour on two cores.
+int8: setup
+	$(BIN)/python benchmarks/int8.py $(PAPER)
 	$(BIN)/python benchmarks/readme.py
 
 readme: setup

@@ -95,6 +95,8 @@ def _said(values: list[float], *, sign: bool = False, digits: int = 2) -> str:
     """Mean and its 95 % t-interval over the seeds."""
     from scipy import stats
 
+    if not any(values):
+        return "0"
     mean = statistics.mean(values)
     half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
     form = f"{{:{'+' if sign else ''}.{digits}f}}"
