@@ -19,10 +19,11 @@ pytest.importorskip("msn_deploy.graph.identity")
 PEERS = Path(__file__).resolve().parent.parent / "benchmarks" / "peers"
 TINY = """
 from torch import nn
-from graphs_nets import Case, _conv_bn
+from graphs_nets import Case
+from resnet18 import conv_bn
 
 def plain():
-    return nn.Sequential(*_conv_bn(3, 8, 3), nn.ReLU(), *_conv_bn(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(512, 5))
+    return nn.Sequential(*conv_bn(3, 8, 3), nn.ReLU(), *conv_bn(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(512, 5))
 
 BN = Case(net="tiny", norm="bn", shape=(3, 8, 8), plain=plain, source=__file__ + ":bn")
 MSN = BN._replace(norm="msn", source=__file__ + ":msn", converted=True)
