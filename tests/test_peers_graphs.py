@@ -19,7 +19,8 @@ pytest.importorskip("msn_deploy.graph.identity")
 PEERS = Path(__file__).resolve().parent.parent / "benchmarks" / "peers"
 TINY = """
 from torch import nn
-from graphs_nets import Case, conv_bn
+from graphs_nets import Case
+from resnet18 import conv_bn
 
 def plain():
     return nn.Sequential(*conv_bn(3, 8, 3), nn.ReLU(), *conv_bn(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(512, 5))

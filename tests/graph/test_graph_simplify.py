@@ -185,6 +185,22 @@ def test_an_interrupt_ends_the_simplifier_too(
     assert _is_gone(int(note.read_text()))
 
 
+def test_a_simplifier_that_waits_for_its_graph_does_not_outlive_who_started_it(
+    fake: Callable[[str], Path], tmp_path: Path
+) -> None:
+    note = tmp_path / "worker"
+    folder = fake(f"import os\nopen({str(note)!r}, 'w').write(str(os.getpid()))\n")
+    code = (
+        f"import sys, time; sys.path.insert(0, {str(folder)!r})\n"
+        "from msn_deploy.graph.simplify import simplifying\n"
+        "with simplifying():\n    time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code]) as parent:
+        _until(lambda: note.is_file() and note.read_text() != "")
+        parent.kill()
+    assert _is_gone(int(note.read_text()))
+
+
 def _is_gone(pid: int) -> bool:
     """A killed process whose parent is dead may wait for init to take note; it runs no more."""
 
