@@ -5,7 +5,9 @@ No torch here, and nothing heavy at import: onnx, onnxruntime and tensorrt are i
 
 from msn_deploy.engine.backends import Backend, needs_device, pick_backend
 from msn_deploy.engine.build import BuildOptions, BuildReport, build_engine_file
-from msn_deploy.engine.device import Check, DeviceFacts, checks, target_of, what_machine
+from msn_deploy.engine.check import Check
+from msn_deploy.engine.checks import checks
+from msn_deploy.engine.device import DeviceFacts, target_of, what_machine
 from msn_deploy.engine.onnx_file import OnnxFile, read_onnx
 from msn_deploy.engine.ort import OrtRunner
 from msn_deploy.engine.runner import PROVIDERS, Runner, load_runner

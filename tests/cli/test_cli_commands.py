@@ -274,6 +274,18 @@ def test_doctor_judges_this_machine(cli):
     assert all(name in table for name in found)
 
 
+def test_doctor_counts_the_model_that_will_be_built(cli, tmp_path):
+    (tmp_path / "large.onnx").write_bytes(bytes(3 * 2**20))
+    found = [
+        next(check["found"] for check in json.loads(cli("doctor", *model, "--json").out) if check["name"] == "memory")
+        for model in ([], [tmp_path / "large.onnx"])
+    ]
+    assert all("a build may take" in text for text in found)
+    outcome = cli("doctor", tmp_path / "gone.onnx")
+    assert outcome.code == 2
+    assert "gone.onnx does not exist" in outcome.err
+
+
 def test_quiet_silences_warnings_and_not_results(ok, run_folder, tmp_path):
     import onnx
 
