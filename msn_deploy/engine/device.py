@@ -89,6 +89,27 @@ def target_of(machine: DeviceFacts) -> Target | None:
     return None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BoardWords:
+    """Which words of a board's model text, in lower case, mean a target, and which one means another board.
+
+    Modules that differ in memory alone have the same words: one ONNX file serves them.
+    """
+
+    mine: tuple[str, ...]
+    not_mine: str
+
+
+def board_words(target: Target) -> BoardWords:
+    """Return the words for a Jetson target. Raises ValueError for any other."""
+    family = {name for _, modules, _ in _BOARDS if target.name in modules for name in modules}
+    mine = tuple(words for words, modules, _ in _BOARDS if family & set(modules) and words != "super")
+    if not mine:
+        raise ValueError(f"{target.name} is no Jetson")
+    not_mine = next((words for words, _, _ in _BOARDS if mine[0] in words and words != mine[0]), "")
+    return BoardWords(mine=mine, not_mine=not_mine)
+
+
 def nodes_to_open(root: Path) -> tuple[str, ...]:
     """Return the device files that a process with CUDA opens, of those that exist."""
     render = (f"dev/dri/{name}" for name in names_in(root / "dev/dri") if name.startswith("renderD"))
