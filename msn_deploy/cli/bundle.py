@@ -32,15 +32,22 @@ def command(
     """Pack a run into one tarball that a Jetson installs, builds, checks and measures without a network."""
     from msn_deploy.engine import find_target
     from msn_deploy.pipeline.bundle import bundle
+    from msn_deploy.pipeline.wheels import PYTHONS
 
     found = find_target(target)
     path = out or Path(f"{run.absolute().name}-{found.name}.tar")
     if path.suffix != ".tar":
         raise InputError(f"{path} has to end in .tar; the wheels in it are compressed already.")
-    output.note("packing; pip chooses the wheels ..." if not no_wheels else "packing ...")
-    report = bundle(
-        run, path, target=found, wheels=wheels, with_wheels=not no_wheels, pythons=tuple(python or ("3.10", "3.12"))
-    )
+    with output.progress_bar() as progress:
+        report = bundle(
+            run,
+            path,
+            target=found,
+            wheels=wheels,
+            with_wheels=not no_wheels,
+            pythons=tuple(python or PYTHONS),
+            progress=progress,
+        )
     if output.emit(report, json, made_from=[report.path]):
         return
     output.say(

@@ -19,11 +19,12 @@ from pathlib import Path
 from msn_deploy import __version__
 from msn_deploy.core.artifacts import parent_of, publish, sidecar_path
 from msn_deploy.core.errors import InputError
+from msn_deploy.core.progress import Progress, silent
 from msn_deploy.core.run_files import read_folder
 from msn_deploy.engine import Target, read_onnx
 from msn_deploy.engine.device import board_words
 from msn_deploy.pipeline.tarball import write_tarball
-from msn_deploy.pipeline.wheels import gather_wheels
+from msn_deploy.pipeline.wheels import PYTHONS, gather_wheels
 
 _KINDS = ("onnx", "timing-cache", "calibration-table", "fold-certificate", "device-script")
 _SCRIPTS = ("bench.sh", "build.sh", "common.sh", "install.sh", "verify")
@@ -72,7 +73,8 @@ def bundle(
     target: Target,
     wheels: Path | None = None,
     with_wheels: bool = True,
-    pythons: Sequence[str] = ("3.10", "3.12"),
+    pythons: Sequence[str] = PYTHONS,
+    progress: Progress = silent,
 ) -> BundleReport:
     """Pack a run folder for a device. wheels: a folder to take wheels from; None downloads them.
 
@@ -92,7 +94,9 @@ def bundle(
     readme = _README.format(title=target.title, target=target.name, version=__version__)
     contents["README.txt"] = readme.encode()
     with tempfile.TemporaryDirectory() as scratch:
-        packed = gather_wheels(Path(scratch), source=wheels, pythons=pythons) if with_wheels else []
+        packed: list[Path] = []
+        if with_wheels:
+            packed = gather_wheels(Path(scratch), source=wheels, pythons=pythons, progress=progress)
         contents |= {f"wheels/{path.name}": path for path in packed}
         contents["MANIFEST.json"] = _manifest(contents, target, names, pythons if with_wheels else ())
         sums = "".join(f"{_digest(contents[name])}  {name}\n" for name in sorted(contents)).encode()

@@ -17,14 +17,18 @@ from pathlib import Path
 
 import msn_deploy
 from msn_deploy.core.errors import InputError, MissingDependency
+from msn_deploy.core.progress import Progress, silent
 
 PLATFORMS = ("manylinux_2_28_aarch64", "manylinux_2_27_aarch64", "manylinux_2_17_aarch64", "manylinux2014_aarch64")
+PYTHONS = ("3.10", "3.12")  # of JetPack 6 and 7
 _FORBIDDEN = re.compile(r"(tensorrt|torch|nvidia)", re.I)
 _BUILDS_PYCUDA = ("setuptools", "wheel")
 _DISTRIBUTION = "msn-deploy"
 
 
-def gather_wheels(folder: Path, *, source: Path | None, pythons: Sequence[str]) -> list[Path]:
+def gather_wheels(
+    folder: Path, *, source: Path | None, pythons: Sequence[str], progress: Progress = silent
+) -> list[Path]:
     """Fill a folder with the wheels for each Python (such as "3.10") on aarch64, and return them in name order.
 
     source: a folder of wheels, which has to hold all that is needed; None takes the index. Raises InputError with what
@@ -35,7 +39,8 @@ def gather_wheels(folder: Path, *, source: Path | None, pythons: Sequence[str]) 
     index = [] if source is None else ["--no-index", "--find-links", str(source)]
     _own_wheel(folder, source, index)
     wanted = [*device_requirements(), *_pycuda_source(folder, source)]
-    for python in pythons:
+    for at, python in enumerate(pythons):
+        progress(at, len(pythons), f"wheels for Python {python}")
         if not re.fullmatch(r"3\.\d{1,2}", python):
             raise InputError(f"--python {python!r} is no Python version such as 3.10.")
         platforms = [word for platform in PLATFORMS for word in ("--platform", platform)]
