@@ -25,7 +25,6 @@ def constraints(resolved: dict[str, list[dict[str, str]]]) -> str:
         f"{each['name']}=={each['version']}; python_version == '{python}'\n"
         for python, files in resolved.items()
         for each in files
-        if each["name"] != "msn-deploy"
     ]
     return _HEAD + "".join(sorted(lines))
 
@@ -43,6 +42,7 @@ def main() -> None:
                     "sha256": sha256_of(path),
                 }
                 for path in files
+                if not path.name.startswith("msn_deploy-")  # built from this tree, not resolved
             ]
     RESULT.write_text(json.dumps(resolved, indent=1) + "\n")
     CONSTRAINTS.write_text(constraints(resolved))

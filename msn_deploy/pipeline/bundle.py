@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shlex
 import tempfile
@@ -122,7 +123,7 @@ def bundle(
 
 def _run_files(run: Path) -> Mapping[str, Path]:
     """Return what a device needs of a run folder, by its path in the bundle: models, what belongs to them, sidecars."""
-    if not run.is_dir():
+    if not os.path.isdir(run):
         raise InputError(f"{run} is not a folder.\n`bundle` takes the output folder of a run.")
     found: dict[str, Path] = {}
     for entry in read_folder(run):

@@ -154,6 +154,7 @@ def test_nothing_unpacks_outside_of_one_folder(run, tmp_path):
         members = archive.getmembers()
     assert all(member.isfile() and member.name.startswith("b/") for member in members)
     assert not any(".." in member.name.split("/") for member in members)
+    assert [member.name for member in members] == sorted(member.name for member in members)
     assert {(member.mtime, member.uid, member.gid, member.uname) for member in members} == {(0, 0, 0, "")}
     for name, top in (("../x", "b"), ("/etc/x", "b"), ("a/../../x", "b"), ("x", "..")):
         with pytest.raises(ValueError, match="outside"):
@@ -271,6 +272,21 @@ def test_another_device_is_refused_before_anything_is_built(unpacked, tmp_path, 
     assert says in done.stderr
     assert calls(root) == []
     assert not (unpacked / "engines").exists()
+
+
+@pytest.mark.parametrize(
+    ("target", "release", "own", "other"),
+    [("nano", "32 7.1", "NVIDIA Jetson Nano Developer Kit", "NVIDIA Jetson Orin Nano Developer Kit"),
+     ("agx-xavier", "35 4.1", "NVIDIA Jetson AGX Xavier Developer Kit", "NVIDIA Jetson Xavier NX Developer Kit"),
+     ("tx2", "32 7.1", "quill", "NVIDIA Jetson Nano Developer Kit")],
+)  # fmt: skip
+def test_boards_whose_names_hold_each_other_are_told_apart(run, tmp_path, target, release, own, other):
+    bundle(run, tmp_path / "b.tar", target=find_target(target), with_wheels=False)
+    with tarfile.open(tmp_path / "b.tar") as archive:
+        archive.extractall(tmp_path, filter="data")
+    for model, code in ((own, 0), (other, 3)):
+        root = device(tmp_path / str(code), model=model, release=release, tensorrt="8.2.1")
+        assert sh(tmp_path / "b/build.sh", "fp32", root=root).returncode == code, model
 
 
 def test_the_board_is_known_in_a_container_by_the_mounted_copy(unpacked, tmp_path):
