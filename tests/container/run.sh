@@ -82,12 +82,13 @@ build bud --arch arm64 --format docker --timestamp 1580601600 --tag msn-deploy -
     --volume "$scratch/wheels:/wheelhouse:ro" --build-arg BASE_IMAGE=localhost/arm64-base --build-arg WITH_PYCUDA=0 \
     --build-arg PIP_NO_INDEX=1 --build-arg PIP_FIND_LINKS=/wheelhouse . >"$scratch/build.log" 2>&1 ||
     die "the image was not built: $(tail -n 3 "$scratch/build.log")"
-container=$(build from --pull-never localhost/msn-deploy)
+container=$(build from --arch arm64 --pull-never localhost/msn-deploy)
 image=$(build mount "$container")
-before=$(du -sm "$scratch/base" --apparent-size | cut -f1)
-after=$(du -sm "$image" --apparent-size | cut -f1)
-note "image: our layers $((after - before)) MiB (at most 150) over a base of $before MiB"
-[ $((after - before)) -le 150 ] || die "our layers are too large"
+before=$(du -sb "$scratch/base" | cut -f1)
+after=$(du -sb "$image" | cut -f1)
+ours=$(((after - before) / 1000000))
+note "image: our layers $ours MB (at most 150), unpacked, over a base of $((before / 1000000)) MB"
+[ "$ours" -le 150 ] || die "our layers are too large"
 
 # 5. Inside: read-only root, user 1000, no network; /data and /cache are the volumes.
 chown -R 1000:1000 "$data"
