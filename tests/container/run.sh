@@ -83,6 +83,7 @@ build bud --arch arm64 --format docker --timestamp 1580601600 --tag msn-deploy -
     --build-arg PIP_NO_INDEX=1 --build-arg PIP_FIND_LINKS=/wheelhouse . >"$scratch/build.log" 2>&1 ||
     die "the image was not built: $(tail -n 3 "$scratch/build.log")"
 container=$(build from --arch arm64 --pull-never localhost/msn-deploy)
+trap 'build rm "$container" >/dev/null' EXIT
 image=$(build mount "$container")
 before=$(du -sb "$scratch/base" | cut -f1)
 after=$(du -sb "$image" | cut -f1)
@@ -107,10 +108,9 @@ inside() {
         mount -t proc proc "$image/proc"
         mount --rbind /dev "$image/dev"
         mount -o remount,bind,ro "$image"
-        cd "$image/data"
-        exec env -i PATH=/opt/msn-deploy/bin:/usr/bin:/bin HOME=/cache XDG_CACHE_HOME=/cache LANG=C.UTF-8 \
-            OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=1 \
-            chroot --userspec=1000:1000 --groups=44 "$image" sh -c "cd /data && exec \"\$@\"" sh "$@"
+        exec chroot --userspec=1000:1000 --groups=44 "$image" /usr/bin/env -i PATH=/opt/msn-deploy/bin:/usr/bin:/bin \
+            HOME=/cache XDG_CACHE_HOME=/cache LANG=C.UTF-8 OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=1 \
+            sh -c "cd /data && exec \"\$@\"" sh "$@"
     ' inside "$@"
 }
 
@@ -169,5 +169,4 @@ print(f"msn-deploy --help: {ratio:.2f} times the time of import numpy (at most 1
 assert ratio <= 1.5
 '
 note "  $(cat "$scratch/startup.log")"
-build rm "$container" >/dev/null
 note "container-test: all passed"
