@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test gpu-test nightly check fmt results train-step throughput peers paper int8 readme clean
+.PHONY: setup demo test gpu-test nightly check fmt results train-step throughput peers paper int8 readme \
+	container-test jetson-wheels clean
 
 setup: $(VENV)/.installed
 
@@ -73,6 +74,14 @@ int8: setup
 readme: setup
 	$(BIN)/python benchmarks/cards.py
 	$(BIN)/python benchmarks/readme.py
+
+# Dockerfile.jetson built and run for arm64 by emulation: a quarter of an hour, root, and the tools that it names.
+container-test: setup
+	tests/container/run.sh
+
+# Which wheels msn-deploy[jetson] installs on JetPack 6 and 7: asks the package index, pins Dockerfile.jetson.
+jetson-wheels: setup
+	$(BIN)/python benchmarks/jetson_wheels.py
 
 clean:
 	rm -rf $(VENV) demo dist

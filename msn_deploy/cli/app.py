@@ -24,6 +24,7 @@ COMMANDS = {
     "bench": "measure latency, side by side, against a baseline",
     "infer": "classify images",
     "verify": "check every file of a run folder, and what each was made from",
+    "bundle": "pack a run for a Jetson without a network: models, wheels, scripts",
     "targets": "list the devices that engines are built for",
     "doctor": "check this machine: packages, TensorRT, driver, memory",
 }

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
 from msn_deploy.cli import output
 from msn_deploy.cli.options import Print
+from msn_deploy.core.artifacts import open_input
 from msn_deploy.engine import checks
 
 
-def command(json: Print = False) -> int:
+def command(
+    model: Annotated[
+        Path | None, typer.Argument(help="ONNX file whose build has to fit the memory.", show_default=False)
+    ] = None,
+    json: Print = False,
+) -> int:
     """Check this machine: packages, TensorRT, driver, memory; exit 3 if something is a problem."""
-    found = checks()
+    model_bytes = 0
+    if model is not None:
+        with open_input(model) as stream:
+            model_bytes = stream.seek(0, 2)
+    found = checks(model_bytes=model_bytes)
     if not output.emit(found, json):
         rows = [(check.verdict, check.name, check.found) for check in found]
         output.show_table(rows, head=("verdict", "what", "found"))
         for check in found:
-            if check.verdict != "ok" and check.hint:
+            if check.hint:
                 output.say(f"{check.name}: {check.hint}")
     return 3 if any(check.verdict == "problem" for check in found) else 0

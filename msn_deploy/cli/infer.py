@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+import json as json_module
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from msn_deploy.cli import output
-from msn_deploy.cli.options import Print, Threads, Trust
+from msn_deploy.cli.options import Threads, Trust
+from msn_deploy.core.errors import InputError
 
 
 def command(
     model: Annotated[Path, typer.Argument(help="Checkpoint, ONNX file or engine.")],
-    images: Annotated[list[Path], typer.Argument(help="Image files.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files, folders, video files, camera:0.")],
     threads: Threads = None,
     trust: Trust = False,
-    json: Print = False,
+    json: Annotated[bool, typer.Option("--json", help="Print each answer as one line of JSON.")] = False,
 ) -> None:
-    """Classify images: class, score and latency of each."""
+    """Classify images: class, score and latency of each, as soon as it is known."""
     from msn_deploy.pipeline import infer
 
-    answers = infer(model, images, threads=threads, trust=trust)
-    if output.emit(answers, json):
-        return
-    rows = [(each.image, each.label, f"{each.score:.1%}", f"{each.latency_ms:.2f} ms") for each in answers]
-    output.show_table(rows, head=("image", "class", "score", "latency"), right=(2, 3))
+    count, unread = 0, []
+    for answer in infer(model, images, threads=threads, trust=trust):
+        count += 1
+        if answer.error:
+            unread.append(answer)
+        if json:
+            output.say(json_module.dumps(asdict(answer)))
+        elif not answer.error:
+            output.say(f"{answer.image}  {answer.label}  {answer.score:.1%}  {answer.latency_ms:.2f} ms")
+    if unread:
+        raise InputError(f"{len(unread)} of {count} images gave no answer, the first: {unread[0].error}")

@@ -6,7 +6,9 @@ No torch here, and nothing heavy at import: onnx, onnxruntime and tensorrt are i
 from msn_deploy.engine.backends import Backend, must_build_elsewhere, needs_device, pick_backend
 from msn_deploy.engine.build import BuildReport, build_engine_file
 from msn_deploy.engine.build_options import BuildOptions
-from msn_deploy.engine.device import Check, DeviceFacts, checks, target_of, what_machine
+from msn_deploy.engine.check import Check
+from msn_deploy.engine.checks import checks
+from msn_deploy.engine.device import DeviceFacts, target_of, what_machine
 from msn_deploy.engine.device_script import DeviceBuild, write_device_script
 from msn_deploy.engine.dla import DlaPlan
 from msn_deploy.engine.onnx_file import OnnxFile, read_onnx

@@ -7,7 +7,8 @@ One file per step, so that `ls` shows the map; heavy packages are imported insid
 from msn_deploy.pipeline.bench import bench
 from msn_deploy.pipeline.build import build_engine
 from msn_deploy.pipeline.calibrate import calibrate
-from msn_deploy.pipeline.evaluate import evaluate, infer
+from msn_deploy.pipeline.evaluate import evaluate
 from msn_deploy.pipeline.export import export_onnx
+from msn_deploy.pipeline.infer import infer
 
 __all__ = ["bench", "build_engine", "calibrate", "evaluate", "export_onnx", "infer"]

@@ -1,9 +1,9 @@
-"""`eval` and `infer`: what a model says of a test split, or of single images."""
+"""`eval`: how often is a model right on a test split?"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,6 @@ from msn_deploy.core.model_info import ModelInfo, Preprocess
 from msn_deploy.core.optional import require
 from msn_deploy.core.progress import Progress, silent
 from msn_deploy.data import to_input
-from msn_deploy.data.images import read_image
 from msn_deploy.engine import load_runner
 from msn_deploy.pipeline.images import preprocess_for, refuse_generator, split_for
 
@@ -43,16 +42,6 @@ class Evaluation:
     seconds: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """What a model says of one image: the likeliest class, its softmax score (0 to 1), and how long it took."""
-
-    image: str
-    label: str
-    score: float
-    latency_ms: float
-
-
 def evaluate(
     model: Path, *, data: str | None = None, samples: int | None = None, threads: int | None = None,
     trust: bool = False, progress: Progress = silent,
@@ -61,7 +50,7 @@ def evaluate(
 
     trust: load an engine from elsewhere. Raises InputError (exit 2), MissingDependency or MissingDevice (exit 3).
     """
-    predict, info, prep = _open(model, threads, trust=trust)
+    predict, info, prep = open_model(model, threads, trust=trust)
     split = split_for(info, prep, data, "test").first(samples)
     images = to_input(split.images, prep)
     began = time.perf_counter()
@@ -94,30 +83,10 @@ def evaluate(
     )
 
 
-def infer(model: Path, images: Sequence[Path], *, threads: int | None = None, trust: bool = False) -> list[Answer]:
-    """Classify image files one by one; trust: as in `evaluate`.
-
-    Raises InputError that names the first file that is no image, MissingDependency or MissingDevice.
-    """
-    predict, info, prep = _open(model, threads, trust=trust)
-    arrays = [read_image(path, **prep.image_size) for path in images]
-    batch = to_input(np.stack(arrays), prep)
-    predict(batch[:1])  # the first call pays for memory that the others reuse
-    answers = []
-    for path, image in zip(images, batch, strict=True):
-        began = time.perf_counter()
-        logits = predict(image[np.newaxis])[0].astype(np.float64).ravel()
-        latency_ms = (time.perf_counter() - began) * 1e3
-        scores = np.exp(logits - logits.max())
-        best = int(scores.argmax())
-        label = info.classes[best] if info is not None and best < len(info.classes) else str(best)
-        answers.append(
-            Answer(image=str(path), label=label, score=float(scores[best] / scores.sum()), latency_ms=latency_ms)
-        )
-    return answers
-
-
-def _open(model: Path, threads: int | None, *, trust: bool) -> tuple[Predict, ModelInfo | None, Preprocess]:
+def open_model(
+    model: Path, threads: int | None, *, trust: bool = False
+) -> tuple[Predict, ModelInfo | None, Preprocess]:
+    """Return what a checkpoint, ONNX file or engine predicts (images -> logits), says of itself, wants of images."""
     if model.suffix == ".safetensors":
         torch = require("torch", step="eval of a checkpoint")
         from functools import partial

@@ -258,7 +258,7 @@ def test_bench_json_to_stdout_is_json_alone(ok, run_folder):
 
 @pytest.mark.parametrize("name", ["cnn3_msn.safetensors", "cnn3_msn.onnx", "cnn3_msn.int8.onnx"])
 def test_infer_reads_png_files(ok, run_folder, digit_images, name):
-    answers = json.loads(ok("infer", run_folder / name, *digit_images, "--json").out)
+    answers = [json.loads(line) for line in ok("infer", run_folder / name, *digit_images, "--json").out.splitlines()]
     assert [answer["image"] for answer in answers] == [str(path) for path in digit_images]
     right = sum(answer["label"] == path.stem[-1] for answer, path in zip(answers, digit_images, strict=True))
     assert right >= 0.8 * len(digit_images)
@@ -267,7 +267,19 @@ def test_infer_reads_png_files(ok, run_folder, digit_images, name):
 
 def test_infer_prints_one_row_per_image(ok, run_folder, digit_images):
     outcome = ok("infer", run_folder / "cnn3_msn.onnx", *digit_images[:3])
-    assert [len(outcome.out.splitlines()), outcome.err] == [5, ""]
+    assert [len(outcome.out.splitlines()), outcome.err] == [3, ""]
+
+
+def test_infer_tells_what_it_could_not_read_and_answers_the_rest(cli, run_folder, digit_images, tmp_path):
+    (tmp_path / "text.png").write_text("no image")
+    outcome = cli(
+        "infer", run_folder / "cnn3_msn.onnx", digit_images[0], tmp_path / "text.png", digit_images[1], "--json"
+    )
+    answers = [json.loads(line) for line in outcome.out.splitlines()]
+    assert [bool(answer["label"]) for answer in answers] == [True, False, True]
+    assert "text.png is not a readable image" in answers[1]["error"]
+    assert outcome.code == 2
+    assert "1 of 3 images gave no answer, the first: " in outcome.err
 
 
 def test_verify_accepts_the_run(ok, run_folder):
@@ -294,6 +306,18 @@ def test_doctor_judges_this_machine(cli):
     assert outcome.code == (3 if problems else 0)
     table = cli("doctor").out
     assert all(name in table for name in found)
+
+
+def test_doctor_counts_the_model_that_will_be_built(cli, tmp_path):
+    (tmp_path / "large.onnx").write_bytes(bytes(3 * 2**20))
+    found = [
+        next(check["found"] for check in json.loads(cli("doctor", *model, "--json").out) if check["name"] == "memory")
+        for model in ([], [tmp_path / "large.onnx"])
+    ]
+    assert all("a build may take" in text for text in found)
+    outcome = cli("doctor", tmp_path / "gone.onnx")
+    assert outcome.code == 2
+    assert "gone.onnx does not exist" in outcome.err
 
 
 def test_quiet_silences_warnings_and_not_results(ok, run_folder, tmp_path):

@@ -40,6 +40,7 @@ CONTRACT = {
     "bench": ["--baseline", "--provider", "--batch", "--threads", "--seconds", "--json", "--html"],
     "infer": [],
     "verify": [],
+    "bundle": ["--target", "--wheels", "--no-wheels", "--python", "--out"],
     "targets": [],
     "doctor": ["--json"],
 }

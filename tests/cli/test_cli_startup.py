@@ -31,7 +31,7 @@ def test_an_unknown_command_loads_no_framework(process_env):
 
 
 @pytest.mark.parametrize(
-    "name", ["targets", "doctor", "verify", "export", "train", "import-checkpoint", "build-engine"]
+    "name", ["targets", "doctor", "verify", "bundle", "export", "train", "import-checkpoint", "build-engine"]
 )
 def test_help_of_a_command_loads_no_framework(process_env, name):
     code = f"import sys; from msn_deploy.cli.app import main; assert main(['{name}', '--help']) == 0; {LOADED}"

@@ -1,0 +1,58 @@
+"""`msn-deploy bundle`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from msn_deploy.cli import output
+from msn_deploy.cli.options import Json, new_file
+from msn_deploy.core.errors import InputError
+
+
+def command(
+    run: Annotated[Path, typer.Argument(help="Output folder of a run, with ONNX files.")],
+    target: Annotated[str, typer.Option(help="Jetson that it is for; `msn-deploy targets` lists them.")],
+    wheels: Annotated[
+        Path | None, typer.Option(help="Folder of wheels to take.", show_default="downloaded by pip")
+    ] = None,
+    no_wheels: Annotated[bool, typer.Option("--no-wheels", help="Pack none: scripts and trtexec only.")] = False,
+    python: Annotated[
+        list[str] | None,
+        typer.Option(help="Python of the device; repeatable.", show_default="3.10 and 3.12"),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", callback=new_file, help="File to write.", show_default="RUN-TARGET.tar"),
+    ] = None,
+    json: Json = None,
+) -> None:
+    """Pack a run into one tarball that a Jetson installs, builds, checks and measures without a network."""
+    from msn_deploy.engine import find_target
+    from msn_deploy.pipeline.bundle import bundle
+    from msn_deploy.pipeline.wheels import PYTHONS
+
+    found = find_target(target)
+    path = out or Path(f"{run.absolute().name}-{found.name}.tar")
+    if path.suffix != ".tar":
+        raise InputError(f"{path} has to end in .tar; the wheels in it are compressed already.")
+    with output.progress_bar() as progress:
+        report = bundle(
+            run,
+            path,
+            target=found,
+            wheels=wheels,
+            with_wheels=not no_wheels,
+            pythons=tuple(python or PYTHONS),
+            progress=progress,
+        )
+    if output.emit(report, json, made_from=[report.path]):
+        return
+    output.say(
+        f"{report.path}: {output.size(report.bytes)}, {len(report.models)} models, {len(report.wheels)} wheels, for "
+        f"{found.title}"
+    )
+    output.say(f"  on the device   tar xf {path.name} && cd {path.stem} && ./verify {report.digest}")
+    output.say("  then            ./install.sh && ./build.sh && ./bench.sh")

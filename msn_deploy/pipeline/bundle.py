@@ -1,0 +1,226 @@
+"""`bundle`: one tarball with all that a device needs to build, check and measure a run, without a network.
+
+Models with their sidecars, recipes, wheels, and scripts in POSIX sh that also serve a JetPack whose Python is too old.
+The same inputs give the same bytes: names sorted, no times, no owners, no compression (wheels are compressed).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shlex
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import resources
+from pathlib import Path
+
+from msn_deploy import __version__
+from msn_deploy.core.artifacts import parent_of, publish, sidecar_path
+from msn_deploy.core.errors import InputError
+from msn_deploy.core.progress import Progress, silent
+from msn_deploy.core.run_files import read_folder
+from msn_deploy.engine import Target, read_onnx
+from msn_deploy.engine.device import board_words
+from msn_deploy.pipeline.tarball import write_tarball
+from msn_deploy.pipeline.wheels import PYTHONS, gather_wheels
+
+_KINDS = ("onnx", "timing-cache", "calibration-table", "fold-certificate", "device-script")
+_SCRIPTS = ("bench.sh", "build.sh", "common.sh", "install.sh", "verify")
+_PLAIN_NAME = re.compile(r"[\w+-][\w.+-]*(/[\w+-][\w.+-]*)*", re.ASCII)  # scripts and SHA256SUMS quote nothing
+_L4T = {"5.3": "32", "6.2": "32", "7.2": "32 34 35", "8.7": "34 35 36 39", "11.0": "38 39"}  # by compute capability
+_README = """\
+For {title} ({target}), packed by msn-deploy {version}. Nothing here needs a network.
+
+    ./verify [DIGEST]
+    ./install.sh     msn-deploy into .venv beside this file (JetPack 6 and later)
+    ./build.sh       engines into engines/; refuses any other device
+    ./bench.sh       report/, to be copied back
+
+JetPack before 6 has a Python older than 3.10: build.sh and bench.sh drive its trtexec there.
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BundledModel:
+    """One ONNX file of a bundle: its path there, precision, SHA-256, and what its metadata says it is ("" if not)."""
+
+    file: str
+    precision: str
+    sha256: str
+    net: str
+    norm: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BundleReport:
+    """What was packed. digest: SHA-256 of SHA256SUMS, which covers every other file; `./verify DIGEST` checks it."""
+
+    path: Path
+    bytes: int
+    target: str
+    digest: str
+    models: tuple[BundledModel, ...]
+    files: int
+    wheels: tuple[str, ...]
+
+
+def bundle(
+    run: Path,
+    out: Path,
+    *,
+    target: Target,
+    wheels: Path | None = None,
+    with_wheels: bool = True,
+    pythons: Sequence[str] = PYTHONS,
+    progress: Progress = silent,
+) -> BundleReport:
+    """Pack a run folder for a device. wheels: a folder to take wheels from; None downloads them.
+
+    Raises InputError for a folder without usable ONNX files, for names that a shell would have to quote, and for wheels
+    that are missing or must not come along.
+    """
+    if not target.jetson:
+        raise InputError(f"{target.name} is no Jetson; a bundle is for one.\n`msn-deploy targets` lists them.")
+    contents: dict[str, bytes | Path] = dict(_run_files(run))
+    models = _models(contents)
+    contents |= {f"recipes/{Path(model.file).stem}.json": recipe for model, recipe in models if recipe is not None}
+    names = [model for model, _ in models]
+    contents["models.list"] = "".join(f"{m.precision} {m.file} {Path(m.file).stem}\n" for m in names).encode()
+    contents["bundle.env"] = _environment(target, _baseline(names)).encode()
+    folder = resources.files("msn_deploy.pipeline") / "bundle_scripts"
+    contents |= {name: (folder / name).read_bytes() for name in _SCRIPTS}
+    readme = _README.format(title=target.title, target=target.name, version=__version__)
+    contents["README.txt"] = readme.encode()
+    with tempfile.TemporaryDirectory() as scratch:
+        packed: list[Path] = []
+        if with_wheels:
+            packed = gather_wheels(Path(scratch), source=wheels, pythons=pythons, progress=progress)
+        contents |= {f"wheels/{path.name}": path for path in packed}
+        contents["MANIFEST.json"] = _manifest(contents, target, names, pythons if with_wheels else ())
+        sums = "".join(f"{_digest(contents[name])}  {name}\n" for name in sorted(contents)).encode()
+        contents["SHA256SUMS"] = sums
+        _check_names(contents)
+        sidecar = publish(
+            out,
+            lambda partial: write_tarball(partial, contents, top=out.stem, executable=(*_SCRIPTS,)),
+            kind="bundle",
+            parents=[parent_of(path, role="onnx") for name, path in sorted(contents.items()) if _is_model(name, path)],
+            config={"target": target.name, "pythons": list(pythons) if with_wheels else []},
+        )
+    return BundleReport(
+        path=out,
+        bytes=sidecar.bytes,
+        target=target.name,
+        digest=hashlib.sha256(sums).hexdigest(),
+        models=tuple(names),
+        files=len(contents),
+        wheels=tuple(path.name for path in packed),
+    )
+
+
+def _run_files(run: Path) -> Mapping[str, Path]:
+    """Return what a device needs of a run folder, by its path in the bundle: models, what belongs to them, sidecars."""
+    if not os.path.isdir(run):
+        raise InputError(f"{run} is not a folder.\n`bundle` takes the output folder of a run.")
+    found: dict[str, Path] = {}
+    for entry in read_folder(run):
+        path = run / entry.name
+        is_onnx = path.suffix == ".onnx"
+        if not is_onnx and (entry.sidecar is None or entry.sidecar.kind not in _KINDS):
+            continue
+        if entry.verdict == "broken":
+            raise InputError(f"{path} is broken: {entry.why}.\n`msn-deploy verify {run}` tells more.")
+        if not path.resolve().is_relative_to(run.resolve()):
+            raise InputError(f"{path} is a link out of {run}; a bundle holds what lies in the folder.\nCopy it there.")
+        found[f"models/{entry.name}"] = path
+        if entry.sidecar is not None:
+            found[f"models/{sidecar_path(Path(entry.name)).as_posix()}"] = sidecar_path(path)
+    return found
+
+
+def _models(contents: Mapping[str, bytes | Path]) -> list[tuple[BundledModel, bytes | None]]:
+    """Look through every ONNX file, with its recipe as JSON where it carries one; InputError if there is none."""
+    from msn_deploy.engine import load_runner
+
+    found = []
+    for name, path in sorted(contents.items()):
+        if not (isinstance(path, Path) and _is_model(name, path)):
+            continue
+        model, runner = read_onnx(path, step="bundle"), load_runner(path, threads=1)
+        info = runner.info
+        runner.close()
+        recipe = (json.dumps(info.recipe, indent=2, sort_keys=True) + "\n").encode() if info and info.recipe else None
+        entry = BundledModel(
+            file=name,
+            precision=model.precision,
+            sha256=model.sha256,
+            net=info.net if info else "",
+            norm=info.norm if info else "",
+        )
+        found.append((entry, recipe))
+    if not found:
+        raise InputError("the folder holds no ONNX file to build an engine from.\nMake one with `msn-deploy export`.")
+    stems = [Path(model.file).stem for model, _ in found]
+    twice = next((stem for stem in stems if stems.count(stem) > 1), None)
+    if twice:
+        raise InputError(f"the folder holds {twice}.onnx twice; their engines would have one name.\nRename one.")
+    return found
+
+
+def _is_model(name: str, content: bytes | Path) -> bool:
+    return isinstance(content, Path) and name.startswith("models/") and name.endswith(".onnx")
+
+
+def _baseline(models: Sequence[BundledModel]) -> str:
+    """Return the model that others are measured against: BN in the precision that most others have, else none."""
+    ranked = sorted((m for m in models if m.norm == "bn"), key=lambda m: (m.precision != "fp32", m.file))
+    return Path(ranked[0].file).stem if ranked else ""
+
+
+def _environment(target: Target, baseline: str) -> str:
+    """Return bundle.env: what the scripts have to know, as assignments of sh."""
+    words = board_words(target)
+    values = {
+        "TARGET": target.name,
+        "TARGET_TITLE": target.title,
+        "TARGET_BOARD": f"*{words.mine[0]}*",
+        "TARGET_BOARD_TOO": f"*{words.mine[-1]}*",
+        "TARGET_NOT_BOARD": f"*{words.not_mine}*" if words.not_mine else "",
+        "TARGET_L4T": _L4T[target.compute_capability],
+        "BASELINE": baseline,
+    }
+    return "".join(f"{name}={shlex.quote(value)}\n" for name, value in values.items())
+
+
+def _manifest(
+    contents: Mapping[str, bytes | Path], target: Target, models: Sequence[BundledModel], pythons: Sequence[str]
+) -> bytes:
+    files = [
+        {"path": name, "bytes": _size(contents[name]), "sha256": _digest(contents[name])} for name in sorted(contents)
+    ]
+    value = {
+        "schema": 1,
+        "msn_deploy": __version__,
+        "target": target.name,
+        "pythons": list(pythons),
+        "models": [asdict(model) for model in models],
+        "files": files,
+    }
+    return (json.dumps(value, indent=2) + "\n").encode()
+
+
+def _check_names(contents: Mapping[str, bytes | Path]) -> None:
+    odd = next((name for name in contents if not _PLAIN_NAME.fullmatch(name)), None)
+    if odd:
+        raise InputError(f"{odd!r} holds what a shell would have to quote.\nRename it: letters, digits, . _ + and -.")
+
+
+def _digest(content: bytes | Path) -> str:
+    return hashlib.sha256(content if isinstance(content, bytes) else content.read_bytes()).hexdigest()
+
+
+def _size(content: bytes | Path) -> int:
+    return len(content) if isinstance(content, bytes) else content.stat().st_size

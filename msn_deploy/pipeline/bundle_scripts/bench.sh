@@ -1,0 +1,38 @@
+#!/bin/sh
+# Measures what build.sh built (the ONNX files, where nothing was) into report/, to be copied back.
+#   ./bench.sh [OPTION...]      options go to `msn-deploy bench`, such as --seconds 10
+set -eu
+. "$(dirname -- "$0")/common.sh"
+report=$here/report
+mkdir -p "$report"
+cp "$here/MANIFEST.json" "$report/"
+say "$(board)" "TensorRT $(tensorrt_version)" "$(uname -a)" >"$report/device.txt"
+
+if [ -x "$msn_deploy" ]; then
+    "$msn_deploy" doctor --json >"$report/doctor.json" || say "doctor found a problem: $report/doctor.json" >&2
+    subjects=''
+    baseline=''
+    while read -r precision model name <&3; do
+        subject=$model
+        if [ -f "$here/engines/$name.engine" ]; then
+            subject=engines/$name.engine
+        elif ls "$here"/engines/*.engine >/dev/null 2>&1; then
+            continue  # engines and ONNX files do not run in the same runtime
+        fi
+        subjects="$subjects $subject"
+        [ "$name" != "$BASELINE" ] || baseline=$subject
+    done 3<"$here/models.list"
+    cd "$here"
+    # shellcheck disable=SC2086 # names in a bundle hold no blanks
+    "$msn_deploy" bench $subjects ${baseline:+--baseline "$baseline"} --json report/bench.json --html report/bench.html "$@"
+else
+    trtexec=$(find_trtexec) || fail 3 "Neither msn-deploy nor trtexec is here; type: ./install.sh"
+    ls "$here"/engines/*.engine >/dev/null 2>&1 || fail 2 "There are no engines yet; type: ./build.sh"
+    for engine in "$here"/engines/*.engine; do
+        name=$(basename "$engine" .engine)
+        "$trtexec" --loadEngine="$engine" --warmUp=500 --duration=10 --exportTimes="$report/$name.times.json" \
+            >"$report/$name.log" 2>&1 || fail 3 "trtexec could not run $engine; see $report/$name.log"
+        say "$name: $(sed -n 's/.*GPU Compute Time: \(.*\)/\1/p' "$report/$name.log" | head -n 1)"
+    done
+fi
+say "Copy back: $report"

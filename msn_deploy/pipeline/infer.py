@@ -1,0 +1,117 @@
+"""`infer`: what a model says of each image of files, folders, a video or a camera, one at a time."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from msn_deploy.core.errors import InputError
+from msn_deploy.core.model_info import ModelInfo, Preprocess
+from msn_deploy.core.optional import require
+from msn_deploy.data import to_input
+from msn_deploy.data.images import SUFFIXES, fit_images, read_image
+from msn_deploy.pipeline.evaluate import Predict, open_model
+
+VIDEO_SUFFIXES = (".avi", ".mkv", ".mov", ".mp4", ".mpg", ".webm")
+_CAMERA = "camera:"  # and a number
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What a model says of one image: the likeliest class, its softmax score (0 to 1), and how long it took.
+
+    latency_ms: of the inference alone, without reading and scaling the image. error: why there is no answer; label is
+    then empty.
+    """
+
+    image: str
+    label: str = ""
+    score: float = 0.0
+    latency_ms: float = 0.0
+    error: str = ""
+
+
+def infer(model: Path, sources: Sequence[Path], *, threads: int | None = None, trust: bool = False) -> Iterator[Answer]:
+    """Classify image files, the images below folders, frames of videos (VIDEO_SUFFIXES) and of cameras ("camera:0").
+
+    One image is in memory at a time, each answer comes as soon as it is known, and an image that cannot be read is an
+    answer with an `error`. trust: load an engine from elsewhere. Raises InputError before the first answer for a model
+    or a source that cannot be used, MissingDependency for a video without OpenCV.
+    """
+    predict, info, prep = open_model(model, threads, trust=trust)
+    for source in sources:
+        _check(source)
+    predict(np.zeros((1, prep.channels, prep.height_px, prep.width_px), dtype=np.float32))  # pays for memory
+    return (_answer(name, image, predict, info, prep) for name, image in _images(sources, prep.image_size))
+
+
+def _answer(
+    name: str, image: NDArray[np.uint8] | InputError, predict: Predict, info: ModelInfo | None, prep: Preprocess
+) -> Answer:
+    if isinstance(image, InputError):
+        return Answer(image=name, error=str(image).splitlines()[0])
+    batch = to_input(image[np.newaxis], prep)
+    began = time.perf_counter()
+    logits = predict(batch)[0].astype(np.float64).ravel()
+    latency_ms = (time.perf_counter() - began) * 1e3
+    scores = np.exp(logits - logits.max())
+    best = int(scores.argmax())
+    label = info.classes[best] if info is not None and best < len(info.classes) else str(best)
+    return Answer(image=name, label=label, score=float(scores[best] / scores.sum()), latency_ms=latency_ms)
+
+
+def _check(source: Path) -> None:
+    """Refuse what can give no image at all."""
+    if _is_stream(source):
+        require("cv2", step="infer of a video or camera")
+    elif os.path.isdir(source) and not any(_below(source)):
+        raise InputError(f"{source} holds no images ({', '.join(SUFFIXES)}).")
+
+
+def _is_stream(source: Path) -> bool:
+    return str(source).startswith(_CAMERA) or source.suffix.lower() in VIDEO_SUFFIXES
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    return (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES and path.is_file())
+
+
+def _images(sources: Sequence[Path], size: dict[str, Any]) -> Iterator[tuple[str, NDArray[np.uint8] | InputError]]:
+    """Yield the name of each image with its pixels (height, width, channels), or with why it could not be read."""
+    for source in sources:
+        if _is_stream(source):
+            yield from _frames(source, size)
+            continue
+        for path in _below(source) if os.path.isdir(source) else (source,):
+            try:
+                yield str(path), read_image(path, **size)
+            except InputError as cause:
+                yield str(path), cause
+
+
+def _frames(source: Path, size: dict[str, Any]) -> Iterator[tuple[str, NDArray[np.uint8] | InputError]]:
+    """Yield the frames of a video or camera, until it ends."""
+    cv2: Any = require("cv2", step="infer of a video or camera")
+    text = str(source)
+    number = text.removeprefix(_CAMERA)
+    capture = cv2.VideoCapture(int(number) if text.startswith(_CAMERA) and number.isdecimal() else text)
+    at = 0
+    with suppress(KeyboardInterrupt):  # how one stops a camera; the answers so far are whole
+        while True:
+            more, frame = capture.read()
+            if not more:
+                break
+            rgb = np.ascontiguousarray(frame[..., ::-1])  # OpenCV gives BGR
+            yield f"{source}#{at}", fit_images(rgb[np.newaxis], **size)[0]
+            at += 1
+    capture.release()
+    if at == 0:
+        yield text, InputError(f"{source} gives no frames: it cannot be opened, or is no video.")

@@ -1,0 +1,109 @@
+"""Which wheels install msn-deploy on a Jetson, and where do they come from? pip chooses, from a folder or an index.
+
+TensorRT comes with JetPack and torch is not needed there, so neither may come along. pycuda has no wheels: its source
+goes with what builds it, and is compiled on the device.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+
+import msn_deploy
+from msn_deploy.core.errors import InputError, MissingDependency
+from msn_deploy.core.progress import Progress, silent
+
+PLATFORMS = ("manylinux_2_28_aarch64", "manylinux_2_27_aarch64", "manylinux_2_17_aarch64", "manylinux2014_aarch64")
+PYTHONS = ("3.10", "3.12")  # of JetPack 6 and 7
+_FORBIDDEN = re.compile(r"(tensorrt|torch|nvidia)", re.I)
+_BUILDS_PYCUDA = ("setuptools", "wheel")
+_DISTRIBUTION = "msn-deploy"
+
+
+def gather_wheels(
+    folder: Path, *, source: Path | None, pythons: Sequence[str], progress: Progress = silent
+) -> list[Path]:
+    """Fill a folder with the wheels for each Python (such as "3.10") on aarch64, and return them in name order.
+
+    source: a folder of wheels, which has to hold all that is needed; None takes the index. Raises InputError with what
+    pip says is missing, or names a TensorRT or torch that would come along; MissingDependency if there is no pip.
+    """
+    if source is not None and not source.is_dir():
+        raise InputError(f"{source} is not a folder.\n`--wheels` takes a folder of .whl files.")
+    index = [] if source is None else ["--no-index", "--find-links", str(source)]
+    _own_wheel(folder, source, index)
+    wanted = [*device_requirements(), *_pycuda_source(folder, source)]
+    for at, python in enumerate(pythons):
+        progress(at, len(pythons), f"wheels for Python {python}")
+        if not re.fullmatch(r"3\.\d{1,2}", python):
+            raise InputError(f"--python {python!r} is no Python version such as 3.10.")
+        platforms = [word for platform in PLATFORMS for word in ("--platform", platform)]
+        _pip("download", "--only-binary=:all:", "--python-version", python, *platforms, *index, "-d", folder, *wanted)
+    found = sorted(folder.iterdir())
+    forbidden = [path.name for path in found if _FORBIDDEN.match(path.name)]
+    if forbidden:
+        raise InputError(f"{forbidden[0]} must not go to a Jetson: JetPack's own is the one that fits.")
+    return found
+
+
+def device_requirements() -> list[str]:
+    """Return what `msn-deploy[jetson]` needs beside pycuda; no markers, which pip reads for the Python it runs in."""
+    found = []
+    for line in metadata.requires(_DISTRIBUTION) or ():
+        requirement, _, marker = line.partition(";")
+        extra = re.search(r"extra\s*==\s*['\"]([\w-]+)['\"]", marker)
+        if (extra is None or extra[1] == "jetson") and not requirement.startswith(("pycuda", _DISTRIBUTION)):
+            found.append(requirement.strip())
+    return sorted(set(found))
+
+
+def _own_wheel(folder: Path, source: Path | None, index: Sequence[str]) -> None:
+    """Put msn-deploy's own wheel in place: the one that is given, else built from the source tree this runs from."""
+    given = sorted(source.glob("msn_deploy-*.whl")) if source is not None else []
+    tree = Path(msn_deploy.__file__).resolve().parents[1]
+    if given:
+        shutil.copy(given[-1], folder)
+    elif (tree / "pyproject.toml").is_file():
+        _pip("wheel", "--no-deps", "--no-build-isolation", "-w", folder, tree)
+    else:
+        _pip("download", "--no-deps", *index, "-d", folder, f"{_DISTRIBUTION}=={msn_deploy.__version__}")
+
+
+def _pycuda_source(folder: Path, source: Path | None) -> list[str]:
+    """Put pycuda's source in place; return what builds it and what it imports.
+
+    A given folder without it makes a bundle whose engines run in trtexec alone.
+    """
+    if source is None:
+        _pip("download", "--no-deps", "--no-binary", "pycuda", "-d", folder, "pycuda>=2025.1.2")
+    else:
+        for path in sorted(source.glob("pycuda-*.tar.gz"))[-1:]:
+            shutil.copy(path, folder)
+    for path in folder.glob("pycuda-*.tar.gz"):
+        with tarfile.open(path) as archive:
+            stream = archive.extractfile(f"{path.name.removesuffix('.tar.gz')}/PKG-INFO")
+            lines = stream.read().decode().splitlines() if stream is not None else []
+        needs = [line.partition(": ")[2] for line in lines if line.startswith("Requires-Dist: ")]
+        return [*_BUILDS_PYCUDA, *(each for each in needs if "extra ==" not in each)]
+    return []
+
+
+def _pip(*args: str | Path) -> None:
+    """Run pip and say what it said if it failed."""
+    command = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", *map(str, args)]
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    if done.returncode == 0:
+        return
+    if "No module named pip" in done.stderr:
+        raise MissingDependency("`bundle` needs pip to choose the wheels.\nInstall it with: python -m ensurepip")
+    errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()[-1:]
+    raise InputError(
+        f"pip could not {args[0]} the wheels: {errors[-1].removeprefix('ERROR: ') if errors else 'no reason given'}\n"
+        "Give a folder that holds them all, `--wheels DIR`, or pack without: `--no-wheels`."
+    )

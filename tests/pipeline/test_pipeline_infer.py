@@ -1,0 +1,129 @@
+"""`infer` without a trained network: a graph whose logits are pixel sums, so that every answer can be worked out."""
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from msn_deploy.core.errors import InputError, MissingDependency
+from msn_deploy.core.model_info import METADATA_KEY, ModelInfo, Preprocess
+from msn_deploy.pipeline.infer import infer
+
+
+@pytest.fixture
+def model(tmp_path) -> Path:
+    """Four classes, one per colour channel and "dark": the logit of a channel is its sum after preprocessing."""
+    onnx = pytest.importorskip("onnx")
+    from onnx import TensorProto, helper, numpy_helper
+
+    weight = np.concatenate([np.eye(3), np.zeros((1, 3))]).astype(np.float32)[..., None, None] * np.ones(
+        (1, 1, 4, 4), np.float32
+    )
+    nodes = [helper.make_node("Conv", ["x", "w"], ["c"]), helper.make_node("Flatten", ["c"], ["y"])]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 4, 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 4])],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    prep = Preprocess(height_px=4, width_px=4, channels=3, mean=(0.25,) * 3, std=(2.0,) * 3)
+    info = ModelInfo(net="custom", norm="none", classes=("red", "green", "blue", "dark"), preprocess=prep)
+    helper.set_model_props(proto, {METADATA_KEY: info.to_json()})
+    path = tmp_path / "colours.onnx"
+    onnx.save(proto, path)
+    return path
+
+
+def picture(path: Path, colour: tuple[int, int, int], size: int = 4) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (size, size), colour).save(path)
+    return path
+
+
+def test_preprocessing_comes_from_the_metadata(model, tmp_path):
+    (answer,) = infer(model, [picture(tmp_path / "a.png", (255, 51, 0), size=9)], threads=1)
+    logits = 16 * (np.array([1.0, 0.2, 0.0]) - 0.25) / 2
+    expected = np.exp(logits[0]) / (np.exp(logits).sum() + 1)
+    assert (answer.label, answer.error) == ("red", "")
+    assert answer.score == pytest.approx(expected, rel=1e-5)
+    assert answer.latency_ms > 0
+
+
+def test_folders_are_walked_in_name_order_and_other_files_left_alone(model, tmp_path):
+    for name, colour in (("in/b/2.png", (0, 255, 0)), ("in/a/9.jpg", (0, 0, 255)), ("in/c.bmp", (0, 0, 0))):
+        picture(tmp_path / name, colour)
+    (tmp_path / "in/notes.txt").write_text("no image")
+    first = picture(tmp_path / "z.png", (255, 0, 0))
+    answers = list(infer(model, [first, tmp_path / "in"]))
+    assert [(Path(a.image).name, a.label) for a in answers] == [
+        ("z.png", "red"), ("9.jpg", "blue"), ("2.png", "green"), ("c.bmp", "dark"),
+    ]  # fmt: skip
+
+
+def test_an_image_that_cannot_be_read_costs_no_other_answer(model, tmp_path):
+    good = picture(tmp_path / "good.png", (0, 255, 0))
+    (tmp_path / "cut.png").write_bytes(good.read_bytes()[:40])
+    answers = list(infer(model, [tmp_path / "cut.png", tmp_path / "gone.png", good]))
+    assert ["not a readable image" in answers[0].error, "does not exist" in answers[1].error] == [True, True]
+    assert [answer.label for answer in answers] == ["", "", "green"]
+
+
+def test_answers_come_one_by_one(model, tmp_path):
+    """The second file is written only after the first answer."""
+    first, second = picture(tmp_path / "1.png", (255, 0, 0)), tmp_path / "2.png"
+    answers = infer(model, [first, second])
+    assert next(answers).label == "red"
+    picture(second, (0, 0, 255))
+    assert next(answers).label == "blue"
+
+
+def test_what_can_give_no_image_is_refused_before_the_first_answer(model, tmp_path):
+    (tmp_path / "empty").mkdir()
+    good = picture(tmp_path / "good.png", (0, 255, 0))
+    with pytest.raises(InputError, match="empty holds no images"):
+        infer(model, [good, tmp_path / "empty"])
+
+
+@pytest.fixture
+def opencv(monkeypatch):
+    """A fake OpenCV: two frames, BGR, of pure red and pure blue; `bad.mp4` has none."""
+    opened = []
+
+    class Capture:
+        def __init__(self, source):
+            opened.append(source)
+            colours = [] if source == "bad.mp4" else [(0, 0, 255), (255, 0, 0)]
+            self.frames = [np.full((6, 8, 3), colour, np.uint8) for colour in colours]
+
+        def read(self):
+            return (True, self.frames.pop(0)) if self.frames else (False, None)
+
+        def release(self):
+            opened.append("released")
+
+    monkeypatch.setitem(sys.modules, "cv2", SimpleNamespace(VideoCapture=Capture))
+    return opened
+
+
+def test_frames_of_a_video_and_of_a_camera(model, opencv):
+    answers = list(infer(model, [Path("film.mp4"), Path("camera:2")]))
+    assert [(a.image, a.label) for a in answers] == [
+        ("film.mp4#0", "red"), ("film.mp4#1", "blue"), ("camera:2#0", "red"), ("camera:2#1", "blue"),
+    ]  # fmt: skip
+    assert opencv == ["film.mp4", "released", 2, "released"]
+
+
+def test_a_video_without_frames(model, opencv):
+    (answer,) = infer(model, [Path("bad.mp4")])
+    assert "bad.mp4 gives no frames" in answer.error
+
+
+def test_a_video_without_opencv(model, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(MissingDependency, match="python3-opencv"):
+        infer(model, [Path("film.mp4")])
