@@ -130,9 +130,9 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         _succeed("train", name, "--epochs", 2, "--out", folder)
         _succeed("export", folder / f"{name}.safetensors", "--out", folder / f"{name}.onnx")
     _succeed("export", folder / "cnn3_bn.safetensors", "--no-fold", "--out", folder / "cnn3_bn.unfolded.onnx")
-    _succeed("calibrate", folder / "cnn3_msn.onnx", "--samples", 64)
+    _succeed("calibrate", folder / "cnn3_msn.onnx", "--samples", 100)
     for precision in ("fp16", "int8"):
-        _succeed("build-engine", folder / "cnn3_msn.onnx", "--precision", precision, "--samples", 64)
+        _succeed("build-engine", folder / "cnn3_msn.onnx", "--precision", precision, "--samples", 100)
     return folder
 
 

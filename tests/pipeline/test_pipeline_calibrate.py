@@ -183,12 +183,30 @@ def test_doubts_are_in_the_report_and_the_log(
     assert read_sidecar(tmp_path / "x.onnx").facts["images"]["distinct"] == 20
 
 
+def test_image_files_that_are_not_taken_are_not_read(files: dict[str, Path], tmp_path: Path) -> None:
+    split = load_split("digits", "train", height_px=28, width_px=28, channels=1)
+    for at, pixels in enumerate(split.images[:200, ..., 0]):
+        path = tmp_path / "some" / "train" / str(at % 10) / f"{at:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+    taken = np.linspace(0, 199, 100).round().astype(int)
+    ordered = sorted((tmp_path / "some" / "train").glob("*/*.png"))
+    spare = ordered[next(at for at in range(200) if at not in taken)]
+    spare.write_bytes(b"no image")
+    info = {"data": str(tmp_path / "some"), "samples": 100}
+    assert calibrate(files["1"], tmp_path / "x.onnx", **info).samples == 100
+    ordered[taken[50]].write_bytes(b"no image")
+    with pytest.raises(InputError, match=f"{ordered[taken[50]].name} is not a readable image"):
+        calibrate(files["1"], tmp_path / "x.onnx", **info)
+
+
 _MEASURE = """
-import json, resource, sys
+import json, sys
 from pathlib import Path
 from msn_deploy.pipeline import calibrate
 report = calibrate(Path(sys.argv[1]), Path(sys.argv[2]), data=sys.argv[3], samples=int(sys.argv[4]))
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+# Not getrusage: its maximum counts the process that this one was forked from.
+peak = next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line)
 print(json.dumps([report.samples, peak]))
 """
 
