@@ -14,7 +14,7 @@ from msn_deploy.pipeline.calibration_inputs import calibration_inputs, has_input
 from msn_deploy.pipeline.ranges import measured_ranges
 
 _LOG = logging.getLogger(__name__)
-_SAMPLES = 64  # images: enough to see the order of magnitude, which is all that counts here
+_SAMPLES = 128  # images: enough to see the order of magnitude, which is all that counts here
 
 
 def cast_to_fp16(onnx: Path, out: Path, *, data: str | None = None, progress: Progress = silent) -> PrecisionReport:
