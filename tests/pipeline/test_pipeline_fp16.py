@@ -56,7 +56,7 @@ def make(
 def test_a_calm_network_is_cast_as_a_whole(make: Callable[..., Any], tmp_path: Path) -> None:
     path, _ = make()
     report = cast_to_fp16(path, tmp_path / "net.fp16.onnx")
-    assert (report.samples, report.in_fp32) == (64, {})
+    assert (report.samples, report.in_fp32) == (128, {})
     side = read_sidecar(report.path)
     assert [parent.role for parent in side.parents] == ["onnx", "data:train"]
     assert 1 < side.facts["maxima"]["input"] < 4
@@ -106,6 +106,6 @@ def test_a_model_without_images_is_judged_by_its_weights_and_says_so(
 
 def test_images_that_were_named_are_looked_at_or_refused(make: Callable[..., Any], tmp_path: Path) -> None:
     path, _ = make(data="")
-    assert cast_to_fp16(path, tmp_path / "net.fp16.onnx", data="digits").samples == 64
+    assert cast_to_fp16(path, tmp_path / "net.fp16.onnx", data="digits").samples == 128
     with pytest.raises(InputError, match="no data called 'nowhere'"):
         cast_to_fp16(path, tmp_path / "net.fp16.onnx", data="nowhere")
