@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test nightly check fmt results train-step throughput peers paper readme clean
+.PHONY: setup demo test nightly check fmt results train-step throughput overhead peers paper readme clean
 
 setup: $(VENV)/.installed
 
@@ -45,6 +45,10 @@ train-step: setup
 # The trainer against a bare loop, its loader against torch's: five minutes on an otherwise idle machine.
 throughput: setup
 	$(BIN)/python benchmarks/throughput.py --out throughput.json
+
+# What `bench` itself costs per query: a minute on an otherwise idle machine.
+overhead: setup
+	$(BIN)/python benchmarks/overhead.py --out overhead.json
 
 # The graphs of other exporters against ours, and the time of an export: half an hour on an otherwise idle machine.
 # onnxslim is not a dependency: without `pip install onnxslim` its rows stay empty.

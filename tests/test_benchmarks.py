@@ -78,6 +78,19 @@ def test_the_script_measures_and_writes(tmp_path: Path) -> None:
     assert case["rows"]["none"]["to_bn"][1] <= case["rows"]["none"]["to_bn"][0] <= case["rows"]["none"]["to_bn"][2]
 
 
+def test_the_overhead_of_bench_is_measured_over_a_bare_loop() -> None:
+    sys.path.insert(0, str(PEERS.parent))
+    try:
+        import overhead
+    finally:
+        sys.path.remove(str(PEERS.parent))
+    cases = overhead.measured(0.01)["cases"]
+    assert list(cases) == ["call", "network", "runner"]
+    for case in cases.values():
+        assert case["bare_ns"]["median"] > 0
+    assert 0 < cases["call"]["reported_ns"]["median"] < cases["call"]["added_ns"]["median"] < overhead.LIMIT_NS
+
+
 @pytest.mark.parametrize(("net", "norm"), [("cnn3", "bn"), ("vgg7", "msn")])
 def test_the_trainer_trains_what_the_bare_loop_beside_it_does(net: str, norm: str) -> None:
     """benchmarks/throughput.py stands on the inside of the trainer, which may move."""

@@ -46,6 +46,25 @@ def test_the_interval_is_as_wide_as_the_windows_differ(tmp_path: Path) -> None:
     assert wild.interval_mj[1] - wild.interval_mj[0] > 20 * (calm.interval_mj[1] - calm.interval_mj[0])
 
 
+def test_what_a_sensor_that_averages_still_holds_of_the_time_before_is_left_out(tmp_path: Path) -> None:
+    board = FakeJetson(tmp_path, "thor")
+    rested = [0]
+
+    def sleep(seconds: float) -> None:
+        board.sleep(seconds)
+        rested[0] = board.now
+
+    def run() -> None:
+        if board.drawing == 4.0 and board.now - rested[0] > 40_000_000:  # seen two updates late
+            board.set_watts(10.0)
+        board.now += 2_000_000
+
+    sensor = find_sensor(board.root)
+    found = measure_energy([Arm(name="a", run=run)], sensor, seconds=3.0, clock=board.clock, sleep=sleep)["a"]
+    assert found.busy_w == pytest.approx(10.0)
+    assert found.mj == pytest.approx(12.0, rel=0.001)
+
+
 @pytest.mark.parametrize(
     ("kind", "without"),
     [("orin-nano", "VDD_IN"), ("agx-orin", "VIN_SYS_5V0"), ("agx-orin", "VDD_GPU_SOC"), ("thor", "VIN")],

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from msn_deploy.bench.stats import (
     VERDICTS,
     block_medians,
+    holm,
     ratio_to_baseline,
     verdict_of,
 )
@@ -154,3 +157,53 @@ def test_verdict_agrees_with_the_rule_for_every_interval(edges):
     expected = next((name for name, true in holds.items() if true), "AMBIGUOUS")
     assert verdict_of(ratio, low, high) == expected
     assert expected in VERDICTS
+
+
+def test_a_verdict_needs_the_ranks_to_agree():
+    baseline, arm = run_of(5, shift=1.25, noise=0.01)
+    sure = ratio_to_baseline(arm, baseline)
+    assert (sure.p_value < 1e-6, sure.rank_p_value < 1e-6, sure.verdict) == (True, True, "SLOWER")
+    assert holm([replace(sure, rank_p_value=0.06)])[0].verdict == "AMBIGUOUS"
+    assert holm([replace(sure, p_value=0.03)])[0].verdict == "SLOWER"
+    assert [each.verdict for each in holm([replace(sure, p_value=0.03)] * 2)] == ["AMBIGUOUS"] * 2
+
+
+def test_holm_multiplies_the_smallest_by_all_and_the_next_by_one_less():
+    sure = ratio_to_baseline(*reversed(run_of(5, shift=1.25, noise=0.01)))
+    found = holm([replace(sure, p_value=p) for p in (0.04, 0.01, 0.03)])
+    assert [each.p_value for each in found] == pytest.approx([0.06, 0.03, 0.06])
+
+
+def test_p_is_below_5_percent_exactly_where_the_interval_excludes_1():
+    for seed in range(200):
+        baseline, arm = run_of(seed, shift=1.02, noise=0.05)
+        found = ratio_to_baseline(arm, baseline, seed=seed, resamples=200)
+        assert (found.p_value < 0.05) == (found.low > 1 or found.high < 1)
+
+
+def test_the_rank_test_counts_pairs_within_a_round_only():
+    stats = pytest.importorskip("scipy.stats")
+    one = np.array([[5.0, 6.0, 1.0, 2.0]])
+    assert ratio_to_baseline(1.5 * one, one).rank_p_value < ratio_to_baseline(1.001 * one, one).rank_p_value
+    many = np.random.default_rng(3).lognormal(0, 0.1, (2, 25, 2))
+    within = ratio_to_baseline(many[0].reshape(1, -1), many[1].reshape(1, -1)).rank_p_value
+    # With one round, it is the plain test: 2 blocks of 25 builds against as many.
+    plain = stats.mannwhitneyu(many[0].ravel(), many[1].ravel(), method="asymptotic", use_continuity=False).pvalue
+    first, second = (np.stack([each[:, 0], each[:, 1]], axis=1) for each in many)
+    joined = ratio_to_baseline(np.tile(first, (1, 2)), np.tile(second, (1, 2)), resamples=50).rank_p_value
+    z = NormalDist().inv_cdf(plain / 2)
+    assert joined == pytest.approx(2 * NormalDist().cdf(z * 2**0.5))  # the same round twice
+    assert within != pytest.approx(plain)
+
+
+def test_dropped_blocks_leave_the_rest_of_their_round():
+    baseline, arm = run_of(8, shift=1.1, noise=0.003)
+    dirty = arm.copy()
+    dirty[::4] = np.nan  # one of the two blocks in every second round
+    assert ratio_to_baseline(dirty, baseline).ratio == pytest.approx(1.1, rel=0.01)
+    dirty[1::4] = np.nan  # and now the other: half of the rounds are gone
+    kept = np.reshape([dirty[2::4], dirty[3::4]], (2, -1)).T.ravel()
+    base = np.reshape([baseline[2::4], baseline[3::4]], (2, -1)).T.ravel()
+    assert ratio_to_baseline(dirty, baseline) == ratio_to_baseline(kept, base)
+    with pytest.raises(InvalidMeasurement, match="0 of 20 rounds"):
+        ratio_to_baseline(np.full(2 * ROUNDS, np.nan), baseline)

@@ -1,10 +1,13 @@
 """Errors beside bad files: gates, measurements, what `--debug` and `--quiet` leave of them."""
 
 import importlib
+import json
 import os
+from dataclasses import replace
 
 from cli_explained import assert_explained
 
+from msn_deploy.bench.validity import Reading
 from msn_deploy.core.recipes import builtin_folder
 
 
@@ -39,6 +42,49 @@ def test_a_measurement_that_is_too_short_exits_4(cli, run_folder, tmp_path, monk
     outcome = cli("bench", run_folder / "cnn3_msn.onnx", "--seconds", 0.5, "--threads", 1, "--json", out)
     assert (outcome.code, outcome.out, out.exists()) == (4, "", False)
     assert_explained(outcome.err, "rounds --seconds")
+
+
+def test_a_gate_exits_1_for_a_slower_model_2_for_unlike_runs_and_4_for_a_throttled_machine(
+    cli, ok, run_folder, tmp_path, monkeypatch
+):
+    """Each by what is in the base or on the machine, not by how long a query takes."""
+    model, base = run_folder / "cnn3_msn.onnx", tmp_path / "base.json"
+    command = ("bench", model, "--threads", 1, "--seconds", 0.6)
+    ok(*command, "--json", base)
+    gated = (*command, "--against", base, "--fail-if")
+    outcome = ok(*gated, "slower:400%", "--markdown", tmp_path / "g.md", "--junit", tmp_path / "g.xml")
+    assert "gate: cnn3_msn" in outcome.err
+    assert "PASSED" in (tmp_path / "g.md").read_text()
+    assert 'failures="0"' in (tmp_path / "g.xml").read_text()
+
+    value = json.loads(base.read_text())
+    for arm in value["arms"]:
+        arm["samples_ns"] = [[max(1, ns // 20) for ns in block] for block in arm["samples_ns"]]
+    fast = tmp_path / "fast.json"
+    fast.write_text(json.dumps(value))
+    outcome = cli(*command, "--against", fast, "--junit", tmp_path / "g.xml")
+    assert outcome.code == 1
+    assert_explained(outcome.err, "slower fast.json 3 % cnn3_msn")
+    assert 'failures="1"' in (tmp_path / "g.xml").read_text()
+
+    value["environment"]["cpu"] = "another processor"
+    fast.write_text(json.dumps(value))
+    outcome = cli(*command, "--against", fast)
+    assert outcome.code == 2
+    assert_explained(outcome.err, "not comparable another device cpu --json")
+
+    events = iter(range(10**6))
+    hot = Reading(throttled={}, clocks_mhz={}, temperatures_c={}, cooling={})
+    monkeypatch.setattr(
+        importlib.import_module("msn_deploy.pipeline.bench"),
+        "Probe",
+        lambda root: lambda: replace(hot, throttled={"oc1": next(events) // 3}),
+    )
+    outcome = cli(*gated, "slower:400%", "--json", tmp_path / "hot.json", "--markdown", tmp_path / "g.md")
+    assert outcome.code == 4
+    assert_explained(outcome.err, "invalid blocks oc1 measure again")
+    assert json.loads((tmp_path / "hot.json").read_text())["validity"]["valid"] is False
+    assert "INVALID" in (tmp_path / "g.md").read_text()
 
 
 def test_training_that_diverges_exits_1(cli, tmp_path):
