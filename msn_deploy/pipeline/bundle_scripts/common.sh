@@ -1,4 +1,5 @@
 # Read by the other scripts: where the bundle lies, which device this is, which TensorRT it has.
+# shellcheck shell=sh disable=SC1091,SC2034
 # MSN_DEPLOY_ROOT: where /proc, /etc and /usr are looked for; empty on a device.
 
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)

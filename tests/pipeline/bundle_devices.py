@@ -1,0 +1,69 @@
+"""A run folder to pack, and faked roots of devices on which the scripts of a bundle run."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from msn_deploy.core.model_info import METADATA_KEY, ModelInfo
+from msn_deploy.engine import find_target
+
+ORIN_NANO = find_target("orin-nano")
+BOARD = "NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super"
+
+
+def onnx_bytes(*, norm="msn", half=False, quantised=False) -> bytes:
+    from onnx import TensorProto, helper, numpy_helper
+
+    np = pytest.importorskip("numpy")
+    weight = np.random.default_rng(5).uniform(-0.5, 0.5, (4, 1, 3, 3)).astype(np.float32)
+    shapes = [("x", [1, 1, 8, 8]), ("y", [1, 4, 6, 6])]
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes)
+    nodes, inits, image = [], [numpy_helper.from_array(weight.astype(np.float16) if half else weight, "w")], "x"
+    if quantised:
+        inits += [numpy_helper.from_array(np.float32(1 / 64), "s"), numpy_helper.from_array(np.int8(0), "z")]
+        nodes = [helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+                 helper.make_node("DequantizeLinear", ["q", "s", "z"], ["d"])]  # fmt: skip
+        image = "d"
+    if half:
+        nodes = [helper.make_node("Cast", ["x"], ["h"], to=TensorProto.FLOAT16)]
+        nodes += [helper.make_node("Conv", ["h", "w"], ["c"]), helper.make_node("Cast", ["c"], ["y"], to=1)]
+    else:
+        nodes.append(helper.make_node("Conv", [image, "w"], ["y"]))
+    graph = helper.make_graph(nodes, "g", [x], [y], inits)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    info = ModelInfo(net="cnn3", norm=norm, recipe={"net": "cnn3", "norm": norm, "width": 3})
+    helper.set_model_props(model, {METADATA_KEY: info.to_json()})
+    return model.SerializeToString()
+
+
+def device(root: Path, *, model=BOARD, release="36 4.3", tensorrt="10.3.0", trtexec=0) -> Path:
+    """Fake the root of a device; trtexec logs how it was called, writes the engine it was asked for, and exits so."""
+    major, _, minor = release.partition(" ")
+    files = {"etc/nv_tegra_release": f"# R{major} (release), REVISION: {minor}, GCID: 1\n"}
+    if model:
+        files["proc/device-tree/model"] = model + "\0"
+    if tensorrt:
+        files[f"usr/lib/aarch64-linux-gnu/libnvinfer.so.{tensorrt}"] = ""
+    files["usr/src/tensorrt/bin/trtexec"] = (
+        f'#!/bin/sh\necho "$@" >>{root}/calls\n'
+        'for each in "$@"; do case $each in --saveEngine=*) echo plan >"${each#*=}" ;; esac; done\n'
+        'echo "GPU Compute Time: min = 1 ms, median = 2 ms"\n'
+        f"exit {trtexec}\n"
+    )
+    for name, content in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    (root / "usr/src/tensorrt/bin/trtexec").chmod(0o755)
+    return root
+
+
+def sh(script: Path, *args: str, root: Path | None = None) -> subprocess.CompletedProcess:
+    env = {"PATH": os.environ["PATH"], "MSN_DEPLOY_ROOT": str(root or "")}
+    return subprocess.run(["sh", str(script), *args], env=env, capture_output=True, text=True, timeout=60)
+
+
+def calls(root: Path) -> list[str]:
+    return (root / "calls").read_text().splitlines() if (root / "calls").exists() else []

@@ -1,0 +1,37 @@
+"""A run folder to pack, and its bundle."""
+
+import tarfile
+from pathlib import Path
+
+import pytest
+from bundle_devices import ORIN_NANO, onnx_bytes
+
+from msn_deploy.core.artifacts import publish
+from msn_deploy.pipeline.bundle import bundle
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory) -> Path:
+    """A run folder: MSN in three precisions, BN, a timing cache, and what a device does not need."""
+    folder = tmp_path_factory.mktemp("run")
+    files = {
+        "net.onnx": onnx_bytes(),
+        "net.fp16.onnx": onnx_bytes(half=True),
+        "net.int8.onnx": onnx_bytes(quantised=True),
+        "twin/net_bn.onnx": onnx_bytes(norm="bn"),
+    }
+    for name, content in files.items():
+        publish(folder / name, lambda path, content=content: path.write_bytes(content), kind="onnx")
+    for name, kind in (("net.timing", "timing-cache"), ("net.safetensors", "checkpoint"), ("curves.png", "curves")):
+        publish(folder / name, lambda path, kind=kind: path.write_bytes(kind.encode()), kind=kind)
+    (folder / "notes.txt").write_text("of the user\n")
+    return folder
+
+
+@pytest.fixture
+def unpacked(run, tmp_path) -> Path:
+    """A bundle for Orin Nano without wheels, unpacked."""
+    bundle(run, tmp_path / "b.tar", target=ORIN_NANO, with_wheels=False)
+    with tarfile.open(tmp_path / "b.tar") as archive:
+        archive.extractall(tmp_path, filter="data")
+    return tmp_path / "b"

@@ -1,0 +1,229 @@
+"""The scripts of a bundle, run with sh below faked roots of devices, with faked trtexec and msn-deploy."""
+
+import os
+import subprocess
+import tarfile
+
+import pytest
+from bundle_devices import BOARD, ORIN_NANO, calls, device, sh
+
+from msn_deploy.engine import TARGETS, find_target
+from msn_deploy.engine.device import board_words
+from msn_deploy.pipeline.bundle import bundle
+
+
+def test_verify_accepts_what_was_packed_and_the_digest_it_printed(run, tmp_path):
+    report = bundle(run, tmp_path / "b.tar", target=ORIN_NANO, with_wheels=False)
+    with tarfile.open(report.path) as archive:
+        archive.extractall(tmp_path, filter="data")
+    done = sh(tmp_path / "b/verify", report.digest)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"{report.files - 1} files are as packed" in done.stdout
+    wrong = sh(tmp_path / "b/verify", "0" * 64)
+    assert wrong.returncode == 1
+    assert "changed: SHA256SUMS" in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    "name", ["models/net.int8.onnx", "models/twin/net_bn.onnx.json", "recipes/net.json", "verify", "common.sh"]
+)
+@pytest.mark.parametrize("at", [0.1, 0.9])
+def test_a_flipped_byte_is_named(unpacked, name, at):
+    path = unpacked / name
+    content = bytearray(path.read_bytes())
+    place = int(len(content) * at) if name != "verify" else 20  # in a comment of it, so that it still runs
+    content[place] ^= 1
+    path.write_bytes(content)
+    done = sh(unpacked / "verify")
+    assert done.returncode == 1
+    assert f"changed: {name}" in done.stderr
+    assert done.stderr.count("changed") == 1
+
+
+def test_missing_and_added_files_are_named(unpacked):
+    (unpacked / "models/net.timing").unlink()
+    (unpacked / "wheels").mkdir()
+    (unpacked / "wheels/tensorrt-10.0-py3-none-any.whl").write_bytes(b"")
+    (unpacked / "engines").mkdir()
+    (unpacked / "engines/net.engine").write_bytes(b"made on the device, no fault")
+    done = sh(unpacked / "verify")
+    assert done.returncode == 1
+    assert "missing: models/net.timing" in done.stderr
+    assert "unknown: wheels/tensorrt-10.0-py3-none-any.whl" in done.stderr
+    assert "2 of" in done.stderr
+
+
+@pytest.mark.parametrize("cut", ["half", "empty"])
+def test_a_cut_list_of_digests_is_no_clean_bundle(unpacked, cut):
+    sums = unpacked / "SHA256SUMS"
+    lines = sums.read_text().splitlines(keepends=True)
+    sums.write_text("".join(lines[: len(lines) // 2]) if cut == "half" else "")
+    assert sh(unpacked / "verify").returncode == 1
+
+
+def test_trtexec_of_tensorrt_10_takes_the_types_of_the_file(unpacked, tmp_path):
+    root = device(tmp_path / "root")
+    done = sh(unpacked / "build.sh", root=root)
+    assert done.returncode == 0, done.stderr
+    assert f"{BOARD}, L4T 36.4.3" in done.stdout
+    assert "TensorRT 10.3.0" in done.stdout
+    engines = {path.name for path in (unpacked / "engines").glob("*.engine")}
+    assert engines == {"net.engine", "net.fp16.engine", "net.int8.engine", "net_bn.engine"}
+    assert len(calls(root)) == 4
+    assert all(call.endswith("--stronglyTyped") for call in calls(root))
+
+
+def test_trtexec_of_tensorrt_8_takes_flags_and_fp16_from_the_fp32_file(unpacked, tmp_path):
+    root = device(tmp_path / "root", release="35 4.1", tensorrt="8.5.2")
+    done = sh(unpacked / "build.sh", "fp16", "int8", root=root)
+    assert done.returncode == 0, done.stderr
+    options = {call.split("--onnx=")[1].split()[0].rpartition("/")[2]: call.split()[2:] for call in calls(root)}
+    assert options == {
+        "net.onnx": ["--fp16"],
+        "net_bn.onnx": ["--fp16"],
+        "net.int8.onnx": ["--int8", "--fp16"],
+    }
+    assert (unpacked / "engines/net.fp16.engine").read_text() == "plan\n"
+
+
+def test_msn_deploy_builds_where_it_is_installed(unpacked, tmp_path):
+    root = device(tmp_path / "root")
+    fake = unpacked / ".venv/bin/msn-deploy"
+    fake.parent.mkdir(parents=True)
+    fake.write_text(f'#!/bin/sh\necho "$@" >>{root}/calls\nwhile [ $# -gt 1 ]; do shift; done\necho plan >"$1"\n')
+    fake.chmod(0o755)
+    done = sh(unpacked / "build.sh", "int8", root=root)
+    assert done.returncode == 0, done.stderr
+    (call,) = calls(root)
+    assert call.startswith(
+        f"build-engine {unpacked}/models/net.int8.onnx --precision int8 --target orin-nano-8gb --out "
+    )
+    fake.write_text("#!/bin/sh\nexit 0\n")  # as off the device, where a script is written in place of the engine
+    assert sh(unpacked / "build.sh", "int8", root=root).returncode == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"model": "NVIDIA Jetson AGX Orin Developer Kit"}, "this is NVIDIA Jetson AGX Orin Developer Kit, L4T 36.4.3"),
+        ({"model": "NVIDIA Jetson Nano Developer Kit", "release": "32 7.1"}, "L4T 32.7.1"),
+        ({"model": "Raspberry Pi 5 Model B Rev 1.0"}, "Raspberry Pi 5"),
+        ({"model": ""}, "/tmp/nv_jetson_model"),
+        ({"release": "38 2.0"}, "L4T 38.2.0 is no release for Jetson Orin Nano"),
+        ({"tensorrt": ""}, "sudo apt install tensorrt"),
+    ],
+)
+def test_another_device_is_refused_before_anything_is_built(unpacked, tmp_path, options, says):
+    root = device(tmp_path / "root", **options)
+    done = sh(unpacked / "build.sh", root=root)
+    assert done.returncode == 3
+    assert says in done.stderr
+    assert calls(root) == []
+    assert not (unpacked / "engines").exists()
+
+
+@pytest.mark.parametrize(
+    ("target", "release", "own", "other"),
+    [("nano", "32 7.1", "NVIDIA Jetson Nano Developer Kit", "NVIDIA Jetson Orin Nano Developer Kit"),
+     ("agx-xavier", "35 4.1", "NVIDIA Jetson AGX Xavier Developer Kit", "NVIDIA Jetson Xavier NX Developer Kit"),
+     ("tx2", "32 7.1", "quill", "NVIDIA Jetson Nano Developer Kit")],
+)  # fmt: skip
+def test_boards_whose_names_hold_each_other_are_told_apart(run, tmp_path, target, release, own, other):
+    bundle(run, tmp_path / "b.tar", target=find_target(target), with_wheels=False)
+    with tarfile.open(tmp_path / "b.tar") as archive:
+        archive.extractall(tmp_path, filter="data")
+    for model, code in ((own, 0), (other, 3)):
+        root = device(tmp_path / str(code), model=model, release=release, tensorrt="8.2.1")
+        assert sh(tmp_path / "b/build.sh", "fp32", root=root).returncode == code, model
+
+
+def test_the_board_is_known_in_a_container_by_the_mounted_copy(unpacked, tmp_path):
+    root = device(tmp_path / "root", model="")
+    (root / "tmp").mkdir()
+    (root / "tmp/nv_jetson_model").write_text(BOARD)
+    assert sh(unpacked / "build.sh", root=root).returncode == 0
+
+
+def test_every_jetson_takes_its_own_bundle_alone(run, tmp_path):
+    boards = {
+        "orin nano": "NVIDIA Jetson Orin Nano Developer Kit",
+        "orin nx": "NVIDIA Orin NX Developer Kit",
+        "agx orin": "NVIDIA Jetson AGX Orin Developer Kit",
+        "thor": "NVIDIA Jetson AGX Thor Developer Kit",
+        "xavier nx": "NVIDIA Jetson Xavier NX Developer Kit",
+        "xavier": "NVIDIA Jetson AGX Xavier Developer Kit",
+        "tx2": "quill",
+        "nano": "NVIDIA Jetson Nano Developer Kit",
+    }
+    for target in (target for target in TARGETS if target.jetson):
+        words = board_words(target)
+        fits = {
+            name
+            for name, text in boards.items()
+            if any(word in text.lower() for word in words.mine)
+            and not (words.not_mine and words.not_mine in text.lower())
+        }
+        assert fits == {words.mine[0]}, target.name
+
+
+def test_a_failed_build_leaves_no_engine_and_shows_the_end_of_the_log(unpacked, tmp_path):
+    root = device(tmp_path / "root", trtexec=1)
+    done = sh(unpacked / "build.sh", "int8", root=root)
+    assert done.returncode == 3
+    assert "GPU Compute Time" in done.stderr
+    assert not list((unpacked / "engines").glob("*.engine"))
+
+
+def test_a_changed_bundle_builds_nothing(unpacked, tmp_path):
+    (unpacked / "models/net.onnx").write_bytes(b"other")
+    root = device(tmp_path / "root")
+    assert sh(unpacked / "build.sh", root=root).returncode == 1
+    assert calls(root) == []
+
+
+def test_a_precision_that_is_not_there(unpacked, tmp_path):
+    root = device(tmp_path / "root")
+    assert "fp32, fp16 and int8, not 'int4'" in sh(unpacked / "build.sh", "int4", root=root).stderr
+
+
+def test_bench_with_trtexec_fills_a_report(unpacked, tmp_path):
+    root = device(tmp_path / "root", release="35 4.1", tensorrt="8.5.2")
+    assert "no engines yet" in sh(unpacked / "bench.sh", root=root).stderr
+    assert sh(unpacked / "build.sh", "int8", root=root).returncode == 0
+    done = sh(unpacked / "bench.sh", root=root)
+    assert done.returncode == 0, done.stderr
+    assert "net.int8: min = 1 ms, median = 2 ms" in done.stdout
+    names = {path.name for path in (unpacked / "report").iterdir()}
+    assert names == {"MANIFEST.json", "device.txt", "net.int8.log"}
+    assert "TensorRT 8.5.2" in (unpacked / "report/device.txt").read_text()
+
+
+def test_bench_with_msn_deploy_measures_engines_against_bn(unpacked, tmp_path):
+    root = device(tmp_path / "root")
+    fake = unpacked / ".venv/bin/msn-deploy"
+    fake.parent.mkdir(parents=True)
+    fake.write_text(f'#!/bin/sh\necho "$@" >>{root}/calls\n')
+    fake.chmod(0o755)
+    assert sh(unpacked / "bench.sh", "--seconds", "3", root=root).returncode == 0
+    models = "models/net.fp16.onnx models/net.int8.onnx models/net.onnx models/twin/net_bn.onnx"
+    options = "--json report/bench.json --html report/bench.html --seconds 3"
+    assert calls(root) == ["doctor --json", f"bench {models} --baseline models/twin/net_bn.onnx {options}"]
+    (unpacked / "engines").mkdir()
+    for name in ("net.int8", "net_bn"):
+        (unpacked / f"engines/{name}.engine").write_bytes(b"plan")
+    assert sh(unpacked / "bench.sh", root=root).returncode == 0
+    assert calls(root)[-1].startswith("bench engines/net.int8.engine engines/net_bn.engine --baseline engines/net_bn.")
+
+
+def test_install_without_wheels_and_with_an_old_python(unpacked, tmp_path):
+    done = sh(unpacked / "install.sh")
+    assert done.returncode == 2
+    assert "--no-wheels" in done.stderr
+    for name in ("python3", "python3.12", "python3.10"):
+        (tmp_path / "bin").mkdir(exist_ok=True)
+        (tmp_path / "bin" / name).write_text("#!/bin/sh\nexit 1\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    env = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    old = subprocess.run(["sh", unpacked / "install.sh"], env=env, capture_output=True, text=True, timeout=60)
+    assert old.returncode == 0
+    assert "drive trtexec instead" in old.stdout
