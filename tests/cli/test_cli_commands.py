@@ -134,7 +134,7 @@ def test_calibrate_by_a_recipe_with_flags_above_it(ok, run_folder, tmp_path, mon
     result = json.loads(
         ok("calibrate", run_folder / "cnn3_msn.onnx", "--recipe", "digits", "--out", out, "--json", "-").out
     )
-    assert (result["samples"], result["method"], result["drift"]) == (256, "entropy", [])
+    assert (result["samples"], result["method"], result["drift"]) == (256, "mse", [])
     assert "scales" in result["cache"]
 
 

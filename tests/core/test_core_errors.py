@@ -19,6 +19,7 @@ EXIT_CODES = {
     "MissingDependency": 3,
     "MissingDevice": 3,
     "InvalidMeasurement": 4,
+    "NotComparable": 2,
 }
 
 
