@@ -27,7 +27,7 @@ def test_a_known_wattage_gives_known_millijoules_above_idle(kind: str, tmp_path:
         assert each.interval_mj[1] - each.interval_mj[0] < 0.02 * each.mj
         assert each.rail == " + ".join(WHOLE[kind])
         assert (each.sensor_period_ms, each.idle_w) == (20, pytest.approx(4.0))
-        assert each.updates >= MIN_UPDATES
+        assert MIN_UPDATES <= each.updates <= 3.0 / 0.020  # each update is read once, however short a query
         assert each.source == "on-module sensor, indicative"
 
 
