@@ -14,6 +14,7 @@ from msn_deploy.bench.validity import Probe, block_causes, judge
 from msn_deploy.core.errors import InvalidMeasurement
 
 OPTIONS = MeasureOptions(seconds=0.5, block_ms=10, warmup_seconds=0.01, warmup_queries=5, settle_queries=0)
+CORE = "sys/devices/system/cpu/cpu2/cpufreq/scaling_min_freq"
 KINDS = sorted(MODELS)
 
 
@@ -175,3 +176,11 @@ def test_counters_of_a_workstation(tmp_path: Path) -> None:
     before = Probe(tmp_path)()
     (core / "thermal_throttle/package_throttle_count").write_text("9\n")
     assert block_causes([before, before, Probe(tmp_path)()]) == [None, "cpu0 package_throttle: throttle events counted"]
+
+
+@pytest.mark.parametrize("floating", ["sys/class/devfreq/17000000.gpu/min_freq", CORE])
+def test_clocks_are_pinned_only_if_gpu_and_every_core_that_is_on_are(floating: str, tmp_path: Path) -> None:
+    FakeJetson(tmp_path, "orin-nano")
+    assert clocks_pinned(tmp_path) is True
+    (tmp_path / floating).write_text("115200\n")
+    assert clocks_pinned(tmp_path) is False

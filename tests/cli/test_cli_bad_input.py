@@ -127,6 +127,7 @@ TABLE = [
     ("eval m.int8.engine", 3, "m.int8.engine GPU cnn3_msn.int8.onnx"),
     ("bench m.int8.engine", 3, "m.int8.engine GPU"),
     ("infer m.int8.engine text.png", 3, "m.int8.engine GPU"),
+    ("bench m.onnx --energy", 3, "INA3221 --energy"),
     ("bench m.safetensors", 2, "m.safetensors .onnx msn-deploy export"),
     # models and data that do not fit
     ("eval large.onnx", 2, "3x32x32 1x28x28"),
