@@ -32,6 +32,14 @@ def test_neither_tensorrt_nor_torch_is_asked_of_pip():
     assert "grep -iE '^(tensorrt|torch|nvidia)' /tmp/installed; then exit 1" in text
 
 
+def test_pip_is_given_an_extra_and_no_names():
+    """A package that the extra comes to need would be missing in the image, where names were written out."""
+    text = FILE.read_text().replace("\\\n", " ")
+    (line,) = re.findall(r"pip install ([^&]*)", text)
+    assert line.strip().endswith('"$(echo /wheels/*.whl)[${extra}]"')
+    assert 'if [ "${WITH_PYCUDA}" = 1 ]; then extra=jetson; else extra=runtime; fi' in text
+
+
 def test_it_runs_as_a_user_with_the_right_groups(final):
     assert re.search(r"^USER 1000$", final, re.M)
     assert "usermod --append --groups video,render,i2c" in final

@@ -50,8 +50,13 @@ def test_no_tensorrt_and_no_torch_comes_along_not_even_behind_another(resolved):
 def test_the_jetson_extra_asks_for_neither():
     from importlib import metadata
 
+    of = {
+        extra: {line.partition(";")[0] for line in metadata.requires("msn-deploy") if f"extra == '{extra}'" in line}
+        for extra in ("jetson", "runtime")
+    }
+    assert {line.split(">")[0] for line in of["jetson"] - of["runtime"]} == {"pycuda"}
+    assert of["runtime"] < of["jetson"]
     lines = [line for line in metadata.requires("msn-deploy") if "extra ==" not in line or "jetson" in line]
-    assert any(line.startswith("pycuda") for line in lines)
     assert not [line for line in lines if re.match(r"tensorrt|torch|nvidia", line)]
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
 
-from msn_deploy.core.optional import require
+from msn_deploy.bench.distributions import student_cdf, student_quantile
 
 Floats = npt.NDArray[np.float64]
 
@@ -54,15 +54,14 @@ def widened(draws: Floats, *, centre: float, freedom: float, units: int, alpha: 
 
     Percentiles of few draws are too narrow; they are stretched by Student's t over the normal quantile and by the
     missing degree of freedom of `units` (T. Hesterberg, What Teachers Should Know about the Bootstrap, 2015).
-    draws: (resamples,) of the estimate `centre`. Raises MissingDependency without scipy.
+    draws: (resamples,) of the estimate `centre`.
     """
-    special: Any = require("scipy.special", step="comparing latencies")
     few = (units / (units - 1)) ** 0.5
     below, above = few * (np.percentile(draws, [50 * alpha, 100 - 50 * alpha]) - centre)
-    z, t = float(special.ndtri(1 - alpha / 2)), float(special.stdtrit(freedom, 1 - alpha / 2))
+    z, t = NormalDist().inv_cdf(1 - alpha / 2), student_quantile(1 - alpha / 2, freedom)
     # The error that counts is the one on the side of 0, so that p < alpha exactly where the interval excludes 0.
     error = (-below if centre > 0 else above) / z
-    p_value = 2 * float(special.stdtr(freedom, -abs(centre) / error)) if error > 0 else float(centre == 0)
+    p_value = 2 * student_cdf(-abs(centre) / error, freedom) if error > 0 else float(centre == 0)
     return centre + below * t / z, centre + above * t / z, p_value
 
 

@@ -11,16 +11,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from msn_deploy.bench.bootstrap import Floats
+from msn_deploy.bench.distributions import student_quantile
 from msn_deploy.bench.measure import Arm, Clock
 from msn_deploy.bench.stats import CONFIDENCE
 from msn_deploy.bench.sysfs import folders, number, text
 from msn_deploy.core.errors import InvalidMeasurement, MissingDevice
-from msn_deploy.core.optional import require
 from msn_deploy.core.progress import Progress, silent
 
 MIN_UPDATES = 30
@@ -163,8 +162,7 @@ def _energy(windows: Sequence[tuple[float, float, float, int]], sensor: Sensor) 
             f"{1e3 * query_s.mean():.3g} ms, longer than an update.\nRaise `--seconds`."
         )
     mj: Floats = 1e3 * (busy_w - idle_w) * query_s
-    special: Any = require("scipy.special", step="energy")
-    t = float(special.stdtrit(len(mj) - 1, (1 + CONFIDENCE) / 2))
+    t = student_quantile((1 + CONFIDENCE) / 2, len(mj) - 1)
     half = t * float(mj.std(ddof=1)) / len(mj) ** 0.5
     return Energy(
         mj=float(mj.mean()),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -21,8 +21,8 @@ from msn_deploy.bench.bootstrap import (
     single_draws,
     widened,
 )
+from msn_deploy.bench.distributions import rank_sum_p_value
 from msn_deploy.core.errors import InvalidMeasurement
-from msn_deploy.core.optional import require
 
 Verdict = Literal["FASTER", "SLOWER", "SAME", "AMBIGUOUS"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
@@ -71,7 +71,7 @@ def ratio_to_baseline(arm: Floats, baseline: Floats, *, seed: int = 0, resamples
     rounds by Student's t (T. Hesterberg, What Teachers Should Know about the Bootstrap, 2015), its degrees of freedom
     after Satterthwaite. With one build, what another build of the same network would give is not in the interval.
     Raises InvalidMeasurement if a block median is 0 (the clock is too coarse) or fewer than two rounds are left,
-    ValueError if shapes do not fit, MissingDependency without scipy.
+    ValueError if shapes do not fit.
     """
     arm, baseline = np.atleast_2d(arm), np.atleast_2d(baseline)
     if arm.shape[1] != baseline.shape[1] or arm.size == 0 or arm.shape[1] % 2:
@@ -113,8 +113,7 @@ def ratio_between_runs(arm: Floats, base: Floats, *, seed: int = 0, resamples: i
     for each, draws in zip(sides, drawn, strict=True):
         builds = build_variance(each, 0.0)
         parts += [builds, (max(0.0, float(draws.var()) - builds[0]), each.shape[1] - 1)]
-    stats: Any = require("scipy.stats", step="comparing latencies")
-    rank_p = float(stats.mannwhitneyu(*(each.mean(axis=0) for each in sides)).pvalue)
+    rank_p = rank_sum_p_value(*(each.mean(axis=0).tolist() for each in sides))
     centre = float(np.subtract(*(np.median(each.mean(axis=0)) for each in sides)))
     units = min(each.shape[1] for each in sides)
     return _judged(_concluded(centre, drawn[0] - drawn[1], satterthwaite(parts), units, rank_p))

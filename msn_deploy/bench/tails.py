@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from msn_deploy.core.optional import require
+from msn_deploy.bench.distributions import binomial_cdf
 
 # One-sided: the true percentile lies above the bound in 1 of 100 runs.
 BOUND_CONFIDENCE = 0.99
@@ -23,7 +23,7 @@ def upper_bound(blocks: Sequence[Sequence[int]], percent: int) -> float | None:
     the largest number with F(t; n, 1 - p) <= 0.01. That holds for independent queries. Slow ones come in spells, so n
     is not the number of queries but that of independent ones which would say as much: divided by the design effect,
     which is how much more the share of slow queries varies from block to block than chance alone would make it.
-    None if that is below MINIMUM_QUERIES. Raises MissingDependency without scipy.
+    None if that is below MINIMUM_QUERIES.
     """
     samples = np.concatenate([np.asarray(block) for block in blocks])
     total = len(samples)
@@ -52,10 +52,9 @@ def _design_effect(slow: Any, sizes: Any) -> float:
 
 def _early_stop(queries: int, percent: int) -> int:
     """Return the largest t with F(t; queries, 1 - percent / 100) <= 1 - BOUND_CONFIDENCE; at least 1 is needed."""
-    special: Any = require("scipy.special", step="bounding a percentile")
     over = 1 - percent / 100
     low, high = 1, int(queries * over) + 1  # F at the mean is about one half
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if special.bdtr(middle, queries, over) <= 1 - BOUND_CONFIDENCE else (low, middle)
+        low, high = (middle, high) if binomial_cdf(middle, queries, over) <= 1 - BOUND_CONFIDENCE else (low, middle)
     return low

@@ -53,12 +53,12 @@ def gather_wheels(
 
 
 def device_requirements() -> list[str]:
-    """Return what `msn-deploy[jetson]` needs beside pycuda; no markers, which pip reads for the Python it runs in."""
+    """Return what `msn-deploy[runtime]` needs; no markers, which pip reads for the Python it runs in."""
     found = []
     for line in metadata.requires(_DISTRIBUTION) or ():
         requirement, _, marker = line.partition(";")
         extra = re.search(r"extra\s*==\s*['\"]([\w-]+)['\"]", marker)
-        if (extra is None or extra[1] == "jetson") and not requirement.startswith(("pycuda", _DISTRIBUTION)):
+        if extra is None or extra[1] == "runtime":
             found.append(requirement.strip())
     return sorted(set(found))
 

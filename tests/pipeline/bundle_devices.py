@@ -1,7 +1,8 @@
-"""A run folder to pack, and faked roots of devices on which the scripts of a bundle run."""
+"""A run folder and wheels to pack, and faked roots of devices on which the scripts of a bundle run."""
 
 import os
 import subprocess
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,17 @@ def onnx_bytes(*, norm="msn", half=False, quantised=False) -> bytes:
     info = ModelInfo(net="cnn3", norm=norm, recipe={"net": "cnn3", "norm": norm, "width": 3})
     helper.set_model_props(model, {METADATA_KEY: info.to_json()})
     return model.SerializeToString()
+
+
+def wheel(folder: Path, name: str, tag: str = "py3-none-any", needs: tuple[str, ...] = ()) -> None:
+    """Write a wheel of nothing but metadata, version 99."""
+    stem, info = f"{name}-99", f"{name}-99.dist-info"
+    lines = [f"Metadata-Version: 2.1\nName: {name}\nVersion: 99\nProvides-Extra: runtime\nProvides-Extra: train"]
+    lines += [f"Requires-Dist: {each}" for each in needs]
+    with zipfile.ZipFile(folder / f"{stem}-{tag}.whl", "w") as archive:
+        archive.writestr(f"{info}/METADATA", "\n".join(lines) + "\n")
+        archive.writestr(f"{info}/WHEEL", f"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: {tag}\n")
+        archive.writestr(f"{info}/RECORD", "")
 
 
 def device(root: Path, *, model=BOARD, release="36 4.3", tensorrt="10.3.0", trtexec=0) -> Path:

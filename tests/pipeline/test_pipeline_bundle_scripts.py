@@ -5,7 +5,7 @@ import subprocess
 import tarfile
 
 import pytest
-from bundle_devices import BOARD, ORIN_NANO, calls, device, sh
+from bundle_devices import BOARD, ORIN_NANO, calls, device, sh, wheel
 
 from msn_deploy.engine import TARGETS, find_target
 from msn_deploy.engine.device import board_words
@@ -213,6 +213,22 @@ def test_bench_with_msn_deploy_measures_engines_against_bn(unpacked, tmp_path):
         (unpacked / f"engines/{name}.engine").write_bytes(b"plan")
     assert sh(unpacked / "bench.sh", root=root).returncode == 0
     assert calls(root)[-1].startswith("bench engines/net.int8.engine engines/net_bn.engine --baseline engines/net_bn.")
+
+
+def test_install_takes_all_that_runs_a_model_from_the_wheels(unpacked, tmp_path):
+    """Names that are written out miss what the extra comes to need; here it needs `deeper`, through `runtime` alone."""
+    (unpacked / "wheels").mkdir()
+    wheel(unpacked / "wheels", "msn_deploy", needs=("shallow", "deeper; extra == 'runtime'", "never; extra == 'train'"))
+    for name in ("shallow", "deeper"):
+        wheel(unpacked / "wheels", name)
+    (unpacked / "verify").write_text("#!/bin/sh\n")  # wheels were added
+    done = sh(unpacked / "install.sh")
+    assert "msn-deploy: not found" in done.stderr  # its wheel is nothing but metadata
+    listed = subprocess.run(
+        [unpacked / ".venv/bin/python", "-m", "pip", "list", "--local"], capture_output=True, text=True, timeout=60
+    )
+    assert {"shallow", "deeper"} <= set(listed.stdout.split())
+    assert "never" not in listed.stdout
 
 
 def test_install_without_wheels_and_with_an_old_python(unpacked, tmp_path):

@@ -1,26 +1,15 @@
 """Which wheels go along: chosen by pip from a folder of invented ones."""
 
 import tarfile
-import zipfile
 from pathlib import Path
 
 import pytest
-from bundle_devices import ORIN_NANO
+from bundle_devices import ORIN_NANO, wheel
 
 import msn_deploy
 from msn_deploy.core.errors import InputError
 from msn_deploy.pipeline import wheels
 from msn_deploy.pipeline.bundle import bundle
-
-
-def wheel(folder: Path, name: str, tag: str = "py3-none-any", needs: tuple[str, ...] = ()) -> None:
-    """Write a wheel of nothing but metadata, version 99."""
-    stem, info = f"{name}-99", f"{name}-99.dist-info"
-    lines = [f"Metadata-Version: 2.1\nName: {name}\nVersion: 99", *(f"Requires-Dist: {each}" for each in needs)]
-    with zipfile.ZipFile(folder / f"{stem}-{tag}.whl", "w") as archive:
-        archive.writestr(f"{info}/METADATA", "\n".join(lines) + "\n")
-        archive.writestr(f"{info}/WHEEL", f"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: {tag}\n")
-        archive.writestr(f"{info}/RECORD", "")
 
 
 @pytest.fixture
@@ -83,7 +72,7 @@ def test_a_bundle_with_wheels(run, tmp_path, house):
         assert "b/wheels/pure-99-py3-none-any.whl" in archive.getnames()
 
 
-def test_what_the_jetson_extra_needs():
+def test_what_runs_a_model():
     names = {requirement.split(">")[0].split("<")[0] for requirement in wheels.device_requirements()}
     assert {"numpy", "pillow", "typer", "onnx", "onnxruntime"} <= names
     assert not any(name.startswith(("torch", "tensorrt", "pycuda", "msn-deploy")) for name in names)

@@ -25,7 +25,7 @@ offline() {
     PIP_CONFIG_FILE=/dev/null "$python" -m pip --isolated --disable-pip-version-check install --quiet --no-index \
         --no-cache-dir --find-links "$here/wheels" "$@"
 }
-offline --ignore-installed "$here"/wheels/msn_deploy-*.whl onnx onnxruntime
+offline --ignore-installed "$(ls "$here"/wheels/msn_deploy-*.whl)[runtime]"
 if "$python" -m pip list --local --format=freeze 2>/dev/null | grep -iE '^(tensorrt|torch|nvidia)'; then
     rm -rf "$here/.venv"
     fail 1 "The wheels brought what has to come from JetPack (above); the environment was removed."
