@@ -74,8 +74,7 @@ def certify(folded: FoldedGraph, layers: Sequence[CertifiedNorm] = ()) -> Certif
 
     layers: norms that were folded before the graph was exported. Raises InputError if the graph can't be evaluated.
     """
-    batches = edge_batches(folded.before)
-    before, after = values_float64(folded.before, batches), values_float64(folded.after, batches)
+    before, after = values_float64([folded.before, folded.after], edge_batches(folded.before))
     norms = [_certified(fold, before, after) for fold in folded.folds]
     name = folded.before.graph.output[0].name
     whole = NormFold(norm=name, operator="the whole graph", rule="output", same=(name,))

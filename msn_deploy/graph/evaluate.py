@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice, product
 from typing import Any
 
 import onnx
@@ -19,27 +23,50 @@ Values = dict[str, Array]
 
 def run_float64(model: ModelProto, x: Array) -> Array:
     """Return the first output for one input batch (N, ...), computed in float64 from the model's weights."""
-    return values_float64(to_double(model), [x])[0][model.graph.output[0].name]
+    return values_float64([to_double(model)], [x])[0][0][model.graph.output[0].name]
 
 
-def values_float64(model: ModelProto, batches: Sequence[Array]) -> list[Values]:
-    """Return every tensor of a graph of doubles (see `to_double`) by name, for each input batch (N, ...).
+def values_float64(models: Sequence[ModelProto], batches: Sequence[Array]) -> list[list[Values]]:
+    """Return every tensor of graphs of doubles (see `to_double`) by name, per graph and input batch (N, ...).
 
-    Raises InputError for a graph that the reference implementation can't run.
+    Every graph and batch is a task for a thread. Raises InputError for a graph that the reference implementation can't
+    run.
     """
-    weights = {tensor.name for tensor in model.graph.initializer}
-    given = next(value.name for value in model.graph.input if value.name not in weights)
     try:
-        evaluator = ReferenceEvaluator(model, new_ops=OPERATORS)
-        found = [evaluator.run(None, {given: x.astype("float64")}, intermediate=True) for x in batches]
+        evaluators = [ReferenceEvaluator(model, new_ops=OPERATORS) for model in models]
+        with ThreadPoolExecutor() as pool, one_thread_each(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # torch warns of read-only weights; nothing here writes
+            found = pool.map(lambda task: _run(*task), product(evaluators, batches))
+            return [list(islice(found, len(batches))) for _ in models]
     except Exception as cause:  # whatever numpy or the reference raises on an operator that it can't run
         first = (str(cause).splitlines() or [""])[0][:160]
         raise InputError(
             f"the graph could not be evaluated in float64, to prove its folds: {type(cause).__name__}: {first}\n"
             "`--no-fold` exports it with its norms as they are."
         ) from cause
-    # None: an optional input that is not there.
-    return [{name: value for name, value in values.items() if value is not None} for values in found]
+
+
+def _run(evaluator: ReferenceEvaluator, x: Array) -> Values:
+    given = next(name for name in evaluator.input_names if name not in evaluator.rt_inits_)
+    found = evaluator.run(None, {given: x.astype("float64")}, intermediate=True)
+    return {name: value for name, value in found.items() if value is not None}  # optional inputs not there
+
+
+@contextlib.contextmanager
+def one_thread_each() -> Iterator[None]:
+    """Let each thread's operators of torch run in that thread alone.
+
+    The threads of small operators mostly wait for each other, busily, and where a core is taken by somebody else (the
+    simplifier's process, say) an export takes several times as long.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def to_double(model: ModelProto) -> ModelProto:

@@ -15,6 +15,7 @@ from onnx import ModelProto
 from torch import nn
 
 from msn_deploy.core.errors import InputError
+from msn_deploy.graph.evaluate import one_thread_each
 from msn_deploy.graph.opset import from_18_to_17
 from msn_deploy.msn.pairs import BATCH_NORMS
 
@@ -50,7 +51,7 @@ def to_onnx(
     dtype = next((each.dtype for each in model.parameters() if each.is_floating_point()), torch.float32)
     example = torch.zeros((2 if dynamic_batch else input_shape[0], *input_shape[1:]), dtype=dtype)
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), one_thread_each():
             output = model(example)
     except Exception as cause:  # whatever the network itself raises on an input that does not suit it
         first = str(cause).splitlines()[0][:200] if str(cause) else ""

@@ -6,7 +6,6 @@ its convolution is slow.
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import numpy as np
@@ -114,9 +113,7 @@ class _Window:
 def _tensor(array: Array) -> Any:
     import torch
 
-    with warnings.catch_warnings():  # weights are read-only, of which torch warns; nothing here writes
-        warnings.simplefilter("ignore", UserWarning)
-        return torch.from_numpy(np.ascontiguousarray(array))
+    return torch.from_numpy(np.ascontiguousarray(array))
 
 
 OPERATORS = [Conv, ConvTranspose, MaxPool, AveragePool]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -81,6 +82,7 @@ def export_onnx(
         raise InputError(f"{out} is the input itself; it would be overwritten.\nChoose another `--out`.")
     require_packages()
     from msn_deploy.graph import certify, fold_graph, simplifying
+    from msn_deploy.graph.evaluate import one_thread_each
     from msn_deploy.graph.export import DEFAULT_OPSET
     from msn_deploy.graph.files import with_info
     from msn_deploy.graph.ladder import require_ladder, rung
@@ -97,21 +99,25 @@ def export_onnx(
             fold=fold,
         )
         images, images_are = _comparison_input(made)
-        graph, certificate, why = made.graph, None, ""
-        if fold:
-            folded = fold_graph(made.graph)
-            target = opset or (None if source.endswith(".onnx") else DEFAULT_OPSET)
-            graph = folded.model if target is None else to_opset(folded.model, target)
-        finish = None if start is None else start(graph)  # beside what comes next
-        truth = made.predict(images)
-        rungs = [] if made.with_plain_layers is None else [rung("layers folded", truth, made.with_plain_layers(images))]
-        if not made.graph_is_truth:
-            rungs.append(rung("onnx", truth, _outputs(made.graph, images)))
-        if fold:
-            certificate = certify(folded, made.layers)
-            rungs.append(rung("graph folded", truth, _outputs(graph, images)))
-        if finish is not None:
-            graph, why = _taken(finish(), graph, truth, images, rungs)
+        with ThreadPoolExecutor() as beside, one_thread_each() if len(images) <= _FEW else nullcontext():
+            outputs = {"source": beside.submit(made.predict, images)}
+            if made.with_plain_layers is not None:
+                outputs["layers folded"] = beside.submit(made.with_plain_layers, images)
+            if not made.graph_is_truth:
+                outputs["onnx"] = beside.submit(_outputs, made.graph, images)
+            graph, certificate, why = made.graph, None, ""
+            if fold:
+                folded = fold_graph(made.graph)
+                target = opset or (None if source.endswith(".onnx") else DEFAULT_OPSET)
+                graph = folded.model if target is None else to_opset(folded.model, target)
+                outputs["graph folded"] = beside.submit(_outputs, graph, images)
+            finish = None if start is None else start(graph)
+            if fold:
+                certificate = certify(folded, made.layers)
+            truth = outputs.pop("source").result()
+            rungs = [rung(stage, truth, each.result()) for stage, each in outputs.items()]
+            if finish is not None:
+                graph, why = _taken(finish(), graph, truth, images, rungs)
     if ladder:
         rungs += _lower_rungs(graph, made, truth, images)
     require_ladder(rungs, source=source)

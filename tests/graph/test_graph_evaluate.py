@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
+import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from msn_deploy.core.errors import InputError
@@ -80,8 +81,26 @@ def test_to_double_and_back_is_the_same_file() -> None:
     assert to_single(double).SerializeToString() == model.SerializeToString()
 
 
-def test_every_tensor_between_is_told() -> None:
+def test_every_tensor_between_is_told_per_graph_and_batch() -> None:
     model = _graph("Conv", 2, {})
     model.graph.node.append(helper.make_node("Relu", ["y"], ["z"]))
-    values = values_float64(to_double(model), [np.random.default_rng(0).standard_normal((2, 4, 9, 8))])[0]
-    np.testing.assert_array_equal(values["z"], np.maximum(values["y"], 0))
+    other = to_double(model)
+    other.graph.node[1].op_type = "Neg"
+    batches = list(np.random.default_rng(0).standard_normal((3, 2, 4, 9, 8)))
+    threads = torch.get_num_threads()
+    values = values_float64([to_double(model), other], batches)
+    assert torch.get_num_threads() == threads
+    assert [len(each) for each in values] == [3, 3]
+    for batch, before, after in zip(batches, *values, strict=True):
+        np.testing.assert_array_equal(before["z"], np.maximum(before["y"], 0))
+        np.testing.assert_array_equal(after["z"], -before["y"])
+        np.testing.assert_allclose(before["y"], run_float64(_graph("Conv", 2, {}), batch), rtol=0, atol=1e-13)
+
+
+def test_weights_are_copied_once_and_not_for_every_operator(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(torch, "from_numpy", lambda array: seen.append(array) or torch.as_tensor(array))
+    values_float64([to_double(_graph("Conv", 2, {}))], [np.zeros((2, 4, 9, 8))] * 2)
+    weights = [array.__array_interface__["data"][0] for array in seen if array.shape == (6, 4, 3, 3)]
+    assert len(weights) == 2
+    assert len(set(weights)) == 1

@@ -206,11 +206,11 @@ def test_a_fold_that_is_wrong_by_little_is_caught_in_float64(tmp_path: Path, mon
     """By too little for the parity of float32 outputs to see."""
     real = msn_deploy.graph.certificate.values_float64
 
-    def wrong(model: ModelProto, batches: Any) -> Any:
-        found = real(model, batches)
-        if not any(node.op_type == "BatchNormalization" for node in model.graph.node):
-            found[-1] = {name: np.asarray(value) + 1e-7 for name, value in found[-1].items()}  # the corners alone
-        return found
+    def wrong(models: list[ModelProto], batches: Any) -> Any:
+        before, after = real(models, batches)
+        assert len(before) == len(after) == len(msn_deploy.graph.certificate.INPUTS)
+        after[-1] = {name: np.asarray(value) + 1e-7 for name, value in after[-1].items()}  # at the corners alone
+        return before, after
 
     monkeypatch.setattr(msn_deploy.graph.certificate, "values_float64", wrong)
     source = _own(tmp_path, "self.norm(self.conv(x))")
