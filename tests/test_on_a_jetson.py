@@ -31,7 +31,7 @@ def test_the_container_test_runs_them():
             command = command.replace("build-engine runs/cnn3_msn.int8.onnx", "build-engine runs/cnn3_msn.onnx")
             command = command.replace("eval runs/cnn3_msn.int8.onnx", 'eval "runs/$name.onnx"')
             assert command in script, line
-    for step in ("verify", "install.sh", "build.sh"):
+    for step in ("verify", "install.sh", "build.sh", "eval.sh digits", "bench.sh"):
         assert f" ./{step}" in " " + " ".join(commands("With a bundle"))
         assert f"orin/{step}" in script
 

@@ -18,7 +18,7 @@ from importlib import resources
 from pathlib import Path
 
 from msn_deploy import __version__
-from msn_deploy.core.artifacts import parent_of, publish, sidecar_path
+from msn_deploy.core.artifacts import parent_of, publish, read_sidecar, sidecar_path
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.progress import Progress, silent
 from msn_deploy.core.run_files import read_folder
@@ -28,7 +28,7 @@ from msn_deploy.pipeline.tarball import write_tarball
 from msn_deploy.pipeline.wheels import PYTHONS, gather_wheels
 
 _KINDS = ("onnx", "timing-cache", "calibration-table", "fold-certificate", "device-script")
-_SCRIPTS = ("bench.sh", "build.sh", "common.sh", "install.sh", "verify")
+_SCRIPTS = ("bench.sh", "build.sh", "common.sh", "eval.sh", "install.sh", "verify")
 _PLAIN_NAME = re.compile(r"[\w+-][\w.+-]*(/[\w+-][\w.+-]*)*", re.ASCII)  # scripts and SHA256SUMS quote nothing
 _L4T = {"5.3": "32", "6.2": "32", "7.2": "32 34 35", "8.7": "34 35 36 39", "11.0": "38 39"}  # by compute capability
 _README = """\
@@ -37,6 +37,7 @@ For {title} ({target}), packed by msn-deploy {version}. Nothing here needs a net
     ./verify [DIGEST]
     ./install.sh     msn-deploy into .venv beside this file (JetPack 6 and later)
     ./build.sh       engines into engines/; refuses any other device
+    ./eval.sh DATA   how often each model is right
     ./bench.sh       report/, to be copied back
 
 JetPack before 6 has a Python older than 3.10: build.sh and bench.sh drive its trtexec there.
@@ -89,7 +90,7 @@ def bundle(
     contents |= {f"recipes/{Path(model.file).stem}.json": recipe for model, recipe in models if recipe is not None}
     names = [model for model, _ in models]
     contents["models.list"] = "".join(f"{m.precision} {m.file} {Path(m.file).stem}\n" for m in names).encode()
-    contents["bundle.env"] = _environment(target, _baseline(names)).encode()
+    contents["bundle.env"] = _environment(target, _baseline(names), _timing_cache(contents)).encode()
     folder = resources.files("msn_deploy.pipeline") / "bundle_scripts"
     contents |= {name: (folder / name).read_bytes() for name in _SCRIPTS}
     readme = _README.format(title=target.title, target=target.name, version=__version__)
@@ -180,7 +181,15 @@ def _baseline(models: Sequence[BundledModel]) -> str:
     return Path(ranked[0].file).stem if ranked else ""
 
 
-def _environment(target: Target, baseline: str) -> str:
+def _timing_cache(contents: Mapping[str, bytes | Path]) -> str:
+    """Return the packed timing cache that build.sh starts from: the first, "" if there is none."""
+    for name, path in sorted(contents.items()):
+        if isinstance(path, Path) and sidecar_path(path).is_file() and read_sidecar(path).kind == "timing-cache":
+            return name
+    return ""
+
+
+def _environment(target: Target, baseline: str, timing_cache: str) -> str:
     """Return bundle.env: what the scripts have to know, as assignments of sh."""
     words = board_words(target)
     values = {
@@ -191,6 +200,7 @@ def _environment(target: Target, baseline: str) -> str:
         "TARGET_NOT_BOARD": f"*{words.not_mine}*" if words.not_mine else "",
         "TARGET_L4T": _L4T[target.compute_capability],
         "BASELINE": baseline,
+        "TIMING_CACHE": timing_cache,
     }
     return "".join(f"{name}={shlex.quote(value)}\n" for name, value in values.items())
 

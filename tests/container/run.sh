@@ -152,6 +152,7 @@ says build-engine "Orin Nano"
 expect 0 bundle-verify orin/verify "$digest"
 expect 0 bundle-install orin/install.sh
 expect 0 bundle-doctor orin/.venv/bin/msn-deploy doctor
+expect 0 bundle-eval orin/eval.sh digits
 expect 0 bundle-bench orin/bench.sh --threads 1 --seconds 4
 [ -s "$data/orin/report/bench.html" ] || die "bench.sh left no report"
 board='NVIDIA Jetson AGX Orin Developer Kit' expect 3 bundle-other-device orin/build.sh

@@ -77,7 +77,7 @@ def test_trtexec_of_tensorrt_8_takes_flags_and_fp16_from_the_fp32_file(unpacked,
     root = device(tmp_path / "root", release="35 4.1", tensorrt="8.5.2")
     done = sh(unpacked / "build.sh", "fp16", "int8", root=root)
     assert done.returncode == 0, done.stderr
-    options = {call.split("--onnx=")[1].split()[0].rpartition("/")[2]: call.split()[2:] for call in calls(root)}
+    options = {call.split("--onnx=")[1].split()[0].rpartition("/")[2]: call.split()[3:] for call in calls(root)}
     assert options == {
         "net.onnx": ["--fp16"],
         "net_bn.onnx": ["--fp16"],
@@ -96,10 +96,55 @@ def test_msn_deploy_builds_where_it_is_installed(unpacked, tmp_path):
     assert done.returncode == 0, done.stderr
     (call,) = calls(root)
     assert call.startswith(
-        f"build-engine {unpacked}/models/net.int8.onnx --precision int8 --target orin-nano-8gb --out "
+        f"build-engine {unpacked}/models/net.int8.onnx --precision int8 --target orin-nano-8gb "
+        f"--timing-cache {unpacked}/engines/timing.cache --out "
     )
     fake.write_text("#!/bin/sh\nexit 0\n")  # as off the device, where a script is written in place of the engine
     assert sh(unpacked / "build.sh", "int8", root=root).returncode == 3
+
+
+def test_the_packed_timing_cache_is_added_to_in_a_copy(unpacked, tmp_path):
+    root = device(tmp_path / "root")
+    assert sh(unpacked / "build.sh", "int8", root=root).returncode == 0
+    assert all(f"--timingCacheFile={unpacked}/engines/timing.cache " in call for call in calls(root))
+    cache = unpacked / "engines/timing.cache"
+    assert cache.read_bytes() == (unpacked / "models/net.timing").read_bytes()
+    cache.write_text("what a build added")
+    assert sh(unpacked / "build.sh", "int8", root=root).returncode == 0
+    assert cache.read_text() == "what a build added"
+    assert sh(unpacked / "verify").returncode == 0
+
+
+def test_replicates_are_built_without_a_timing_cache_and_measured_together(unpacked, tmp_path):
+    root = device(tmp_path / "root")
+    assert sh(unpacked / "build.sh", "--replicates", "3", "int8", root=root).returncode == 0
+    names = [f"net.int8{part}.engine" for part in ("", ".r2", ".r3")]
+    assert [path.name for path in sorted((unpacked / "engines").glob("*.engine"))] == names
+    assert len(calls(root)) == 3
+    assert "timing" not in "".join(calls(root))
+    fake = unpacked / ".venv/bin/msn-deploy"
+    fake.parent.mkdir(parents=True)
+    fake.write_text(f'#!/bin/sh\necho "$@" >>{root}/calls\n')
+    fake.chmod(0o755)
+    assert sh(unpacked / "bench.sh", root=root).returncode == 0
+    assert calls(root)[-1].startswith("bench " + " ".join(f"engines/{name}" for name in names) + " --json")
+
+
+def test_eval_asks_every_model_and_leaves_its_answers_in_the_report(unpacked, tmp_path):
+    root = device(tmp_path / "root")
+    assert sh(unpacked / "eval.sh").returncode == 2
+    assert "./install.sh" in sh(unpacked / "eval.sh", "digits", root=root).stderr
+    fake = unpacked / ".venv/bin/msn-deploy"
+    fake.parent.mkdir(parents=True)
+    fake.write_text(f'#!/bin/sh\necho "$@" >>{root}/calls\n')
+    fake.chmod(0o755)
+    assert sh(unpacked / "eval.sh", "digits", root=root).returncode == 0
+    assert calls(root)[0] == "eval models/net.fp16.onnx --data digits --json report/net.fp16.eval.json"
+    assert len(calls(root)) == 4
+    sh(unpacked / "eval.sh", str(tmp_path / "root"), root=root)
+    assert f"--data {tmp_path}/root " in calls(root)[-1]
+    fake.write_text("#!/bin/sh\nexit 2\n")
+    assert sh(unpacked / "eval.sh", "digits", root=root).returncode == 2
 
 
 @pytest.mark.parametrize(
@@ -183,7 +228,11 @@ def test_a_changed_bundle_builds_nothing(unpacked, tmp_path):
 
 def test_a_precision_that_is_not_there(unpacked, tmp_path):
     root = device(tmp_path / "root")
-    assert "fp32, fp16 and int8, not 'int4'" in sh(unpacked / "build.sh", "int4", root=root).stderr
+    assert "--replicates N, not 'int4'" in sh(unpacked / "build.sh", "int4", root=root).stderr
+    for number in ("0", "two", ""):
+        done = sh(unpacked / "build.sh", "int8", "--replicates", number, root=root)
+        assert (done.returncode, f"not '{number}'" in done.stderr) == (2, True)
+    assert calls(root) == []
 
 
 def test_bench_with_trtexec_fills_a_report(unpacked, tmp_path):

@@ -10,21 +10,15 @@ say "$(board)" "TensorRT $(tensorrt_version)" "$(uname -a)" >"$report/device.txt
 
 if [ -x "$msn_deploy" ]; then
     "$msn_deploy" doctor --json >"$report/doctor.json" || say "doctor found a problem: $report/doctor.json" >&2
-    subjects=''
+    models=$(subjects)
     baseline=''
-    while read -r precision model name <&3; do
-        subject=$model
-        if [ -f "$here/engines/$name.engine" ]; then
-            subject=engines/$name.engine
-        elif ls "$here"/engines/*.engine >/dev/null 2>&1; then
-            continue  # engines and ONNX files do not run in the same runtime
-        fi
-        subjects="$subjects $subject"
-        [ "$name" != "$BASELINE" ] || baseline=$subject
-    done 3<"$here/models.list"
+    for each in $models; do
+        name=${each##*/}
+        [ "${name%.*}" != "$BASELINE" ] || baseline=$each
+    done
     cd "$here"
     # shellcheck disable=SC2086 # names in a bundle hold no blanks
-    "$msn_deploy" bench $subjects ${baseline:+--baseline "$baseline"} --json report/bench.json --html report/bench.html "$@"
+    "$msn_deploy" bench $models ${baseline:+--baseline "$baseline"} --json report/bench.json --html report/bench.html "$@"
 else
     trtexec=$(find_trtexec) || fail 3 "Neither msn-deploy nor trtexec is here; type: ./install.sh"
     ls "$here"/engines/*.engine >/dev/null 2>&1 || fail 2 "There are no engines yet; type: ./build.sh"

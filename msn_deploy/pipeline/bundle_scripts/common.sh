@@ -75,3 +75,15 @@ find_trtexec() {
         command -v trtexec
     fi
 }
+
+subjects() {  # what bench.sh and eval.sh look at, a line each: engines, or the ONNX files where nothing was built
+    while read -r _ model name <&3; do
+        if ls "$here"/engines/*.engine >/dev/null 2>&1; then  # engines and ONNX files do not run in the same runtime
+            for engine in "$here/engines/$name.engine" "$here/engines/$name".r[0-9]*.engine; do
+                [ ! -f "$engine" ] || say "engines/${engine##*/}"
+            done
+        else
+            say "$model"
+        fi
+    done 3<"$here/models.list"
+}
