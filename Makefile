@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test gpu-test nightly check fmt results train-step throughput overhead peers paper int8 readme \
+.PHONY: setup demo test gpu-test nightly check fmt results train-step throughput overhead control peers paper int8 readme \
 	container-test jetson-wheels clean
 
 setup: $(VENV)/.installed
@@ -55,6 +55,10 @@ throughput: setup
 # What `bench` itself costs per query: a minute on an otherwise idle machine.
 overhead: setup
 	$(BIN)/python benchmarks/overhead.py --out overhead.json
+
+# Verdicts of `bench` where the truth is known, alone and under load: six minutes on an otherwise idle machine.
+control: setup
+	$(BIN)/python benchmarks/control.py --out control.json
 
 # The graphs of other exporters against ours, and the time of an export: half an hour on an otherwise idle machine.
 # onnxslim is not a dependency: without `pip install onnxslim` its rows stay empty.

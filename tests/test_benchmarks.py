@@ -78,6 +78,20 @@ def test_the_script_measures_and_writes(tmp_path: Path) -> None:
     assert case["rows"]["none"]["to_bn"][1] <= case["rows"]["none"]["to_bn"][0] <= case["rows"]["none"]["to_bn"][2]
 
 
+def test_bench_is_asked_where_the_truth_is_known() -> None:
+    sys.path.insert(0, str(PEERS.parent))
+    try:
+        import control
+    finally:
+        sys.path.remove(str(PEERS.parent))
+    result = control.measured(2, 1, 0.5)
+    assert sorted(each["loaded"] for each in result["runs"]["same"]) == [False, True]
+    assert sum(result["verdicts"]["same"].values()) == 2
+    (larger,) = result["runs"]["larger"]
+    assert larger["interval"][0] <= larger["ratio"] <= larger["interval"][1]
+    assert result["verdicts"]["larger"] == {larger["verdict"]: 1}
+
+
 def test_the_overhead_of_bench_is_measured_over_a_bare_loop() -> None:
     sys.path.insert(0, str(PEERS.parent))
     try:
