@@ -11,6 +11,7 @@ from typing import Any
 from msn_deploy import __version__
 from msn_deploy.bench.compare import ratio_between
 from msn_deploy.bench.report_drift import drift_section
+from msn_deploy.bench.report_layers import layers_section
 from msn_deploy.bench.report_page import page
 from msn_deploy.bench.report_pareto import pareto_section
 from msn_deploy.bench.report_plots import Comparison, both_cuts, latency_plot, ratio_plot, ratio_text
@@ -50,7 +51,7 @@ def render_html(result: BenchResult, *, title: str, stages: Sequence[Mapping[str
     body = [_header(result, title, _headlines(result, comparisons)), _latency_section(result)]
     if comparisons:
         body.append(_ratio_section(result, comparisons))
-    body += [pareto_section(result), _energy_section(result)]
+    body += [pareto_section(result), layers_section(result), _energy_section(result)]
     if stages:
         body.append(section("Each stage", records_table("Network by network, from checkpoint to device", stages)))
     body += [drift_section(result), _conditions_section(result), _provenance_section(result), _footer(result)]

@@ -71,7 +71,7 @@ svg text.figure{font-size:14px}
 svg text.verdict{fill:var(--v,var(--same));font-size:13px;font-weight:600;letter-spacing:.02em}
 svg text.tick,svg text.faint{font-size:12px;fill:var(--soft)}
 .grid{stroke:var(--grid)}.ground{stroke:var(--rule)}.one{stroke:var(--ink);stroke-width:1.25}.zone{fill:var(--zone)}.dirty{fill:var(--dirty)}
-.disc{fill-opacity:.75;stroke-width:2}.leader{stroke-width:1;stroke-opacity:.45}
+.layer{fill-opacity:.8;stroke:none}.disc{fill-opacity:.75;stroke-width:2}.leader{stroke-width:1;stroke-opacity:.45}
 .hollow{fill:var(--paper);stroke-width:2}.dropped{fill:none;stroke-width:1;stroke-opacity:.7}
 .hill{fill-opacity:.22;stroke-width:1.5}.mark{stroke-width:2.25}.whisker{stroke-width:2}.speck{fill-opacity:.6;stroke:none}
 .scroll{overflow-x:auto;margin:10px 0}

@@ -99,7 +99,7 @@ def pareto_plot(points: Sequence[Point], width: float, css: str) -> str:
     """
     narrow = width < 500
     bottom = 250.0
-    x = _scale([point.ms for point in points], start=58, end=width - (22 if narrow else 232))
+    x = _scale([point.ms for point in points], start=58, end=width - (22 if narrow else 256))
     y = _scale([100 * point.accuracy for point in points], start=bottom - 22, end=24)
     front = front_of(points)
     parts = axis(x, 10.0, bottom, "median latency (ms)", about=5 if not narrow else 4)

@@ -62,7 +62,7 @@ def _latency_row(
     ground, tint = top + 70, f"c{colour}"
     median = f"median {arm.median_ms:.{digits}f} ms"
     parts = [
-        svg.text(0, top + 17, svg.shortened(arm.name, width - 150), css=f"name t{colour}"),
+        svg.text(0, top + 17, svg.shortened(arm.name, width - 125), css=f"name t{colour}"),
         svg.text(width, top + 17, median, css=f"figure t{colour}", anchor="end"),
         svg.line(x.start, ground, x.end, ground, css="ground"),
     ]
@@ -82,7 +82,7 @@ def _latency_row(
     beyond = int((value > x.high).sum())
     if beyond:
         note = f"{beyond:,} slower, up to {value.max():.{digits}f} \N{RIGHTWARDS ARROW}"
-        parts.append(svg.text(width, ground + 30, note, css="faint", anchor="end"))
+        parts.append(svg.text(width, ground + 33, note, css="faint", anchor="end"))
     return parts
 
 
@@ -101,7 +101,7 @@ def ratio_plot(rows: Sequence[Comparison], width: float, css: str) -> str:
     high = max(1 + 2 * SAME_WITHIN, *(row.ratio.high for row in rows))
     log = high > 3 or low < 1 / 3
     pad = 0.06 * (high - low)
-    start, end = (5.0, width - 5) if narrow else (215.0, width - 262)
+    start, end = (5.0, width - 5) if narrow else (236.0, width - 262)
     edges = (low / 1.1, high * 1.1) if log else (max(0.0, low - pad), high + pad)
     x = svg.Scale(low=edges[0], high=edges[1], start=start, end=end, log=log)
     row_px, strip = (78.0, 26.0) if narrow else (44.0, 44.0)
@@ -154,7 +154,7 @@ def axis(x: svg.Scale, top: float, bottom: float, title: str, *, about: int | No
     for tick in ticks:
         shown = f"{tick:g}" if x.log else svg.tick_text(tick, ticks)
         at = x(tick)
-        anchor = "end" if at > x.end - 12 else "middle"
+        anchor = "end" if at > x.end - 12 else "start" if at < 16 else "middle"
         parts.append(svg.text(at, bottom + 16, shown, css="tick", anchor=anchor))
     return [*parts, svg.text((x.start + x.end) / 2, bottom + 34, title, css="tick", anchor="middle")]
 

@@ -12,6 +12,7 @@ DASH = "\N{EN DASH}"
 COLOURS = 6  # of arms, before they repeat
 _SPELLED = {
     "cpu": "CPU",
+    "cuda": "CUDA",
     "d2h": "copy from device",
     "fp16": "FP16",
     "gpu": "GPU",

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from array import array
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
 
 from msn_deploy.bench import MeasureOptions, Profile, Samples, compare
+from msn_deploy.bench.layers import LayerProfile, Limits
 from msn_deploy.bench.measure import ArmSamples, _block_order
 from msn_deploy.bench.power import Energy
 from msn_deploy.bench.validity import Reading
+from msn_deploy.engine.layer_times import LayerTime
+from msn_deploy.engine.onnx_cost import Cost
 
 NAMES = ("densenet_bn_unfolded", "densenet_bn", "densenet_producer", "densenet_producer.int8")
 LEVELS_MS = (1.93, 1.61, 1.31, 0.74)
@@ -57,12 +61,46 @@ def realistic(names=NAMES, *, rounds=60, queries=14, dirty=32, plain=False):
         )
         for slot in range(len(order) + 1)
     ]
-    return compare(
+    result = compare(
         Samples(arms=tuple(arms), options=MeasureOptions(), readings=() if plain else tuple(readings)),
         baseline=names[0],
         environment=ENVIRONMENT,
         profile=Profile(provider="cpu", threads=6),
         energies=None if plain else {name: _energy(ms) for name, ms in zip(names, LEVELS_MS, strict=False)},
+    )
+    if plain:
+        return result
+    return replace(result, arms=tuple(replace(arm, layers=layers_of(arm.median_ms)) for arm in result.arms))
+
+
+def layers_of(ms, *, count=40):
+    """A profile whose layers take longer the earlier they come, with names as exporters write them."""
+    weights = [1 / (at + 2) for at in range(count)]
+    layers = [
+        LayerTime(
+            name=f"node_features_denseblock_{at // 12}_conv2d_{at}",
+            operator="Conv" if at % 3 else "BatchNormalization",
+            us=1e3 * ms * weight / sum(weights),
+            share=weight / sum(weights),
+            precision="fp16",
+            fused_from=(f"node_conv2d_{at}", f"node_relu_{at}") if at % 3 else (),
+        )
+        for at, weight in enumerate(weights)
+    ]
+    return LayerProfile(
+        source="TensorRT's layer profiler",
+        runs=50,
+        layers=tuple(layers),
+        cost=Cost(
+            batch=1, flops=590_000_000, weight_bytes=3_100_000, activation_bytes=11_400_000, uncounted=("Softmax",)
+        ),
+        limits=Limits(
+            device="Jetson Orin Nano 8GB",
+            precision="fp16",
+            peak_gops=10_000.0,
+            bandwidth_gb_s=68.0,
+            source="NVIDIA data sheet DS-11105-001",
+        ),
     )
 
 

@@ -88,7 +88,7 @@ def test_json_round_trip(queries):
 
 def test_json_of_an_arm_begins_with_the_promised_keys():
     value = json.loads(to_json(result_of()))
-    assert value["schema"] == "msn-deploy-bench/2"
+    assert value["schema"] == "msn-deploy-bench/3"
     promised = ["name", "median_ms", "p90_ms", "p99_ms", "ratio", "ratio_interval", "verdict", "queries", "blocks"]
     for arm in value["arms"]:
         assert list(arm)[: len(promised)] == promised

@@ -283,7 +283,7 @@ def test_an_invalid_run_says_so_before_any_finding():
 
 def test_accuracy_against_latency_and_size_where_two_arms_have_an_accuracy():
     html = render_html(realistic(), title="t")
-    part = html[html.index("What the speed costs") : html.index("What one query costs")]
+    part = html[html.index("What the speed costs") : html.index("Where the time goes")]
     filled, hollow = (set(re.findall(rf'class="{look} c(\d)"', part)) for look in ("disc", "hollow"))
     assert (filled, hollow) == ({"2", "3"}, {"0", "1"})
     radii = {colour: float(r) for r, colour in re.findall(r'r="([\d.]+)" class="(?:disc|hollow) c(\d)"', part)}
