@@ -99,7 +99,8 @@ footer{margin-top:56px;padding-top:12px;border-top:1px solid var(--rule);color:v
 svg.wide{display:none}svg.narrow{display:block}th,td{padding-right:9px}table{font-size:13px}
 .v{font-size:12px}.bar{min-width:40px}}
 @media print{body{max-width:none;padding:0;font-size:11pt}figure,tr,.finding{break-inside:avoid}h2{break-after:avoid}
-.scroll{overflow:visible}svg.wide{display:block}svg.narrow{display:none}
+.scroll{overflow:visible}details::details-content{content-visibility:visible;height:auto}summary{display:none}
+svg.wide{display:block}svg.narrow{display:none}
 *{print-color-adjust:exact;-webkit-print-color-adjust:exact}}
 """
 

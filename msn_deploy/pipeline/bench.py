@@ -17,6 +17,7 @@ from msn_deploy.bench import to_json as bench_json
 from msn_deploy.bench.gate import Gate
 from msn_deploy.bench.gate_text import junit, markdown
 from msn_deploy.bench.jetson import pinned_mhz
+from msn_deploy.bench.live import Watch
 from msn_deploy.bench.power import find_sensor, measure_energy
 from msn_deploy.bench.profile import preset
 from msn_deploy.bench.report import render_html
@@ -49,6 +50,7 @@ def bench(
     root: Path = Path("/"),
     names: Mapping[Path, str] | None = None,
     progress: Progress = silent,
+    watch: Watch | None = None,
 ) -> BenchResult:
     """Time every model against the baseline (the first model if None), each query on another real image.
 
@@ -56,6 +58,7 @@ def bench(
     `bench.profile.preset` takes. builds: how many times each model is loaded, so that one lucky load does not decide.
     energy: measure it too. layers: time each model's layers too, when all is measured. trust: load engines
     from elsewhere. root: where /proc and /sys are looked for. names: of the rows; file names without suffix if None.
+    watch: see `measure`.
     ONNX files that say they are not folded run with the runtime's own norm fusions off, and their row says so.
     The result may be invalid (a throttled machine): look at its `validity`.
     Raises InputError (exit 2), MissingDependency or MissingDevice (exit 3), InvalidMeasurement (exit 4).
@@ -101,7 +104,7 @@ def bench(
         ]
     if len(inputs) > 1:
         raise InputError("some models say what data they were trained on and others do not: their inputs would differ.")
-    taken = measure(arms, options=options, progress=progress, probe=Probe(root))
+    taken = measure(arms, options=options, progress=progress, probe=Probe(root), watch=watch)
     firsts = [arm for arm in arms if arm.build == 0]
     result = compare(
         taken,
