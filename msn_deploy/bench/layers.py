@@ -112,28 +112,30 @@ def layers_as_json(profile: LayerProfile) -> dict[str, Any]:
 
 def layers_from_json(value: Mapping[str, Any]) -> LayerProfile:
     """Read what `layers_as_json` made. Raises ValueError, TypeError or KeyError for anything else."""
-    rows = [{**row, "fused_from": tuple(row["fused_from"])} for row in value["layers"]]
-    layers = tuple(LayerTime(**row) for row in rows)
-    if not all(_is_amount(each) for layer in layers for each in (layer.us, layer.share)):
-        raise ValueError("a layer's time is not a number")
-    if not all(isinstance(each, str) for layer in layers for each in (layer.name, layer.operator, *layer.fused_from)):
-        raise ValueError("a layer's name is not a text")
+    layers = tuple(LayerTime(**{**row, "fused_from": tuple(row["fused_from"])}) for row in value["layers"])
+    for layer in layers:
+        _check_amounts("a layer", layer.us, layer.share)
+        _check_texts("a layer", layer.name, layer.operator, layer.precision or "", *layer.fused_from)
     cost, limits = value["cost"], value["limits"]
     if cost is not None:
         cost = Cost(**{**cost, "uncounted": tuple(cost["uncounted"])})
-        if (
-            not all(_is_amount(each) for each in (cost.flops, cost.weight_bytes, cost.activation_bytes))
-            or not cost.bytes
-        ):
-            raise ValueError("a model's operations and bytes are not numbers")
-    return LayerProfile(
-        source=value["source"],
-        runs=value["runs"],
-        layers=layers,
-        cost=cost,
-        limits=None if limits is None else Limits(**limits),
-    )
+        _check_amounts("the cost", cost.flops, cost.weight_bytes, cost.activation_bytes, 1 / max(0, cost.bytes))
+        _check_texts("the cost", *cost.uncounted)
+    if limits is not None:
+        limits = Limits(**limits)
+        rates = (limits.bandwidth_gb_s, 1.0 if limits.peak_gops is None else limits.peak_gops)
+        _check_amounts("the limits", *rates, *(1 / rate for rate in rates))
+        _check_texts("the limits", limits.device, limits.precision, limits.source)
+    _check_amounts("a layer profile", value["runs"])
+    _check_texts("a layer profile", value["source"])
+    return LayerProfile(source=value["source"], runs=value["runs"], layers=layers, cost=cost, limits=limits)
 
 
-def _is_amount(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value) and value >= 0
+def _check_amounts(what: str, *values: Any) -> None:
+    if not all(type(each) in (int, float) and math.isfinite(each) and each >= 0 for each in values):
+        raise ValueError(f"{what} holds something that is no amount")
+
+
+def _check_texts(what: str, *values: Any) -> None:
+    if not all(isinstance(each, str) for each in values):
+        raise ValueError(f"{what} holds something that is no text")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 from msn_deploy.bench import svg
 from msn_deploy.bench.report_plots import axis, both_cuts
@@ -38,7 +39,7 @@ def points_of(arms: Sequence[ArmResult]) -> list[Point]:
             size_bytes=arm.facts.get("bytes") or arm.facts.get("size_bytes"),
         )
         for index, arm in enumerate(arms)
-        if isinstance(arm.facts.get("accuracy"), (int, float)) and math.isfinite(arm.facts["accuracy"])
+        if isinstance(arm.facts.get("accuracy"), Real) and math.isfinite(arm.facts["accuracy"])
     ]
 
 

@@ -66,7 +66,7 @@ def from_json(text: str, *, source: str = "the benchmark result") -> BenchResult
         raise
     except KeyError as cause:
         raise InputError(f"{source} is not a benchmark result: {cause} is missing.") from cause
-    except (ValueError, TypeError, AttributeError) as cause:
+    except (ArithmeticError, ValueError, TypeError, AttributeError) as cause:
         raise InputError(f"{source} is not a benchmark result: {cause}.") from cause
     return result
 

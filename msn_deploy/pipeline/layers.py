@@ -17,7 +17,6 @@ from msn_deploy.core.progress import Progress
 from msn_deploy.engine import Runner, target_of, what_machine
 from msn_deploy.engine.layer_times import time_ort_layers, time_trt_layers
 from msn_deploy.engine.onnx_cost import cost_of_file
-from msn_deploy.engine.trt import TrtRunner
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +47,9 @@ def with_layers(
     for at, each in enumerate(loaded):
         progress(at, len(loaded), f"layers of {each.name}")
         path, batch = each.runner.path, len(each.batches[0])
-        if isinstance(each.runner, TrtRunner):
+        if path.suffix.lower() == ".engine":
             times = time_trt_layers(each.runner, each.batches)
-            source = _onnx_of(path)
+            source = onnx_of(path)
             limits = limits_of(target, each.runner.precision)
         else:
             times = time_ort_layers(path, each.batches, threads=threads, provider=provider, fuse_norms=each.fuse_norms)
@@ -65,7 +64,7 @@ def with_layers(
     return replace(result, arms=tuple(replace(arm, layers=profiles[arm.name]) for arm in result.arms))
 
 
-def _onnx_of(engine: Path) -> Path | None:
+def onnx_of(engine: Path) -> Path | None:
     """Return the ONNX file that an engine was built from, if it lies beside it unchanged."""
     parent = next((each for each in read_sidecar(engine).parents if each.role == "onnx"), None)
     if parent is None:

@@ -316,6 +316,34 @@ def test_the_front_is_what_nothing_beats_in_all_three():
     assert front_of([best, small, unknown]) == {"best", "unknown"}, "sizes count where all are known"
 
 
+def test_the_slowest_layers_of_each_arm_as_bars_with_their_table():
+    result = realistic()
+    html = render_html(result, title="t")
+    part = html[html.index("Where the time goes") : html.index("What one query costs")]
+    drawings = re.findall(r'<svg class="wide".*?</svg>', part, re.S)
+    assert len(drawings) == len(NAMES)
+    widths = [float(w) for w in re.findall(r'<rect [^>]*width="([\d.]+)"[^>]*class="layer c0"/>', drawings[0])]
+    layers = result.arms[0].layers.layers
+    assert len(widths) == 12
+    assert widths == pytest.approx([290 * layer.us / layers[0].us for layer in layers[:12]], abs=0.1)
+    text = Page(html).text
+    assert "590 MFLOP \N{MIDDLE DOT} 14.5 MB moved \N{MIDDLE DOT} 40.7 FLOP/B" in text
+    assert "without the operations of Softmax" in text
+    rest = sum(layer.us for layer in layers[12:])
+    assert f"those that are not shown {rest:,.0f} \N{MICRO SIGN}s." in text
+    row = re.findall(r"<tr>(<th scope=.row.>.*?)</tr>", part.replace("<wbr>", ""))[1]
+    assert "node_features_denseblock_0_conv2d_1<" in row
+    cells = re.findall(r"<td[^>]*>(.*?)</td>", row)
+    assert cells == [
+        "Conv",
+        f"{layers[1].us:,.0f}",
+        f"{100 * layers[1].share:.1f}",
+        "FP16",
+        "node_conv2d_1, node_relu_1",
+    ]
+    assert "Where the time goes" not in render_html(realistic(plain=True), title="t")
+
+
 def test_energy_has_its_interval_and_its_sensor():
     text = Page(render_html(realistic(), title="t")).text
     assert "10.04 9.65 to 10.62 4.12 9.32" in text
