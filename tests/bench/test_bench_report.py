@@ -264,6 +264,19 @@ def test_dirty_blocks_are_shaded_over_all_arms_and_counted_in_the_table():
     assert ">Dropped blocks<" not in clean
 
 
+def test_a_band_is_as_wide_as_its_block_took_and_dots_lie_around_the_clean_middle():
+    result = realistic(NAMES[:1], rounds=12, queries=100, dirty=1)
+    html = render_html(result, title="t")
+    (arm,) = result.arms
+    lost = [at for at, cause in enumerate(arm.block_causes) if cause]
+    end = max(arm.block_start_ms)
+    took = arm.block_start_ms[lost[-1]] + sum(arm.samples_ns[lost[-1]]) / 1e6 - arm.block_start_ms[lost[0]]
+    ((left, right),) = bands_of(html)
+    assert right - left == pytest.approx(643 * took / end, abs=0.3)
+    low, high = map(float, re.search(r"own middle. densenet_bn_unfolded (\S+) to (\S+) %", html).groups())
+    assert -5 < low < 0 < high < 5
+
+
 def test_dropped_blocks_have_no_part_in_the_hill():
     result = realistic(NAMES[:1], dirty=12)
     slowest = max(max(block) for block in result.arms[0].samples_ns)
@@ -312,6 +325,8 @@ def test_the_front_is_what_nothing_beats_in_all_three():
     assert front_of([best, slow, worse, small]) == {"best", "small"}
     nearly = point("nearly", 0.9, 1.015)
     assert front_of([best, nearly]) == {"best", "nearly"}, "within 2 % two latencies are equal"
+    finer = point("finer", 0.95, 1.01)
+    assert front_of([best, finer]) == {"finer"}, "and more accurate then decides"
     unknown = point("unknown", 0.95, 9.0, None)
     assert front_of([best, small, unknown]) == {"best", "unknown"}, "sizes count where all are known"
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 import threading
+from array import array
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
-from msn_deploy.bench import Arm, MeasureOptions, measure
+from msn_deploy.bench import Arm, MeasureOptions, Samples, measure
 from msn_deploy.bench.live import standings
+from msn_deploy.bench.measure import ArmSamples
 from msn_deploy.bench.validity import Reading
 from msn_deploy.cli import output
 from msn_deploy.cli.bench_live import live_bench
@@ -163,6 +166,21 @@ def test_standings_over_builds_leave_dropped_blocks_out():
     a, b = standings(samples)
     assert (a.median_ms, a.ratio, b.median_ms, b.ratio) == (1.0, 1.0, 3.0, 3.0)
     assert (a.blocks, b.blocks, a.dirty + b.dirty) == (len(samples.arms[0].blocks), len(samples.arms[1].blocks), 1)
+
+
+def test_a_dropped_block_does_not_move_the_median():
+    blocks = tuple(array("q", [ns]) for ns in (MS, 9 * MS, 9 * MS))
+    arm = ArmSamples(name="a", facts={}, blocks=blocks, block_starts_ns=(0, 1, 2), slots=(0, 1, 2))
+    quiet = Reading(throttled={"cpu0": 0}, clocks_mhz={}, temperatures_c={}, cooling={})
+    readings = tuple(replace(quiet, throttled={"cpu0": count}) for count in (0, 0, 1, 2))
+    (a,) = standings(Samples(arms=(arm,), options=OPTIONS, readings=readings))
+    assert (a.median_ms, a.blocks, a.dirty) == (1.0, 3, 2)
+    (a,) = standings(
+        Samples(arms=(replace(arm, slots=(1, 2, 3)),), options=OPTIONS, readings=(*readings, readings[-1]))
+    )
+    assert (a.median_ms, a.dirty) == (9.0, 2)
+    none = standings(Samples(arms=(replace(arm, blocks=(), block_starts_ns=(), slots=()),), options=OPTIONS))
+    assert none[0].median_ms is None
 
 
 def test_measuring_with_a_display_takes_the_same_samples():
