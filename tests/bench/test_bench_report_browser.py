@@ -107,6 +107,11 @@ def test_printed_it_is_light_and_nothing_scrolls_out_of_sight(browser, report):
         assert watched.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         regions = "[...document.querySelectorAll('.scroll')]"
         assert watched.page.evaluate(f"{regions}.every(e => e.scrollWidth <= e.clientWidth + 1)")
+        # What nobody can open on paper is printed.
+        assert watched.page.locator("details").count() > 0
+        assert all(
+            watched.page.evaluate("[...document.querySelectorAll('details .scroll')].map(e => e.checkVisibility())")
+        )
 
 
 def rgb(text):
