@@ -115,11 +115,13 @@ def measure(
     progress: Progress = silent,
     clock: Clock = time.perf_counter_ns,
     probe: Callable[[], Reading] | None = None,
+    watch: Callable[[Callable[[], Samples]], None] | None = None,
 ) -> Samples:
     """Time every arm in randomised mirrored blocks and return the raw samples.
 
     clock: monotonic, in nanoseconds. probe: reads the state of the machine, between blocks. progress: called between
-    blocks, in planned seconds, never while a block runs.
+    blocks, in planned seconds, never while a block runs. watch: called there too, just before, with a function
+    that returns what was measured until then.
     Raises InputError for no arms, for two of one name and build, or for unequal numbers of builds; InvalidMeasurement
     before measuring if fewer than MIN_ROUNDS rounds fit into the budget. What `run` raises passes through, as does
     KeyboardInterrupt.
@@ -137,30 +139,38 @@ def measure(
         order = _block_order(len(arms), rounds, seed=options.seed)
         blocks: list[list[array[int]]] = [[] for _ in arms]
         starts: list[list[int]] = [[] for _ in arms]
+        slots: list[list[int]] = [[] for _ in arms]
         begin = clock()
+
+        def taken() -> Samples:
+            each = [
+                ArmSamples(
+                    name=arm.name,
+                    build=arm.build,
+                    facts=dict(arm.facts),
+                    blocks=tuple(blocks[at]),
+                    block_starts_ns=tuple(starts[at]),
+                    slots=tuple(slots[at]),
+                )
+                for at, arm in enumerate(arms)
+            ]
+            return Samples(arms=tuple(each), options=options, readings=tuple(readings))
+
         for done, index in enumerate(order):
             note = f"round {1 + done // (BLOCKS_PER_ROUND * len(arms))} of {rounds}"
+            if watch is not None and done:
+                watch(taken)
             progress(warmup_s + (total_s - warmup_s) * done / len(order), total_s, note)
             if probe is not None:
                 readings.append(probe())
             time_queries(arms[index].run, options.settle_queries, clock)
+            slots[index].append(done)
             starts[index].append(clock() - begin)
             blocks[index].append(array("q", time_queries(arms[index].run, queries[index], clock)))
         if probe is not None:
             readings.append(probe())
     progress(total_s, total_s, "measured")
-    taken = [
-        ArmSamples(
-            name=arm.name,
-            build=arm.build,
-            facts=dict(arm.facts),
-            blocks=tuple(blocks[at]),
-            block_starts_ns=tuple(starts[at]),
-            slots=tuple(slot for slot, index in enumerate(order) if index == at),
-        )
-        for at, arm in enumerate(arms)
-    ]
-    return Samples(arms=tuple(taken), options=options, readings=tuple(readings))
+    return taken()
 
 
 def _count_models(arms: Sequence[Arm]) -> int:

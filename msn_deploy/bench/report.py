@@ -8,28 +8,31 @@ from html import escape
 from itertools import combinations
 from typing import Any
 
-import numpy as np
-
 from msn_deploy import __version__
 from msn_deploy.bench.compare import ratio_between
+from msn_deploy.bench.report_drift import drift_section
+from msn_deploy.bench.report_layers import layers_section
 from msn_deploy.bench.report_page import page
-from msn_deploy.bench.report_plots import (
+from msn_deploy.bench.report_pareto import pareto_section
+from msn_deploy.bench.report_plots import Comparison, both_cuts, latency_plot, ratio_plot, ratio_text
+from msn_deploy.bench.report_tables import (
     COLOURS,
-    Comparison,
-    both_cuts,
-    drift_plot,
-    latency_plot,
-    ratio_plot,
-    ratio_text,
+    DASH,
+    breakable,
+    decimals_for,
+    facts_table,
+    figure,
+    named,
+    records_table,
+    section,
+    table,
 )
-from msn_deploy.bench.report_tables import DASH, decimals_for, facts_table, records_table, table
 from msn_deploy.bench.result import BenchResult
-from msn_deploy.bench.stats import Ratio, block_medians
+from msn_deploy.bench.stats import Ratio
 from msn_deploy.bench.tails import MINIMUM_QUERIES
 
 # Above this many arms, comparing each with each gives more rows than anyone reads.
 _ARMS_FOR_ALL_PAIRS = 4
-_TENTHS = 10
 _PERCENT = "\N{NO-BREAK SPACE}%"
 _SAME_GRAPH = (
     "A folded MSN network and a folded BN network of conv\N{EN DASH}norm form are the same graph: convolutions with a "
@@ -48,9 +51,10 @@ def render_html(result: BenchResult, *, title: str, stages: Sequence[Mapping[str
     body = [_header(result, title, _headlines(result, comparisons)), _latency_section(result)]
     if comparisons:
         body.append(_ratio_section(result, comparisons))
+    body += [pareto_section(result), layers_section(result), _energy_section(result)]
     if stages:
-        body.append(_section("Each stage", records_table("Network by network, from checkpoint to device", stages)))
-    body += [_drift_section(result), _conditions_section(result), _provenance_section(result), _footer(result)]
+        body.append(section("Each stage", records_table("Network by network, from checkpoint to device", stages)))
+    body += [drift_section(result), _conditions_section(result), _provenance_section(result), _footer(result)]
     return page(title, "\n".join(body))
 
 
@@ -94,7 +98,21 @@ def _header(result: BenchResult, title: str, comparisons: Sequence[Comparison]) 
         only = result.arms[0]
         digits = decimals_for([only.median_ms])
         found = f'<li class="finding"><b>{escape(only.name)}</b> answers in {only.median_ms:.{digits}f} ms.</li>'
+    found = _warnings(result) + found
     return f'<header><h1>{escape(title)}</h1><p class="meta">{line}</p><ul class="findings">{found}</ul></header>'
+
+
+def _warnings(result: BenchResult) -> str:
+    """Say before any finding what speaks against all of them."""
+    said = []
+    if not result.validity.valid:
+        said.append(result.validity.message)
+    if result.control is not None and result.control.verdict in ("FASTER", "SLOWER"):
+        said.append(
+            f"{result.baseline} against itself came out {result.control.verdict} ({result.control.ratio:.3f}): "
+            "the machine was too unsteady for these verdicts."
+        )
+    return "".join(f'<li class="finding SLOWER">{escape(each)}</li>' for each in said)
 
 
 def _finding(row: Comparison) -> str:
@@ -125,7 +143,7 @@ def _latency_section(result: BenchResult) -> str:
     rows = []
     for index, arm in enumerate(arms):
         shown = [DASH if ms is None else f"{ms:.{digits}f}" for ms in (arm.median_ms, arm.p90_ms, arm.p99_ms)]
-        rows.append([_named(arm.name, index), *shown, f"{arm.queries:,}"])
+        rows.append([named(arm.name, index), *shown, f"{arm.queries:,}"])
     headings = ("Model", "Median (ms)", "p90 at most", "p99 at most", "Queries")
     caption = "Milliseconds per query"
     refused = any(arm.p99_ms is None or arm.p90_ms is None for arm in arms)
@@ -135,13 +153,13 @@ def _latency_section(result: BenchResult) -> str:
         if refused
         else ""
     )
-    return _section(
+    return section(
         "How long one query takes",
-        _figure(
+        figure(
             both_cuts(lambda width, css: latency_plot(arms, width, css)),
-            "Further left is faster. The hill is the distribution of all queries, scaled to its own peak; the upright "
+            "Further left is faster. The hill is the distribution of the queries, scaled to its own peak; the upright "
             "line is the median; each dot below is the median of one block. A narrow hill is a steady model. "
-            "The axis need not start at zero, and it leaves out the slowest few.",
+            "Dropped blocks are left out. The axis need not start at zero, and it leaves out the slowest few.",
         ),
         table(caption, headings, rows, numeric=(False, True, True, True, True)),
         note,
@@ -151,17 +169,17 @@ def _latency_section(result: BenchResult) -> str:
 def _ratio_section(result: BenchResult, comparisons: Sequence[Comparison]) -> str:
     rows = [
         [
-            escape(row.arm),
-            escape(row.other),
+            breakable(row.arm),
+            breakable(row.other),
             " ".join(f'<span class="nb">{part}</span>' for part in ratio_text(row.ratio).split(" ", 1)),
             f'<span class="v {row.ratio.verdict}">{row.ratio.verdict}</span>',
         ]
         for row in comparisons
     ]
     rounds = result.arms[0].blocks // (2 * result.arms[0].builds)
-    return _section(
+    return section(
         "How much faster, and how sure",
-        _figure(
+        figure(
             both_cuts(lambda width, css: ratio_plot(comparisons, width, css)),
             f"Dot: median over {rounds} rounds of the ratio of latencies within a round. Whisker: 95 % interval, by "
             "resampling builds and rounds. Band: within 2 % of equal.",
@@ -179,34 +197,31 @@ def _ratio_section(result: BenchResult, comparisons: Sequence[Comparison]) -> st
     )
 
 
-def _drift_section(result: BenchResult) -> str:
-    arms = result.arms
-    digits = decimals_for(arm.median_ms for arm in arms)
-    ordered = [block_medians(arm.samples_ns)[np.argsort(arm.block_start_ms)] / 1e6 for arm in arms]
-    tenths = [np.array_split(medians, min(_TENTHS, len(medians))) for medians in ordered]
-    rows = [
-        [str(number + 1), *(f"{np.median(parts[number]):.{digits}f}" for parts in tenths)]
-        for number in range(len(tenths[0]))
-    ]
-    listing = table(
-        "Median of the block medians in each tenth of the run (ms)",
-        ("Tenth", *(arm.name for arm in arms)),
-        rows,
-        numeric=(False, *(True for _ in arms)),
-    )
-    return _section(
-        "How steady the machine was",
-        _figure(
-            both_cuts(lambda width, css: drift_plot(arms, width, css)),
-            "Each dot is the median of one block, as a difference from the middle of its own model. All models take "
-            "turns, so a slow spell of the machine shows at the same place in all, and drops out of the ratios.",
-        ),
-        f"<details><summary>The same as a table</summary>{listing}</details>",
+def _energy_section(result: BenchResult) -> str:
+    """Show what a query costs, where it was measured."""
+    found = [(index, arm.name, arm.energy) for index, arm in enumerate(result.arms) if arm.energy is not None]
+    if not found:
+        return ""
+    digits = decimals_for(energy["mj"] for _, _, energy in found)
+    rows = []
+    for index, name, energy in found:
+        low, high = energy["interval_mj"]
+        watts = [f"{energy[key]:.2f}" for key in ("idle_w", "busy_w")]
+        rows.append(
+            [named(name, index), f"{energy['mj']:.{digits}f}", f"{low:.{digits}f} to {high:.{digits}f}", *watts]
+        )
+    energy = found[0][2]
+    headings = ("Model", "Energy (mJ)", "95 % interval", "Idle (W)", "Busy (W)")
+    return section(
+        "What one query costs",
+        table("Millijoules per query above idle", headings, rows, numeric=(False, True, True, True, True)),
+        f'<p class="note">{escape(str(energy["rail"]))}, a value per {energy["sensor_period_ms"]:g} ms; '
+        f"{escape(str(energy['source']))}. The machine's idle power is taken off.</p>",
     )
 
 
 def _conditions_section(result: BenchResult) -> str:
-    return _section(
+    return section(
         "Where and how it was measured",
         facts_table("Machine and software", result.environment),
         facts_table("Timing profile", asdict(result.profile)),
@@ -219,22 +234,10 @@ def _provenance_section(result: BenchResult) -> str:
     parts = []
     for index, arm in enumerate(result.arms):
         role = " (baseline)" if arm.name == result.baseline else ""
-        parts.append(f"<h3>{_named(arm.name, index)}{role}</h3>")
+        parts.append(f"<h3>{named(arm.name, index)}{role}</h3>")
         parts.append(facts_table(f"Facts about {arm.name}", arm.facts) if arm.facts else "<p>Nothing recorded.</p>")
-    return _section("Which files these are", *parts)
+    return section("Which files these are", *parts)
 
 
 def _footer(result: BenchResult) -> str:
     return f"<footer>msn-deploy {escape(__version__)} \N{MIDDLE DOT} {escape(result.schema)}</footer>"
-
-
-def _named(name: str, index: int) -> str:
-    return f'<span class="swatch s{index % COLOURS}" aria-hidden="true"></span>{escape(name)}'
-
-
-def _section(heading: str, *parts: str) -> str:
-    return f"<section><h2>{escape(heading)}</h2>{''.join(parts)}</section>"
-
-
-def _figure(drawing: str, caption: str) -> str:
-    return f"<figure>{drawing}<figcaption>{caption}</figcaption></figure>"

@@ -12,6 +12,7 @@ LIGHT = {
     "rule": "#dfdcd5",
     "grid": "#ebe8e2",
     "zone": "#e9edf0",
+    "dirty": "#f3d9d3",
     "c0": "#5c6573",
     "c1": "#0b6c8c",
     "c2": "#b0500c",
@@ -30,6 +31,7 @@ DARK = {
     "rule": "#343a42",
     "grid": "#262b31",
     "zone": "#252d34",
+    "dirty": "#4a2620",
     "c0": "#a4adb9",
     "c1": "#5db8d8",
     "c2": "#ee9c57",
@@ -68,7 +70,9 @@ svg text.figure{font-size:14px}
 .verdict.FASTER{--v:var(--faster)}.verdict.SLOWER{--v:var(--slower)}.verdict.AMBIGUOUS{--v:var(--ambiguous)}
 svg text.verdict{fill:var(--v,var(--same));font-size:13px;font-weight:600;letter-spacing:.02em}
 svg text.tick,svg text.faint{font-size:12px;fill:var(--soft)}
-.grid{stroke:var(--grid)}.ground{stroke:var(--rule)}.one{stroke:var(--ink);stroke-width:1.25}.zone{fill:var(--zone)}
+.grid{stroke:var(--grid)}.ground{stroke:var(--rule)}.one{stroke:var(--ink);stroke-width:1.25}.zone{fill:var(--zone)}.dirty{fill:var(--dirty)}
+.layer{fill-opacity:.8;stroke:none}.disc{fill-opacity:.75;stroke-width:2}.leader{stroke-width:1;stroke-opacity:.45}
+.hollow{fill:var(--paper);stroke-width:2}.dropped{fill:none;stroke-width:1;stroke-opacity:.7}
 .hill{fill-opacity:.22;stroke-width:1.5}.mark{stroke-width:2.25}.whisker{stroke-width:2}.speck{fill-opacity:.6;stroke:none}
 .scroll{overflow-x:auto;margin:10px 0}
 table{border-collapse:collapse;width:100%;font-size:14px;line-height:1.4}
@@ -95,7 +99,8 @@ footer{margin-top:56px;padding-top:12px;border-top:1px solid var(--rule);color:v
 svg.wide{display:none}svg.narrow{display:block}th,td{padding-right:9px}table{font-size:13px}
 .v{font-size:12px}.bar{min-width:40px}}
 @media print{body{max-width:none;padding:0;font-size:11pt}figure,tr,.finding{break-inside:avoid}h2{break-after:avoid}
-.scroll{overflow:visible}svg.wide{display:block}svg.narrow{display:none}
+.scroll{overflow:visible}details::details-content{content-visibility:visible;height:auto}summary{display:none}
+svg.wide{display:block}svg.narrow{display:none}
 *{print-color-adjust:exact;-webkit-print-color-adjust:exact}}
 """
 

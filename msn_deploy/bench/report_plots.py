@@ -1,7 +1,8 @@
-"""The three drawings of the report: how fast, how much faster, how steady. Each in a wide and a narrow cut."""
+"""Two drawings of the report, how fast and how much faster, and what all have in common: two cuts, axes, thinning."""
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -9,12 +10,11 @@ import numpy as np
 
 from msn_deploy.bench import svg
 from msn_deploy.bench.bootstrap import Floats
-from msn_deploy.bench.report_tables import decimals_for
+from msn_deploy.bench.report_tables import COLOURS, decimals_for
 from msn_deploy.bench.result import ArmResult
 from msn_deploy.bench.stats import SAME_WITHIN, Ratio, block_medians
 
 WIDE_PX, NARROW_PX = 700.0, 350.0
-COLOURS = 6
 _DOTS = 200  # per arm; more would neither be seen nor leave the page small
 _BINS = 120  # at most; few queries get fewer, or the hill would be a comb
 _SHOWN = 0.95  # of the queries; an axis that reaches the slowest one would squeeze what tells arms apart
@@ -36,8 +36,8 @@ def both_cuts(draw: Callable[[float, str], str]) -> str:
 
 
 def latency_plot(arms: Sequence[ArmResult], width: float, css: str) -> str:
-    """Draw per arm a hill of all queries over dots of block medians, on one shared axis of milliseconds."""
-    values = [np.concatenate(arm.samples_ns) / 1e6 for arm in arms]
+    """Draw per arm a hill of its clean queries over dots of block medians, on one shared axis of milliseconds."""
+    values = [np.concatenate(_clean(arm)) / 1e6 for arm in arms]
     low = min(float(value.min()) for value in values)
     high = max(float(np.quantile(value, _SHOWN)) for value in values)
     log = high > 10 * low > 0
@@ -48,7 +48,7 @@ def latency_plot(arms: Sequence[ArmResult], width: float, css: str) -> str:
     digits = decimals_for(arm.median_ms for arm in arms)
     row = 106.0
     bottom = row * len(arms)
-    parts = _axis(x, 18.0, bottom, "milliseconds per query" + (", logarithmic" if log else ""))
+    parts = axis(x, 18.0, bottom, "milliseconds per query" + (", logarithmic" if log else ""))
     for index, (arm, value) in enumerate(zip(arms, values, strict=True)):
         top = row * index
         parts += _latency_row(arm, value, x, top, width=width, digits=digits, colour=index % COLOURS)
@@ -62,7 +62,7 @@ def _latency_row(
     ground, tint = top + 70, f"c{colour}"
     median = f"median {arm.median_ms:.{digits}f} ms"
     parts = [
-        svg.text(0, top + 17, svg.shortened(arm.name, width - 150), css=f"name t{colour}"),
+        svg.text(0, top + 17, svg.shortened(arm.name, width - 125), css=f"name t{colour}"),
         svg.text(width, top + 17, median, css=f"figure t{colour}", anchor="end"),
         svg.line(x.start, ground, x.end, ground, css="ground"),
     ]
@@ -75,15 +75,20 @@ def _latency_row(
     seen = slice(*np.flatnonzero(heights > 0.2)[[0, -1]] + (0, 1))
     hill = [(at, ground - up) for at, up in zip(middles[seen].tolist(), heights[seen].tolist(), strict=True)]
     parts.append(svg.path([(hill[0][0], ground), *hill, (hill[-1][0], ground)], css=f"hill {tint}"))
-    for number, median_ms in enumerate(_thinned(block_medians(arm.samples_ns) / 1e6)):
+    for number, median_ms in enumerate(thinned(block_medians(_clean(arm)) / 1e6)):
         parts.append(svg.dot(x(float(median_ms)), ground + 7 + 5 * (number % 3), 1.9, css=f"speck {tint}"))
     at = x(arm.median_ms)
     parts.append(svg.line(at, ground - 44, at, ground + 3, css=f"mark {tint}"))
     beyond = int((value > x.high).sum())
     if beyond:
         note = f"{beyond:,} slower, up to {value.max():.{digits}f} \N{RIGHTWARDS ARROW}"
-        parts.append(svg.text(width, ground + 30, note, css="faint", anchor="end"))
+        parts.append(svg.text(width, ground + 33, note, css="faint", anchor="end"))
     return parts
+
+
+def _clean(arm: ArmResult) -> list[array[int]]:
+    """Return the blocks that count."""
+    return [block for block, cause in zip(arm.samples_ns, arm.block_causes, strict=True) if cause is None]
 
 
 def ratio_plot(rows: Sequence[Comparison], width: float, css: str) -> str:
@@ -96,13 +101,13 @@ def ratio_plot(rows: Sequence[Comparison], width: float, css: str) -> str:
     high = max(1 + 2 * SAME_WITHIN, *(row.ratio.high for row in rows))
     log = high > 3 or low < 1 / 3
     pad = 0.06 * (high - low)
-    start, end = (5.0, width - 5) if narrow else (215.0, width - 262)
+    start, end = (5.0, width - 5) if narrow else (236.0, width - 262)
     edges = (low / 1.1, high * 1.1) if log else (max(0.0, low - pad), high + pad)
     x = svg.Scale(low=edges[0], high=edges[1], start=start, end=end, log=log)
     row_px, strip = (78.0, 26.0) if narrow else (44.0, 44.0)
     top, bottom = 22.0, 22.0 + row_px * len(rows)
     left, one, right = (x(edge) for edge in (1 - SAME_WITHIN, 1.0, 1 + SAME_WITHIN))
-    parts = _axis(x, bottom if narrow else top, bottom, "times as long" + (", logarithmic" if log else ""), about=4)
+    parts = axis(x, bottom if narrow else top, bottom, "times as long" + (", logarithmic" if log else ""), about=4)
     if one - start > 50:
         parts.append(svg.text(one - 8, 14, "\N{LEFTWARDS ARROW} faster", css="faint", anchor="end"))
     if end - one > 50 or not narrow:
@@ -142,44 +147,19 @@ def ratio_text(ratio: Ratio) -> str:
     return f"{ratio.ratio:.{digits}f} [{ratio.low:.{digits}f}, {ratio.high:.{digits}f}]"
 
 
-def drift_plot(arms: Sequence[ArmResult], width: float, css: str) -> str:
-    """Draw per arm how far each block lay from that arm's own middle, in percent, over the time of the run."""
-    medians = [block_medians(arm.samples_ns) for arm in arms]
-    away = [100 * (value / np.median(value) - 1) for value in medians]
-    reach = max(1.0, max(float(np.quantile(np.abs(value), 0.98)) for value in away))
-    end_s = max(max(arm.block_start_ms) for arm in arms) / 1e3
-    x = svg.Scale(low=0, high=end_s or 1.0, start=52, end=width - 5)
-    panel = 86.0
-    bottom = panel * len(arms)
-    parts = _axis(x, 20.0, bottom, "seconds since the start")
-    for index, (arm, value) in enumerate(zip(arms, away, strict=True)):
-        top, colour = panel * index, index % COLOURS
-        y = svg.Scale(low=-reach, high=reach, start=top + panel - 8, end=top + 28)
-        parts.append(svg.text(x.start, top + 17, svg.shortened(arm.name, width - 70), css=f"name t{colour}"))
-        parts.append(svg.line(x.start, y(0), x.end, y(0), css="ground"))
-        for mark in (-reach, reach):
-            sign = "+" if mark > 0 else "\N{MINUS SIGN}"
-            parts.append(svg.text(x.start - 6, y(mark) + 4, f"{sign}{reach:.2g} %", css="faint", anchor="end"))
-        seconds = _thinned(np.array(arm.block_start_ms)) / 1e3
-        dots = zip(seconds.tolist(), _thinned(value).tolist(), strict=True)
-        parts += [svg.dot(x(at), y(share), 1.9, css=f"speck c{colour}") for at, share in dots]
-    spans = "; ".join(f"{arm.name} {v.min():+.1f} to {v.max():+.1f} %" for arm, v in zip(arms, away, strict=True))
-    return svg.drawing(width, bottom + 42, f"Block medians over the run, off their own middle. {spans}", parts, css=css)
-
-
-def _axis(x: svg.Scale, top: float, bottom: float, title: str, *, about: int | None = None) -> list[str]:
+def axis(x: svg.Scale, top: float, bottom: float, title: str, *, about: int | None = None) -> list[str]:
     """Draw grid lines, tick labels and the axis title below a plot."""
     ticks = x.ticks(about or (8 if x.end > 500 else 4))
     parts = [svg.line(x(tick), top, x(tick), bottom, css="grid") for tick in ticks]
     for tick in ticks:
         shown = f"{tick:g}" if x.log else svg.tick_text(tick, ticks)
         at = x(tick)
-        anchor = "end" if at > x.end - 12 else "middle"
+        anchor = "end" if at > x.end - 12 else "start" if at < 16 else "middle"
         parts.append(svg.text(at, bottom + 16, shown, css="tick", anchor=anchor))
     return [*parts, svg.text((x.start + x.end) / 2, bottom + 34, title, css="tick", anchor="middle")]
 
 
-def _thinned(values: Floats) -> Floats:
+def thinned(values: Floats) -> Floats:
     """Keep at most _DOTS values, evenly spaced in time."""
     if len(values) <= _DOTS:
         return values

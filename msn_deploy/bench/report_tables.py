@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
 DASH = "\N{EN DASH}"
+COLOURS = 6  # of arms, before they repeat
 _SPELLED = {
     "cpu": "CPU",
+    "cuda": "CUDA",
     "d2h": "copy from device",
     "fp16": "FP16",
+    "gpu": "GPU",
     "h2d": "copy to device",
     "int8": "INT8",
+    "l4t": "L4T",
     "onnx": "ONNX",
     "sha256": "SHA-256",
     "utc": "UTC",
@@ -129,3 +134,23 @@ def records_table(caption: str, records: Sequence[Mapping[str, Any]]) -> str:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def named(name: str, index: int) -> str:
+    """Return an arm's name behind a spot of its colour."""
+    return f'<span class="swatch s{index % COLOURS}" aria-hidden="true"></span>{breakable(name)}'
+
+
+def breakable(name: str) -> str:
+    """Escape a name, and let it break after the marks that names of models are joined with, for narrow columns."""
+    return re.sub(r"([_./])", r"\1<wbr>", escape(name))
+
+
+def section(heading: str, *parts: str) -> str:
+    """Return a section of the page; parts are HTML already."""
+    return f"<section><h2>{escape(heading)}</h2>{''.join(parts)}</section>"
+
+
+def figure(drawing: str, caption: str) -> str:
+    """Return a drawing with a caption, both HTML already."""
+    return f"<figure>{drawing}<figcaption>{caption}</figcaption></figure>"

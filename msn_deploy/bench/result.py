@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from msn_deploy.bench.bootstrap import Floats
+from msn_deploy.bench.layers import LayerProfile
 from msn_deploy.bench.profile import Profile
 from msn_deploy.bench.stats import Ratio, Verdict, block_medians
 from msn_deploy.bench.validity import Validity
 
-SCHEMA = "msn-deploy-bench/2"
+SCHEMA = "msn-deploy-bench/3"  # 2 has no `layers`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,8 +26,9 @@ class ArmResult:
     there are too few queries for one (see tails.upper_bound). ratio: latency over the baseline's, below 1 is faster
     (see stats.ratio_to_baseline); ratio_interval: 95 %. p_value is adjusted for the number of arms (Holm); the
     baseline itself has 1, (1, 1), 1 and SAME. queries, blocks, builds: counts, dirty blocks too. energy: per query
-    (see power.Energy), if measured. Per block, build by build, in time order, two per round: block_start_ms, since the
-    first block of the run; block_causes, why a block was dropped, None if it counts; samples_ns, raw.
+    (see power.Energy), if measured. layers: where the time goes, if profiled. Per block, build by build, in time
+    order, two per round: block_start_ms, since the first block of the run; block_causes, why a block was dropped, None
+    if it counts; samples_ns, raw.
     """
 
     name: str
@@ -44,6 +46,7 @@ class ArmResult:
     p_value: float
     rank_p_value: float
     energy: Mapping[str, Any] | None = None
+    layers: LayerProfile | None = None
     facts: Mapping[str, Any]
     block_start_ms: tuple[float, ...]
     block_causes: tuple[str | None, ...]

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from msn_deploy.bench.layers import layers_as_json, layers_from_json
 from msn_deploy.bench.measure import BLOCKS_PER_ROUND
 from msn_deploy.bench.profile import Profile
 from msn_deploy.bench.result import SCHEMA, ArmResult, BenchResult
@@ -20,6 +21,7 @@ from msn_deploy.bench.stats import VERDICTS, Ratio
 from msn_deploy.bench.validity import Validity
 from msn_deploy.core.errors import InputError
 
+_READABLE = ("msn-deploy-bench/2", SCHEMA)  # what is optional in one is not in those before it
 _OPTIONAL = ("median_bound_ms", "p90_ms", "p95_ms", "p99_ms")
 
 
@@ -40,9 +42,10 @@ def from_json(text: str, *, source: str = "the benchmark result") -> BenchResult
     """Parse what `to_json` wrote. Raises InputError that names the source and what is wrong with it."""
     try:
         value = json.loads(text, parse_constant=_refuse_constant)
-        if value["schema"] != SCHEMA:
+        schema = value.pop("schema")
+        if schema not in _READABLE:
             raise InputError(
-                f"{source} has schema {value['schema']!r}; this version reads {SCHEMA!r}.\nMeasure again to compare."
+                f"{source} has schema {schema!r}; this version reads {SCHEMA!r}.\nMeasure again to compare."
             )
         arms = tuple(_arm_from(arm) for arm in value.pop("arms"))
         profile = Profile(**value.pop("profile"))
@@ -63,7 +66,7 @@ def from_json(text: str, *, source: str = "the benchmark result") -> BenchResult
         raise
     except KeyError as cause:
         raise InputError(f"{source} is not a benchmark result: {cause} is missing.") from cause
-    except (ValueError, TypeError, AttributeError) as cause:
+    except (ArithmeticError, ValueError, TypeError, AttributeError) as cause:
         raise InputError(f"{source} is not a benchmark result: {cause}.") from cause
     return result
 
@@ -74,6 +77,7 @@ def _arm_from(value: dict[str, Any]) -> ArmResult:
     arm = ArmResult(
         ratio_interval=(low, high),
         samples_ns=tuple(_block_from(block, name) for block in value.pop("samples_ns")),
+        layers=None if (layers := value.pop("layers", None)) is None else layers_from_json(layers),
         block_start_ms=tuple(value.pop("block_start_ms")),
         block_causes=tuple(value.pop("block_causes")),
         **value,
@@ -109,7 +113,8 @@ def _block_from(samples: Any, name: str) -> array[int]:
 
 def _plain_fields(arm: ArmResult) -> dict[str, Any]:
     names = [field.name for field in fields(arm)]
-    return {name: getattr(arm, name) for name in names if name != "samples_ns"}
+    plain = {name: getattr(arm, name) for name in names if name != "samples_ns"}
+    return plain | {"layers": None if arm.layers is None else layers_as_json(arm.layers)}
 
 
 def _compact(block: Sequence[int]) -> str:

@@ -9,7 +9,7 @@ from html import escape
 from itertools import pairwise
 
 # Width of a character over its font size, for the system fonts in bold; only used to shorten labels.
-_CHARACTER_WIDTH = 0.62
+_CHARACTER_WIDTH = 0.7
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,9 +54,10 @@ def tick_text(value: float, ticks: Sequence[float]) -> str:
 
 def drawing(width: float, height: float, label: str, parts: Iterable[str], *, css: str) -> str:
     """Wrap parts into an SVG image that says `label` to those who cannot see it."""
+    said = escape(label)
     return (
-        f'<svg class="{css}" role="img" aria-label="{escape(label)}" viewBox="0 0 {width:g} {height:g}" '
-        f'width="{width:g}" height="{height:g}">{"".join(parts)}</svg>'
+        f'<svg class="{css}" role="img" aria-label="{said}" viewBox="0 0 {width:g} {height:g}" '
+        f'width="{width:g}" height="{height:g}"><title>{said}</title>{"".join(parts)}</svg>'
     )
 
 

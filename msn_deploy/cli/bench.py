@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from msn_deploy.cli import output
+from msn_deploy.cli.bench_live import live_bench
+from msn_deploy.cli.bench_text import show
 from msn_deploy.cli.options import MINIMUM_SECONDS, Threads, Trust, new_file, new_text
 from msn_deploy.core.errors import InputError, InvalidMeasurement
-
-if TYPE_CHECKING:
-    from msn_deploy.bench import BenchResult
 
 
 def _gate_file(path: Path | None) -> Path | None:
@@ -35,6 +34,7 @@ def command(
     profile: Annotated[str, typer.Option(help="Timing profile: single-stream or mlperf.")] = "single-stream",
     builds: Annotated[int, typer.Option(min=1, help="Load each model so many times.")] = 1,
     energy: Annotated[bool, typer.Option("--energy", help="Measure energy per query too (Jetson).")] = False,
+    layers: Annotated[bool, typer.Option("--layers", help="Time each model's layers afterwards.")] = False,
     trust: Trust = False,
     json: Annotated[
         Path | None, typer.Option("--json", callback=new_text, help="Write the result with raw samples; - for stdout.")
@@ -62,7 +62,7 @@ def command(
         raise InputError("--fail-if has nothing to hold the only model against.\nAdd `--against` or `--baseline`.")
     limit = parse_limit(fail_if or "slower:3%")
     base = None if against is None else read_result(against)
-    with output.progress_bar() as progress:
+    with live_bench(shown=str(json) != "-") as (progress, watch):
         result = bench(
             models,
             baseline=baseline,
@@ -72,9 +72,11 @@ def command(
             profile=profile,
             builds=builds,
             energy=energy,
+            layers=layers,
             trust=trust,
             options=MeasureOptions(seconds=seconds_for(profile, seconds)),
             progress=progress,
+            watch=watch,
         )
     if html is not None:
         write_html(result, html, measured, title="msn-deploy bench")
@@ -97,48 +99,3 @@ def command(
         gate.check()
         for each in gate.findings:
             output.note(f"gate: {each.name} {each.state} against {gate.against}")
-
-
-def show(result: BenchResult) -> None:
-    """Print one row per model."""
-    rows = [
-        (
-            arm.name,
-            f"{arm.median_ms:.3f}",
-            "-" if arm.p90_ms is None else f"{arm.p90_ms:.3f}",
-            "-" if arm.p99_ms is None else f"{arm.p99_ms:.3f}",
-            "1" if arm.name == result.baseline else f"{arm.ratio:.3f}",
-            "" if arm.name == result.baseline else f"{arm.ratio_interval[0]:.3f} to {arm.ratio_interval[1]:.3f}",
-            "baseline" if arm.name == result.baseline else arm.verdict,
-        )
-        for arm in result.arms
-    ]
-    head = ("model", "median ms", "p90", "p99", "ratio", "95 % interval", "verdict")
-    output.show_table(rows, head=head, right=(1, 2, 3, 4))
-    graphs: dict[str, list[str]] = {}
-    for arm in result.arms:
-        graphs.setdefault(arm.facts.get("graph") or arm.name, []).append(arm.name)
-    for names in graphs.values():
-        if names[1:]:
-            output.say(f"same graph: {', '.join(names)}; a difference between them is noise, not the network")
-    for arm in result.arms:
-        if arm.energy is not None:
-            low, high = arm.energy["interval_mj"]
-            output.say(
-                f"{arm.name}: {arm.energy['mj']:.3g} mJ per query ({low:.3g} to {high:.3g}) above "
-                f"{arm.energy['idle_w']:.2f} W idle; {arm.energy['rail']}, a value per "
-                f"{arm.energy['sensor_period_ms']:g} ms; {arm.energy['source']}"
-            )
-    if result.validity.dirty_blocks:
-        counted = ", ".join(f"{count} {cause}" for cause, count in result.validity.causes.items())
-        output.say(f"{result.validity.dirty_blocks} of {result.validity.blocks} blocks dropped: {counted}")
-    if result.control is not None and result.control.verdict in ("FASTER", "SLOWER"):
-        output.say(
-            f"control: {result.baseline} against itself came out {result.control.verdict} "
-            f"({result.control.ratio:.3f}); this machine is too unsteady for these verdicts"
-        )
-    profile = result.profile
-    output.say(
-        f"{profile.name}: {profile.provider}, batch {profile.batch}, {profile.threads} threads, input: "
-        f"{profile.input}; ratio below 1 is faster; p90 and p99 are 99 % upper bounds"
-    )

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from msn_deploy.cli import output
-from msn_deploy.cli.bench import show
+from msn_deploy.cli.bench_text import show
 from msn_deploy.cli.options import Json, Seconds, new_folder
 
 

@@ -31,6 +31,11 @@ def start(*, quiet: bool) -> None:
     logger.setLevel(logging.ERROR if quiet else logging.WARNING)
 
 
+def is_quiet() -> bool:
+    """Whether only results are wanted."""
+    return _quiet
+
+
 def record(options: Mapping[str, Any]) -> None:
     """Keep the options of the command that runs, defaults too, for the sidecar of its result."""
     global _options
@@ -84,13 +89,16 @@ def plain(value: Any) -> Any:
     return value
 
 
-def show_table(rows: Sequence[Sequence[str]], *, head: Sequence[str], right: Sequence[int] = ()) -> None:
-    """Print rows under a head, at most 80 columns wide off a terminal; columns in `right` are aligned to the right."""
+def show_table(rows: Sequence[Sequence[str]], *, head: Sequence[str], right: Sequence[int] = (), gap: int = 3) -> None:
+    """Print rows under a head, at most 80 columns wide off a terminal; columns in `right` are aligned to the right.
+
+    gap: between columns, 2 or 3.
+    """
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold", collapse_padding=gap == 2)
     for at, title in enumerate(head):
         # Names stay whole where they can: they are what one searches for, and pastes into the next command.
         table.add_column(title, justify="right" if at in right else "left", no_wrap=at == 0, overflow="fold")

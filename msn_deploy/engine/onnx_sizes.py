@@ -27,7 +27,7 @@ def check_sizes(onnx: Any, model: Any, *, source: str) -> None:
 
     Open sizes (the batch) count as 1. Raises InputError that names the largest tensor.
     """
-    bare = _without_weights(onnx, model)
+    bare = without_weights(onnx, model)
     made = [name for node in _constant_nodes(bare.graph, set()) for name in node.output if name]
     sizes: dict[str, int] = {}
     for value in (*_values(_inferred(onnx, bare, source=source)), *model.graph.output):
@@ -89,7 +89,7 @@ def _is_told(tensor: Any) -> bool:
     return tensor.HasField("shape") and all(dim.HasField("dim_value") for dim in tensor.shape.dim)
 
 
-def _without_weights(onnx: Any, model: Any) -> Any:
+def without_weights(onnx: Any, model: Any) -> Any:
     """Copy a model with its large constants reduced to type and shape: shape inference copies what it gets."""
     bare = onnx.ModelProto(ir_version=model.ir_version)
     bare.opset_import.extend(model.opset_import)

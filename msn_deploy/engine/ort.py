@@ -40,6 +40,7 @@ class OrtRunner:
         provider: str = "cpu",
         fuse_norms: bool = True,
         optimized_to: Path | None = None,
+        profile_to: Path | None = None,
         content: bytes | None = None,
     ) -> None:
         """Load the file, or `content` if it is given; then `path` only names it, and the caller has looked through it.
@@ -47,6 +48,7 @@ class OrtRunner:
         threads: of one operator, None = ONNX Runtime's choice (all cores). provider: one of PROVIDERS; it is used or
         refused, never replaced. fuse_norms: False keeps every normalisation a layer of its own (on x86, ONNX Runtime
         may still run it as a 1x1 depthwise Conv). optimized_to: also write the graph that really runs, to look at.
+        profile_to: how the file begins that `end_profiling` writes.
         Raises InputError, MissingDependency, MissingDevice.
         """
         if provider not in PROVIDERS:
@@ -65,6 +67,9 @@ class OrtRunner:
             options.intra_op_num_threads = threads
         if optimized_to is not None:
             options.optimized_model_filepath = str(optimized_to)
+        if profile_to is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(profile_to)
         off = {} if fuse_norms else {"disabled_optimizers": _NORM_FUSIONS}
         ort.set_default_logger_severity(_FATAL)  # warnings about the machine do not belong to a session's logger
         try:
@@ -133,6 +138,10 @@ class OrtRunner:
         except Exception as cause:  # as at loading: no common base
             raise InputError(f"{self.path} loads but does not run: {_said(cause)}.\nExport it again.") from cause
         return np.asarray(output, dtype=np.float32)
+
+    def end_profiling(self) -> Path:
+        """Write what each node took in each run, and return the file: a Chrome trace. Needs `profile_to`."""
+        return Path(self._session.end_profiling())
 
     def close(self) -> None:
         """Free the session; `run` cannot be called afterwards."""

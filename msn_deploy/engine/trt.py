@@ -49,9 +49,12 @@ class TrtRunner:
         self.path = plan.path
         self.name = plan.path.name
         self.info = plan.info
+        self.precision = plan.precision
         self.last_gpu_ms = 0.0
         self._logger, self._messages = logger_of(trt)
         self._messages.start()
+        self._trt = trt
+        self._profiler: Any = None
         self._title = f"{TITLES[plan.backend]} {trt.__version__}"
         rtx_graph = cuda_graph and hasattr(trt, "CudaGraphStrategy")
         self._graph = cuda_graph and not rtx_graph  # TensorRT-RTX captures by itself, when its kernels are final
@@ -174,6 +177,8 @@ class TrtRunner:
         self._cuda.timed(self._launch or self._enqueue)
         self._cuda.copy(self._output, rows, to_device=False)
         self.last_gpu_ms = self._cuda.wait()
+        if self._profiler is not None:
+            self._messages.raise_held()
         if self._graph and self._launch is None:
             # Not before a plain run of this shape: that is when TensorRT allocates, which a capture may not hold.
             self._launch = self._cuda.capture(self._enqueue)
@@ -189,6 +194,31 @@ class TrtRunner:
 
     def _enqueue(self) -> None:
         self._must(self._context.execute_async_v3(self._cuda.stream), "run")
+
+    def report_layers(self, report: Callable[[str, float], None]) -> str:
+        """From now on call `report(layer, ms)` for every layer of every run; return what the inspector says of them.
+
+        TensorRT then waits after each run, so runs take longer, and they are not replayed from a graph.
+        """
+        if self._context is None:
+            raise RuntimeError(f"{self.name} was closed")
+        messages = self._messages
+
+        class Profiler(self._trt.IProfiler):  # type: ignore[misc]
+            def __init__(self, trt: Any) -> None:
+                trt.IProfiler.__init__(self)  # pybind11 needs the base called by name
+
+            def report_layer_time(self, layer_name: str, ms: float) -> None:
+                try:
+                    report(layer_name, ms)
+                except BaseException as cause:  # into C++ it would abort the process
+                    messages.hold(cause)
+
+        self._profiler = Profiler(self._trt)  # the context keeps a bare pointer
+        self._context.profiler = self._profiler
+        self._graph, self._launch = False, None
+        form = self._trt.LayerInformationFormat.JSON
+        return str(self._engine.create_engine_inspector().get_engine_information(form))
 
     def _must(self, done: bool, what: str) -> None:
         if not done:
@@ -206,6 +236,7 @@ class TrtRunner:
         atexit.unregister(self.close)
         self._launch = None
         self._context = None  # before its engine, which goes before its runtime: each points into the next
+        self._profiler = None
         self._engine = None
         self._runtime = None
         self._cuda.close()

@@ -17,6 +17,7 @@ from msn_deploy.bench import to_json as bench_json
 from msn_deploy.bench.gate import Gate
 from msn_deploy.bench.gate_text import junit, markdown
 from msn_deploy.bench.jetson import pinned_mhz
+from msn_deploy.bench.live import Watch
 from msn_deploy.bench.power import find_sensor, measure_energy
 from msn_deploy.bench.profile import preset
 from msn_deploy.bench.report import render_html
@@ -27,6 +28,7 @@ from msn_deploy.core.progress import Progress, silent
 from msn_deploy.data import to_input
 from msn_deploy.engine import Runner, load_runner
 from msn_deploy.pipeline.images import preprocess_for, split_for
+from msn_deploy.pipeline.layers import Loaded, check_layers, with_layers
 
 _VERSIONS = ("onnxruntime", "onnx", "numpy", "pillow")
 _DIFFERENT_INPUTS = 64  # batches that the queries cycle through
@@ -42,18 +44,21 @@ def bench(
     profile: str = "single-stream",
     builds: int = 1,
     energy: bool = False,
+    layers: bool = False,
     trust: bool = False,
     options: MeasureOptions | None = None,
     root: Path = Path("/"),
     names: Mapping[Path, str] | None = None,
     progress: Progress = silent,
+    watch: Watch | None = None,
 ) -> BenchResult:
     """Time every model against the baseline (the first model if None), each query on another real image.
 
     provider: of ONNX files. threads: None takes every core that this process may use. profile: one that
     `bench.profile.preset` takes. builds: how many times each model is loaded, so that one lucky load does not decide.
-    energy: measure it too. trust: load engines from elsewhere. root: where /proc and /sys are looked for. names: of the
-    rows; file names without suffix if None.
+    energy: measure it too. layers: time each model's layers too, when all is measured. trust: load engines
+    from elsewhere. root: where /proc and /sys are looked for. names: of the rows; file names without suffix if None.
+    watch: see `measure`.
     ONNX files that say they are not folded run with the runtime's own norm fusions off, and their row says so.
     The result may be invalid (a throttled machine): look at its `validity`.
     Raises InputError (exit 2), MissingDependency or MissingDevice (exit 3), InvalidMeasurement (exit 4).
@@ -75,7 +80,9 @@ def bench(
     named = {path: (names or {}).get(path, path.name.removesuffix(path.suffix)) for path in paths}
     if len(set(named.values())) < len(paths):
         named = {path: str(path) for path in paths}
-    arms, inputs = [], set()
+    if layers:
+        check_layers(paths, provider=provider)
+    arms, inputs, loaded = [], set(), []
     for path in paths:
         runner = load_runner(path, threads=threads, provider=provider, trust=trust)
         unfolded = runner.info is not None and not runner.info.folded and runner.info.norm != "none"
@@ -85,6 +92,7 @@ def bench(
             runner = load_runner(path, threads=threads, provider=provider, fuse_norms=False)
         samples, kind, images = _samples(runner, batch)
         inputs.add(kind)
+        loaded.append(Loaded(named[path], runner, samples, fuse_norms=not unfolded))
         facts = {**_facts(runner, unfolded=unfolded), "images": None if images is None else asdict(images)}
         again = [
             load_runner(path, threads=threads, provider=provider, fuse_norms=not unfolded, trust=trust)
@@ -96,9 +104,9 @@ def bench(
         ]
     if len(inputs) > 1:
         raise InputError("some models say what data they were trained on and others do not: their inputs would differ.")
-    taken = measure(arms, options=options, progress=progress, probe=Probe(root))
+    taken = measure(arms, options=options, progress=progress, probe=Probe(root), watch=watch)
     firsts = [arm for arm in arms if arm.build == 0]
-    return compare(
+    result = compare(
         taken,
         baseline=named[paths[0]],
         environment=read_environment(root),
@@ -106,6 +114,9 @@ def bench(
         pinned_mhz=pinned_mhz(root),
         energies=sensor and measure_energy(firsts, sensor, seconds=options.seconds, progress=progress),
     )
+    if layers:
+        result = with_layers(result, loaded, threads=threads, provider=provider, root=root, progress=progress)
+    return result
 
 
 def read_result(path: Path) -> BenchResult:

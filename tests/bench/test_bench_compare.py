@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bench_results import realistic
 
 from msn_deploy.bench import ArmResult, BenchResult, MeasureOptions, Profile, Samples, compare, from_json, to_json
 from msn_deploy.bench.compare import ratio_between
@@ -88,7 +89,7 @@ def test_json_round_trip(queries):
 
 def test_json_of_an_arm_begins_with_the_promised_keys():
     value = json.loads(to_json(result_of()))
-    assert value["schema"] == "msn-deploy-bench/2"
+    assert value["schema"] == "msn-deploy-bench/3"
     promised = ["name", "median_ms", "p90_ms", "p99_ms", "ratio", "ratio_interval", "verdict", "queries", "blocks"]
     for arm in value["arms"]:
         assert list(arm)[: len(promised)] == promised
@@ -143,6 +144,48 @@ def damaged(change) -> str:
     value = json.loads(to_json(result_of()))
     change(value)
     return json.dumps(value)
+
+
+def test_a_result_of_the_schema_before_layers_is_read():
+    result = result_of()
+
+    def older(value):
+        value["schema"] = "msn-deploy-bench/2"
+        for arm in value["arms"]:
+            del arm["layers"]
+
+    assert from_json(damaged(older)) == result
+    assert all(arm.layers is None for arm in result.arms)
+
+
+def test_layers_make_the_round_trip():
+    result = realistic()
+    assert result.arms[0].layers.layers[1].fused_from == ("node_conv2d_1", "node_relu_1")
+    assert [arm.layers for arm in from_json(to_json(result)).arms] == [arm.layers for arm in result.arms]
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda p: p.pop("runs"), "'runs' is missing"),
+        (lambda p: p["layers"][0].update(us=-1), "a layer holds something that is no amount"),
+        (lambda p: p["layers"][0].update(share="0.5"), "a layer holds something that is no amount"),
+        (lambda p: p["layers"][0].update(name=7), "a layer holds something that is no text"),
+        (lambda p: p["layers"][0].update(fused_from=[None]), "a layer holds something that is no text"),
+        (lambda p: p["layers"][0].update(surprise=1), "surprise"),
+        (lambda p: p["cost"].update(weight_bytes=0, activation_bytes=0), "division by zero"),
+        (lambda p: p["cost"].update(flops=None), "the cost holds something that is no amount"),
+        (lambda p: p["limits"].update(bandwidth_gb_s=0), "division by zero"),
+        (lambda p: p["limits"].update(device=[]), "the limits holds something that is no text"),
+        (lambda p: p.update(source=None), "a layer profile holds something that is no text"),
+        (lambda p: p.update(layers=3), "int"),
+    ],
+)
+def test_damaged_layers_are_refused(change, problem):
+    value = json.loads(to_json(realistic()))
+    change(value["arms"][0]["layers"])
+    with pytest.raises(InputError, match=problem):
+        from_json(json.dumps(value), source="x.json")
 
 
 def keep_blocks(arm: dict, count: int) -> None:

@@ -3,20 +3,21 @@ from __future__ import annotations
 import re
 from array import array
 from html.parser import HTMLParser
-from itertools import product
 
 import numpy as np
 import pytest
+from bench_results import NAMES, contrast, realistic
 
 from msn_deploy.bench import MeasureOptions, Profile, Samples, compare
 from msn_deploy.bench.measure import ArmSamples
 from msn_deploy.bench.report import render_html
 from msn_deploy.bench.report_page import DARK, LIGHT
+from msn_deploy.bench.report_pareto import Point, front_of
 from msn_deploy.bench.report_tables import bytes_text, decimals_for, heading_of, value_text
 from msn_deploy.bench.svg import Scale, shortened, tick_text
 
 HOSTILE = "</title></svg><script>alert('x')</script><img src=x onerror=\"a()\">&amp;"
-VOID = {"meta", "link", "br", "img", "hr"}
+VOID = {"meta", "link", "br", "img", "hr", "wbr"}
 
 
 def result_of(levels_ms, *, rounds=12, queries=30, noise=0.01, facts=None, environment=None):
@@ -124,8 +125,9 @@ def test_every_plot_is_described_and_has_its_table():
 
 def test_drawn_positions_lie_inside_their_drawing():
     wild = {"a": 0.01, "b": 1.0, "c": 250.0}
-    for levels in (THREE, wild, {"only": 2.0}):
-        html = render_html(result_of(levels, noise=0.3), title="t")
+    results = [result_of(levels, noise=0.3) for levels in (THREE, wild, {"only": 2.0})]
+    for result in (*results, realistic()):
+        html = render_html(result, title="t")
         for width, body in re.findall(r'<svg [^>]*viewBox="0 0 (\d+) \d+"[^>]*>(.*?)</svg>', html, re.S):
             places = [float(x) for x in re.findall(r'\b(?:x|x1|x2|cx)="(-?[\d.]+)"', body)]
             assert places
@@ -134,9 +136,10 @@ def test_drawn_positions_lie_inside_their_drawing():
 
 
 def test_a_hundred_thousand_samples_stay_below_the_size_limit():
-    result = result_of({"a": 1.0, "b": 1.1}, rounds=500, queries=50)
+    result = realistic(rounds=500, queries=25, dirty=380)
     assert sum(arm.queries for arm in result.arms) == 100_000
-    assert len(render_html(result, title="t").encode()) < 400_000
+    assert result.validity.dirty_blocks == 380
+    assert len(render_html(result, title="t").encode()) < 500_000  # of 1.5 MB that it may take
 
 
 def test_few_queries_show_a_dash_and_say_why():
@@ -175,21 +178,13 @@ def test_stages_become_columns_by_their_keys():
     assert "Each stage" not in render_html(result_of(THREE), title="t")
 
 
-def contrast(first: str, second: str) -> float:
-    def luminance(colour: str) -> float:
-        parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
-        linear = [p / 12.92 if p <= 0.03928 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
-        return sum(weight * p for weight, p in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
-
-    light, dark = sorted((luminance(first), luminance(second)), reverse=True)
-    return (light + 0.05) / (dark + 0.05)
-
-
-def test_contrast_of_every_text_colour_in_both_themes():
+@pytest.mark.parametrize("palette", [LIGHT, DARK])
+def test_contrast_of_every_text_colour_in_both_themes(palette):
     assert LIGHT.keys() == DARK.keys()
-    surfaces = {"paper", "rule", "grid", "zone"}
-    for palette, name in product((LIGHT, DARK), LIGHT.keys() - surfaces):
-        assert contrast(palette[name], palette["paper"]) >= 4.5, name
+    surfaces = {"paper", "rule", "grid", "zone", "dirty"}
+    rgb = {name: bytes.fromhex(colour[1:]) for name, colour in palette.items()}
+    for name in rgb.keys() - surfaces:
+        assert contrast(rgb[name], rgb["paper"]) >= 4.5, name
 
 
 @pytest.mark.parametrize(
@@ -235,3 +230,137 @@ def test_ticks_are_round_and_inside():
     assert log(0.1) == 0
     assert log(12) == 100
     assert (log(0.001), log(1000)) == (0, 100), "what lies beyond the axis is drawn at its end"
+
+
+def bands_of(html):
+    """The shaded bands of the wide drift plot: (left, right) in px, once per arm."""
+    found = re.findall(r'<rect x="([\d.]+)" y="[\d.]+" width="([\d.]+)" height="[\d.]+" class="dirty"/>', html)
+    spans = [(float(left), float(left) + float(width)) for left, width in found]
+    return spans[: len(spans) // 2]
+
+
+def test_dirty_blocks_are_shaded_over_all_arms_and_counted_in_the_table():
+    result = realistic(dirty=32)
+    html = render_html(result, title="t")
+    bands = bands_of(html)
+    assert len(bands) == len(NAMES)  # one spell, shaded in each arm's panel
+    (left, right), *others = bands
+    assert others == [(left, right)] * 3
+    end_s = max(max(arm.block_start_ms) for arm in result.arms)
+    starts = [
+        at for arm in result.arms for at, cause in zip(arm.block_start_ms, arm.block_causes, strict=True) if cause
+    ]
+    assert left == pytest.approx(52 + 643 * min(starts) / end_s, abs=1)
+    assert right >= 52 + 643 * max(starts) / end_s - 1
+    assert html.count('class="dropped c0"') == 2 * sum(cause is not None for cause in result.arms[0].block_causes)
+    text = Page(html).text
+    assert "Shaded: the times of the 32 blocks, of 480, that were dropped" in text
+    assert "32 blocks dropped" in Page(html).all("svg")[-1]["aria-label"]
+    part = html[html.index(">Dropped blocks<") :]
+    lost = [int(row.split('<td class="n">')[-1].split("<")[0]) for row in part.split("</tr>")[1:11]]
+    assert sum(lost) == 32
+    clean = render_html(realistic(plain=True), title="t")
+    assert bands_of(clean) == []
+    assert ">Dropped blocks<" not in clean
+
+
+def test_a_band_is_as_wide_as_its_block_took_and_dots_lie_around_the_clean_middle():
+    result = realistic(NAMES[:1], rounds=12, queries=100, dirty=1)
+    html = render_html(result, title="t")
+    (arm,) = result.arms
+    lost = [at for at, cause in enumerate(arm.block_causes) if cause]
+    end = max(arm.block_start_ms)
+    took = arm.block_start_ms[lost[-1]] + sum(arm.samples_ns[lost[-1]]) / 1e6 - arm.block_start_ms[lost[0]]
+    ((left, right),) = bands_of(html)
+    assert right - left == pytest.approx(643 * took / end, abs=0.3)
+    low, high = map(float, re.search(r"own middle. densenet_bn_unfolded (\S+) to (\S+) %", html).groups())
+    assert -5 < low < 0 < high < 5
+
+
+def test_dropped_blocks_have_no_part_in_the_hill():
+    result = realistic(NAMES[:1], dirty=12)
+    slowest = max(max(block) for block in result.arms[0].samples_ns)
+    clean = [
+        block for block, cause in zip(result.arms[0].samples_ns, result.arms[0].block_causes, strict=True) if not cause
+    ]
+    said = re.search(r"slower, up to ([\d.]+)", render_html(result, title="t"))[1]
+    assert float(said) == pytest.approx(max(map(max, clean)) / 1e6, abs=0.006)
+    assert slowest / 1e6 > float(said) + 0.01
+
+
+def test_an_invalid_run_says_so_before_any_finding():
+    html = render_html(realistic(dirty=200), title="t")
+    assert "invalid: 200 of 480 blocks" in Page(html).text
+    assert html.index("invalid: 200") < html.index("is faster than")
+
+
+def test_accuracy_against_latency_and_size_where_two_arms_have_an_accuracy():
+    html = render_html(realistic(), title="t")
+    part = html[html.index("What the speed costs") : html.index("Where the time goes")]
+    filled, hollow = (set(re.findall(rf'class="{look} c(\d)"', part)) for look in ("disc", "hollow"))
+    assert (filled, hollow) == ({"2", "3"}, {"0", "1"})
+    radii = {colour: float(r) for r, colour in re.findall(r'r="([\d.]+)" class="(?:disc|hollow) c(\d)"', part)}
+    assert radii["0"] == pytest.approx(17)
+    assert (radii["3"] / radii["0"]) ** 2 == pytest.approx(860 / 3400, rel=1e-3)
+    rows = re.findall(r"<tr><th scope=.row.*?</tr>", part)
+    assert [("densenet_<wbr>producer" in rows[0]), "94.37" in rows[0], "839.8 KiB" in rows[3]] == [True] * 3
+    assert [row.endswith("<td>yes</td></tr>") for row in rows] == [True, False, False, True]
+    for facts in ({}, {"accuracy": None}):
+        assert "What the speed costs" not in render_html(result_of(THREE, facts=facts), title="t")
+    alone = realistic(NAMES[:1])
+    assert alone.arms[0].facts["accuracy"] == 0.9421
+    assert "What the speed costs" not in render_html(alone, title="t")
+
+
+def test_the_front_is_what_nothing_beats_in_all_three():
+    def point(name, accuracy, ms, size_bytes=10):
+        return Point(name=name, index=0, accuracy=accuracy, ms=ms, size_bytes=size_bytes)
+
+    best, slow, worse, small = (
+        point("best", 0.9, 1.0),
+        point("slow", 0.9, 1.1),
+        point("worse", 0.8, 1.0),
+        point("small", 0.7, 5.0, 1),
+    )
+    assert front_of([best, slow, worse, small]) == {"best", "small"}
+    nearly = point("nearly", 0.9, 1.015)
+    assert front_of([best, nearly]) == {"best", "nearly"}, "within 2 % two latencies are equal"
+    finer = point("finer", 0.95, 1.01)
+    assert front_of([best, finer]) == {"finer"}, "and more accurate then decides"
+    unknown = point("unknown", 0.95, 9.0, None)
+    assert front_of([best, small, unknown]) == {"best", "unknown"}, "sizes count where all are known"
+
+
+def test_the_slowest_layers_of_each_arm_as_bars_with_their_table():
+    result = realistic()
+    html = render_html(result, title="t")
+    part = html[html.index("Where the time goes") : html.index("What one query costs")]
+    drawings = re.findall(r'<svg class="wide".*?</svg>', part, re.S)
+    assert len(drawings) == len(NAMES)
+    widths = [float(w) for w in re.findall(r'<rect [^>]*width="([\d.]+)"[^>]*class="layer c0"/>', drawings[0])]
+    layers = result.arms[0].layers.layers
+    assert len(widths) == 12
+    assert widths == pytest.approx([290 * layer.us / layers[0].us for layer in layers[:12]], abs=0.1)
+    text = Page(html).text
+    assert "590 MFLOP \N{MIDDLE DOT} 14.5 MB moved \N{MIDDLE DOT} 40.7 FLOP/B" in text
+    assert "without the operations of Softmax" in text
+    rest = sum(layer.us for layer in layers[12:])
+    assert f"those that are not shown {rest:,.0f} \N{MICRO SIGN}s." in text
+    row = re.findall(r"<tr>(<th scope=.row.>.*?)</tr>", part.replace("<wbr>", ""))[1]
+    assert "node_features_denseblock_0_conv2d_1<" in row
+    cells = re.findall(r"<td[^>]*>(.*?)</td>", row)
+    assert cells == [
+        "Conv",
+        f"{layers[1].us:,.0f}",
+        f"{100 * layers[1].share:.1f}",
+        "FP16",
+        "node_conv2d_1, node_relu_1",
+    ]
+    assert "Where the time goes" not in render_html(realistic(plain=True), title="t")
+
+
+def test_energy_has_its_interval_and_its_sensor():
+    text = Page(render_html(realistic(), title="t")).text
+    assert "10.04 9.65 to 10.62 4.12 9.32" in text
+    assert "VDD_IN, a value per 16 ms; on-module sensor, indicative." in text
+    assert "What one query costs" not in render_html(result_of(THREE), title="t")

@@ -270,6 +270,7 @@ TABLE = [
     ("bench m.onnx --seconds 0.1", 2, "--seconds 0.1"),
     ("bench m.onnx --seconds nan", 2, "seconds nan"),
     ("bench m.onnx --batch -1", 2, "--batch -1"),
+    ("bench m.onnx --layers --provider cuda", 2, "--layers cuda launches --provider cpu"),
     ("bench m.onnx --builds 0", 2, "--builds 0"),
     ("bench m.onnx --profile fast", 2, "no timing profile 'fast' trtexec-11"),
     ("bench m.onnx --profile throughput", 2, "throughput TensorRT engines --batch single-stream"),

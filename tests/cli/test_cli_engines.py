@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import shutil
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from cli_explained import assert_explained as explained
@@ -14,9 +16,11 @@ from msn_deploy.core.artifacts import read_sidecar
 from msn_deploy.core.model_info import METADATA_KEY
 from msn_deploy.engine import OrtRunner, trust
 from msn_deploy.engine.gpu import Gpu
+from msn_deploy.engine.onnx_cost import cost_of_file
 from msn_deploy.engine.plan import what_is_here
 from msn_deploy.engine.preflight import preflight
 from msn_deploy.pipeline import bench
+from msn_deploy.pipeline.layers import onnx_of
 
 NATIVE = {"tensorrt", "tensorrt_rtx", "pycuda", "cuda"}
 
@@ -164,6 +168,16 @@ def engine(monkeypatch, run_folder, tmp_path):
         def __init__(self, plan, *, cuda_graph):
             super().__init__(run_folder / plan.onnx.file, threads=1)
             self.path, self.name, self.info = plan.path, plan.path.name, plan.info
+            self.precision, self.report = plan.precision, None
+
+        def report_layers(self, report):
+            self.report = report
+            return '{"Layers": [{"Name": "conv", "LayerType": "CaskConvolution", "Inputs": [{"Datatype": "Int8"}]}]}'
+
+        def run(self, batch):
+            if self.report is not None:
+                self.report("conv", 0.02)
+            return super().run(batch)
 
     here = replace(what_is_here(), gpu=Gpu(name="a GPU", compute_capability="8.6"))
     monkeypatch.setattr("msn_deploy.engine.preflight.what_is_here", lambda: here)
@@ -199,6 +213,29 @@ def test_bench_leaves_the_norms_of_an_engine_to_tensorrt(engine, monkeypatch):
     quick = MeasureOptions(seconds=0.1, block_ms=2, warmup_seconds=0, warmup_queries=1)
     (arm,) = bench([engine], threads=1, options=quick).arms
     assert (arm.facts["folded"], arm.facts["runtime_norm_fusions"]) == (False, "on")
+
+
+def test_bench_times_the_layers_of_an_engine_and_counts_its_onnx_file(engine, run_folder, tmp_path, monkeypatch):
+    machine = SimpleNamespace(jetson="NVIDIA Jetson Orin Nano Developer Kit", memory_gib=7.4)
+    monkeypatch.setattr("msn_deploy.pipeline.layers.what_machine", lambda root: machine)
+    quick = MeasureOptions(seconds=0.1, block_ms=2, warmup_seconds=0, warmup_queries=1)
+    (arm,) = bench([engine], threads=1, options=quick, layers=True).arms
+    profile = arm.layers
+    assert [(row.name, row.operator, row.us, row.precision) for row in profile.layers] == [
+        ("conv", "CaskConvolution", 20.0, "int8")
+    ]
+    assert profile.cost == cost_of_file(run_folder / "cnn3_msn.int8.onnx", batch=1)
+    assert profile.cost.flops > 1000
+    assert (profile.limits.device, profile.limits.precision) == ("Jetson Orin Nano 8GB", "int8")
+    assert profile.limits.peak_gops == 20_000
+    for name in ("cnn3_msn.int8.engine", "cnn3_msn.int8.engine.json", "cnn3_msn.int8.plan.json"):
+        if (run_folder / name).exists():
+            shutil.copy(run_folder / name, tmp_path)
+    alone = tmp_path / engine.name
+    assert onnx_of(engine) == run_folder / "cnn3_msn.int8.onnx"
+    assert onnx_of(alone) is None
+    (tmp_path / "cnn3_msn.int8.onnx").write_bytes(b"another file of that name")
+    assert onnx_of(alone) is None
 
 
 def test_bench_refuses_a_batch_that_would_be_several_queries(cli, engine, monkeypatch):

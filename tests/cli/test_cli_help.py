@@ -48,6 +48,7 @@ CONTRACT = {
         "--profile",
         "--builds",
         "--energy",
+        "--layers",
         "--against",
         "--fail-if",
         "--markdown",

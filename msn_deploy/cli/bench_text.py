@@ -1,0 +1,122 @@
+"""What `bench` prints, in 80 columns."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import TYPE_CHECKING
+
+from msn_deploy.cli import output
+
+if TYPE_CHECKING:
+    from msn_deploy.bench import ArmResult, BenchResult
+
+_COLUMNS = 80
+_GAP = 2  # between columns of a table
+_LAYERS = 5  # of each model
+_LEAST_NAME = 12
+
+
+def show(result: BenchResult) -> None:
+    """Print one row per model, what else was measured, and the conditions."""
+    head = ("model", "median ms", "p90", "p99", "ratio", "95 % interval", "verdict")
+    rows = [_row(arm, is_baseline=arm.name == result.baseline) for arm in result.arms]
+    # Names that leave no room for the column heads take it from the longest of these.
+    if _room([*rows, head]) < max(len(arm.name) for arm in result.arms):
+        head = ("model", "ms", *head[2:])
+    room = max(_LEAST_NAME, _room([*rows, head]))
+    output.show_table([(shortened(row[0], room), *row[1:]) for row in rows], head=head, right=(1, 2, 3, 4), gap=_GAP)
+    graphs: dict[str, list[str]] = {}
+    for arm in result.arms:
+        graphs.setdefault(arm.facts.get("graph") or arm.name, []).append(shortened(arm.name, _COLUMNS // 3))
+    for names in graphs.values():
+        if names[1:]:
+            _say(f"same graph: {', '.join(names)}; a difference between them is noise, not the network")
+    for arm in result.arms:
+        if arm.energy is not None:
+            low, high = arm.energy["interval_mj"]
+            _say(
+                f"{shortened(arm.name, _COLUMNS // 2)}: {arm.energy['mj']:.3g} mJ per query ({low:.3g} to {high:.3g}) "
+                f"above {arm.energy['idle_w']:.2f} W idle; {arm.energy['rail']}, a value per "
+                f"{arm.energy['sensor_period_ms']:g} ms; {arm.energy['source']}"
+            )
+    if result.validity.dirty_blocks:
+        counted = ", ".join(f"{count} {cause}" for cause, count in result.validity.causes.items())
+        _say(f"{result.validity.dirty_blocks} of {result.validity.blocks} blocks dropped: {counted}")
+    if result.control is not None and result.control.verdict in ("FASTER", "SLOWER"):
+        _say(
+            f"control: {shortened(result.baseline, _COLUMNS // 2)} against itself came out {result.control.verdict} "
+            f"({result.control.ratio:.3f}); this machine is too unsteady for these verdicts"
+        )
+    profile = result.profile
+    _say(
+        f"{profile.name}: {profile.provider}, batch {profile.batch}, {profile.threads} threads, input: "
+        f"{profile.input}; ratio below 1 is faster; p90 and p99 are 99 % upper bounds, in ms"
+    )
+    for arm in result.arms:
+        _show_layers(arm)
+
+
+def _row(arm: ArmResult, *, is_baseline: bool) -> tuple[str, ...]:
+    low, high = arm.ratio_interval
+    return (
+        arm.name,
+        *(_figures(ms) for ms in (arm.median_ms, arm.p90_ms, arm.p99_ms)),
+        "1" if is_baseline else _figures(arm.ratio),
+        "" if is_baseline else f"{_figures(low)} to {_figures(high)}",
+        "baseline" if is_baseline else arm.verdict,
+    )
+
+
+def _room(rows: list[tuple[str, ...]]) -> int:
+    """Return how many columns are left for the first cell of rows."""
+    widths = [max(map(len, column)) for column in list(zip(*rows, strict=True))[1:]]
+    return _COLUMNS - sum(width + _GAP for width in widths)
+
+
+def _show_layers(arm: ArmResult) -> None:
+    from msn_deploy.bench.layers import roofline_parts
+
+    profile = arm.layers
+    if profile is None:
+        return
+    output.say("")
+    name = shortened(arm.name, _COLUMNS // 2)
+    _say(", ".join([f"{name}: {len(profile.layers)} layers", *roofline_parts(profile, arm.median_ms)]))
+    shown = profile.slowest(_LAYERS)
+    rows = [
+        (
+            layer.name,
+            shortened(layer.operator, 20),
+            f"{layer.us:.1f}",
+            f"{layer.share:.1%}",
+            layer.precision or "-",
+            str(max(1, len(layer.fused_from))),
+        )
+        for layer in shown
+    ]
+    rest = len(profile.layers) - len(shown)
+    if rest:
+        us, share = profile.total_us - sum(layer.us for layer in shown), 1 - sum(layer.share for layer in shown)
+        rows.append((f"{rest} others", "", f"{us:.1f}", f"{share:.1%}", "", ""))
+    head = ("layer", "operator", "us", "share", "reads", "nodes")
+    room = _room([*rows, head])
+    output.show_table([(shortened(row[0], room), *row[1:]) for row in rows], head=head, right=(2, 3, 5), gap=_GAP)
+
+
+def _figures(value: float | None) -> str:
+    """Write a number with three decimals, fewer where it is large: at most six characters up to 10,000."""
+    if value is None:
+        return "-"
+    return f"{value:.{3 if value < 100 else 2 if value < 1000 else 1}f}"
+
+
+def _say(text: str) -> None:
+    output.say(textwrap.fill(text, _COLUMNS, subsequent_indent="  ", break_on_hyphens=False))
+
+
+def shortened(name: str, room: int) -> str:
+    """Shorten a name to `room` characters; the middle goes, since names of models differ at their ends."""
+    if len(name) <= room:
+        return name
+    end = (room - 1) // 2
+    return f"{name[: room - 1 - end]}\N{HORIZONTAL ELLIPSIS}{name[-end:]}"

@@ -1,0 +1,73 @@
+"""`bench --layers`: where the time of each measured model goes, looked at when the measuring is over."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from msn_deploy.bench import BenchResult
+from msn_deploy.bench.layers import LayerProfile, limits_of
+from msn_deploy.core.artifacts import read_sidecar, sha256_of
+from msn_deploy.core.errors import InputError
+from msn_deploy.core.progress import Progress
+from msn_deploy.engine import Runner, target_of, what_machine
+from msn_deploy.engine.layer_times import time_ort_layers, time_trt_layers
+from msn_deploy.engine.onnx_cost import cost_of_file
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """An arm that was measured: its name, its first build, the batches it was fed, and how it was loaded."""
+
+    name: str
+    runner: Runner
+    batches: Sequence[NDArray[np.float32]]
+    fuse_norms: bool
+
+
+def check_layers(paths: Sequence[Path], *, provider: str) -> None:
+    """Refuse, before measuring, what cannot be profiled afterwards. Raises InputError."""
+    if provider != "cpu" and any(path.suffix.lower() == ".onnx" for path in paths):
+        raise InputError(
+            f"--layers: on {provider}, ONNX Runtime's profiler times the launches, not the layers.\n"
+            "Leave `--layers` out, take `--provider cpu`, or build an engine with `msn-deploy build-engine`."
+        )
+
+
+def with_layers(
+    result: BenchResult, loaded: Sequence[Loaded], *, threads: int, provider: str, root: Path, progress: Progress
+) -> BenchResult:
+    """Return the result with a layer profile in every arm."""
+    target = target_of(what_machine(root))
+    profiles = {}
+    for at, each in enumerate(loaded):
+        progress(at, len(loaded), f"layers of {each.name}")
+        path, batch = each.runner.path, len(each.batches[0])
+        if path.suffix.lower() == ".engine":
+            times = time_trt_layers(each.runner, each.batches)
+            source = onnx_of(path)
+            limits = limits_of(target, each.runner.precision)
+        else:
+            times = time_ort_layers(path, each.batches, threads=threads, provider=provider, fuse_norms=each.fuse_norms)
+            source, limits = path, None  # the table of targets knows GPUs, and this ran on the CPU
+        profiles[each.name] = LayerProfile(
+            source=times.source,
+            runs=times.runs,
+            layers=times.layers,
+            cost=None if source is None else cost_of_file(source, batch=batch),
+            limits=limits,
+        )
+    return replace(result, arms=tuple(replace(arm, layers=profiles[arm.name]) for arm in result.arms))
+
+
+def onnx_of(engine: Path) -> Path | None:
+    """Return the ONNX file that an engine was built from, if it lies beside it unchanged."""
+    parent = next((each for each in read_sidecar(engine).parents if each.role == "onnx"), None)
+    if parent is None:
+        return None
+    path = engine.with_name(Path(parent.file).name)
+    return path if path.is_file() and sha256_of(path) == parent.sha256 else None
