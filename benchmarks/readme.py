@@ -12,6 +12,7 @@ from pathlib import Path
 
 import accuracy
 import int8_table
+import suite_table
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks" / "peers"))
@@ -49,6 +50,7 @@ def blocks() -> dict[str, str]:
         "gan": _gan(),
         "graphs": _graphs(),
         "int8": int8_table.text(),
+        "suite": suite_table.text(),
     }
 
 
@@ -257,8 +259,7 @@ def _graph_rows(entry: dict) -> list[str]:
             same = row["same_graph"] or arm == case["best"]
             cells.append("same graph" if same else "{:.2f} ({:.2f} to {:.2f})".format(*row["to_best"]))
         norm = entry["norm"] if len(ours) == 1 else f"{arm.removesuffix(': ours')} against BN of any peer"
-        name = f"{entry['net']}, {norm}"
-        rows.append(f"| {name} | {' | '.join(cells)} |")
+        rows.append(f"| {entry['net']}, {norm} | {' | '.join(cells)} |")
     return rows
 
 

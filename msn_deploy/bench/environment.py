@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,15 @@ def read_environment(root: Path = Path("/")) -> dict[str, Any]:
         "gpu_limits_mhz": _gpu_limits_mhz(root),
         "versions": {name: _first_version(names) for name, names in _DISTRIBUTIONS.items()},
     }
+
+
+def machine_name(environment: Mapping[str, Any]) -> str:
+    """Return a short name of the machine that can be a folder's: "epyc-2-cores", "jetson-orin-nano"."""
+    jetson_board = environment.get("l4t") and environment.get("machine")
+    said = str(jetson_board or environment.get("cpu") or environment.get("host") or "machine").lower()
+    said = re.sub(r"\((r|tm)\)|@.*|\b(nvidia|amd|intel|cpu|processor|developer|kit|\d+-core)\b", " ", said)
+    name = "-".join(re.findall(r"[a-z0-9]+", said)) or "machine"
+    return name if jetson_board else f"{name}-{environment.get('cores_usable') or 1}-cores"
 
 
 def _cpu_model(root: Path) -> str | None:

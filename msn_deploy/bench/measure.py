@@ -27,6 +27,8 @@ BLOCKS_PER_ROUND = 2
 # A query of a few microseconds would otherwise fill the memory and the result file with millions of samples.
 MAX_BLOCK_QUERIES = 10_000
 MAX_ARM_QUERIES = 2_000_000
+# A limit on queries shortens the blocks first: what is compared is rounds.
+_ROUNDS_KEPT = 50
 
 Clock = Callable[[], int]
 
@@ -37,7 +39,7 @@ class Arm:
 
     `run` must return only when the answer is there (a GPU runner synchronises). build: arms of one name are builds of
     one model, numbered from 0: engines built anew, sessions loaded anew. facts: what is known of the model, such
-    as file, sha256, precision, folded, size_bytes, fusions, accuracy; JSON values only.
+    as file, sha256, precision, folded, bytes, accuracy (0 to 1); JSON values only.
     """
 
     name: str
@@ -53,7 +55,8 @@ class MeasureOptions:
     seconds: measured time per name, shared by its builds. block_ms: intended length of a block; short ones give more
     rounds in the same time, and arms that take turns faster see the same machine. An arm is warmed up for at least
     warmup_seconds and at least warmup_queries. settle_queries: run and dropped at the start of every block, so that
-    the tail does not hold the cost of switching from one arm's weights to another's. seed: of the block order.
+    the tail does not hold the cost of switching from one arm's weights to another's. max_queries: of one arm; quick
+    ones end before their seconds are over, which keeps result files small. seed: of the block order.
     Raises InputError for values that cannot be used.
     """
 
@@ -62,6 +65,7 @@ class MeasureOptions:
     warmup_seconds: float = 2.0
     warmup_queries: int = 50
     settle_queries: int = 1
+    max_queries: int = MAX_ARM_QUERIES
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -75,6 +79,11 @@ class MeasureOptions:
             raise InputError(f"the benchmark's warmup_queries must be at least 1, not {self.warmup_queries}.")
         if self.settle_queries < 0:
             raise InputError(f"the benchmark's settle_queries must be 0 or more, not {self.settle_queries}.")
+        least = BLOCKS_PER_ROUND * _ROUNDS_KEPT
+        if not least <= self.max_queries <= MAX_ARM_QUERIES:
+            raise InputError(
+                f"the benchmark's max_queries must lie between {least} and {MAX_ARM_QUERIES}, not {self.max_queries}."
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,7 +230,8 @@ def _warm_up(run: Callable[[], object], options: MeasureOptions, clock: Clock) -
 
 def _plan(query_ns: Sequence[float], models: int, options: MeasureOptions) -> tuple[tuple[int, ...], int]:
     """Choose queries per block (per arm) and the number of rounds, once, so that no arm is stopped by its own luck."""
-    queries = tuple(min(MAX_BLOCK_QUERIES, max(1, round(options.block_ms * 1e6 / ns))) for ns in query_ns)
+    most = min(MAX_BLOCK_QUERIES, options.max_queries // (BLOCKS_PER_ROUND * _ROUNDS_KEPT))
+    queries = tuple(min(most, max(1, round(options.block_ms * 1e6 / ns))) for ns in query_ns)
     round_ns = sum(BLOCKS_PER_ROUND * count * ns for count, ns in zip(queries, query_ns, strict=True))
     rounds = round(options.seconds * 1e9 * models / round_ns)
     if rounds < MIN_ROUNDS:
@@ -232,7 +242,7 @@ def _plan(query_ns: Sequence[float], models: int, options: MeasureOptions) -> tu
             f"The slowest model takes {max(query_ns) / 1e6:.3g} ms per query.\n"
             f"Raise the time: `--seconds {needed_s}`."
         )
-    return queries, min(rounds, MAX_ARM_QUERIES // (BLOCKS_PER_ROUND * max(queries)))
+    return queries, min(rounds, options.max_queries // (BLOCKS_PER_ROUND * max(queries)))
 
 
 def _block_order(arms: int, rounds: int, *, seed: int) -> list[int]:

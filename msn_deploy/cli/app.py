@@ -22,6 +22,7 @@ COMMANDS = {
     "build-engine": "build a TensorRT engine in FP32, FP16 or INT8",
     "eval": "measure the accuracy of a checkpoint, ONNX file or engine",
     "bench": "measure latency, side by side, against a baseline",
+    "suite": "train, export and measure all networks of a benchmark suite, resumably",
     "infer": "classify images",
     "verify": "check every file of a run folder, and what each was made from",
     "bundle": "pack a run for a Jetson without a network: models, wheels, scripts",

@@ -136,8 +136,9 @@ def read_toml(name_or_path: str, folder: str) -> tuple[Path, dict[str, Any]]:
         place = builtin_folder(folder)
         known = sorted(file.stem for file in place.glob("*.toml"))
         if name_or_path not in known:
+            what = "suite" if folder == "suites" else "recipe"
             raise InputError(
-                f"unknown recipe {name_or_path!r}{did_you_mean(name_or_path, known)}\nA path to a TOML file works too."
+                f"unknown {what} {name_or_path!r}{did_you_mean(name_or_path, known)}\nA path to a TOML file works too."
             )
         path = place / f"{name_or_path}.toml"
     with open_input(path) as stream:

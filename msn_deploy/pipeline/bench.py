@@ -49,6 +49,8 @@ def bench(
     options: MeasureOptions | None = None,
     root: Path = Path("/"),
     names: Mapping[Path, str] | None = None,
+    accuracies: Mapping[Path, float] | None = None,
+    replicates: Mapping[Path, Sequence[Path]] | None = None,
     progress: Progress = silent,
     watch: Watch | None = None,
 ) -> BenchResult:
@@ -56,9 +58,10 @@ def bench(
 
     provider: of ONNX files. threads: None takes every core that this process may use. profile: one that
     `bench.profile.preset` takes. builds: how many times each model is loaded, so that one lucky load does not decide.
-    energy: measure it too. layers: time each model's layers too, when all is measured. trust: load engines
-    from elsewhere. root: where /proc and /sys are looked for. names: of the rows; file names without suffix if None.
-    watch: see `measure`.
+    energy: measure it too. layers: time each model's layers too, when all is measured. trust: load engines from
+    elsewhere. root: where /proc and /sys are looked for. names: of the rows; file names without suffix if None.
+    accuracies: 0 to 1, of models where it is known. replicates: further files that are builds of the same row, as many
+    of every model. watch: see `measure`.
     ONNX files that say they are not folded run with the runtime's own norm fusions off, and their row says so.
     The result may be invalid (a throttled machine): look at its `validity`.
     Raises InputError (exit 2), MissingDependency or MissingDevice (exit 3), InvalidMeasurement (exit 4).
@@ -94,9 +97,11 @@ def bench(
         inputs.add(kind)
         loaded.append(Loaded(named[path], runner, samples, fuse_norms=not unfolded))
         facts = {**_facts(runner, unfolded=unfolded), "images": None if images is None else asdict(images)}
+        if path in (accuracies or {}):
+            facts["accuracy"] = accuracies[path]
         again = [
-            load_runner(path, threads=threads, provider=provider, fuse_norms=not unfolded, trust=trust)
-            for _ in range(builds - 1)
+            load_runner(each, threads=threads, provider=provider, fuse_norms=not unfolded, trust=trust)
+            for each in [*[path] * (builds - 1), *(replicates or {}).get(path, ())]
         ]
         arms += [
             Arm(name=named[path], run=_query(each, samples), build=number, facts=facts)
@@ -132,9 +137,11 @@ def write_gate(result: BenchResult, gate: Gate, models: Sequence[Path], *, md: P
             _publish(out, text(result, gate), "gate", models, result)
 
 
-def write_json(result: BenchResult, out: Path, models: Sequence[Path]) -> None:
-    """Write the result with its raw samples, atomically, with a sidecar."""
-    _publish(out, bench_json(result), "bench", models, result)
+def write_json(
+    result: BenchResult, out: Path, models: Sequence[Path], *, config: Mapping[str, Any] | None = None
+) -> None:
+    """Write the result with its raw samples, atomically, with a sidecar. config: what else goes into that."""
+    _publish(out, bench_json(result), "bench", models, result, config)
 
 
 def write_html(
@@ -144,7 +151,14 @@ def write_html(
     _publish(out, render_html(result, title=title, stages=stages), "report", models, result)
 
 
-def _publish(out: Path, text: str, kind: str, models: Sequence[Path], result: BenchResult) -> None:
+def _publish(
+    out: Path,
+    text: str,
+    kind: str,
+    models: Sequence[Path],
+    result: BenchResult,
+    more: Mapping[str, Any] | None = None,
+) -> None:
     parents = [parent_of(path, role="model") for path in models]
     images = [Parent(**arm.facts["images"]) for arm in result.arms if arm.facts.get("images")]
     parents += [each for at, each in enumerate(images) if each not in images[:at]]
@@ -155,7 +169,7 @@ def _publish(out: Path, text: str, kind: str, models: Sequence[Path], result: Be
         kind=kind,
         parents=parents,
         versions=_VERSIONS,
-        config=config,
+        config={**config, **(more or {})},
     )
 
 
@@ -198,7 +212,7 @@ def _facts(runner: Runner, *, unfolded: bool) -> dict[str, Any]:
     facts = {
         "file": runner.path.name,
         "sha256": sha256_of(runner.path),
-        "size_bytes": runner.path.stat().st_size,
+        "bytes": runner.path.stat().st_size,
         "runtime_norm_fusions": "off" if unfolded else "on",
     }
     if info is not None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from msn_deploy.bench.environment import read_environment
+from msn_deploy.bench.environment import machine_name, read_environment
 
 
 def put(root: Path, files: dict[str, str | bytes]) -> Path:
@@ -97,3 +97,19 @@ def test_this_machine_gives_json():
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert found["kernel"]
     assert found["memory_mib"] > 100
+
+
+@pytest.mark.parametrize(
+    ("environment", "name"),
+    [
+        ({"cpu": "AMD EPYC", "cores_usable": 2, "machine": "KVM"}, "epyc-2-cores"),
+        ({"cpu": "Intel(R) Core(TM) i7-9750H CPU @ 2.60GHz", "cores_usable": 12}, "core-i7-9750h-12-cores"),
+        ({"cpu": "AMD EPYC 7B13 64-Core Processor", "cores_usable": 4}, "epyc-7b13-4-cores"),
+        ({"machine": "NVIDIA Jetson Orin Nano Developer Kit", "l4t": "36.4", "cores_usable": 6}, "jetson-orin-nano"),
+        ({"cpu": None, "host": "box", "cores_usable": None}, "box-1-cores"),
+        ({"cpu": "///", "cores_usable": 3}, "machine-3-cores"),
+        ({}, "machine-1-cores"),
+    ],
+)
+def test_the_name_of_a_machine_is_that_of_a_folder(environment, name):
+    assert machine_name(environment) == name

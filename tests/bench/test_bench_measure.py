@@ -139,6 +139,17 @@ def test_sample_counts_stay_bounded_for_very_fast_queries():
     assert sum(map(len, samples.arms[0].blocks)) == MAX_ARM_QUERIES
 
 
+def test_a_quick_arm_ends_at_its_limit_of_queries_with_many_rounds_and_a_slow_one_at_its_seconds():
+    machine = FakeMachine()
+    arms = [machine.arm("quick", 20_000), machine.arm("slow", 2 * MS)]
+    options = MeasureOptions(seconds=2, block_ms=4, warmup_seconds=0, warmup_queries=2, max_queries=1000)
+    quick, slow = measure(arms, options=options, clock=machine.clock).arms
+    assert {len(block) for block in quick.blocks} == {10}  # not 200: fifty rounds have to fit into the limit
+    assert len(quick.blocks) == len(slow.blocks) == 100
+    alone = measure(arms[1:], options=options, clock=machine.clock).arms[0]
+    assert (len(alone.blocks), {len(block) for block in alone.blocks}) == (500, {2})
+
+
 def test_progress_rises_to_the_total_and_is_never_called_inside_a_block():
     machine = FakeMachine()
     calls: list[tuple[float, float]] = []
@@ -209,6 +220,8 @@ def test_arms_need_names_of_their_own():
         ("warmup_seconds", -0.1),
         ("warmup_queries", 0),
         ("settle_queries", -1),
+        ("max_queries", 99),
+        ("max_queries", MAX_ARM_QUERIES + 1),
     ],
 )
 def test_options_refuse_what_cannot_be_used_and_name_it(name, value):

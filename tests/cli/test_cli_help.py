@@ -54,6 +54,7 @@ CONTRACT = {
         "--markdown",
         "--junit",
     ],
+    "suite": ["--out", "--seconds", "--threads", "--runs", "--prepare", "--plan", "--json"],
     "infer": [],
     "verify": [],
     "bundle": ["--target", "--wheels", "--no-wheels", "--python", "--out"],

@@ -43,6 +43,12 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     assert [name for name in names if any(part in name for part in unwanted)] == []
     recipes = {name for name in names if name.startswith("msn_deploy/_recipes/models/") and name.endswith(".toml")}
     assert {Path(name).name for name in recipes} == {path.name for path in (REPO / "models").glob("*.toml")} != set()
+    suites = {Path(name).name for name in names if name.startswith("msn_deploy/_recipes/suites/")}
+    assert (
+        suites
+        == {path.name for path in (REPO / "benchmarks" / "suites").glob("*.toml")}
+        >= {"paper.toml", "smoke.toml"}
+    )
     assert "msn_deploy/_recipes/calibration/digits/train-images-idx3-ubyte.gz" in names
     modules = {name.removeprefix("msn_deploy/") for name in names if name.endswith(".py")}
     package = REPO / "msn_deploy"
