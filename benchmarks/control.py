@@ -139,6 +139,21 @@ def measured(runs: int, larger_runs: int, seconds: float) -> dict[str, Any]:
     }
 
 
+def text(result: Path) -> str:
+    """Return what the README says of a committed result."""
+    value = json.loads(result.read_text(encoding="utf-8"))
+    same, larger = value["runs"]["same"], value["runs"]["larger"]
+    false = sum(each["verdict"] in ("FASTER", "SLOWER") for each in same)
+    found = sum(each["verdict"] == "SLOWER" for each in larger)
+    low, high = (at(each["ratio"] for each in larger) for at in (min, max))
+    return (
+        f"Held against a copy of itself in {len(same)} runs, a VGG7 came out FASTER or SLOWER {false} times, though in "
+        f"{sum(each['loaded'] for each in same)} of them another process loaded a core in spells. A network whose "
+        f"widest layer has 5 % more channels was called SLOWER in {found} of {len(larger)} ({low:.3f} to {high:.3f}).\n"
+        "`make control`, raw in [control.json](benchmarks/results/epyc-2-cores/control.json)."
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=20)

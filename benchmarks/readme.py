@@ -1,7 +1,4 @@
-"""Fill the generated blocks of README.md from committed results; `--check` only tells whether they are up to date.
-
-Run by `make results` after the measurements, and by the tests with `--check`.
-"""
+"""Fill the generated blocks of README.md from committed results; `--check` (for the tests) only compares them."""
 
 from __future__ import annotations
 
@@ -11,6 +8,7 @@ import sys
 from pathlib import Path
 
 import accuracy
+import control
 import int8_table
 import suite_table
 
@@ -51,6 +49,7 @@ def blocks() -> dict[str, str]:
         "graphs": _graphs(),
         "int8": int8_table.text(),
         "suite": suite_table.text(),
+        "control": control.text(RESULTS / "control.json"),
     }
 
 

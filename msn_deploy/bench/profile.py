@@ -17,7 +17,8 @@ MLPERF_SECONDS = 600.0  # minimum duration of MLPerf's single-stream scenario (i
 class Profile:
     """Under which conditions a latency holds.
 
-    name: of the preset. provider: "cpu", "cuda", "tensorrt" (of ONNX Runtime) or "engine". batch: samples per query.
+    name: of the preset. provider: "cpu", "cuda", "tensorrt" (of ONNX Runtime), "engine", "torch" (-cuda, -compile), or
+    several with " and " between them, where rows of one run differ. batch: samples per query.
     threads: of the runtime, None if it chose. input: one of INPUTS. h2d, d2h: whether copies to and from the device
     are inside the timed call; None where there is no device. cuda_graph: the query replays one. spin_wait: the host
     polls for the end instead of sleeping. streams: queries in flight. sync: "query" waits for every answer before the
@@ -70,7 +71,8 @@ def preset(name: str, *, provider: str, batch: int = 1, threads: int | None = No
             f"profile {name} {_WHY_NOT[name]}: it is for TensorRT engines, not for provider {provider}.\n"
             "Use `--profile single-stream`" + (", with `--batch` for throughput." if name == "throughput" else ".")
         )
-    device: dict[str, Any] = {"h2d": None, "d2h": None} if provider == "cpu" else {}
+    on_the_cpu = set(provider.split(" and ")) <= {"cpu", "torch", "torch-compile"}
+    device: dict[str, Any] = {"h2d": None, "d2h": None} if on_the_cpu else {}
     return Profile(
         name=name, provider=provider, batch=batch, threads=threads, input=input, **{**PRESETS[name], **device}
     )

@@ -22,9 +22,16 @@ def _gate_file(path: Path | None) -> Path | None:
 
 
 def command(
-    models: Annotated[list[Path], typer.Argument(help="ONNX files or engines.")],
-    baseline: Annotated[Path | None, typer.Option(help="Compare with this file.", show_default="the first")] = None,
+    models: Annotated[list[Path], typer.Argument(help="ONNX files, engines, checkpoints; or an earlier --json.")],
+    baseline: Annotated[
+        Path | None,
+        typer.Option(help="Compare with this file; auto: make BN's rows from a RECIPE.", show_default="the first"),
+    ] = None,
     provider: Annotated[str, typer.Option(help="Of ONNX files: cpu, cuda or tensorrt.")] = "cpu",
+    compiled: Annotated[bool, typer.Option("--compile", help="Run checkpoints compiled by torch, too.")] = False,
+    runs: Annotated[
+        Path | None, typer.Option(help="With --baseline auto: take and keep checkpoints here.", show_default="a cache")
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images per query.")] = 1,
     threads: Threads = None,
     seconds: Annotated[
@@ -48,12 +55,21 @@ def command(
     markdown: Annotated[Path | None, typer.Option(callback=_gate_file, help="Write the gate as Markdown.")] = None,
     junit: Annotated[Path | None, typer.Option(callback=_gate_file, help="Write the gate as JUnit XML.")] = None,
 ) -> None:
-    """Measure latency side by side, in interleaved blocks, against a baseline."""
+    """Measure latency side by side, in interleaved blocks, against a baseline.
+
+    A result in place of the models is held --against another one, and nothing is measured.
+    """
     from msn_deploy.bench import MeasureOptions, to_json
     from msn_deploy.bench.gate import judge_baseline, judge_regression, parse_limit
     from msn_deploy.bench.profile import seconds_for
     from msn_deploy.pipeline.bench import bench, read_result, write_gate, write_html, write_json
 
+    if runs is not None and str(baseline) != "auto":
+        raise InputError("--runs is where `--baseline auto RECIPE` finds checkpoints.\nLeave it out.")
+    names, accuracies = {}, {}
+    if str(baseline) == "auto":
+        names, accuracies = _rows_of_recipe(models, runs, batch=batch, threads=threads)
+        models, baseline = list(names), None
     measured = list(dict.fromkeys([*([baseline] if baseline is not None else []), *models]))
     gated = against is not None or fail_if is not None
     if not gated and (markdown or junit):
@@ -62,22 +78,32 @@ def command(
         raise InputError("--fail-if has nothing to hold the only model against.\nAdd `--against` or `--baseline`.")
     limit = parse_limit(fail_if or "slower:3%")
     base = None if against is None else read_result(against)
-    with live_bench(shown=str(json) != "-") as (progress, watch):
-        result = bench(
-            models,
-            baseline=baseline,
-            provider=provider,
-            batch=batch,
-            threads=threads,
-            profile=profile,
-            builds=builds,
-            energy=energy,
-            layers=layers,
-            trust=trust,
-            options=MeasureOptions(seconds=seconds_for(profile, seconds)),
-            progress=progress,
-            watch=watch,
-        )
+    if [path.suffix for path in measured] == [".json"]:
+        if base is None:
+            raise InputError(
+                f"{measured[0]} is a result, not a model.\nSay what to hold it against: `--against base.json`."
+            )
+        result = read_result(measured[0])
+    else:
+        with live_bench(shown=str(json) != "-") as (progress, watch):
+            result = bench(
+                models,
+                baseline=baseline,
+                provider=provider,
+                compiled=compiled,
+                batch=batch,
+                threads=threads,
+                profile=profile,
+                builds=builds,
+                energy=energy,
+                layers=layers,
+                trust=trust,
+                options=MeasureOptions(seconds=seconds_for(profile, seconds)),
+                names=names,
+                accuracies=accuracies,
+                progress=progress,
+                watch=watch,
+            )
     if html is not None:
         write_html(result, html, measured, title="msn-deploy bench")
     if json is not None and str(json) == "-":
@@ -99,3 +125,21 @@ def command(
         gate.check()
         for each in gate.findings:
             output.note(f"gate: {each.name} {each.state} against {gate.against}")
+
+
+def _rows_of_recipe(
+    models: list[Path], runs: Path | None, *, batch: int, threads: int | None
+) -> tuple[dict[Path, str], dict[Path, float]]:
+    """Train and export what is missing; return names and accuracies of the three rows, the baseline first."""
+    from msn_deploy.core.memory import keep_freed_memory
+    from msn_deploy.core.recipes import load_recipe
+    from msn_deploy.pipeline import evaluate
+    from msn_deploy.pipeline.forms import make_all, three_rows
+
+    if len(models) != 1:
+        raise InputError(f"--baseline auto takes one RECIPE, not {len(models)} models.\nName a file, or vgg7_msn.")
+    forms = three_rows(load_recipe(str(models[0])), batch)
+    keep_freed_memory()
+    with output.progress_bar() as progress:
+        paths = make_all(list(forms.values()), runs, threads=threads, tell=output.note, progress=progress)
+    return dict(zip(paths, forms, strict=True)), {path: evaluate(path, threads=threads).accuracy for path in paths}

@@ -104,8 +104,8 @@ def _show(index: dict[str, Any]) -> None:
     from msn_deploy.pipeline.suite_text import findings
 
     output.say("")
-    for each in findings(index):
-        output.say(each)
+    for sentence, numbers in findings(index):
+        output.say(f"{sentence}\n  {numbers}")
 
 
 def _verdict(case: dict[str, Any], arm: dict[str, Any]) -> str:

@@ -1,11 +1,13 @@
-"""`bench`: ONNX files and engines side by side on the same images, in interleaved blocks."""
+"""`bench`: ONNX files, engines and checkpoints side by side on the same images, in interleaved blocks."""
 
 from __future__ import annotations
 
 import itertools
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +28,13 @@ from msn_deploy.core.artifacts import Parent, open_input, parent_of, publish, sh
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.progress import Progress, silent
 from msn_deploy.data import to_input
-from msn_deploy.engine import Runner, load_runner
+from msn_deploy.engine import PROVIDERS, Runner, load_runner
 from msn_deploy.pipeline.images import preprocess_for, split_for
 from msn_deploy.pipeline.layers import Loaded, check_layers, with_layers
+from msn_deploy.pipeline.torch_runner import TorchRunner, torch_provider
 
 _VERSIONS = ("onnxruntime", "onnx", "numpy", "pillow")
+_REPLICATE = re.compile(r"(.+)\.r\d+\.engine")
 _DIFFERENT_INPUTS = 64  # batches that the queries cycle through
 
 
@@ -39,6 +43,7 @@ def bench(
     *,
     baseline: Path | None = None,
     provider: str = "cpu",
+    compiled: bool = False,
     batch: int = 1,
     threads: int | None = None,
     profile: str = "single-stream",
@@ -50,18 +55,18 @@ def bench(
     root: Path = Path("/"),
     names: Mapping[Path, str] | None = None,
     accuracies: Mapping[Path, float] | None = None,
-    replicates: Mapping[Path, Sequence[Path]] | None = None,
     progress: Progress = silent,
     watch: Watch | None = None,
 ) -> BenchResult:
     """Time every model against the baseline (the first model if None), each query on another real image.
 
-    provider: of ONNX files. threads: None takes every core that this process may use. profile: one that
+    provider: of ONNX files; a checkpoint runs in torch on the same device, with `compiled` once more by torch.compile.
+    threads: None takes every core that this process may use. profile: one that
     `bench.profile.preset` takes. builds: how many times each model is loaded, so that one lucky load does not decide.
     energy: measure it too. layers: time each model's layers too, when all is measured. trust: load engines from
     elsewhere. root: where /proc and /sys are looked for. names: of the rows; file names without suffix if None.
-    accuracies: 0 to 1, of models where it is known. replicates: further files that are builds of the same row, as many
-    of every model. watch: see `measure`.
+    accuracies: 0 to 1, of models where it is known. watch: see `measure`. X.r2.engine, X.r3.engine, ... beside X.engine
+    are further builds of its row.
     ONNX files that say they are not folded run with the runtime's own norm fusions off, and their row says so.
     The result may be invalid (a throttled machine): look at its `validity`.
     Raises InputError (exit 2), MissingDependency or MissingDevice (exit 3), InvalidMeasurement (exit 4).
@@ -73,38 +78,42 @@ def bench(
     paths = list(dict.fromkeys([*([baseline] if baseline is not None else []), *models]))
     if threads is None:
         threads = len(os.sched_getaffinity(0))
-    provided = " and ".join(sorted({"engine" if _is_engine(path) else provider for path in paths}))
+    paths, further = _further_builds(paths)
+    rows = _rows(paths, names or {}, provider, compiled=compiled)
+    provided = " and ".join(sorted({each for _, each in rows.values()}))
     conditions = preset(profile, provider=provided, batch=batch, threads=threads, input="random")
     if conditions.sync != "query":
         raise InputError(
             f"profile {profile} does not wait for every query, and `bench` does.\n"
             "Time it with `trtexec --loadEngine=...`, or use `--profile single-stream`."
         )
-    named = {path: (names or {}).get(path, path.name.removesuffix(path.suffix)) for path in paths}
-    if len(set(named.values())) < len(paths):
-        named = {path: str(path) for path in paths}
     if layers:
-        check_layers(paths, provider=provider)
+        check_layers([path for path, _ in rows.values()], provider=provider)
+    load = partial(_load, batch=batch, threads=threads, trust=trust)
     arms, inputs, loaded = [], set(), []
-    for path in paths:
-        runner = load_runner(path, threads=threads, provider=provider, trust=trust)
+    for name, (path, provided_by) in rows.items():
+        runner = load(path, provided_by)
         unfolded = runner.info is not None and not runner.info.folded and runner.info.norm != "none"
-        unfolded = unfolded and not _is_engine(path)  # TensorRT fuses what it can
+        unfolded = unfolded and provided_by in PROVIDERS  # TensorRT fuses what it can, torch only when it compiles
         if unfolded:
             runner.close()
-            runner = load_runner(path, threads=threads, provider=provider, fuse_norms=False)
+            runner = load(path, provided_by, fuse_norms=False)
         samples, kind, images = _samples(runner, batch)
         inputs.add(kind)
-        loaded.append(Loaded(named[path], runner, samples, fuse_norms=not unfolded))
-        facts = {**_facts(runner, unfolded=unfolded), "images": None if images is None else asdict(images)}
+        loaded.append(Loaded(name, runner, samples, fuse_norms=not unfolded))
+        facts = {
+            **_facts(runner, fuses=not unfolded and provided_by not in ("torch", "torch-cuda")),
+            "provider": provided_by,
+            "images": None if images is None else asdict(images),
+        }
         if path in (accuracies or {}):
             facts["accuracy"] = accuracies[path]
         again = [
-            load_runner(each, threads=threads, provider=provider, fuse_norms=not unfolded, trust=trust)
-            for each in [*[path] * (builds - 1), *(replicates or {}).get(path, ())]
+            load(each, provided_by, fuse_norms=not unfolded)
+            for each in [*[path] * (builds - 1), *further.get(path, ())]
         ]
         arms += [
-            Arm(name=named[path], run=_query(each, samples), build=number, facts=facts)
+            Arm(name=name, run=_query(each, samples), build=number, facts=facts)
             for number, each in enumerate([runner, *again])
         ]
     if len(inputs) > 1:
@@ -113,7 +122,7 @@ def bench(
     firsts = [arm for arm in arms if arm.build == 0]
     result = compare(
         taken,
-        baseline=named[paths[0]],
+        baseline=next(iter(rows)),
         environment=read_environment(root),
         profile=replace(conditions, input=inputs.pop()),
         pinned_mhz=pinned_mhz(root),
@@ -179,8 +188,42 @@ def _query(runner: Runner, samples: list[NDArray[np.float32]]) -> Any:
     return lambda: run(next(supply))
 
 
-def _is_engine(path: Path) -> bool:
-    return path.suffix.lower() == ".engine"
+def _further_builds(paths: Sequence[Path]) -> tuple[list[Path], dict[Path, list[Path]]]:
+    """Return the files that get a row, and the replicates (as `build-engine` names them) of those that have some."""
+    further: dict[Path, list[Path]] = {}
+    for path in paths:
+        replicate = _REPLICATE.fullmatch(path.name)
+        if replicate and (first := path.with_name(f"{replicate[1]}.engine")) in paths:
+            further.setdefault(first, []).append(path)
+    return [path for path in paths if not any(path in each for each in further.values())], further
+
+
+def _rows(
+    paths: Sequence[Path], names: Mapping[Path, str], provider: str, *, compiled: bool
+) -> dict[str, tuple[Path, str]]:
+    """Return by name of the row: which file, run by what, as the timing profile calls it."""
+    named = {path: names.get(path, path.name.removesuffix(path.suffix)) for path in paths}
+    if len(set(named.values())) < len(paths):
+        named = {path: str(path) for path in paths}
+    rows = {}
+    for path, name in named.items():
+        if path.suffix.lower() != ".safetensors":
+            rows[name] = (path, "engine" if path.suffix.lower() == ".engine" else provider)
+            continue
+        rows[name] = (path, torch_provider(provider, compiled=False))
+        if compiled:
+            rows[f"{name} compiled"] = (path, torch_provider(provider, compiled=True))
+    if compiled and len(rows) == len(paths):
+        raise InputError("--compile is for checkpoints, and none is among the models.\nAdd one, or leave it out.")
+    return rows
+
+
+def _load(
+    path: Path, provider: str, *, batch: int, threads: int, trust: bool, fuse_norms: bool = True
+) -> Runner:  # fmt: skip
+    if provider.startswith("torch"):
+        return TorchRunner(path, provider=provider, batch=batch, threads=threads)
+    return load_runner(path, threads=threads, provider=provider, fuse_norms=fuse_norms, trust=trust)
 
 
 def _samples(runner: Runner, batch: int) -> tuple[list[NDArray[np.float32]], str, Parent | None]:
@@ -207,13 +250,13 @@ def _samples(runner: Runner, batch: int) -> tuple[list[NDArray[np.float32]], str
     return batches, "real samples", split.as_parent()
 
 
-def _facts(runner: Runner, *, unfolded: bool) -> dict[str, Any]:
+def _facts(runner: Runner, *, fuses: bool) -> dict[str, Any]:
     info = runner.info
     facts = {
         "file": runner.path.name,
         "sha256": sha256_of(runner.path),
         "bytes": runner.path.stat().st_size,
-        "runtime_norm_fusions": "off" if unfolded else "on",
+        "runtime_norm_fusions": "on" if fuses else "off",
     }
     if info is not None:
         facts |= {

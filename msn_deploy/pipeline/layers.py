@@ -36,6 +36,9 @@ def check_layers(paths: Sequence[Path], *, provider: str) -> None:
             f"--layers: on {provider}, ONNX Runtime's profiler times the launches, not the layers.\n"
             "Leave `--layers` out, take `--provider cpu`, or build an engine with `msn-deploy build-engine`."
         )
+    checkpoint = next((path for path in paths if path.suffix.lower() == ".safetensors"), None)
+    if checkpoint is not None:
+        raise InputError(f"--layers times ONNX files and engines; {checkpoint} runs in torch.\nExport it first.")
 
 
 def with_layers(

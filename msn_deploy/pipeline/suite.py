@@ -168,8 +168,8 @@ def _measured(
     case: Case, out: Path, runs: Path | None, accuracies: dict[Path, float], progress: Progress
 ) -> Outcome:  # fmt: skip
     last = {name: steps_of(form, runs)[-1] for name, form in case.forms.items()}
-    models = [step.out for step in last.values()]
-    for model in models:
+    models = [path for step in last.values() for path in files_of(step)]
+    for model in (step.out for step in last.values()):
         if model not in accuracies:
             accuracies[model] = evaluate(model, threads=case.suite.threads).accuracy
     provider = "cpu" if case.suite.provider == "engine" else case.suite.provider
@@ -182,7 +182,6 @@ def _measured(
             options=case.options,
             names={step.out: name for name, step in last.items()},
             accuracies=accuracies,
-            replicates={step.out: files_of(step)[1:] for step in last.values()},
             progress=progress,
         )
     except InvalidMeasurement as cause:

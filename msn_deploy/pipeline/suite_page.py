@@ -23,9 +23,14 @@ def suite_html(index: Mapping[str, Any], results: Mapping[str, BenchResult]) -> 
     title = index["title"] or f"Suite {index['suite']}"
     environment = index["environment"]
     machine = environment.get("machine") or environment.get("cpu")
-    meta = [machine, str(index["provider"]).upper(), f"{index['threads']} threads", environment.get("time_utc")]
+    threads = f"{index['threads']} thread{'s' * (index['threads'] != 1)}"
+    when = str(environment.get("time_utc") or "").replace("T", " ").replace("+00:00", " UTC")
+    meta = [machine, str(index["provider"]).upper(), threads, when]
     line = " \N{MIDDLE DOT} ".join(f'<span class="nb">{escape(str(each))}</span>' for each in meta if each)
-    found = "".join(f'<li class="finding">{escape(each)}</li>' for each in findings(index))
+    found = "".join(
+        f'<li class="finding">{escape(sentence)}.<p class="meta">{escape(numbers)}</p></li>'
+        for sentence, numbers in findings(index)
+    )
     body = [f'<header><h1>{escape(title)}</h1><p class="meta">{line}</p><ul class="findings">{found}</ul></header>']
     body += [_case(case, results.get(case["case"])) for case in index["cases"]]
     plain = {key: value for key, value in environment.items() if value is not None}
@@ -63,5 +68,5 @@ def _row(arm: Mapping[str, Any], digits: int, *, baseline: str) -> list[str]:
         *times,
         "1" if is_baseline else f"{arm['ratio']:.3f}",
         f'<span class="v {verdict}">{verdict}</span>',
-        f"<code>{escape(arm['graph'] or DASH)[:8]}</code>",
+        f'<code class="nb">{escape((arm["graph"] or DASH)[:7])}</code>',
     ]

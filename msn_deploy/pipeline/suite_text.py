@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 _DASH = "\N{EN DASH}"
@@ -13,7 +13,7 @@ def markdown(index: Mapping[str, Any]) -> str:
     parts = [_table(index), _conditions(index)]
     said = findings(index)
     if said:
-        parts.append("\n".join(f"- {each}" for each in said))
+        parts.append("\n".join(f"- {sentence} ({numbers})." for sentence, numbers in said))
     invalid = [
         f"- **{case['case']} is invalid**: {_one_line(case['invalid'])}" for case in index["cases"] if case["invalid"]
     ]
@@ -63,10 +63,11 @@ def _conditions(index: Mapping[str, Any]) -> str:
     )
 
 
-def findings(index: Mapping[str, Any]) -> list[str]:
-    """Say of every folded network that is not BatchNorm's whether it is faster than the reference, case by case.
+def findings(index: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Say of every folded row whether it is faster than the reference, and by which numbers.
 
-    A row that is the same graph is no faster whatever its ratio came out as; that is said first.
+    A row that is the same graph as the reference is no faster, whatever its ratio came out as. A row that is the same
+    graph as a later one has its speed from that graph and not from its norm, so the later one is named.
     """
     said = []
     for network in dict.fromkeys(case["network"] for case in index["cases"]):
@@ -74,11 +75,24 @@ def findings(index: Mapping[str, Any]) -> list[str]:
         for row in dict.fromkeys(arm["row"] for case in cases for arm in case["arms"]):
             arms = [(case, arm) for case in cases for arm in case["arms"] if arm["row"] == row and arm["to_reference"]]
             if arms and arms[0][1]["folded"]:
-                said.append(_finding(network, row, arms))
+                said.append(_finding(network, row, arms, twin=_twin(row, cases)))
     return said
 
 
-def _finding(network: str, row: str, arms: list[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> str:
+def _twin(row: str, cases: Sequence[Mapping[str, Any]]) -> str:
+    """Return the first row after this one that is the same graph in every case and precision; empty without one."""
+    graphs: dict[str, list[str]] = {}
+    for case in cases:
+        for arm in case["arms"]:
+            graphs.setdefault(arm["row"], []).append(arm["graph"])
+    rows = list(graphs)
+    later = rows[rows.index(row) + 1 :]
+    return next((each for each in later if graphs[each] == graphs[row] and all(graphs[row])), "")
+
+
+def _finding(
+    network: str, row: str, arms: list[tuple[Mapping[str, Any], Mapping[str, Any]]], *, twin: str
+) -> tuple[str, str]:
     reference = arms[0][0]["reference"]
     ratios = [arm["to_reference"] for _, arm in arms]
     measured = "; ".join(
@@ -94,7 +108,8 @@ def _finding(network: str, row: str, arms: list[tuple[Mapping[str, Any], Mapping
         what = f"is faster than {reference} in part"
     else:
         what = f"is no faster than {reference}"
-    return f"{network}: {row} {what} ({measured})."
+    same = f"; {twin} is the same graph as it" if twin else ""
+    return f"{network}: {row} {what}{same}", measured
 
 
 def _ratio(ratio: Mapping[str, Any]) -> str:
