@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -86,26 +87,28 @@ def _show_plan(suite: Suite, out: Path, runs: Path | None, json: Path | None) ->
 
 
 def _show(index: dict[str, Any]) -> None:
-    rows = [
-        (
-            case["case"],
-            arm["name"],
-            f"{arm['accuracy']:.2%}",
-            output.size(arm["bytes"]),
-            f"{arm['median_ms']:.3f}",
-            "1" if arm["name"] == case["baseline"] else f"{arm['ratio']:.3f}",
-            _verdict(case, arm),
-        )
-        for case in index["cases"]
-        for arm in case["arms"]
-    ]
-    head = ("case", "form", "accuracy", "file", "median ms", "ratio", "verdict")
-    output.show_table(rows, head=head, right=(2, 3, 4, 5))
+    """Print a table per case, and what it comes to."""
+    for case in index["cases"]:
+        rows = [
+            (
+                arm["name"],
+                f"{arm['accuracy']:.2%}",
+                output.size(arm["bytes"]),
+                f"{arm['median_ms']:.3f}",
+                "1" if arm["name"] == case["baseline"] else f"{arm['ratio']:.3f}",
+                _verdict(case, arm),
+            )
+            for arm in case["arms"]
+        ]
+        output.say(f"\n{case['network']}, batch {case['batch']}")
+        head = ("form", "accuracy", "file", "ms", "ratio", "verdict")
+        output.show_table(rows, head=head, right=(1, 2, 3, 4), gap=2)
     from msn_deploy.pipeline.suite_text import findings
 
     output.say("")
     for sentence, numbers in findings(index):
-        output.say(f"{sentence}\n  {numbers}")
+        output.say(textwrap.fill(sentence, 80))
+        output.say(textwrap.fill(numbers, 80, initial_indent="  ", subsequent_indent="  "))
 
 
 def _verdict(case: dict[str, Any], arm: dict[str, Any]) -> str:
