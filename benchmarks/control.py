@@ -99,6 +99,7 @@ def load(seed: int | None) -> Iterator[None]:
 def one_run(arm: Path, baseline: Path, seconds: float) -> dict[str, Any]:
     """Measure by the command line, one thread, and return what it says of `arm`."""
     result = arm.with_suffix(".json")
+    result.unlink(missing_ok=True)  # too short a run writes none
     options = ["--threads", "1", "--seconds", str(seconds), "--json", str(result)]
     _msn_deploy("bench", str(arm), "--baseline", str(baseline), *options)
     found = from_json(result.read_text(encoding="utf-8"), source=str(result))

@@ -84,7 +84,7 @@ def test_bench_is_asked_where_the_truth_is_known() -> None:
         import control
     finally:
         sys.path.remove(str(PEERS.parent))
-    result = control.measured(2, 1, 0.5)
+    result = control.measured(2, 1, 1.5)
     assert sorted(each["loaded"] for each in result["runs"]["same"]) == [False, True]
     assert sum(result["verdicts"]["same"].values()) == 2
     (larger,) = result["runs"]["larger"]

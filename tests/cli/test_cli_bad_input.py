@@ -128,7 +128,7 @@ TABLE = [
     ("bench m.int8.engine", 3, "m.int8.engine GPU"),
     ("infer m.int8.engine text.png", 3, "m.int8.engine GPU"),
     ("bench m.onnx --energy", 3, "INA3221 --energy"),
-    ("bench m.safetensors", 2, "m.safetensors .onnx msn-deploy export"),
+    ("bench m.safetensors --layers", 2, "--layers m.safetensors torch Export"),
     # models and data that do not fit
     ("eval large.onnx", 2, "3x32x32 1x28x28"),
     ("eval five.onnx --data digits", 2, "five.onnx 1x5x28x28"),

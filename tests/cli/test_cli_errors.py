@@ -71,7 +71,7 @@ def test_a_gate_exits_1_for_a_slower_model_2_for_unlike_runs_and_4_for_a_throttl
     assert outcome.code == 1
     assert_explained(outcome.err, "slower fast.json 3 % cnn3_msn")
     assert (tmp_path / "again.html").is_file()
-    assert "gate: cnn3_msn PASSED" in ok("bench", base, "--against", base).err
+    assert "gate: cnn3_msn PASSED" in ok("bench", base, "--against", base, "--fail-if", "slower:400%").err
     outcome = cli("bench", base)
     assert outcome.code == 2
     assert_explained(outcome.err, "base.json result --against")

@@ -1,5 +1,6 @@
 """`bench` of files and checkpoints: what runs a row, what its facts say, which files are builds of one row."""
 
+import importlib
 import shutil
 import sys
 
@@ -74,7 +75,7 @@ def test_replicates_are_builds_of_one_row(onnx, tmp_path, monkeypatch):
         loaded.append(path.name)
         return OrtRunner(path, content=onnx.read_bytes(), threads=1)
 
-    monkeypatch.setattr("msn_deploy.pipeline.bench.load_runner", load)
+    monkeypatch.setattr(importlib.import_module("msn_deploy.pipeline.bench"), "load_runner", load)
     files = [shutil.copy(onnx, tmp_path / f"{name}.engine") for name in ("a", "a.r2", "b.r2", "b", "lone.r3")]
     result = bench(files[:4], threads=1, options=QUICK)
     assert [(arm.name, arm.builds) for arm in result.arms] == [("a", 2), ("b", 2)]
