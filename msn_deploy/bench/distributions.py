@@ -21,7 +21,11 @@ def binomial_cdf(count: int, trials: int, chance: float) -> float:
 
 def student_cdf(value: float, freedom: float) -> float:
     """Return the probability that Student's t with that many degrees of freedom, whole or not, is below `value`."""
-    outside = incomplete_beta(freedom / 2, 0.5, freedom / (freedom + value * value))
+    square = value * value
+    if square < freedom:  # else what lies outside is the smaller part, and keeps its digits
+        inside = incomplete_beta(0.5, freedom / 2, square / (freedom + square))
+        return 0.5 + math.copysign(inside / 2, value)
+    outside = incomplete_beta(freedom / 2, 0.5, freedom / (freedom + square))
     return outside / 2 if value < 0 else 1 - outside / 2
 
 

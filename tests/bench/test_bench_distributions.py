@@ -42,6 +42,11 @@ def test_student_cdf(value: float, freedom: float) -> None:
     assert student_cdf(value, freedom) == pytest.approx(special.stdtr(freedom, value), rel=1e-8, abs=1e-14)
 
 
+def test_student_cdf_beside_its_middle() -> None:
+    assert student_cdf(3e-8, 8.0) - 0.5 == pytest.approx(special.stdtr(8.0, 3e-8) - 0.5, rel=1e-6)
+    assert student_cdf(-3e-8, 8.0) < 0.5 == student_cdf(0.0, 8.0)
+
+
 @given(_CHANCES, st.floats(0.5, 3000))
 def test_student_quantile(chance: float, freedom: float) -> None:
     assert student_quantile(chance, freedom) == pytest.approx(special.stdtrit(freedom, chance), rel=1e-7, abs=1e-9)
