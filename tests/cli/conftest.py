@@ -76,7 +76,7 @@ def cli() -> Callable[..., Outcome]:
     return _call
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def ok() -> Callable[..., Outcome]:
     """Run a command line in this process that has to exit 0."""
     return _succeed

@@ -50,12 +50,10 @@ def suite_file(folder, precisions='["fp32", "int8"]', more=""):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory, ok):
     """A finished suite: its file, its results, its checkpoints and models. Copy it to change it."""
-    from conftest import _succeed
-
     place = tmp_path_factory.mktemp("suite")
-    _succeed("suite", suite_file(place), "--out", place / "out", "--runs", place / "runs")
+    ok("suite", suite_file(place), "--out", place / "out", "--runs", place / "runs")
     return place
 
 
