@@ -40,6 +40,8 @@ CONTRACT = {
     "bench": [
         "--baseline",
         "--provider",
+        "--compile",
+        "--runs",
         "--batch",
         "--threads",
         "--seconds",
