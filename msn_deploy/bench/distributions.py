@@ -1,6 +1,6 @@
 """The few distribution functions that the statistics need.
 
-Own code, because a package that has them adds 120 MB to the container of a device; tests hold it against scipy.
+Own code, because with scipy the container of a device would not stay small; tests hold it against scipy.
 """
 
 from __future__ import annotations

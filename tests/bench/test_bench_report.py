@@ -1,79 +1,17 @@
 from __future__ import annotations
 
 import re
-from array import array
-from html.parser import HTMLParser
 
-import numpy as np
 import pytest
+from bench_report_page import THREE, Page, result_of
 from bench_results import NAMES, contrast, realistic
 
-from msn_deploy.bench import MeasureOptions, Profile, Samples, compare
-from msn_deploy.bench.measure import ArmSamples
 from msn_deploy.bench.report import render_html
 from msn_deploy.bench.report_page import DARK, LIGHT
-from msn_deploy.bench.report_pareto import Point, front_of
 from msn_deploy.bench.report_tables import bytes_text, decimals_for, heading_of, value_text
 from msn_deploy.bench.svg import Scale, shortened, tick_text
 
 HOSTILE = "</title></svg><script>alert('x')</script><img src=x onerror=\"a()\">&amp;"
-VOID = {"meta", "link", "br", "img", "hr", "wbr"}
-
-
-def result_of(levels_ms, *, rounds=12, queries=30, noise=0.01, facts=None, environment=None):
-    random = np.random.default_rng(3)
-    arms = []
-    for name, level in levels_ms.items():
-        raw = (1e6 * level * random.lognormal(0, noise, (2 * rounds, queries))).astype(int).tolist()
-        starts = tuple(int(5e7 * at) for at in range(2 * rounds))
-        known = {"sha256": "cd" * 32, "folded": "unfolded" not in name, **(facts or {})}
-        blocks = tuple(array("q", block) for block in raw)
-        arms.append(
-            ArmSamples(name=name, facts=known, blocks=blocks, block_starts_ns=starts, slots=tuple(range(2 * rounds)))
-        )
-    return compare(
-        Samples(arms=tuple(arms), options=MeasureOptions()),
-        baseline=next(iter(levels_ms)),
-        environment=environment or {"cpu": "a processor", "governor": None, "load_average": [0.1, 0.2, 0.3]},
-        profile=Profile(provider="cpu", threads=2),
-    )
-
-
-THREE = {"BN unfolded": 1.3, "BN folded": 1.0, "MSN folded": 1.0}
-
-
-class Page(HTMLParser):
-    """Checks that every tag is closed in order, and collects what the tests ask about."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.words: list[str] = []
-        self.feed(html)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.words.append(data)
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.tags if name == tag]
-
-    @property
-    def text(self) -> str:
-        return re.sub(r"\s+", " ", " ".join(self.words))
 
 
 def test_page_is_well_formed_and_says_what_was_found():
@@ -232,103 +170,10 @@ def test_ticks_are_round_and_inside():
     assert (log(0.001), log(1000)) == (0, 100), "what lies beyond the axis is drawn at its end"
 
 
-def bands_of(html):
-    """The shaded bands of the wide drift plot: (left, right) in px, once per arm."""
-    found = re.findall(r'<rect x="([\d.]+)" y="[\d.]+" width="([\d.]+)" height="[\d.]+" class="dirty"/>', html)
-    spans = [(float(left), float(left) + float(width)) for left, width in found]
-    return spans[: len(spans) // 2]
-
-
-def test_dirty_blocks_are_shaded_over_all_arms_and_counted_in_the_table():
-    result = realistic(dirty=32)
-    html = render_html(result, title="t")
-    bands = bands_of(html)
-    assert len(bands) == len(NAMES)  # one spell, shaded in each arm's panel
-    (left, right), *others = bands
-    assert others == [(left, right)] * 3
-    end_s = max(max(arm.block_start_ms) for arm in result.arms)
-    starts = [
-        at for arm in result.arms for at, cause in zip(arm.block_start_ms, arm.block_causes, strict=True) if cause
-    ]
-    assert left == pytest.approx(52 + 643 * min(starts) / end_s, abs=1)
-    assert right >= 52 + 643 * max(starts) / end_s - 1
-    assert html.count('class="dropped c0"') == 2 * sum(cause is not None for cause in result.arms[0].block_causes)
-    text = Page(html).text
-    assert "Shaded: the times of the 32 blocks, of 480, that were dropped" in text
-    assert "32 blocks dropped" in Page(html).all("svg")[-1]["aria-label"]
-    part = html[html.index(">Dropped blocks<") :]
-    lost = [int(row.split('<td class="n">')[-1].split("<")[0]) for row in part.split("</tr>")[1:11]]
-    assert sum(lost) == 32
-    clean = render_html(realistic(plain=True), title="t")
-    assert bands_of(clean) == []
-    assert ">Dropped blocks<" not in clean
-
-
-def test_a_band_is_as_wide_as_its_block_took_and_dots_lie_around_the_clean_middle():
-    result = realistic(NAMES[:1], rounds=12, queries=100, dirty=1)
-    html = render_html(result, title="t")
-    (arm,) = result.arms
-    lost = [at for at, cause in enumerate(arm.block_causes) if cause]
-    end = max(arm.block_start_ms)
-    took = arm.block_start_ms[lost[-1]] + sum(arm.samples_ns[lost[-1]]) / 1e6 - arm.block_start_ms[lost[0]]
-    ((left, right),) = bands_of(html)
-    assert right - left == pytest.approx(643 * took / end, abs=0.3)
-    low, high = map(float, re.search(r"own middle. densenet_bn_unfolded (\S+) to (\S+) %", html).groups())
-    assert -5 < low < 0 < high < 5
-
-
-def test_dropped_blocks_have_no_part_in_the_hill():
-    result = realistic(NAMES[:1], dirty=12)
-    slowest = max(max(block) for block in result.arms[0].samples_ns)
-    clean = [
-        block for block, cause in zip(result.arms[0].samples_ns, result.arms[0].block_causes, strict=True) if not cause
-    ]
-    said = re.search(r"slower, up to ([\d.]+)", render_html(result, title="t"))[1]
-    assert float(said) == pytest.approx(max(map(max, clean)) / 1e6, abs=0.006)
-    assert slowest / 1e6 > float(said) + 0.01
-
-
 def test_an_invalid_run_says_so_before_any_finding():
     html = render_html(realistic(dirty=200), title="t")
     assert "invalid: 200 of 480 blocks" in Page(html).text
     assert html.index("invalid: 200") < html.index("is faster than")
-
-
-def test_accuracy_against_latency_and_size_where_two_arms_have_an_accuracy():
-    html = render_html(realistic(), title="t")
-    part = html[html.index("What the speed costs") : html.index("Where the time goes")]
-    filled, hollow = (set(re.findall(rf'class="{look} c(\d)"', part)) for look in ("disc", "hollow"))
-    assert (filled, hollow) == ({"2", "3"}, {"0", "1"})
-    radii = {colour: float(r) for r, colour in re.findall(r'r="([\d.]+)" class="(?:disc|hollow) c(\d)"', part)}
-    assert radii["0"] == pytest.approx(17)
-    assert (radii["3"] / radii["0"]) ** 2 == pytest.approx(860 / 3400, rel=1e-3)
-    rows = re.findall(r"<tr><th scope=.row.*?</tr>", part)
-    assert [("densenet_<wbr>producer" in rows[0]), "94.37" in rows[0], "839.8 KiB" in rows[3]] == [True] * 3
-    assert [row.endswith("<td>yes</td></tr>") for row in rows] == [True, False, False, True]
-    for facts in ({}, {"accuracy": None}):
-        assert "What the speed costs" not in render_html(result_of(THREE, facts=facts), title="t")
-    alone = realistic(NAMES[:1])
-    assert alone.arms[0].facts["accuracy"] == 0.9421
-    assert "What the speed costs" not in render_html(alone, title="t")
-
-
-def test_the_front_is_what_nothing_beats_in_all_three():
-    def point(name, accuracy, ms, size_bytes=10):
-        return Point(name=name, index=0, accuracy=accuracy, ms=ms, size_bytes=size_bytes)
-
-    best, slow, worse, small = (
-        point("best", 0.9, 1.0),
-        point("slow", 0.9, 1.1),
-        point("worse", 0.8, 1.0),
-        point("small", 0.7, 5.0, 1),
-    )
-    assert front_of([best, slow, worse, small]) == {"best", "small"}
-    nearly = point("nearly", 0.9, 1.015)
-    assert front_of([best, nearly]) == {"best", "nearly"}, "within 2 % two latencies are equal"
-    finer = point("finer", 0.95, 1.01)
-    assert front_of([best, finer]) == {"finer"}, "and more accurate then decides"
-    unknown = point("unknown", 0.95, 9.0, None)
-    assert front_of([best, small, unknown]) == {"best", "unknown"}, "sizes count where all are known"
 
 
 def test_the_slowest_layers_of_each_arm_as_bars_with_their_table():
