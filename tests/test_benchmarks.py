@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -78,18 +80,45 @@ def test_the_script_measures_and_writes(tmp_path: Path) -> None:
     assert case["rows"]["none"]["to_bn"][1] <= case["rows"]["none"]["to_bn"][0] <= case["rows"]["none"]["to_bn"][2]
 
 
-def test_bench_is_asked_where_the_truth_is_known() -> None:
+@pytest.fixture
+def control() -> Iterator[Any]:
+    """benchmarks/control.py."""
     sys.path.insert(0, str(PEERS.parent))
     try:
         import control
     finally:
         sys.path.remove(str(PEERS.parent))
+    yield control
+
+
+def test_bench_is_asked_where_the_truth_is_known(control: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+    real = subprocess.Popen
+
+    def watched(command: list[str], **options: Any) -> Any:
+        process = real(command, **options)
+        if command[1] == "-c":
+            started.append(process)
+        return process
+
+    monkeypatch.setattr(control.subprocess, "Popen", watched)
     result = control.measured(2, 1, 1.5)
     assert sorted(each["loaded"] for each in result["runs"]["same"]) == [False, True]
     assert sum(result["verdicts"]["same"].values()) == 2
     (larger,) = result["runs"]["larger"]
     assert larger["interval"][0] <= larger["ratio"] <= larger["interval"][1]
     assert result["verdicts"]["larger"] == {larger["verdict"]: 1}
+    (load,) = started  # for the one run that says so, and ended with it by force
+    assert load.returncode == -signal.SIGKILL
+
+
+def test_a_run_that_measured_nothing_is_not_told_by_the_result_of_the_last(
+    control: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "same.json").write_text("of the run before", encoding="utf-8")
+    monkeypatch.setattr(control, "_msn_deploy", lambda *words: None)
+    with pytest.raises(FileNotFoundError):
+        control.one_run(tmp_path / "same.onnx", tmp_path / "copy.onnx", 1.0)
 
 
 def test_the_overhead_of_bench_is_measured_over_a_bare_loop() -> None:
