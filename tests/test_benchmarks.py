@@ -6,7 +6,6 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -81,14 +80,14 @@ def test_the_script_measures_and_writes(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def control() -> Iterator[Any]:
+def control() -> Any:
     """benchmarks/control.py."""
     sys.path.insert(0, str(PEERS.parent))
     try:
         import control
     finally:
         sys.path.remove(str(PEERS.parent))
-    yield control
+    return control
 
 
 def test_bench_is_asked_where_the_truth_is_known(control: Any, monkeypatch: pytest.MonkeyPatch) -> None:
