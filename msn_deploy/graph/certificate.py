@@ -13,7 +13,7 @@ from msn_deploy.graph.evaluate import Values, values_float64
 from msn_deploy.graph.files import input_of
 from msn_deploy.graph.fold import FoldedGraph, NormFold
 
-INPUTS = ("normal", "ones", "corners")
+INPUTS = ("normal", "lit corners")
 _LARGEST = 1e-9  # difference in float64 that is still rounding, times the largest value where that is above 1
 
 
@@ -74,9 +74,10 @@ def certify(folded: FoldedGraph, layers: Sequence[CertifiedNorm] = ()) -> Certif
 
     layers: norms that were folded before the graph was exported. Raises InputError if the graph can't be evaluated.
     """
-    before, after = values_float64([folded.before, folded.after], edge_batches(folded.before))
+    name = str(folded.before.graph.outputs[0].name)
+    same = {name, *(each for fold in folded.folds for each in fold.same)}
+    before, after = values_float64([folded.before, folded.after], edge_batches(folded.model), same)
     norms = [_certified(fold, before, after) for fold in folded.folds]
-    name = folded.before.graph.output[0].name
     whole = NormFold(norm=name, operator="the whole graph", rule="output", same=(name,))
     return Certificate(
         norms=(*layers, *norms), output=_certified(whole, before, after), pooled_first=folded.pooled_first
@@ -101,14 +102,13 @@ def _certified(fold: NormFold, before: list[Values], after: list[Values]) -> Cer
 
 
 def edge_batches(model: onnx.ModelProto) -> list[NDArray[np.float64]]:
-    """Return INPUTS in batches that the graph takes: numbers, a constant (which shows borders), and lit corners."""
+    """Return INPUTS in batches that the graph takes: numbers, and ones (which show borders) with lit corners."""
     _, shape = input_of(model, source="the graph")
     sizes = tuple(1 if size is None else size for size in shape[1:])
-    images = np.zeros((len(INPUTS), *sizes))
+    images = np.ones((len(INPUTS), *sizes))
     images[0] = np.random.default_rng(0).standard_normal(sizes)
-    images[1] = 1.0
     grid = np.ix_(*([range(sizes[0])] + [sorted({0, size - 1}) for size in sizes[1:]]))
-    images[2][grid] = 100.0
+    images[1][grid] = 100.0
     batch = shape[0] or len(INPUTS)
     count = -(-len(INPUTS) // batch) * batch
     repeated = np.concatenate([images] * -(-count // len(INPUTS)))[:count]

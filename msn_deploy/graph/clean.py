@@ -117,7 +117,7 @@ def _is_large(node: ir.Node, inputs: list[np.ndarray | None]) -> bool:  # type: 
     if node.op_type in ("ConstantOfShape", "Expand") and inputs[-1] is not None:
         sizes = [float(size) for size in inputs[-1].ravel()]
         return float(np.prod(sizes, initial=1.0)) > _MOST_ELEMENTS
-    if node.op_type == "Range" and all(each is not None for each in inputs):
-        start, stop, step = (float(each) for each in inputs)  # type: ignore[arg-type]
+    if node.op_type == "Range" and all(each is not None and each.size == 1 for each in inputs):
+        start, stop, step = (float(each.item()) for each in inputs)  # type: ignore[union-attr]
         return step == 0 or abs((stop - start) / step) > _MOST_ELEMENTS
     return node.op_type in ("Tile", "Resize", "Pad", "OneHot", "Upsample") or bool(attribute(node, "sequence", None))

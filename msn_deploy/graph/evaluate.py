@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice, product
 from typing import Any
 
-import onnx
+import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx import ModelProto, TensorProto, numpy_helper
+from onnx import ModelProto
 from onnx.reference import ReferenceEvaluator
 
 from msn_deploy.core.errors import InputError
@@ -23,20 +24,23 @@ Values = dict[str, Array]
 
 def run_float64(model: ModelProto, x: Array) -> Array:
     """Return the first output for one input batch (N, ...), computed in float64 from the model's weights."""
-    return values_float64([to_double(model)], [x])[0][0][model.graph.output[0].name]
+    double = ir.from_proto(model)
+    to_double(double)
+    name = model.graph.output[0].name
+    return values_float64([double], [x], {name})[0][0][name]
 
 
-def values_float64(models: Sequence[ModelProto], batches: Sequence[Array]) -> list[list[Values]]:
-    """Return every tensor of graphs of doubles (see `to_double`) by name, per graph and input batch (N, ...).
+def values_float64(models: Sequence[ir.Model], batches: Sequence[Array], wanted: Collection[str]) -> list[list[Values]]:
+    """Return the wanted tensors of graphs of doubles (see `to_double`) by name, per graph and input batch (N, ...).
 
     Every graph and batch is a task for a thread. Raises InputError for a graph that the reference implementation can't
     run.
     """
     try:
-        evaluators = [ReferenceEvaluator(model, new_ops=OPERATORS) for model in models]
-        with ThreadPoolExecutor() as pool, one_thread_each(), warnings.catch_warnings():
+        evaluators = [_evaluator(model) for model in models]
+        with ThreadPoolExecutor(os.cpu_count()) as pool, one_thread_each(), warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # torch warns of read-only weights; nothing here writes
-            found = pool.map(lambda task: _run(*task), product(evaluators, batches))
+            found = pool.map(lambda task: _run(*task, wanted), product(evaluators, batches))
             return [list(islice(found, len(batches))) for _ in models]
     except Exception as cause:  # whatever numpy or the reference raises on an operator that it can't run
         first = (str(cause).splitlines() or [""])[0][:160]
@@ -46,10 +50,20 @@ def values_float64(models: Sequence[ModelProto], batches: Sequence[Array]) -> li
         ) from cause
 
 
-def _run(evaluator: ReferenceEvaluator, x: Array) -> Values:
+def _evaluator(model: ir.Model) -> ReferenceEvaluator:
+    """Return what runs the graph on the very arrays of its weights, which a protocol buffer would copy twice."""
+    bare = model.clone()
+    bare.graph.initializers.clear()
+    evaluator = ReferenceEvaluator(ir.to_proto(bare), new_ops=OPERATORS)
+    weights = model.graph.initializers.values()
+    evaluator.rt_inits_.update({value.name: value.const_value.numpy() for value in weights if value.const_value})
+    return evaluator
+
+
+def _run(evaluator: ReferenceEvaluator, x: Array, wanted: Collection[str]) -> Values:
     given = next(name for name in evaluator.input_names if name not in evaluator.rt_inits_)
     found = evaluator.run(None, {given: x.astype("float64")}, intermediate=True)
-    return {name: value for name, value in found.items() if value is not None}  # optional inputs not there
+    return {name: value for name, value in found.items() if name in wanted}  # the next run takes the others' memory
 
 
 @contextlib.contextmanager
@@ -69,39 +83,32 @@ def one_thread_each() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def to_double(model: ModelProto) -> ModelProto:
-    """Return a copy whose float32 tensors, casts and types are float64."""
-    return _converted(model, TensorProto.FLOAT, TensorProto.DOUBLE)
+def to_double(model: ir.Model) -> None:
+    """Make the float32 tensors, casts and types of a graph float64, in place."""
+    _convert(model, ir.DataType.FLOAT, ir.DataType.DOUBLE)
 
 
-def to_single(model: ModelProto) -> ModelProto:
-    """Return a copy whose float64 tensors, casts and types are float32, each number rounded once."""
-    return _converted(model, TensorProto.DOUBLE, TensorProto.FLOAT)
+def to_single(model: ir.Model) -> None:
+    """Make the float64 tensors, casts and types of a graph float32, in place, each number rounded once."""
+    _convert(model, ir.DataType.DOUBLE, ir.DataType.FLOAT)
 
 
-def _converted(model: ModelProto, old: int, new: int) -> ModelProto:
-    """Return a copy of a model with one floating type in the place of another; float32 and float64 are meant."""
-    copied = onnx.ModelProto()
-    copied.CopyFrom(model)
-    graphs = [copied.graph]
-    while graphs:
-        graph = graphs.pop()
-        for tensor in graph.initializer:
-            _convert_tensor(tensor, old, new)
-        for value in (*graph.input, *graph.output, *graph.value_info):
-            if value.type.tensor_type.elem_type == old:
-                value.type.tensor_type.elem_type = new
-        for node in graph.node:
-            for attribute in node.attribute:
-                if attribute.HasField("t"):
-                    _convert_tensor(attribute.t, old, new)
-                if node.op_type == "Cast" and attribute.name == "to" and attribute.i == old:
-                    attribute.i = new
-                graphs += [*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])]
-    return copied
+def _convert(model: ir.Model, old: ir.DataType, new: ir.DataType) -> None:
+    """Put one floating type in the place of another; float32 and float64 are meant."""
+    for graph in model.graphs():
+        made = (value for node in graph for value in node.outputs)
+        for value in (*graph.inputs, *graph.initializers.values(), *made):
+            if value.dtype == old:
+                value.dtype = new
+            if value.const_value is not None:
+                value.const_value = _converted(value.const_value, old, new)
+        for node in graph:
+            for each in list(node.attributes.values()):
+                if each.type == ir.AttributeType.TENSOR:
+                    node.attributes[each.name] = ir.AttrTensor(each.name, _converted(each.as_tensor(), old, new))
+            if node.op_type == "Cast" and node.attributes["to"].value == old:
+                node.attributes["to"] = ir.AttrInt64("to", int(new))
 
 
-def _convert_tensor(tensor: TensorProto, old: int, new: int) -> None:
-    if tensor.data_type == old:
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(new)
-        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(dtype), tensor.name))
+def _converted(tensor: ir.TensorProtocol, old: ir.DataType, new: ir.DataType) -> ir.TensorProtocol:
+    return ir.tensor(tensor.numpy().astype(new.numpy()), name=tensor.name) if tensor.dtype == old else tensor

@@ -18,6 +18,7 @@ from msn_deploy.core.errors import InputError
 from msn_deploy.graph.evaluate import one_thread_each
 from msn_deploy.graph.opset import from_18_to_17
 from msn_deploy.msn.pairs import BATCH_NORMS
+from msn_deploy.msn.plain import copied
 
 INPUT_NAME = "input"
 OUTPUT_NAME = "logits"
@@ -44,7 +45,7 @@ def to_onnx(
     """
     if any(module.training for module in model.modules()):
         raise InputError("the network is in training mode; call eval() before it is exported.")
-    model = copy.deepcopy(model).cpu()
+    model = copied(model, share=True).cpu()
     if not optimize:
         _spell_out(model)
     # A batch of two while tracing: torch.export takes a dynamic size of one for a constant.

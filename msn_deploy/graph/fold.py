@@ -16,7 +16,7 @@ from msn_deploy.graph.affine import Affine, affine_of, attribute
 from msn_deploy.graph.clean import clean
 from msn_deploy.graph.edits import rewrite_affine
 from msn_deploy.graph.evaluate import to_double, to_single
-from msn_deploy.graph.reorder import pool_before_pointwise
+from msn_deploy.graph.reorder import pool_before_concat, pool_before_pointwise
 from msn_deploy.graph.rules import Plan, Refused, plan_into_producers, plan_into_readers
 
 _NORMS_OF_THEIR_INPUT = ("InstanceNormalization", "LayerNormalization", "GroupNormalization", "LpNormalization")
@@ -49,8 +49,8 @@ class FoldedGraph:
     """
 
     model: ModelProto
-    before: ModelProto
-    after: ModelProto
+    before: ir.Model
+    after: ir.Model
     folds: tuple[NormFold, ...]
     pooled_first: tuple[str, ...] = ()
 
@@ -60,24 +60,29 @@ def fold_graph(model: ModelProto) -> FoldedGraph:
 
     Norms of graphs that are not of one floating precision, or that branch on their input, are kept with a reason.
     """
+    graph = ir.from_proto(model)
     single = _float_types(model) == {TensorProto.FLOAT}
-    double = to_double(model) if single else model
-    graph = ir.from_proto(double)
+    if single:
+        to_double(graph)
     clean(graph)
-    before = ir.to_proto(graph)
+    before = graph.clone()
     refusal = _why_none(model)
     if refusal:
-        folds, moved = _keep_all(graph.graph, *refusal), {}
+        folds, moved, split = _keep_all(graph.graph, *refusal), {}, {}
     else:
         folds = _fold(graph.graph)
         moved = pool_before_pointwise(graph.graph)
-    folds = [_renamed(told, {gone: (pooled,) for gone, pooled in moved.items()}) for told in folds]
+        split = pool_before_concat(graph.graph)
+    now = {**{gone: (pooled,) for gone, pooled in moved.items()}, **split}
+    folds = [_renamed(told, now) for told in folds]
     clean(graph)
-    after = ir.to_proto(graph)
+    rounded = graph.clone()
+    if single:
+        to_single(rounded)
     return FoldedGraph(
-        model=to_single(after) if single else after,
+        model=ir.to_proto(rounded),
         before=before,
-        after=after,
+        after=graph,
         folds=tuple(folds),
         pooled_first=tuple(moved.values()),
     )

@@ -78,9 +78,9 @@ def _meaning(node: NodeProto, opset: int) -> int:
 def _drop_unread(model: ModelProto) -> None:
     """Remove the constants that only the axes inputs read."""
     read = {name for node in model.graph.node for name in node.input} | {value.name for value in model.graph.output}
-    kept = [tensor for tensor in model.graph.initializer if tensor.name in read]
-    nodes = [node for node in model.graph.node if node.op_type != "Constant" or node.output[0] in read]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(kept)
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
+    for at in reversed(range(len(model.graph.initializer))):
+        if model.graph.initializer[at].name not in read:
+            del model.graph.initializer[at]
+    for at in reversed(range(len(model.graph.node))):
+        if model.graph.node[at].op_type == "Constant" and model.graph.node[at].output[0] not in read:
+            del model.graph.node[at]

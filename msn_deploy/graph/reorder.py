@@ -1,11 +1,13 @@
-"""Average pooling commutes with a convolution of one pixel, so it goes first: the convolution sees fewer pixels."""
+"""Pooling as early as it may: convolutions of one pixel and concatenations commute with it, and then see less."""
 
 from __future__ import annotations
 
 import onnx_ir as ir
 
 from msn_deploy.graph.affine import attribute, constant, integers
-from msn_deploy.graph.operators import keeps_constants
+from msn_deploy.graph.operators import is_channel_axis, keeps_constants
+
+_POOLINGS = ("AveragePool", "MaxPool")
 
 
 def pool_before_pointwise(graph: ir.Graph) -> dict[str, str]:
@@ -33,6 +35,37 @@ def pool_before_pointwise(graph: ir.Graph) -> dict[str, str]:
     if moved:
         graph.sort()
     return moved
+
+
+def pool_before_concat(graph: ir.Graph) -> dict[str, tuple[str, ...]]:
+    """Move every pooling that makes images smaller before the concatenation of channels that it alone reads, in place.
+
+    Each part is pooled, and the pooled parts are what is copied into one tensor. Returns, for each, the name of the
+    whole tensor that is gone, and those of its parts.
+    """
+    gone = {}
+    for pool in [node for node in graph if node.op_type in _POOLINGS and not node.domain and len(node.outputs) == 1]:
+        whole, pooled = pool.inputs[0], pool.outputs[0]
+        concat = None if whole is None else whole.producer()
+        if whole is None or concat is None or concat.op_type != "Concat" or not is_channel_axis(concat, whole):
+            continue
+        if len(whole.uses()) > 1 or whole.is_graph_output() or max(integers(pool, "strides") or [1]) == 1:
+            continue
+        parts = [part for part in concat.inputs if part is not None]
+        if any(constant(part) is not None for part in parts):
+            continue
+        gone[str(whole.name)] = tuple(str(part.name) for part in parts)
+        for index, part in enumerate(parts):
+            own = ir.Node("", pool.op_type, [part], attributes=list(pool.attributes.values()), num_outputs=1)
+            own.outputs[0].name = f"{pooled.name}.{index}"
+            own.outputs[0].dtype = pooled.dtype
+            concat.prepend(own)
+            concat.replace_input_with(index, own.outputs[0])
+        pooled.replace_all_uses_with(whole, replace_graph_outputs=True)
+        name = pooled.name
+        graph.remove(pool, safe=True)
+        whole.name, whole.shape = name, None
+    return gone
 
 
 def _is_pointwise(conv: ir.Node) -> bool:

@@ -20,6 +20,8 @@ from onnx import ModelProto, ValueInfoProto
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.optional import missing
 from msn_deploy.graph.files import check
+from msn_deploy.graph.identity import structural_hash
+from msn_deploy.graph.weights import Weights, with_weights, without_weights
 
 TIMEOUT_S = 120.0  # networks of this project's size take one to three
 _LOG = logging.getLogger(__name__)
@@ -32,10 +34,17 @@ _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 @dataclass(frozen=True, slots=True)
 class Simplified:
-    """What came of it: onnxsim's graph, or the very graph that was given, and then why (else None)."""
+    """What came of it: onnxsim's graph, or the very graph that was given.
+
+    kept_because: why the given one was kept; None if onnxsim's was taken, or was the same (`unchanged`) to the bit.
+    """
 
     model: ModelProto
-    kept_because: str | None
+    kept_because: str | None = None
+    unchanged: bool = False
+
+
+Worker = subprocess.Popen[bytes]
 
 
 class _UnusableError(Exception):
@@ -67,8 +76,9 @@ def simplifying(*, timeout_s: float = TIMEOUT_S) -> Iterator[Callable[[ModelProt
         worker = _start_worker(folder)
 
         def start(model: ModelProto) -> Finish:
-            _hand_over(model, worker, folder, timeout_s)
-            return lambda: _finish(model, worker, folder, timeout_s)
+            bare, weights = without_weights(model)  # onnxsim would read, copy and write them, and change none
+            _hand_over(bare, worker, folder, timeout_s)
+            return lambda: _finish(model, bare, weights, worker, folder, timeout_s)
 
         try:
             yield start
@@ -80,7 +90,7 @@ def simplifying(*, timeout_s: float = TIMEOUT_S) -> Iterator[Callable[[ModelProt
                 worker.stdin.close()
 
 
-def _start_worker(folder: Path) -> subprocess.Popen[bytes]:
+def _start_worker(folder: Path) -> Worker:
     here = os.getcwd()
     paths = [path for path in sys.path if os.path.isabs(path) and os.path.realpath(path) != here]
     # -I: no module of the working directory or of PYTHONSTARTUP and the like; what this process imports from is passed.
@@ -97,7 +107,7 @@ def _start_worker(folder: Path) -> subprocess.Popen[bytes]:
     )
 
 
-def _hand_over(model: ModelProto, worker: subprocess.Popen[bytes], folder: Path, timeout_s: float) -> None:
+def _hand_over(model: ModelProto, worker: Worker, folder: Path, timeout_s: float) -> None:
     content = model.SerializeToString()
     (folder / "before.onnx").write_bytes(content)
     assert worker.stdin is not None
@@ -105,23 +115,27 @@ def _hand_over(model: ModelProto, worker: subprocess.Popen[bytes], folder: Path,
         worker.stdin.write(b"%d %d\n" % (_MEMORY + _MEMORY_PER_BYTE * len(content), math.ceil(timeout_s) + 1))
 
 
-def _finish(model: ModelProto, worker: subprocess.Popen[bytes], folder: Path, timeout_s: float) -> Simplified:
+def _finish(
+    model: ModelProto, bare: ModelProto, weights: Weights, worker: Worker, folder: Path, timeout_s: float
+) -> Simplified:
     try:
         simplified = _result(worker, folder, timeout_s)
         try:
             check(simplified, source="its graph")
         except InputError as cause:
             raise _UnusableError(f"onnxsim failed ({cause})") from cause
-        changed = _first_change(model, simplified)
+        changed = _first_change(bare, simplified)
         if changed is not None:
             raise _UnusableError(f"onnxsim changed {changed}")
     except _UnusableError as cause:
         _LOG.warning("kept the unsimplified graph: %s", cause)
-        return Simplified(model, str(cause))
-    return Simplified(simplified, None)
+        return Simplified(model, kept_because=str(cause))
+    if structural_hash(simplified, weights=True) == structural_hash(bare, weights=True):
+        return Simplified(model, unchanged=True)
+    return Simplified(with_weights(simplified, weights))
 
 
-def _result(worker: subprocess.Popen[bytes], folder: Path, timeout_s: float) -> ModelProto:
+def _result(worker: Worker, folder: Path, timeout_s: float) -> ModelProto:
     try:
         code = worker.wait(timeout_s)
     except subprocess.TimeoutExpired:

@@ -31,11 +31,11 @@ class FoldedLayer:
 
 
 @torch.no_grad()
-def fold_layers(model: nn.Module) -> tuple[nn.Module, list[FoldedLayer]]:
+def fold_layers(model: nn.Module, *, share: bool = False) -> tuple[nn.Module, list[FoldedLayer]]:
     """Return a copy of the model in which every MSN and SN layer is a plain one, and what was replaced.
 
-    So are layers under torch's spectral_norm and weight_norm. BatchNorm stays. Raises FoldError for a model in
-    training mode and for a layer that can't be folded.
+    So are layers under torch's spectral_norm and weight_norm. BatchNorm stays. share: see `copied`. Raises FoldError
+    for a model in training mode and for a layer that can't be folded.
     """
     for name, module in model.named_modules():
         if module.training:
@@ -44,7 +44,7 @@ def fold_layers(model: nn.Module) -> tuple[nn.Module, list[FoldedLayer]]:
                 code="TRAIN_MODE",
             )
     # In a holder, so that a model that is itself one layer is replaced like any other.
-    holder = nn.ModuleDict({"model": copied(model)}).eval()
+    holder = nn.ModuleDict({"model": copied(model, share=share)}).eval()
     originals = dict(nn.ModuleDict({"model": model}).named_modules(remove_duplicate=False))
     replaced: dict[int, nn.Module] = {}
     folded = []
@@ -100,11 +100,13 @@ def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
     setattr(model.get_submodule(parent), last, module.train(model.get_submodule(name).training))
 
 
-def copied(model: nn.Module) -> nn.Module:
+def copied(model: nn.Module, *, share: bool = False) -> nn.Module:
     """Copy a model deeply, also one whose older weight_norm hooks keep a computed tensor, which torch does not copy.
 
+    share: let the copy hold the very parameters and buffers that lie in the CPU's memory, for one that is only read.
     Raises FoldError for another such tensor.
     """
+    shared = {id(each): each for each in (*model.parameters(), *model.buffers()) if share and each.is_cpu}
     computed = {
         id(value): value.detach().clone()
         for module in model.modules()
@@ -112,7 +114,7 @@ def copied(model: nn.Module) -> nn.Module:
         if isinstance(value, Tensor) and value.grad_fn is not None
     }
     try:
-        return copy.deepcopy(model, computed)
+        return copy.deepcopy(model, {**shared, **computed})
     except RuntimeError as cause:
         raise FoldError(f"the model cannot be copied: {str(cause).splitlines()[0][:160]}") from cause
 

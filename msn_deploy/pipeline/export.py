@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 _MOST_SAMPLES = 512
-_RANDOM_NUMBERS = 1 << 14  # of which random inputs consist, at least 2 and at most _FEW of them
+_RANDOM_NUMBERS = 1 << 14  # of which random inputs consist, at most _FEW of them, and two where the batch is open
 _FEW = 32  # images, for which a pool of threads, which wait busily for work, costs more than it saves
 _CALIBRATION_SAMPLES = 128
 _VERSIONS = ("torch", "onnx", "onnxscript", "onnxsim", "onnxruntime")
@@ -84,7 +84,6 @@ def export_onnx(
     from msn_deploy.graph import certify, fold_graph, simplifying
     from msn_deploy.graph.evaluate import one_thread_each
     from msn_deploy.graph.export import DEFAULT_OPSET
-    from msn_deploy.graph.files import with_info
     from msn_deploy.graph.ladder import require_ladder, rung
     from msn_deploy.graph.opset import to_opset
 
@@ -103,33 +102,33 @@ def export_onnx(
             outputs = {"source": beside.submit(made.predict, images)}
             if made.with_plain_layers is not None:
                 outputs["layers folded"] = beside.submit(made.with_plain_layers, images)
-            if not made.graph_is_truth:
-                outputs["onnx"] = beside.submit(_outputs, made.graph, images)
+            if fold and not made.graph_is_truth:
+                outputs["onnx"] = beside.submit(lambda: _outputs(made.graph.SerializeToString(), images))
             graph, certificate, why = made.graph, None, ""
             if fold:
                 folded = fold_graph(made.graph)
                 target = opset or (None if source.endswith(".onnx") else DEFAULT_OPSET)
                 graph = folded.model if target is None else to_opset(folded.model, target)
-                outputs["graph folded"] = beside.submit(_outputs, graph, images)
             finish = None if start is None else start(graph)
+            file = _file_of(graph, made.info, fold=fold)
+            if fold or not made.graph_is_truth:
+                outputs["graph folded" if fold else "onnx"] = beside.submit(_outputs, file.content, images)
             if fold:
                 certificate = certify(folded, made.layers)
             truth = outputs.pop("source").result()
             rungs = [rung(stage, truth, each.result()) for stage, each in outputs.items()]
             if finish is not None:
-                graph, why = _taken(finish(), graph, truth, images, rungs)
+                file, why = _taken(finish(), file, truth, images, rungs)
     if ladder:
-        rungs += _lower_rungs(graph, made, truth, images)
+        rungs += _lower_rungs(file.graph, made, truth, images)
     require_ladder(rungs, source=source)
     if certificate is not None:
         _require_exact(certificate, source, fully=require_fully_folded)
-    info = _described(made.info, graph, fold=fold)
-    content = with_info(graph, info)
     report = ExportReport(
         path=out,
-        bytes=len(content),
-        operators=dict(sorted(Counter(node.op_type for node in graph.graph.node).items())),
-        folded=info.folded,
+        bytes=len(file.content),
+        operators=dict(sorted(Counter(node.op_type for node in file.graph.graph.node).items())),
+        folded=file.info.folded,
         ladder=tuple(rungs),
         parity_on=images_are,
         certificate=certificate,
@@ -138,13 +137,13 @@ def export_onnx(
     config = {"opset": opset, "dynamic_batch": dynamic_batch, "batch": batch, "fold": fold, "simplify": simplify}
     written = publish(
         out,
-        lambda path: path.write_bytes(content),
+        lambda path: path.write_bytes(file.content),
         kind="onnx",
         parents=made.parents,
         versions=_VERSIONS,
         config=config
-        | {"input_shape": list(made.input_shape), "recipe": info.recipe}
-        | {"opsets": {each.domain or "ai.onnx": each.version for each in graph.opset_import}},
+        | {"input_shape": list(made.input_shape), "recipe": file.info.recipe}
+        | {"opsets": {each.domain or "ai.onnx": each.version for each in file.graph.opset_import}},
         facts={"operators": report.operators, "ladder": [asdict(each) for each in rungs], "parity_on": images_are},
     )
     _publish_certificate(certificate, out, Parent(role="onnx", file=written.file, sha256=written.sha256))
@@ -171,29 +170,46 @@ def _publish_certificate(certificate: Certificate | None, out: Path, model: Pare
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _File:
+    """What would be written: a graph, what it says of itself, and the very bytes that the parity is measured on."""
+
+    graph: ModelProto
+    info: ModelInfo
+    content: bytes
+
+
+def _file_of(graph: ModelProto, info: ModelInfo, *, fold: bool) -> _File:
+    """Return the file, with `folded` told by the graph itself: the simplifier fuses norms of other tools' files too."""
+    from msn_deploy.graph.files import with_info
+
+    info = replace(info, folded=fold and not any(node.op_type in _NORMS for node in graph.graph.node))
+    return _File(graph=graph, info=info, content=with_info(graph, info))
+
+
 def _taken(
     result: Simplified,
-    graph: ModelProto,
+    file: _File,
     truth: NDArray[np.float32],
     images: NDArray[np.float32],
     rungs: list[Rung],
-) -> tuple[ModelProto, str]:
+) -> tuple[_File, str]:
     """Return onnxsim's graph, or the given one and the reason, and append the rung of what is returned."""
-    from msn_deploy.graph.identity import structural_hash
     from msn_deploy.graph.ladder import rung
 
     if result.kept_because is not None:
-        return graph, result.kept_because
-    if structural_hash(result.model, weights=True) == structural_hash(graph, weights=True):
-        rungs.append(replace(rungs[-1], stage="simplified", limit="the same graph"))  # nothing was left to simplify
-        return result.model, ""
-    simplified = rung("simplified", truth, _outputs(result.model, images))
+        return file, result.kept_because
+    if result.unchanged:
+        rungs.append(replace(rungs[-1], stage="simplified", limit="the same graph"))
+        return file, ""
+    other = _file_of(result.model, file.info, fold=True)
+    simplified = rung("simplified", truth, _outputs(other.content, images))
     if not simplified.passed and rungs[-1].passed:
         why = f"onnxsim changed the outputs by {simplified.worst:.3g}"
         _LOG.warning("kept the unsimplified graph: %s", why)
-        return graph, why
+        return file, why
     rungs.append(simplified)
-    return result.model, ""
+    return other, ""
 
 
 def _lower_rungs(
@@ -203,13 +219,13 @@ def _lower_rungs(
     from msn_deploy.graph import calibrate_ranges, quantize, to_fp16
     from msn_deploy.graph.ladder import rung
 
-    rungs = [rung("fp16", truth, _outputs(to_fp16(graph), images))]
+    rungs = [rung("fp16", truth, _outputs(to_fp16(graph).SerializeToString(), images))]
     if made.info.preprocess is None or not made.info.data or made.info.is_generator:
         _LOG.warning("no rung for INT8: there are no images of this network's to calibrate on")
         return rungs
     split = split_for(made.info, made.info.preprocess, None, "train").first(_CALIBRATION_SAMPLES)
     ranges = calibrate_ranges(graph, to_input(split.images, made.info.preprocess))
-    return [*rungs, rung("int8", truth, _outputs(quantize(graph, ranges), images))]
+    return [*rungs, rung("int8", truth, _outputs(quantize(graph, ranges).SerializeToString(), images))]
 
 
 def _require_exact(certificate: Certificate, source: str, *, fully: bool) -> None:
@@ -228,16 +244,9 @@ def _require_exact(certificate: Certificate, source: str, *, fully: bool) -> Non
         )
 
 
-def _described(info: ModelInfo, graph: ModelProto, *, fold: bool) -> ModelInfo:
-    """Return the info with `folded` told by the graph itself: the simplifier fuses norms of other tools' files too."""
-    return replace(info, folded=fold and not any(node.op_type in _NORMS for node in graph.graph.node))
-
-
-def _outputs(graph: ModelProto, images: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Run a graph in ONNX Runtime, whose own fusions are the ones that users get."""
-    runner = OrtRunner(
-        Path("the exported graph"), content=graph.SerializeToString(), threads=1 if len(images) <= _FEW else None
-    )
+def _outputs(content: bytes, images: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Run a file in ONNX Runtime, whose own fusions are the ones that users get."""
+    runner = OrtRunner(Path("the exported graph"), content=content, threads=1 if len(images) <= _FEW else None)
     outputs = runner.run(images)
     runner.close()
     return outputs
@@ -245,6 +254,8 @@ def _outputs(graph: ModelProto, images: NDArray[np.float32]) -> NDArray[np.float
 
 def _comparison_input(made: Source) -> tuple[NDArray[np.float32], str]:
     """Return images (N, C, H, W) to compare on, in whole batches, and what they are."""
+    from msn_deploy.graph.files import input_of
+
     info, batch = made.info, made.input_shape[0]
     if info.preprocess is not None and info.data:
         try:
@@ -255,7 +266,8 @@ def _comparison_input(made: Source) -> tuple[NDArray[np.float32], str]:
             whole = len(split.labels) // batch * batch
             if whole:
                 return to_input(split.images[:whole], info.preprocess), f"{whole} test images of {info.data}"
-    wanted = min(_FEW, max(2, _RANDOM_NUMBERS // int(np.prod(made.input_shape[1:]))))
+    least = 2 if input_of(made.graph, source="the graph")[1][0] is None else 1
+    wanted = min(_FEW, max(least, _RANDOM_NUMBERS // int(np.prod(made.input_shape[1:]))))
     count = -(-wanted // batch) * batch
     images = np.random.default_rng(0).standard_normal((count, *made.input_shape[1:])).astype(np.float32)
     return images, f"{count} random inputs"

@@ -85,7 +85,7 @@ def open_source(
         model, info = load_checkpoint(path)
         parents = (parent_of(path, role="checkpoint"),)
         shape = (batch, *recipe_from_dict(info.recipe, source=source).network_input)
-    plain, layers = fold_layers(model) if fold else (model, [])
+    plain, layers = fold_layers(model, share=True) if fold else (model, [])
     graph = to_onnx(
         plain,
         input_shape=shape,

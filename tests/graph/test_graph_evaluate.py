@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
@@ -51,6 +52,12 @@ def _graph(kind: str, sides: int, attributes: dict[str, Any]) -> ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
+def _double(model: ModelProto) -> ir.Model:
+    graph = ir.from_proto(model)
+    to_double(graph)
+    return graph
+
+
 @pytest.mark.parametrize(("kind", "sides", "attributes"), CASES)
 def test_windows_are_those_of_onnx_runtime(kind: str, sides: int, attributes: dict[str, Any]) -> None:
     model = _graph(kind, sides, attributes)
@@ -75,21 +82,30 @@ def test_what_is_not_known_is_refused_with_a_way_out(kind: str, attributes: dict
 def test_to_double_and_back_is_the_same_file() -> None:
     model = _graph("Conv", 2, {})
     model.graph.node.append(helper.make_node("Cast", ["y"], ["z"], to=TensorProto.FLOAT))
-    double = to_double(model)
+    model.graph.node.append(helper.make_node("Constant", [], ["c"], value=numpy_helper.from_array(np.float32([2.5]))))
+    before = model.SerializeToString()
+    graph = ir.from_proto(model)
+    to_double(graph)
+    double = ir.to_proto(graph)
     assert {tensor.data_type for tensor in double.graph.initializer} == {TensorProto.DOUBLE}
+    assert {v.type.tensor_type.elem_type for v in (*double.graph.input, *double.graph.output)} == {TensorProto.DOUBLE}
     assert double.graph.node[1].attribute[0].i == TensorProto.DOUBLE
-    assert to_single(double).SerializeToString() == model.SerializeToString()
+    assert double.graph.node[2].attribute[0].t.data_type == TensorProto.DOUBLE
+    to_single(graph)
+    assert ir.to_proto(graph).SerializeToString() == ir.to_proto(ir.from_proto(model)).SerializeToString()
+    assert model.SerializeToString() == before
 
 
-def test_every_tensor_between_is_told_per_graph_and_batch() -> None:
+def test_tensors_between_are_told_per_graph_and_batch() -> None:
     model = _graph("Conv", 2, {})
     model.graph.node.append(helper.make_node("Relu", ["y"], ["z"]))
-    other = to_double(model)
-    other.graph.node[1].op_type = "Neg"
+    graph = _double(model)
+    other = _double(model)
+    other.graph.node(1).op_type = "Neg"
     batches = list(np.random.default_rng(0).standard_normal((3, 2, 4, 9, 8)))
     threads = torch.get_num_threads()
     torch.set_num_threads(3)  # not 1, which it is meanwhile
-    values = values_float64([to_double(model), other], batches)
+    values = values_float64([graph, other], batches, {"y", "z"})
     after_it = torch.get_num_threads()
     torch.set_num_threads(threads)
     assert after_it == 3
@@ -103,7 +119,7 @@ def test_every_tensor_between_is_told_per_graph_and_batch() -> None:
 def test_weights_are_copied_once_and_not_for_every_operator(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     monkeypatch.setattr(torch, "from_numpy", lambda array: seen.append(array) or torch.as_tensor(array))
-    values_float64([to_double(_graph("Conv", 2, {}))], [np.zeros((2, 4, 9, 8))] * 2)
+    values_float64([_double(_graph("Conv", 2, {}))], [np.zeros((2, 4, 9, 8))] * 2, {"y"})
     weights = [array.__array_interface__["data"][0] for array in seen if array.shape == (6, 4, 3, 3)]
     assert len(weights) == 2
     assert len(set(weights)) == 1

@@ -71,6 +71,59 @@ def test_an_open_batch_stays_open(exported: Callable[..., Any]) -> None:
     assert result.model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
 
 
+def _conv(channels: int, *behind: onnx.NodeProto) -> ModelProto:
+    """A convolution with a large weight and a small bias, and what stands behind it, reading y and writing z."""
+    rng = np.random.default_rng(3)
+    arrays = {"w": rng.standard_normal((channels, 3, 3, 3)), "b": rng.standard_normal(channels)}
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Conv", ["x", "w", "b"], ["y"], name="conv"), *behind],
+        "one",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, (1, 3, 6, 6))],
+        [onnx.helper.make_tensor_value_info("z", onnx.TensorProto.FLOAT, (1, channels, 4, 4))],
+        [onnx.numpy_helper.from_array(array.astype(np.float32), name) for name, array in arrays.items()],
+    )
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+
+
+def test_large_weights_stay_here_and_come_back_to_the_bit(run: Callable[..., Any]) -> None:
+    graph = _conv(
+        64, *(onnx.helper.make_node(kind, [a], [b]) for kind, a, b in (("Identity", "y", "i"), ("Relu", "i", "z")))
+    )
+    before = graph.SerializeToString()
+    result = simplify(graph)
+    assert (result.kept_because, result.unchanged) == (None, False)
+    assert graph.SerializeToString() == before
+    assert [node.op_type for node in result.model.graph.node] == ["Conv", "Relu"]
+    assert [value.name for value in result.model.graph.input] == ["x"]
+    old, new = (
+        {each.name: onnx.numpy_helper.to_array(each).tobytes() for each in model.graph.initializer}
+        for model in (graph, result.model)
+    )
+    assert old == new
+    batch = np.random.default_rng(0).standard_normal((1, 3, 6, 6)).astype(np.float32)
+    np.testing.assert_array_equal(run(result.model, batch)["z"], run(graph, batch)["z"])
+
+
+@pytest.mark.parametrize("change", ["", "copied.graph.node[0].name = 'other'"])
+def test_a_graph_in_which_nothing_is_left_to_do_comes_back_itself(fake: Callable[[str], Path], change: str) -> None:
+    fake(_COPY.format(change=change))
+    graph = _conv(64, onnx.helper.make_node("Relu", ["y"], ["z"]))
+    result = simplify(graph)
+    assert (result.kept_because, result.unchanged) == (None, True)
+    assert result.model is graph
+
+
+@pytest.mark.parametrize("change", [
+    "weight = copied.graph.initializer[0]; weight.raw_data = bytes([weight.raw_data[0] ^ 1]) + weight.raw_data[1:]",
+    "copied.graph.node[1].op_type = 'Sigmoid'",
+])  # fmt: skip
+def test_the_least_change_is_seen(fake: Callable[[str], Path], change: str) -> None:
+    fake(_COPY.format(change=change))
+    result = simplify(_conv(64, onnx.helper.make_node("Relu", ["y"], ["z"])))
+    assert (result.kept_because, result.unchanged) == (None, False)
+    assert len(result.model.graph.initializer) == 2
+
+
 def test_weights_that_are_listed_as_inputs_do_not_count_as_such(tiny: Callable[..., ModelProto]) -> None:
     graph = tiny("MatMul")
     graph.graph.input.append(onnx.helper.make_tensor_value_info("w", onnx.TensorProto.FLOAT, (3, 4)))

@@ -49,8 +49,8 @@ def _break(model: ModelProto) -> ModelProto:
     return model
 
 
-def _wrong_layer(model: nn.Module) -> Any:
-    plain, layers = msn_deploy.msn.plain.fold_layers(model)
+def _wrong_layer(model: nn.Module, **options: Any) -> Any:
+    plain, layers = msn_deploy.msn.plain.fold_layers(model, **options)
     with torch.no_grad():
         next(module for module in plain.modules() if isinstance(module, nn.Conv2d)).bias.add_(0.5)
     return plain, layers
@@ -96,7 +96,7 @@ def test_a_simplifier_that_changes_the_outputs_is_not_taken(
         def start(model: ModelProto) -> Callable[[], Simplified]:
             copied = ModelProto()
             copied.CopyFrom(model)
-            return lambda: Simplified(_break(copied), None)
+            return lambda: Simplified(_break(copied))
 
         yield start
 
@@ -108,9 +108,9 @@ def test_a_simplifier_that_changes_the_outputs_is_not_taken(
     assert all(each.passed for each in report.ladder)
 
 
-@pytest.mark.parametrize("other", [False, True])
+@pytest.mark.parametrize("changed", [False, True])
 def test_a_graph_that_the_simplifier_left_as_it_was_is_not_run_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: bool
 ) -> None:
     @contextlib.contextmanager
     def changing() -> Iterator[Callable[[ModelProto], Callable[[], Simplified]]]:
@@ -119,29 +119,53 @@ def test_a_graph_that_the_simplifier_left_as_it_was_is_not_run_again(
             copied.CopyFrom(model)
             for node in copied.graph.node:
                 node.name = f"other {node.name}"
-            if other:  # one bit of one weight
-                weight = next(each for each in copied.graph.initializer if each.name.endswith("weight"))
-                weight.raw_data = bytes([weight.raw_data[0] ^ 1]) + weight.raw_data[1:]
-            return lambda: Simplified(copied, None)
+            return lambda: Simplified(copied) if changed else Simplified(model, unchanged=True)
 
         yield start
 
-    run: list[ModelProto] = []
+    run: list[bytes] = []
     real = msn_deploy.pipeline.export._outputs
 
-    def outputs(graph: ModelProto, images: Any) -> Any:
-        run.append(graph)
-        return real(graph, images)
+    def outputs(content: bytes, images: Any) -> Any:
+        run.append(content)
+        return real(content, images)
 
     monkeypatch.setattr(msn_deploy.graph, "simplifying", changing)
     monkeypatch.setattr(msn_deploy.pipeline.export, "_outputs", outputs)
     source = _own(tmp_path, "self.norm(self.conv(x))")
     *_, folded, simplified = export_onnx(source, tmp_path / "m.onnx", input_shape=(1, 3, 8, 8)).ladder
     assert (simplified.stage, simplified.passed) == ("simplified", True)
-    assert len(run) == (3 if other else 2)
-    assert (simplified.limit == "the same graph") == (not other)
-    assert other or (simplified.worst, simplified.sqnr_db) == (folded.worst, folded.sqnr_db)
-    assert onnx.load(str(tmp_path / "m.onnx")).graph.node[0].name.startswith("other")
+    assert len(run) == (3 if changed else 2)
+    assert (simplified.limit == "the same graph") == (not changed)
+    assert changed or (simplified.worst, simplified.sqnr_db) == (folded.worst, folded.sqnr_db)
+    assert onnx.load(str(tmp_path / "m.onnx")).graph.node[0].name.startswith("other") == changed
+
+
+def test_the_parity_is_measured_on_the_very_bytes_that_are_written(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run: list[bytes] = []
+    real = msn_deploy.pipeline.export._outputs
+
+    def outputs(content: bytes, images: Any) -> Any:
+        run.append(content)
+        return real(content, images)
+
+    monkeypatch.setattr(msn_deploy.pipeline.export, "_outputs", outputs)
+    export_onnx(str(checkpoint), tmp_path / "m.onnx")
+    assert (tmp_path / "m.onnx").read_bytes() in run
+    run.clear()
+    export_onnx(str(checkpoint), tmp_path / "raw.onnx", fold=False)
+    assert run == [(tmp_path / "raw.onnx").read_bytes()]
+
+
+@pytest.mark.parametrize(("options", "images"), [({}, 1), ({"batch": 2}, 2), ({"dynamic_batch": True}, 2)])
+def test_an_open_batch_is_tried_with_two_images(tmp_path: Path, options: dict[str, Any], images: int) -> None:
+    source = _own(tmp_path, "self.norm(self.conv(x))")
+    shape = (options.get("batch", 1), 3, 80, 80)
+    options = {key: value for key, value in options.items() if key != "batch"}
+    report = export_onnx(source, tmp_path / "m.onnx", input_shape=shape, **options)
+    assert report.parity_on == f"{images} random inputs"
 
 
 def test_the_whole_ladder_and_the_certificate(checkpoint: Path, tmp_path: Path) -> None:
@@ -206,8 +230,8 @@ def test_a_fold_that_is_wrong_by_little_is_caught_in_float64(tmp_path: Path, mon
     """By too little for the parity of float32 outputs to see."""
     real = msn_deploy.graph.certificate.values_float64
 
-    def wrong(models: list[ModelProto], batches: Any) -> Any:
-        before, after = real(models, batches)
+    def wrong(models: list[Any], batches: Any, wanted: Any) -> Any:
+        before, after = real(models, batches, wanted)
         assert len(before) == len(after) == len(msn_deploy.graph.certificate.INPUTS)
         after[-1] = {name: np.asarray(value) + 1e-7 for name, value in after[-1].items()}  # at the corners alone
         return before, after

@@ -1,0 +1,61 @@
+"""A graph without its large weights, for a tool that asks only how they are shaped, and with them again."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+from onnx import ModelProto
+
+_LARGE = 1 << 12  # bytes; sizes, axes and the like, which a tool may look at, are smaller
+_FUSED = "BatchNormalization"  # into the weights before it, by tools that see them
+
+Weights = dict[str, ir.TensorProtocol]
+
+
+def without_weights(model: ModelProto) -> tuple[ModelProto, Weights]:
+    """Return a graph in which large weights are further inputs, and these; the graph that is given is left alone.
+
+    A weight stays where something is computed of it alone. So do all of them where a norm is left that a tool may fuse.
+    """
+    apart = ir.from_proto(model)
+    graph = apart.graph
+    if any(node.op_type == _FUSED or _has_graph(node) for node in graph):
+        return model, {}
+    moved: Weights = {}
+    computed = _from_input(graph)
+    for name, value in list(graph.initializers.items()):
+        tensor = value.const_value
+        if tensor is None or tensor.nbytes < _LARGE or value.is_graph_input() or value.is_graph_output():
+            continue
+        if value.uses() and all(reader in computed for reader, _ in value.uses()):  # what is unused may go
+            value.shape, value.dtype = tensor.shape, tensor.dtype  # type: ignore[assignment]
+            moved[name], value.const_value = tensor, None
+            del graph.initializers[name]
+            graph.inputs.append(value)
+    return ir.to_proto(apart), moved
+
+
+def with_weights(model: ModelProto, weights: Weights) -> ModelProto:
+    """Return a graph of `without_weights`, or what a tool made of one, with the weights in it again."""
+    if not weights:
+        return model
+    whole = ir.from_proto(model)
+    for value in [value for value in whole.graph.inputs if value.name in weights]:
+        whole.graph.inputs.remove(value)
+        value.const_value = weights[str(value.name)]
+        whole.graph.register_initializer(value)
+    return ir.to_proto(whole)
+
+
+def _has_graph(node: ir.Node) -> bool:
+    return any(each.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for each in node.attributes.values())
+
+
+def _from_input(graph: ir.Graph) -> set[ir.Node]:
+    """Return the nodes of which an input depends on the network's."""
+    found: set[ir.Node] = set()
+    given = {value for value in graph.inputs if not value.is_initializer()}
+    for node in graph:
+        if any(value in given for value in node.inputs):
+            found.add(node)
+            given.update(node.outputs)
+    return found
