@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import onnx
 from onnx import ModelProto, ValueInfoProto
@@ -21,7 +22,9 @@ from msn_deploy.core.errors import InputError
 from msn_deploy.core.optional import missing
 from msn_deploy.graph.files import check
 from msn_deploy.graph.identity import structural_hash
-from msn_deploy.graph.weights import Weights, with_weights, without_weights
+
+if TYPE_CHECKING:
+    from msn_deploy.graph.weights import Weights
 
 TIMEOUT_S = 120.0  # networks of this project's size take one to three
 _LOG = logging.getLogger(__name__)
@@ -76,6 +79,8 @@ def simplifying(*, timeout_s: float = TIMEOUT_S) -> Iterator[Callable[[ModelProt
         worker = _start_worker(folder)
 
         def start(model: ModelProto) -> Finish:
+            from msn_deploy.graph.weights import without_weights  # late: a device has no onnx_ir
+
             bare, weights = without_weights(model)  # onnxsim would read, copy and write them, and change none
             _hand_over(bare, worker, folder, timeout_s)
             return lambda: _finish(model, bare, weights, worker, folder, timeout_s)
@@ -132,6 +137,8 @@ def _finish(
         return Simplified(model, kept_because=str(cause))
     if structural_hash(simplified, weights=True) == structural_hash(bare, weights=True):
         return Simplified(model, unchanged=True)
+    from msn_deploy.graph.weights import with_weights
+
     return Simplified(with_weights(simplified, weights))
 
 
