@@ -15,7 +15,6 @@ from onnx import ModelProto
 from torch import nn
 
 from msn_deploy.core.errors import InputError
-from msn_deploy.graph.evaluate import one_thread_each
 from msn_deploy.graph.opset import from_18_to_17
 from msn_deploy.msn.pairs import BATCH_NORMS
 from msn_deploy.msn.plain import copied
@@ -52,17 +51,6 @@ def to_onnx(
     dtype = next((each.dtype for each in model.parameters() if each.is_floating_point()), torch.float32)
     example = torch.zeros((2 if dynamic_batch else input_shape[0], *input_shape[1:]), dtype=dtype)
     try:
-        with torch.inference_mode(), one_thread_each():
-            output = model(example)
-    except Exception as cause:  # whatever the network itself raises on an input that does not suit it
-        first = str(cause).splitlines()[0][:200] if str(cause) else ""
-        raise InputError(
-            f"the network does not run on an input of shape {tuple(example.shape)}: {type(cause).__name__}: {first}\n"
-            "Check `--input-shape`."
-        ) from cause
-    if not isinstance(output, torch.Tensor):
-        raise InputError(f"the network returns {type(output).__name__}; networks with one output tensor are supported.")
-    try:
         with _quiet(), _operators_kept():
             program = torch.onnx.export(
                 model,
@@ -76,11 +64,15 @@ def to_onnx(
                 external_data=False,
                 verbose=False,
             )
-    except (torch.onnx.OnnxExporterError, torch.onnx.errors.OnnxExporterError, RuntimeError) as cause:
-        first = str(cause).splitlines()[0][:200] if str(cause) else ""
-        raise InputError(f"torch could not export the network: {type(cause).__name__}: {first}") from cause
+    except Exception as cause:  # errors of its own, and what its converters raise
+        _require_one_output(model, example)
+        raise InputError(f"torch could not export the network: {_said(cause)}") from cause
     assert program is not None
+    assert program.exported_program is not None
     proto = program.model_proto
+    returned = program.exported_program.call_spec.out_spec
+    if len(proto.graph.output) != 1 or (returned is not None and not returned.is_leaf()):
+        _require_one_output(model, example)
     written = next(entry.version for entry in proto.opset_import if entry.domain == "")
     if written != opset and not (opset == 17 and written == 18 and from_18_to_17(proto)):
         raise InputError(
@@ -88,6 +80,28 @@ def to_onnx(
         )
     _drop_traces(proto)
     return proto
+
+
+def _require_one_output(model: nn.Module, example: torch.Tensor) -> None:
+    """Raise the InputError of a network that does not run, or returns no tensor: torch's exporter says less of it.
+
+    Asked afterwards: a run of a large network takes long, and most are fine.
+    """
+    try:
+        with torch.inference_mode():
+            output = model(example)
+    except Exception as cause:  # whatever the network itself raises on an input that does not suit it
+        raise InputError(
+            f"the network does not run on an input of shape {tuple(example.shape)}: {_said(cause)}\n"
+            "Check `--input-shape`."
+        ) from cause
+    if not isinstance(output, torch.Tensor):
+        raise InputError(f"the network returns {type(output).__name__}; networks with one output tensor are supported.")
+
+
+def _said(cause: Exception) -> str:
+    first = str(cause).splitlines()[0][:200] if str(cause) else ""
+    return f"{type(cause).__name__}: {first}"
 
 
 def _spell_out(model: nn.Module) -> None:

@@ -103,7 +103,9 @@ def export_onnx(
             if made.with_plain_layers is not None:
                 outputs["layers folded"] = beside.submit(made.with_plain_layers, images)
             if fold and not made.graph_is_truth:
-                outputs["onnx"] = beside.submit(lambda: _outputs(made.graph.SerializeToString(), images))
+                outputs["onnx"] = beside.submit(
+                    lambda: _outputs(made.graph.SerializeToString(), images, fuse_norms=False)
+                )
             graph, certificate, why = made.graph, None, ""
             if fold:
                 folded = fold_graph(made.graph)
@@ -244,9 +246,11 @@ def _require_exact(certificate: Certificate, source: str, *, fully: bool) -> Non
         )
 
 
-def _outputs(content: bytes, images: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Run a file in ONNX Runtime, whose own fusions are the ones that users get."""
-    runner = OrtRunner(Path("the exported graph"), content=content, threads=1 if len(images) <= _FEW else None)
+def _outputs(content: bytes, images: NDArray[np.float32], *, fuse_norms: bool = True) -> NDArray[np.float32]:
+    """Run a file in ONNX Runtime, whose own fusions are those that users get; the unfolded graph is nobody's file."""
+    runner = OrtRunner(
+        Path("the exported graph"), content=content, fuse_norms=fuse_norms, threads=1 if len(images) <= _FEW else None
+    )
     outputs = runner.run(images)
     runner.close()
     return outputs

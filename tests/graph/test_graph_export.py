@@ -156,9 +156,13 @@ def test_an_input_that_does_not_suit_the_network(small_net: Callable[..., nn.Mod
     assert len(str(caught.value).splitlines()) <= 3
 
 
-class _Pair(nn.Module):
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return x, x + 1
+class _Returns(nn.Module):
+    def __init__(self, of: Callable[[torch.Tensor], Any]) -> None:
+        super().__init__()
+        self.of = of
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.of(x + 1)
 
 
 class _Undecided(nn.Module):
@@ -166,9 +170,20 @@ class _Undecided(nn.Module):
         return x.relu() if x.sum() > 0 else x.tanh()
 
 
-def test_a_network_of_several_outputs_is_refused() -> None:
-    with pytest.raises(InputError, match="returns tuple; networks with one output tensor are supported"):
-        to_onnx(_Pair().eval(), input_shape=(1, 1, 4, 4))
+@pytest.mark.parametrize(
+    ("of", "kind"),
+    [
+        (lambda x: (x, x + 1), "tuple"),
+        (lambda x: [x], "list"),
+        (lambda x: {"logits": x}, "dict"),
+        (lambda x: None, "NoneType"),
+        (lambda x: 3.5, "float"),
+    ],
+    ids=["pair", "list", "dict", "none", "number"],
+)
+def test_a_network_that_returns_no_single_tensor_is_refused(of: Callable[[torch.Tensor], Any], kind: str) -> None:
+    with pytest.raises(InputError, match=f"returns {kind}; networks with one output tensor are supported"):
+        to_onnx(_Returns(of).eval(), input_shape=(1, 1, 4, 4))
 
 
 def test_a_network_that_torch_cannot_export_is_refused(capfd: pytest.CaptureFixture[str]) -> None:

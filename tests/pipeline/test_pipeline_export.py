@@ -126,9 +126,9 @@ def test_a_graph_that_the_simplifier_left_as_it_was_is_not_run_again(
     run: list[bytes] = []
     real = msn_deploy.pipeline.export._outputs
 
-    def outputs(content: bytes, images: Any) -> Any:
+    def outputs(content: bytes, images: Any, **options: Any) -> Any:
         run.append(content)
-        return real(content, images)
+        return real(content, images, **options)
 
     monkeypatch.setattr(msn_deploy.graph, "simplifying", changing)
     monkeypatch.setattr(msn_deploy.pipeline.export, "_outputs", outputs)
@@ -147,9 +147,9 @@ def test_the_parity_is_measured_on_the_very_bytes_that_are_written(
     run: list[bytes] = []
     real = msn_deploy.pipeline.export._outputs
 
-    def outputs(content: bytes, images: Any) -> Any:
+    def outputs(content: bytes, images: Any, **options: Any) -> Any:
         run.append(content)
-        return real(content, images)
+        return real(content, images, **options)
 
     monkeypatch.setattr(msn_deploy.pipeline.export, "_outputs", outputs)
     export_onnx(str(checkpoint), tmp_path / "m.onnx")
