@@ -19,6 +19,7 @@ from graphs_table import table  # noqa: E402  # a script's neighbour
 README = ROOT / "README.md"
 GRAPHS = ROOT / "docs" / "graphs.md"
 RESULTS = ROOT / "benchmarks" / "results" / "epyc-2-cores"
+RECORDED = ROOT / "benchmarks" / "results" / "xeon-2-cores"  # what record.sh and `make peers` wrote last
 _ARMS = {
     "none": "no norm",
     "bn": "BatchNorm",
@@ -33,10 +34,10 @@ _ARMS = {
 def blocks() -> dict[str, str]:
     """Return the text of every generated block by name."""
     return {
-        "demo": _console("make demo", (RESULTS / "demo.txt").read_text(encoding="utf-8")),
+        "demo": _console("make demo", (RECORDED / "demo.txt").read_text(encoding="utf-8")),
         "jetson": _console(
             "msn-deploy build-engine runs/vgg7_msn.onnx --precision int8 --target orin-nano",
-            (RESULTS / "jetson.txt").read_text(encoding="utf-8"),
+            (RECORDED / "jetson.txt").read_text(encoding="utf-8"),
         ),
         "measured": _measured(),
         "train-step": _train_step(),
@@ -59,9 +60,9 @@ def _console(command: str, text: str) -> str:
 
 
 def _measured() -> str:
-    demo = json.loads((RESULTS / "demo-bench.json").read_text(encoding="utf-8"))
-    int8 = json.loads((RESULTS / "int8-on-cpu.json").read_text(encoding="utf-8"))
-    startup = json.loads((RESULTS / "startup.json").read_text(encoding="utf-8"))
+    demo = json.loads((RECORDED / "demo-bench.json").read_text(encoding="utf-8"))
+    int8 = json.loads((RECORDED / "int8-on-cpu.json").read_text(encoding="utf-8"))
+    startup = json.loads((RECORDED / "startup.json").read_text(encoding="utf-8"))
     environment = demo["environment"]
     rows = [
         "| VGG7, digits, batch 1 | median ms | ratio | 95 % interval | verdict |",
@@ -221,8 +222,8 @@ def _gan() -> str:
 
 def _graphs() -> str:
     """The networks of benchmarks/peers/graphs.py: our graph against the fastest exact one of a peer."""
-    result = json.loads((RESULTS / "graphs.json").read_text(encoding="utf-8"))
-    export = json.loads((RESULTS / "export-time.json").read_text(encoding="utf-8"))
+    result = json.loads((RECORDED / "graphs.json").read_text(encoding="utf-8"))
+    export = json.loads((RECORDED / "export-time.json").read_text(encoding="utf-8"))
     rows = [
         "| network | batch 1, 1 core | batch 1, 2 cores | batch 32, 1 core | batch 32, 2 cores |",
         "|---|---|---|---|---|",
@@ -231,9 +232,12 @@ def _graphs() -> str:
         if len(entry["latency"]) == len(result["options"]["batches"]) * len(result["options"]["threads"]):
             rows += _graph_rows(entry)
     environment = result["environment"]
-    took = ", ".join(
-        "{} px {:.2f} ({:.2f} to {:.2f})".format(case["shape"][-1], *case["ours_to_torch"]) for case in export["cases"]
-    )
+    took = {
+        pair: ", ".join(
+            "{:.2f} ({:.2f} to {:.2f}) at {} px".format(*case[pair], case["shape"][-1]) for case in export["cases"]
+        )
+        for pair in ("ours_to_torch", "command_to_script")
+    }
     return "\n".join(
         [
             *rows,
@@ -242,7 +246,9 @@ def _graphs() -> str:
             "Runtime's offline optimiser, with its 95 % interval; ONNX Runtime "
             f'{environment["versions"]["onnxruntime"]} on {environment["cpu"]}, interleaved. "Same graph": '
             "ONNX Runtime runs the very same operators. "
-            f"Exporting ResNet-18, certificate and ladder included, over torch's own exporter alone: {took}.",
+            "Exporting ResNet-18, certificate and ladder included, takes of torch's own exporter's time "
+            f"{took['ours_to_torch']} in one process; the command, of a script's that calls that exporter, "
+            f"{took['command_to_script']}.",
         ]
     )
 
@@ -275,14 +281,18 @@ def filled(text: str) -> str:
 
 
 def graphs_page() -> str:
-    """Return docs/graphs.md: every arm of benchmarks/peers/graphs.py."""
-    result = json.loads((RESULTS / "graphs.json").read_text(encoding="utf-8"))
-    return (
-        "# Graphs of the same networks, by several exporters and optimisers\n\n"
-        "From [graphs.json](../benchmarks/results/epyc-2-cores/graphs.json), measured by `make peers`. `b1/t2`: batch "
-        "1 on 2 cores. `ratio`: to the fastest exact graph of a peer, with its 95 % interval. `off`: largest "
-        "difference to torch in float64, over the largest output.\n\n" + table(result) + "\n"
-    )
+    """Return docs/graphs.md: every arm of benchmarks/peers/graphs.py, on every machine that it ran on, newest first."""
+    results = {path: json.loads(path.read_text(encoding="utf-8")) for path in RESULTS.parent.glob("*/graphs.json")}
+    parts = [
+        "# Graphs of the same networks, by several exporters and optimisers",
+        "Measured by `make peers`. `b1/t2`: batch 1 on 2 cores. `ratio`: to the fastest exact graph of a peer, with "
+        "its 95 % interval. `off`: largest difference to torch in float64, over the largest output.",
+    ]
+    for path, result in sorted(results.items(), key=lambda item: item[1]["environment"]["time_utc"], reverse=True):
+        where = path.relative_to(ROOT).as_posix()
+        on, day = result["environment"]["cpu"], result["environment"]["time_utc"][:10]
+        parts += [f"## {on}, {day}", f"From [{path.name}](../{where}).", table(result)]
+    return "\n\n".join(parts) + "\n"
 
 
 def main() -> None:

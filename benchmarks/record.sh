@@ -4,7 +4,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bin="$PWD/.venv/bin"
-results="$PWD/benchmarks/results/epyc-2-cores"
+machine=$("$bin/python" -c "from msn_deploy.bench import environment as e; print(e.machine_name(e.read_environment()))")
+results="$PWD/benchmarks/results/$machine" # readme.py says which machine's the README shows
 mkdir -p "$results"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
