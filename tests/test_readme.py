@@ -54,11 +54,15 @@ def desk(tmp_path_factory):
     return folder
 
 
-def test_every_console_command_runs(desk):
-    commands = commands_of("console")
+@pytest.fixture(scope="module")
+def commands(desk):
+    """Every command of the console with what came of it, run on the desk in the README's order."""
+    return [(command, run(command, desk)) for command in commands_of("console")]
+
+
+def test_every_console_command_runs(desk, commands):
     assert len(commands) >= 12
-    for command in commands:
-        done = run(command, desk)
+    for command, done in commands:
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         assert "Traceback" not in done.stderr
     for name in ("runs/vgg7_msn.int8.engine", "runs/report.html", "runs/accuracy.json", "my_net.fp16.engine"):
@@ -76,6 +80,7 @@ def test_msn_in_your_own_network_is_twenty_lines_that_run(desk):
     assert "MSN" not in plain
 
 
+@pytest.mark.usefixtures("commands")
 def test_the_jetson_command_says_what_the_readme_shows(desk):
     (shown,) = [block for block in blocks_of("text") if "--target orin-nano" in block]
     command, *text = shown.splitlines()
