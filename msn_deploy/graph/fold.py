@@ -72,7 +72,7 @@ def fold_graph(model: ModelProto) -> FoldedGraph:
     else:
         folds = _fold(graph.graph)
         moved = pool_before_pointwise(graph.graph)
-        split = pool_before_concat(graph.graph)
+        split = pool_before_concat(graph.graph, {str(value.name) for node in before.graph for value in node.outputs})
     now = {**{gone: (pooled,) for gone, pooled in moved.items()}, **split}
     folds = [_renamed(told, now) for told in folds]
     clean(graph)

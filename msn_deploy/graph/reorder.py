@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import onnx_ir as ir
 
 from msn_deploy.graph.affine import attribute, constant, integers
@@ -37,11 +39,12 @@ def pool_before_pointwise(graph: ir.Graph) -> dict[str, str]:
     return moved
 
 
-def pool_before_concat(graph: ir.Graph) -> dict[str, tuple[str, ...]]:
+def pool_before_concat(graph: ir.Graph, known: Collection[str]) -> dict[str, tuple[str, ...]]:
     """Move every pooling that makes images smaller before the concatenation of channels that it alone reads, in place.
 
-    Each part is pooled, and the pooled parts are what is copied into one tensor. Returns, for each, the name of the
-    whole tensor that is gone, and those of its parts.
+    Each part is pooled, and the pooled parts are what is copied into one tensor. known: names of the tensors that the
+    graph had before all changes. Returns, for each, the name of the whole tensor that is gone, and those of the known
+    ones that show the same: the pooled tensor, or what is made of it.
     """
     gone = {}
     for pool in [node for node in graph if node.op_type in _POOLINGS and not node.domain and len(node.outputs) == 1]:
@@ -54,7 +57,8 @@ def pool_before_concat(graph: ir.Graph) -> dict[str, tuple[str, ...]]:
         parts = [part for part in concat.inputs if part is not None]
         if any(constant(part) is not None for part in parts):
             continue
-        gone[str(whole.name)] = tuple(str(part.name) for part in parts)
+        shown = [pooled] if pooled.name in known else [reader.outputs[0] for reader, _ in pooled.uses()]
+        gone[str(whole.name)] = tuple(str(value.name) for value in shown)
         for index, part in enumerate(parts):
             own = ir.Node("", pool.op_type, [part], attributes=list(pool.attributes.values()), num_outputs=1)
             own.outputs[0].name = f"{pooled.name}.{index}"

@@ -170,6 +170,7 @@ class _Undecided(nn.Module):
         return x.relu() if x.sum() > 0 else x.tanh()
 
 
+@pytest.mark.parametrize("opset", [17, 18])
 @pytest.mark.parametrize(
     ("of", "kind"),
     [
@@ -181,9 +182,11 @@ class _Undecided(nn.Module):
     ],
     ids=["pair", "list", "dict", "none", "number"],
 )
-def test_a_network_that_returns_no_single_tensor_is_refused(of: Callable[[torch.Tensor], Any], kind: str) -> None:
+def test_a_network_that_returns_no_single_tensor_is_refused(
+    of: Callable[[torch.Tensor], Any], kind: str, opset: int
+) -> None:
     with pytest.raises(InputError, match=f"returns {kind}; networks with one output tensor are supported"):
-        to_onnx(_Returns(of).eval(), input_shape=(1, 1, 4, 4))
+        to_onnx(_Returns(of).eval(), input_shape=(1, 1, 4, 4), opset=opset, optimize=False)
 
 
 def test_a_network_that_torch_cannot_export_is_refused(capfd: pytest.CaptureFixture[str]) -> None:

@@ -153,6 +153,12 @@ def test_names_are_those_of_the_modules() -> None:
     assert [(fold.norm, fold.operator) for fold in folded.folds] == [("first", "BatchNormalization")]
 
 
+def test_a_range_between_constants_is_computed() -> None:
+    net = _Net(lambda m, x: m.conv(x) + torch.arange(6, dtype=x.dtype), conv=_conv())
+    _, operators = folded_and_held(net)
+    assert "Range" not in operators
+
+
 def test_average_pooling_goes_before_a_pointwise_convolution() -> None:
     folded, _ = folded_and_held(_chain(_conv(8, 1), nn.AvgPool2d(2), nn.Sigmoid()))
     assert [node.op_type for node in folded.model.graph.node] == ["AveragePool", "Conv", "Sigmoid"]
