@@ -13,6 +13,7 @@ from onnx_ir.passes import common
 from msn_deploy.graph.affine import attribute, constant
 
 _MOST_ELEMENTS = 1 << 24  # of a constant that is computed; what repeats a number more often stays an operator
+_WEIGHTS_ARE_NO_INPUTS = 4  # version of ONNX's representation since which they need not be listed as such
 _NEVER = ("QuantizeLinear", "DequantizeLinear", "RandomNormal", "RandomUniform", "RandomNormalLike", "Multinomial")
 _SAME_NUMBERS = ("Reshape", "Unsqueeze", "Squeeze")
 _LOG = logging.getLogger(__name__)
@@ -21,6 +22,7 @@ _LOG = logging.getLogger(__name__)
 def clean(model: ir.Model) -> None:
     """Clean a model in place."""
     common.RemoveInitializersFromInputsPass()(model)
+    model.ir_version = max(model.ir_version, _WEIGHTS_ARE_NO_INPUTS)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     _drop_dropout(model.graph)
     _infer_shapes(model)

@@ -87,6 +87,16 @@ def rewrite_affine(node: ir.Node, of: Affine) -> None:
         _set(node, index, vector)
 
 
+def free_name(graph: ir.Graph, stem: str) -> str:
+    """Return a name that no tensor of the graph has: the stem, or the stem and a number."""
+    taken = {value.name for node in graph for value in node.outputs}
+    taken |= {value.name for value in graph.inputs} | set(graph.initializers)
+    name, count = stem, 1
+    while name in taken:
+        name, count = f"{stem}.{count}", count + 1
+    return name
+
+
 def _replace(node: ir.Node, kind: str, inputs: int) -> None:
     node.op_type = kind
     node.attributes.clear()
@@ -141,9 +151,8 @@ def _set(node: ir.Node, index: int, array: Array) -> None:
         old.const_value, old.shape, old.dtype = tensor, tensor.shape, tensor.dtype
         return
     stem = f"{node.outputs[0].name}.{('', 'weight', 'bias')[index] if index < 3 else index}"
-    name, count = stem, 1
-    while name in graph.initializers:
-        name, count = f"{stem}.{count}", count + 1
-    value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+    value = ir.Value(
+        name=free_name(graph, stem), shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor
+    )
     graph.register_initializer(value)
     node.replace_input_with(index, value)

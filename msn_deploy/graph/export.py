@@ -65,14 +65,14 @@ def to_onnx(
                 verbose=False,
             )
     except Exception as cause:  # errors of its own, and what its converters raise
-        _require_one_output(model, example)
+        require_one_output(model, example)
         raise InputError(f"torch could not export the network: {_said(cause)}") from cause
     assert program is not None
     assert program.exported_program is not None
     proto = program.model_proto
     returned = program.exported_program.call_spec.out_spec
     if len(proto.graph.output) != 1 or (returned is not None and not returned.is_leaf()):
-        _require_one_output(model, example)
+        require_one_output(model, example)
     written = next(entry.version for entry in proto.opset_import if entry.domain == "")
     if written != opset and not (opset == 17 and written == 18 and from_18_to_17(proto)):
         raise InputError(
@@ -82,7 +82,7 @@ def to_onnx(
     return proto
 
 
-def _require_one_output(model: nn.Module, example: torch.Tensor) -> None:
+def require_one_output(model: nn.Module, example: torch.Tensor) -> None:
     """Raise the InputError of a network that does not run, or returns no tensor: torch's exporter says less of it.
 
     Asked afterwards: a run of a large network takes long, and most are fine.

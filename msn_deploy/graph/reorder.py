@@ -7,6 +7,7 @@ from collections.abc import Collection
 import onnx_ir as ir
 
 from msn_deploy.graph.affine import attribute, constant, integers
+from msn_deploy.graph.edits import free_name
 from msn_deploy.graph.operators import is_channel_axis, keeps_constants
 
 _POOLINGS = ("AveragePool", "MaxPool")
@@ -32,7 +33,8 @@ def pool_before_pointwise(graph: ir.Graph) -> dict[str, str]:
         conv.replace_input_with(0, pooled)
         pooled.replace_all_uses_with(value, replace_graph_outputs=True)
         conv.replace_input_with(0, pooled)
-        value.name, pooled.name = pooled.name, f"{first.name}.pooled"
+        value.name, pooled.name = pooled.name, None
+        pooled.name = free_name(graph, f"{first.name}.pooled")
         value.shape, pooled.shape = pooled.shape, None
     if moved:
         graph.sort()
@@ -61,14 +63,13 @@ def pool_before_concat(graph: ir.Graph, known: Collection[str]) -> dict[str, tup
         gone[str(whole.name)] = tuple(str(value.name) for value in shown)
         for index, part in enumerate(parts):
             own = ir.Node("", pool.op_type, [part], attributes=list(pool.attributes.values()), num_outputs=1)
-            own.outputs[0].name = f"{pooled.name}.{index}"
+            own.outputs[0].name = free_name(graph, f"{pooled.name}.{index}")
             own.outputs[0].dtype = pooled.dtype
             concat.prepend(own)
             concat.replace_input_with(index, own.outputs[0])
         pooled.replace_all_uses_with(whole, replace_graph_outputs=True)
-        name = pooled.name
         graph.remove(pool, safe=True)
-        whole.name, whole.shape = name, None
+        whole.name, whole.shape = pooled.name, pooled.shape
     return gone
 
 

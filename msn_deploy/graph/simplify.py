@@ -135,7 +135,8 @@ def _finish(
     except _UnusableError as cause:
         _LOG.warning("kept the unsimplified graph: %s", cause)
         return Simplified(model, kept_because=str(cause))
-    if structural_hash(simplified, weights=True) == structural_hash(bare, weights=True):
+    alike = structural_hash(simplified, weights=True) == structural_hash(bare, weights=True)
+    if alike and len(simplified.graph.initializer) == len(bare.graph.initializer):  # it merges weights that are equal
         return Simplified(model, unchanged=True)
     from msn_deploy.graph.weights import with_weights
 

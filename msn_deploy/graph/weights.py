@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import onnx_ir as ir
 from onnx import ModelProto
 
 _LARGE = 1 << 12  # bytes; sizes, axes and the like, which a tool may look at, are smaller
+_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _FUSED = "BatchNormalization"  # into the weights before it, by tools that see them
 
 Weights = dict[str, ir.TensorProtocol]
@@ -14,24 +17,41 @@ Weights = dict[str, ir.TensorProtocol]
 def without_weights(model: ModelProto) -> tuple[ModelProto, Weights]:
     """Return a graph in which large weights are further inputs, and these; the graph that is given is left alone.
 
-    A weight stays where something is computed of it alone. So do all of them where a norm is left that a tool may fuse.
+    Only weights of layers that read the network's input go, and none that another may equal, for a tool may merge them.
+    All stay where a norm is left that a tool may fuse.
     """
     apart = ir.from_proto(model)
     graph = apart.graph
     if any(node.op_type == _FUSED or _has_graph(node) for node in graph):
         return model, {}
-    moved: Weights = {}
     computed = _from_input(graph)
-    for name, value in list(graph.initializers.items()):
-        tensor = value.const_value
-        if tensor is None or tensor.nbytes < _LARGE or value.is_graph_input() or value.is_graph_output():
-            continue
-        if value.uses() and all(reader in computed for reader, _ in value.uses()):  # what is unused may go
-            value.shape, value.dtype = tensor.shape, tensor.dtype  # type: ignore[assignment]
-            moved[name], value.const_value = tensor, None
-            del graph.initializers[name]
-            graph.inputs.append(value)
+    large = [value for value in graph.initializers.values() if _is_weight_of(value, computed)]
+    alike = Counter(_start(value) for value in large)
+    moved: Weights = {}
+    for value in [value for value in large if alike[_start(value)] == 1]:
+        tensor, name = value.const_value, str(value.name)
+        assert tensor is not None
+        value.shape, value.dtype = tensor.shape, tensor.dtype  # type: ignore[assignment]
+        moved[name], value.const_value = tensor, None
+        del graph.initializers[name]
+        graph.inputs.append(value)
     return ir.to_proto(apart), moved
+
+
+def _is_weight_of(value: ir.Value, computed: set[ir.Node]) -> bool:
+    """Whether a value is large and nothing but the weight of layers in `computed`."""
+    if value.const_value is None or value.const_value.nbytes < _LARGE:
+        return False
+    if value.is_graph_input() or value.is_graph_output() or not value.uses():
+        return False
+    return all(node.op_type in _LAYERS and at == 1 and node in computed for node, at in value.uses())
+
+
+def _start(value: ir.Value) -> tuple[object, ...]:
+    """Return what equal weights have in common, and others hardly ever: sizes, and the first numbers."""
+    assert value.const_value is not None
+    array = value.const_value.numpy()
+    return array.dtype.str, array.shape, array.ravel()[:16].tobytes()
 
 
 def with_weights(model: ModelProto, weights: Weights) -> ModelProto:

@@ -116,7 +116,11 @@ def export_onnx(
             if fold or not made.graph_is_truth:
                 outputs["graph folded" if fold else "onnx"] = beside.submit(_outputs, file.content, images)
             if fold:
-                certificate = certify(folded, made.layers)
+                try:
+                    certificate = certify(folded, made.layers)
+                except InputError:
+                    outputs["source"].result()  # a network that does not run is the better reason
+                    raise
             truth = outputs.pop("source").result()
             rungs = [rung(stage, truth, each.result()) for stage, each in outputs.items()]
             if finish is not None:

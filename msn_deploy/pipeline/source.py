@@ -97,12 +97,26 @@ def open_source(
     return Source(
         graph=graph,
         info=replace(info, precision="fp32"),
-        predict=lambda images: logits_of(model, images, chunk=chunk),
+        predict=lambda images: _predicted(model, images, chunk),
         input_shape=shape,
         parents=parents,
         with_plain_layers=(lambda images: logits_of(plain, images, chunk=chunk)) if layers else None,
         layers=tuple(certify_layers(layers)),
     )
+
+
+def _predicted(model: nn.Module, images: NDArray[np.float32], chunk: int) -> NDArray[np.float32]:
+    """Raises InputError for a network that can be traced, and yet does not run or returns no tensor."""
+    import torch
+
+    from msn_deploy.graph.export import require_one_output
+    from msn_deploy.nets.predict import logits_of
+
+    try:
+        return logits_of(model, images, chunk=chunk)
+    except Exception:
+        require_one_output(model, torch.from_numpy(images[:chunk]))
+        raise
 
 
 def _own_network(source: str, weights: Path | None) -> tuple[nn.Module, ModelInfo, tuple[Parent, ...]]:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
 import torch
 from fold_nets import C, a_norm, folded_and_held
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from msn_deploy.graph import certify, fold_graph
+from msn_deploy.graph.evaluate import run_float64
 
 
 class Joined(nn.Module):
@@ -114,3 +119,40 @@ def test_a_pooling_stays_where_it_would_gain_nothing_or_be_wrong(model: nn.Modul
     assert operators["AveragePool"] == 1
     kinds = _kinds(folded)
     assert kinds.index("AveragePool") > kinds.index("Concat")
+
+
+NAMES = """<ir_version: 3, opset_import: ["" : 17]>
+one (float[N,2,8,8] input_1) => (float[Count,5,4,4] input)
+<float[3,2,1,1] w = {1, 2, 3, 4, 5, 6}, float[2,2,1,1] input_0 = {-1, 2, -3, 1}> {
+  a = Conv(input_1, w)
+  b = Conv(input_1, input_0)
+  whole = Concat<axis = 1>(a, b)
+  input = MaxPool<kernel_shape = [2, 2], strides = [2, 2]>(whole)
+}"""
+TWICE = """<ir_version: 8, opset_import: ["" : 17]>
+one (float[1,2,8,8] x) => (float[1,2,4,4] y)
+<float[2,2,1,1] v = {1, 2, 3, 4}, float[2,2,1,1] w = {-1, 2, -3, 1}> {
+  a = Conv(x, v)
+  p = AveragePool<kernel_shape = [2, 2], strides = [2, 2]>(a)
+  b = Conv(x, w)
+  q = AveragePool<kernel_shape = [2, 2], strides = [2, 2]>(b)
+  y = Mul(p, q)
+}"""
+
+
+@pytest.mark.parametrize("text", [NAMES, TWICE], ids=["input.1", "two that pool one tensor"])
+def test_new_tensors_get_names_that_nothing_has(text: str) -> None:
+    spelled = onnx.parser.parse_model(text).SerializeToString().replace(b"input_", b"input.")  # it parses no dots
+    model = onnx.load_from_string(spelled)
+    if model.ir_version == 3:
+        model.graph.input.extend(
+            onnx.helper.make_tensor_value_info(each.name, each.data_type, each.dims) for each in model.graph.initializer
+        )
+    folded = fold_graph(model)
+    onnx.checker.check_model(folded.model, full_check=True)
+    assert certify(folded).is_exact
+    assert _kinds(folded).count("MaxPool" if text == NAMES else "AveragePool") == 2
+    for old, new in zip(model.graph.output, folded.model.graph.output, strict=True):
+        assert old.SerializeToString() == new.SerializeToString()
+    x = np.random.default_rng(0).standard_normal((1, 2, 8, 8))
+    np.testing.assert_allclose(run_float64(folded.model, x), run_float64(model, x), rtol=0, atol=1e-12)

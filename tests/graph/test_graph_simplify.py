@@ -124,6 +124,22 @@ def test_the_least_change_is_seen(fake: Callable[[str], Path], change: str) -> N
     assert len(result.model.graph.initializer) == 2
 
 
+def test_weights_that_are_equal_are_kept_once() -> None:
+    weight = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
+    nodes = [onnx.helper.make_node("MatMul", [a, b], [c]) for a, b, c in (("x", "v", "p"), ("r", "w", "y"))]
+    graph = onnx.helper.make_graph(
+        [nodes[0], onnx.helper.make_node("Relu", ["p"], ["r"]), nodes[1]],
+        "twice",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, (2, 64))],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, (2, 64))],
+        [onnx.numpy_helper.from_array(weight, name) for name in "vw"],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    result = simplify(model)
+    assert not result.unchanged
+    assert len(result.model.graph.initializer) == 1
+
+
 def test_weights_that_are_listed_as_inputs_do_not_count_as_such(tiny: Callable[..., ModelProto]) -> None:
     graph = tiny("MatMul")
     graph.graph.input.append(onnx.helper.make_tensor_value_info("w", onnx.TensorProto.FLOAT, (3, 4)))

@@ -15,9 +15,12 @@ from msn_deploy.graph.weights import with_weights, without_weights
 SHAPE = (40, 40)  # of the weights: 6,400 bytes
 
 
-def _model(*nodes: onnx.NodeProto, outputs: tuple[str, ...] = ("y",), inputs: tuple[str, ...] = ()) -> ModelProto:
+def _model(
+    *nodes: onnx.NodeProto, outputs: tuple[str, ...] = ("y",), inputs: tuple[str, ...] = (), alike: bool = False
+) -> ModelProto:
     rng = np.random.default_rng(1)
-    weights = [numpy_helper.from_array(rng.standard_normal(SHAPE).astype(np.float32), name) for name in "uvw"]
+    arrays = {name: rng.standard_normal(SHAPE).astype(np.float32) for name in "uvw"}
+    weights = [numpy_helper.from_array(arrays["v" if alike and name == "w" else name], name) for name in "uvw"]
     small = numpy_helper.from_array(rng.standard_normal(SHAPE[1:]).astype(np.float32), "b")
     graph = helper.make_graph(
         list(nodes),
@@ -55,8 +58,11 @@ CHAIN = (_mul("x", "u", "p"), _mul("p", "v", "q"), _mul("q", "w", "r"), helper.m
         (_model(*CHAIN, outputs=("y", "w")), "uv"),
         (_model(*CHAIN, inputs=("w",)), "uv"),  # an input with a default value, which the caller may replace
         (_model(_mul("x", "u", "p"), _norm()), ""),  # which a tool may fuse into u
+        (_model(*CHAIN, alike=True), "u"),  # a tool may merge v and w
+        # No weight of a layer: a tool may find that it is a bias.
+        (_model(_mul("x", "u", "p"), helper.make_node("Add", ["p", "v"], ["y"])), "u"),
     ],
-    ids=["chain", "constants", "two readers", "output", "default", "norm"],
+    ids=["chain", "constants", "two readers", "output", "default", "norm", "alike", "sum"],
 )
 def test_what_is_read_beside_the_input_alone_goes_and_comes_back(
     model: ModelProto, moved: str, run: Callable[..., Any]

@@ -20,7 +20,7 @@ import msn_deploy.graph.certificate
 import msn_deploy.graph.simplify
 import msn_deploy.msn
 import msn_deploy.pipeline.export
-from msn_deploy.core.errors import FoldError, GateError, ParityError
+from msn_deploy.core.errors import FoldError, GateError, InputError, ParityError
 from msn_deploy.graph.identity import structural_hash
 from msn_deploy.graph.simplify import Simplified
 from msn_deploy.pipeline import export_onnx
@@ -157,6 +157,27 @@ def test_the_parity_is_measured_on_the_very_bytes_that_are_written(
     run.clear()
     export_onnx(str(checkpoint), tmp_path / "raw.onnx", fold=False)
     assert run == [(tmp_path / "raw.onnx").read_bytes()]
+
+
+@pytest.mark.parametrize(
+    ("forward", "why"),
+    [
+        ("self.conv(x).sum().item()", "the network returns float; networks with one output tensor are supported"),
+        ("self.conv(x).detach().numpy()", "the network returns ndarray; "),
+        (
+            "self.conv(x)[:, torch.tensor([7])]",
+            r"the network does not run on an input of shape \(1, 3, 8, 8\): IndexError",
+        ),
+    ],
+)
+@pytest.mark.parametrize("fold", [True, False])
+def test_a_network_that_can_be_traced_and_does_not_run_is_refused(
+    tmp_path: Path, forward: str, why: str, fold: bool
+) -> None:
+    source = _own(tmp_path, forward)
+    with pytest.raises(InputError, match=why):
+        export_onnx(source, tmp_path / "m.onnx", input_shape=(1, 3, 8, 8), fold=fold, opset=18)
+    assert not (tmp_path / "m.onnx").exists()
 
 
 @pytest.mark.parametrize(("options", "images"), [({}, 1), ({"batch": 2}, 2), ({"dynamic_batch": True}, 2)])
