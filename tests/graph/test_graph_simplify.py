@@ -140,6 +140,19 @@ def test_weights_that_are_equal_are_kept_once() -> None:
     assert len(result.model.graph.initializer) == 1
 
 
+def test_small_biases_that_are_equal_are_no_reason_to_change_a_file() -> None:
+    """Untrained networks are full of them, and another graph has to be run once more."""
+    model = _conv(64, onnx.helper.make_node("Conv", ["y", "v", "c"], ["z"]))
+    rng, bias = np.random.default_rng(4), onnx.numpy_helper.to_array(model.graph.initializer[1])
+    for name, array in (("v", rng.standard_normal((64, 64, 3, 3)).astype(np.float32)), ("c", bias)):
+        model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    model.graph.output[0].type.tensor_type.shape.dim[2].dim_value = 2
+    model.graph.output[0].type.tensor_type.shape.dim[3].dim_value = 2
+    result = simplify(model)
+    assert result.unchanged
+    assert result.model is model
+
+
 def test_weights_that_are_listed_as_inputs_do_not_count_as_such(tiny: Callable[..., ModelProto]) -> None:
     graph = tiny("MatMul")
     graph.graph.input.append(onnx.helper.make_tensor_value_info("w", onnx.TensorProto.FLOAT, (3, 4)))
