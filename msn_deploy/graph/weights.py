@@ -25,10 +25,10 @@ def without_weights(model: ModelProto) -> tuple[ModelProto, Weights]:
     if any(node.op_type == _FUSED or _has_graph(node) for node in graph):
         return model, {}
     computed = _from_input(graph)
-    large = [value for value in graph.initializers.values() if _is_weight_of(value, computed)]
-    alike = Counter(_start(value) for value in large)
+    large = [(value, _start(value)) for value in graph.initializers.values() if _is_weight_of(value, computed)]
+    alike = Counter(start for _, start in large)
     moved: Weights = {}
-    for value in [value for value in large if alike[_start(value)] == 1]:
+    for value in [value for value, start in large if alike[start] == 1]:
         tensor, name = value.const_value, str(value.name)
         assert tensor is not None
         value.shape, value.dtype = tensor.shape, tensor.dtype  # type: ignore[assignment]

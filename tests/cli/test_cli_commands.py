@@ -49,64 +49,6 @@ def test_trained_networks_tell_digits_apart(ok, run_folder):
         assert result["samples"] == 364
 
 
-def test_export_reports_operators_and_parity(ok, run_folder, tmp_path):
-    import onnx
-
-    out = tmp_path / "new folder" / "net.onnx"
-    outcome = ok("export", run_folder / "cnn3_msn.safetensors", "--out", out, "--json", "-")
-    result = json.loads(outcome.out)
-    assert result["folded"] is True
-    assert result["operators"]["Conv"] == 3
-    assert "BatchNormalization" not in result["operators"]
-    assert [rung["stage"] for rung in result["ladder"]] == ["layers folded", "onnx", "graph folded", "simplified"]
-    assert all(rung["passed"] and rung["same_class"] == 1 and rung["worst"] < 1e-3 for rung in result["ladder"])
-    assert [norm["rule"] for norm in result["certificate"]["norms"]] == ["into-weight"] * 3
-    assert result["bytes"] == out.stat().st_size
-    assert out.read_bytes() == (run_folder / "cnn3_msn.onnx").read_bytes()  # one checkpoint, one file
-    model = onnx.load(out)
-    info = info_from_json(next(each.value for each in model.metadata_props if each.key == METADATA_KEY), source="it")
-    assert (info.net, info.norm, info.precision, info.folded) == ("cnn3", "msn", "fp32", True)
-
-
-def test_unfolded_export_keeps_its_norms(run_folder):
-    operators = read_sidecar(run_folder / "cnn3_bn.unfolded.onnx").facts["operators"]
-    assert operators["BatchNormalization"] == 3
-    assert "BatchNormalization" not in read_sidecar(run_folder / "cnn3_bn.onnx").facts["operators"]
-
-
-def test_export_with_a_batch_and_of_an_onnx_file(ok, run_folder, tmp_path):
-    import onnx
-
-    for batch, wanted in (("4", 4), ("dynamic", 0)):
-        out = tmp_path / f"{batch}.onnx"
-        ok("export", run_folder / "cnn3_bn.safetensors", "--batch", batch, "--out", out)
-        assert onnx.load(out).graph.input[0].type.tensor_type.shape.dim[0].dim_value == wanted
-    ok("export", tmp_path / "4.onnx", "--out", tmp_path / "again.onnx")
-    assert read_sidecar(tmp_path / "again.onnx").parents[0].sha256 == sha256_of(tmp_path / "4.onnx")
-
-
-def test_export_of_a_network_of_ones_own(ok, run_folder, tmp_path):
-    from safetensors.torch import save_file
-
-    source = tmp_path / "mine.py"
-    source.write_text(
-        "from torch import nn\n\n\ndef net():\n"
-        "    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5))\n"
-    )
-    scope: dict = {}
-    exec(source.read_text(), scope)  # the same code that the command runs
-    save_file(scope["net"]().state_dict(), tmp_path / "mine.safetensors")
-    out = tmp_path / "mine.onnx"
-    spec = f"{source}:net"
-    ok("export", spec, "--weights", tmp_path / "mine.safetensors", "--input-shape", "1,3,8,8", "--out", out)
-    side = read_sidecar(out)
-    assert {parent.role: parent.sha256 for parent in side.parents} == {
-        "source": sha256_of(source),
-        "weights": sha256_of(tmp_path / "mine.safetensors"),
-    }
-    assert "BatchNormalization" not in side.facts["operators"]
-
-
 @pytest.mark.parametrize("method", ["entropy", "minmax", "percentile", "mse"])
 def test_calibrate_makes_a_small_int8_file(ok, run_folder, tmp_path, method):
     out = tmp_path / "net.int8.onnx"
@@ -263,44 +205,10 @@ def test_bench_times_the_layers_of_what_really_ran(ok, run_folder, tmp_path):
     assert "Where the time goes" in (tmp_path / "report.html").read_text()
 
 
-def test_no_certificate_of_an_older_model_is_left(ok, run_folder, tmp_path):
-    source, out = run_folder / "cnn3_bn.safetensors", tmp_path / "net.onnx"
-    ok("export", source, "--out", out)
-    assert (tmp_path / "net.fold.json").is_file()
-    ok("export", source, "--no-fold", "--out", out)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["net.onnx", "net.onnx.json"]
-
-
 def test_bench_json_to_stdout_is_json_alone(ok, run_folder):
     outcome = ok("bench", run_folder / "cnn3_msn.onnx", "--seconds", 0.6, "--threads", 1, "--json", "-")
     (arm,) = json.loads(outcome.out)["arms"]
     assert (arm["ratio"], arm["verdict"]) == (1, "SAME")
-
-
-@pytest.mark.parametrize("name", ["cnn3_msn.safetensors", "cnn3_msn.onnx", "cnn3_msn.int8.onnx"])
-def test_infer_reads_png_files(ok, run_folder, digit_images, name):
-    answers = [json.loads(line) for line in ok("infer", run_folder / name, *digit_images, "--json").out.splitlines()]
-    assert [answer["image"] for answer in answers] == [str(path) for path in digit_images]
-    right = sum(answer["label"] == path.stem[-1] for answer, path in zip(answers, digit_images, strict=True))
-    assert right >= 0.8 * len(digit_images)
-    assert all(0 < answer["score"] <= 1 and answer["latency_ms"] > 0 for answer in answers)
-
-
-def test_infer_prints_one_row_per_image(ok, run_folder, digit_images):
-    outcome = ok("infer", run_folder / "cnn3_msn.onnx", *digit_images[:3])
-    assert [len(outcome.out.splitlines()), outcome.err] == [3, ""]
-
-
-def test_infer_tells_what_it_could_not_read_and_answers_the_rest(cli, run_folder, digit_images, tmp_path):
-    (tmp_path / "text.png").write_text("no image")
-    outcome = cli(
-        "infer", run_folder / "cnn3_msn.onnx", digit_images[0], tmp_path / "text.png", digit_images[1], "--json"
-    )
-    answers = [json.loads(line) for line in outcome.out.splitlines()]
-    assert [bool(answer["label"]) for answer in answers] == [True, False, True]
-    assert "text.png is not a readable image" in answers[1]["error"]
-    assert outcome.code == 2
-    assert "1 of 3 images gave no answer, the first: " in outcome.err
 
 
 def test_verify_accepts_the_run(ok, run_folder):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib
 import logging
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -265,16 +263,6 @@ def test_a_runner_that_nobody_closes_is_closed_at_the_end(monkeypatch):
 
 
 # From a file
-
-
-def test_importing_the_runner_loads_nothing_heavy():
-    code = (
-        "import sys, msn_deploy.engine.trt, msn_deploy.engine.preflight; "
-        "heavy = {'numpy', 'torch', 'onnx', 'tensorrt', 'tensorrt_rtx', 'pycuda', 'cuda'}; "
-        "print(sorted(heavy & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "[]\n"
 
 
 def test_an_engine_file_goes_through_the_preflight_into_the_runner(forge_plan, orin, monkeypatch, caplog):

@@ -131,3 +131,17 @@ def saved(tmp_path: Path) -> Callable[[ModelProto], Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """Put a module of that text where onnxsim is imported from."""
+    folder = tmp_path / "fake"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(str(folder))
+
+    def write(text: str) -> Path:
+        (folder / "onnxsim.py").write_text(text)
+        return folder
+
+    return write
