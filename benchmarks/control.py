@@ -27,9 +27,10 @@ from typing import Any
 
 import numpy as np
 
-from msn_deploy.bench import from_json, read_environment
+from msn_deploy.bench import from_json
 from msn_deploy.core.artifacts import write_json
 from msn_deploy.core.optional import version_of
+from msn_deploy.machine.environment import read_environment
 
 SCHEMA = "msn-deploy-control/1"
 CHANNELS, MORE_CHANNELS = 320, 336  # of the widest layer: 20 and 21 blocks of 16, in which ONNX Runtime computes

@@ -18,15 +18,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from msn_deploy.bench.environment import read_environment
 from msn_deploy.core.artifacts import write_json
-from msn_deploy.core.memory import keep_freed_memory
 from msn_deploy.core.recipes import load_recipe, recipe_from_dict
 from msn_deploy.engine import OrtRunner
+from msn_deploy.machine.environment import read_environment
 from msn_deploy.nets.dcgan import latents
 from msn_deploy.pipeline import build_engine, export_onnx
 from msn_deploy.pipeline.judge import judge
 from msn_deploy.training import load_checkpoint, train_gan
+from msn_deploy.training.memory import keep_freed_memory
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ("gan_msn", "gan_sn")

@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 from paper import HERE, TABLES, Run, runs_of
 
-from msn_deploy.bench.environment import read_environment
 from msn_deploy.core.artifacts import sha256_of, write_json
 from msn_deploy.core.calibration_recipe import DEFAULT_METHOD
 from msn_deploy.data import load_split, to_input
 from msn_deploy.engine import OrtRunner
+from msn_deploy.machine.environment import read_environment
 
 RESULT = HERE / "results" / "int8.json"
 METHODS = ("entropy", "minmax", "percentile", "mse")
@@ -38,7 +38,7 @@ class Network:
     """One checkpoint, exported and folded, with its images."""
 
     def __init__(self, checkpoint: Path, data: dict[str, str]) -> None:
-        from msn_deploy.graph.files import info_of, read_graph
+        from msn_deploy.model.files import info_of, read_graph
         from msn_deploy.pipeline import export_onnx
 
         with tempfile.TemporaryDirectory() as folder:
@@ -56,9 +56,9 @@ class Network:
 
     def measure(self) -> None:
         """Calibrate the graph as it is now, by every method, and see which answers it gets right."""
-        from msn_deploy.graph.calibrate import quantised_tensors, ranges_from
-        from msn_deploy.graph.constants import activations
-        from msn_deploy.graph.histograms import collect
+        from msn_deploy.model.graph_constants import activations
+        from msn_deploy.quant.calibrate import quantised_tensors, ranges_from
+        from msn_deploy.quant.histograms import collect
 
         found = collect(self.graph, self.calibration, quantised_tensors(self.graph))
         self.ranges = {method: ranges_from(found, method=method) for method in METHODS}
@@ -87,7 +87,7 @@ class Network:
 
 def measured(checkpoint: Path, data: dict[str, str]) -> dict[str, Any]:
     """Return what every precision of one checkpoint loses and wins against FP32, in images."""
-    from msn_deploy.graph import quantize, to_fp16
+    from msn_deploy.quant import quantize, to_fp16
 
     net = Network(checkpoint, data)
     return {
@@ -105,8 +105,8 @@ def hard(checkpoint: Path, factor: float, max_drop: float, data: dict[str, str])
 
     from onnx import numpy_helper
 
-    from msn_deploy.graph import quantize
     from msn_deploy.pipeline.budget import within_budget
+    from msn_deploy.quant import quantize
 
     net = Network(checkpoint, data)
     first, second = [node for node in net.graph.graph.node if node.op_type == "Conv"][:2]

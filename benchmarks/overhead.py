@@ -28,10 +28,10 @@ from typing import Any
 import numpy as np
 
 from msn_deploy.bench.bootstrap import single_draws, widened
-from msn_deploy.bench.environment import read_environment
 from msn_deploy.bench.measure import _block_order, time_queries
 from msn_deploy.core.artifacts import write_json
 from msn_deploy.engine import load_runner
+from msn_deploy.machine.environment import read_environment
 from msn_deploy.pipeline.bench import _query
 
 LIMIT_NS = 2000

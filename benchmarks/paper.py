@@ -20,9 +20,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from msn_deploy.bench.environment import read_environment
 from msn_deploy.core.artifacts import write_json
 from msn_deploy.core.recipes import Recipe, load_recipe, recipe_from_dict, tomllib
+from msn_deploy.machine.environment import read_environment
 
 HERE = Path(__file__).resolve().parent
 TABLES, RESULTS = HERE / "tables", HERE / "results" / "paper"
@@ -68,8 +68,8 @@ def trained(run: Run, work: Path, data: dict[str, str], threads: int) -> dict[st
     import gap_nets
     import torch
 
-    from msn_deploy.core.memory import keep_freed_memory
     from msn_deploy.training import train
+    from msn_deploy.training.memory import keep_freed_memory
 
     gap_nets.register()
     keep_freed_memory()

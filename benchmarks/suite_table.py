@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from msn_deploy.pipeline.suite_text import markdown
+from msn_deploy.report.suite_text import markdown
 
 RESULT = Path(__file__).resolve().parent / "results" / "epyc-2-cores" / "paper" / "suite.json"
 

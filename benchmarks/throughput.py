@@ -27,20 +27,20 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from msn_deploy.bench.environment import read_environment
 from msn_deploy.bench.measure import Arm, MeasureOptions, measure
 from msn_deploy.bench.stats import block_medians, ratio_to_baseline
 from msn_deploy.core.artifacts import write_json
-from msn_deploy.core.memory import keep_freed_memory
 from msn_deploy.core.model_info import ModelInfo
 from msn_deploy.core.progress import silent
 from msn_deploy.core.recipes import load_recipe
 from msn_deploy.data import Split, load_split
 from msn_deploy.data.preprocess import measured_preprocess
+from msn_deploy.machine.environment import read_environment
 from msn_deploy.nets import build_net
 from msn_deploy.training.batches import Batches
 from msn_deploy.training.distributed import World
 from msn_deploy.training.loop import _Run
+from msn_deploy.training.memory import keep_freed_memory
 from msn_deploy.training.optimizer import make_optimizer
 
 CPU = torch.device("cpu")

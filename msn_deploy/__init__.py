@@ -26,8 +26,8 @@ _HOME = {
     "fold": "msn_deploy.msn",
     "load_runner": "msn_deploy.engine",
     "measure": "msn_deploy.bench.measure",
-    "quantize": "msn_deploy.graph",
-    "to_fp16": "msn_deploy.graph",
+    "quantize": "msn_deploy.quant",
+    "to_fp16": "msn_deploy.quant",
 }
 
 __all__ = ["__version__", *sorted(_HOME)]

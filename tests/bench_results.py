@@ -14,7 +14,7 @@ from msn_deploy.bench.measure import ArmSamples, _block_order
 from msn_deploy.bench.power import Energy
 from msn_deploy.bench.validity import Reading
 from msn_deploy.engine.layer_times import LayerTime
-from msn_deploy.engine.onnx_cost import Cost
+from msn_deploy.model.cost import Cost
 
 NAMES = ("densenet_bn_unfolded", "densenet_bn", "densenet_producer", "densenet_producer.int8")
 LEVELS_MS = (1.93, 1.61, 1.31, 0.74)

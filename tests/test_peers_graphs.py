@@ -14,7 +14,7 @@ import pytest
 from onnx import ModelProto, numpy_helper
 
 pytest.importorskip("msn_deploy.graph.evaluate")
-pytest.importorskip("msn_deploy.graph.identity")
+pytest.importorskip("msn_deploy.model.identity")
 
 PEERS = Path(__file__).resolve().parent.parent / "benchmarks" / "peers"
 TINY = """

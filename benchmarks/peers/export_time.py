@@ -26,10 +26,10 @@ from typing import Any
 import numpy as np
 import resnet18
 
-from msn_deploy.bench.environment import read_environment
 from msn_deploy.bench.stats import ratio_to_baseline
 from msn_deploy.core.optional import version_of
 from msn_deploy.graph.export import _quiet
+from msn_deploy.machine.environment import read_environment
 from msn_deploy.nets.factory import net_from_file
 from msn_deploy.pipeline.export import export_onnx
 

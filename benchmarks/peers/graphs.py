@@ -28,11 +28,11 @@ from graphs_nets import CASES, Case, inputs
 from graphs_table import table
 from onnx import ModelProto
 
-from msn_deploy.bench.environment import read_environment
 from msn_deploy.bench.measure import BLOCKS_PER_ROUND, MIN_ROUNDS, Arm, MeasureOptions, measure
 from msn_deploy.bench.stats import block_medians, ratio_to_baseline
 from msn_deploy.core.errors import InvalidMeasurement
 from msn_deploy.core.optional import version_of
+from msn_deploy.machine.environment import read_environment
 
 SCHEMA = "msn-deploy-graphs/1"
 ACROSS = "densenet_bc across norms"

@@ -82,7 +82,7 @@ class Row:
 
 def runtime_identity(graph: ModelProto) -> tuple[str, int]:
     """Return a hash of the graph that ONNX Runtime really runs, weights and names aside, and its number of nodes."""
-    from msn_deploy.graph.identity import structural_hash
+    from msn_deploy.model.identity import structural_hash
 
     really = through_ort(graph, "all")
     return structural_hash(really), len(really.graph.node)

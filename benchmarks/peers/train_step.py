@@ -21,9 +21,9 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from msn_deploy.bench.environment import read_environment
 from msn_deploy.bench.measure import Arm, MeasureOptions, measure
 from msn_deploy.bench.stats import block_medians, ratio_to_baseline
+from msn_deploy.machine.environment import read_environment
 
 SCHEMA = "msn-deploy-train-step/1"
 BATCH = {"cpu": {"vgg7": (64,), "densenet_bc": (16,)}, "cuda": {"vgg7": (128, 512), "densenet_bc": (128, 512)}}
@@ -34,7 +34,7 @@ DTYPES = ("float32", "bfloat16")
 def _work(connection: Connection, case: dict[str, object], device: str, threads: int, malloc: str) -> None:
     """Answer "facts" and "step" until told to stop."""
     if malloc == "kept":
-        from msn_deploy.core.memory import keep_freed_memory
+        from msn_deploy.training.memory import keep_freed_memory
 
         keep_freed_memory()
     import torch

@@ -2,13 +2,12 @@
 
 `measure` times callables in interleaved blocks, `compare` turns samples into medians, tails, ratios with an interval
 and a verdict, `judge_regression` (in `bench.gate`) holds them against an earlier result, `render_html` (in
-`bench.report`) draws them. Nothing here knows a runtime: an arm is a name and a call.
+`report.bench`) draws them. Nothing here knows a runtime: an arm is a name and a call.
 """
 
 from __future__ import annotations
 
 from msn_deploy.bench.compare import compare
-from msn_deploy.bench.environment import read_environment
 from msn_deploy.bench.measure import Arm, MeasureOptions, Samples, measure
 from msn_deploy.bench.profile import Profile
 from msn_deploy.bench.result import ArmResult, BenchResult
@@ -24,6 +23,5 @@ __all__ = [
     "compare",
     "from_json",
     "measure",
-    "read_environment",
     "to_json",
 ]

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from msn_deploy.engine.layer_times import LayerTime
-from msn_deploy.engine.onnx_cost import Cost
-from msn_deploy.engine.targets import Target
+from msn_deploy.machine.targets import Target
+from msn_deploy.model.cost import Cost
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

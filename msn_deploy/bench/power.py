@@ -18,9 +18,9 @@ from msn_deploy.bench.bootstrap import Floats
 from msn_deploy.bench.distributions import student_quantile
 from msn_deploy.bench.measure import Arm, Clock
 from msn_deploy.bench.stats import CONFIDENCE
-from msn_deploy.bench.sysfs import folders, number, text
 from msn_deploy.core.errors import InvalidMeasurement, MissingDevice
 from msn_deploy.core.progress import Progress, silent
+from msn_deploy.machine.sysfs import folders, number, text
 
 MIN_UPDATES = 30
 WINDOWS = 6

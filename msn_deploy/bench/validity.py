@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from msn_deploy.bench import jetson
-from msn_deploy.bench.sysfs import folders, number, text
+from msn_deploy.machine import jetson
+from msn_deploy.machine.sysfs import folders, number, text
 
 DIRTY_ALLOWED = 0.10  # of all blocks; above it the run is invalid
 # A clock below this share of its usual value is a throttled one (NVBench discards below 0.75 of the default clock).

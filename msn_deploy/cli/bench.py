@@ -131,10 +131,10 @@ def _rows_of_recipe(
     models: list[Path], runs: Path | None, *, batch: int, threads: int | None
 ) -> tuple[dict[Path, str], dict[Path, float]]:
     """Train and export what is missing; return names and accuracies of the three rows, the baseline first."""
-    from msn_deploy.core.memory import keep_freed_memory
     from msn_deploy.core.recipes import load_recipe
     from msn_deploy.pipeline import evaluate
     from msn_deploy.pipeline.forms import make_all, three_rows
+    from msn_deploy.training.memory import keep_freed_memory
 
     if len(models) != 1:
         raise InputError(f"--baseline auto takes one RECIPE, not {len(models)} models.\nName a file, or vgg7_msn.")

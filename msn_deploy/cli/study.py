@@ -32,8 +32,8 @@ def command(
     """Train a recipe with several norms and compare gradients, means and singular values."""
     chosen = with_settings(load_recipe(recipe).override(data=data, epochs=epochs, seed=seed), settings or [])
     require("torch", step="study")
-    from msn_deploy.core.memory import keep_freed_memory
-    from msn_deploy.training.study import study
+    from msn_deploy.pipeline.study import study
+    from msn_deploy.training.memory import keep_freed_memory
 
     keep_freed_memory()
     names = [name.strip() for name in norms.split(",") if name.strip()]

@@ -41,9 +41,9 @@ def command(
     chosen = load_suite(suite).override(seconds=seconds, threads=threads)
     if prepare and runs is None:
         raise InputError("--prepare makes files to be copied to a device: say where.\nAdd `--runs DIR`.")
-    from msn_deploy.core.memory import keep_freed_memory
     from msn_deploy.pipeline.suite import default_out, run_suite
     from msn_deploy.pipeline.suite_index import write_index
+    from msn_deploy.training.memory import keep_freed_memory
 
     out = new_folder(out or default_out(chosen))
     if plan:
@@ -103,7 +103,7 @@ def _show(index: dict[str, Any]) -> None:
         output.say(f"\n{case['network']}, batch {case['batch']}")
         head = ("form", "accuracy", "file", "ms", "ratio", "verdict")
         output.show_table(rows, head=head, right=(1, 2, 3, 4), gap=2)
-    from msn_deploy.pipeline.suite_text import findings
+    from msn_deploy.report.suite_text import findings
 
     output.say("")
     for sentence, numbers in findings(index):

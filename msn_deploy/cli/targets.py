@@ -7,7 +7,7 @@ from itertools import groupby
 from msn_deploy.cli import output
 from msn_deploy.cli.options import Print
 from msn_deploy.engine import TARGETS
-from msn_deploy.engine.targets import JETPACKS, Target
+from msn_deploy.machine.targets import JETPACKS, Target
 
 
 def command(json: Print = False) -> None:

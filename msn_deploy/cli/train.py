@@ -40,9 +40,9 @@ def command(
     chosen = with_settings(chosen, settings or [])
     require("torch", step="train")
     require("safetensors", step="train")
-    from msn_deploy.core.memory import keep_freed_memory
+    from msn_deploy.report.curves import write_curves
     from msn_deploy.training import train, train_gan
-    from msn_deploy.training.curves import write_curves
+    from msn_deploy.training.memory import keep_freed_memory
 
     keep_freed_memory()
     state = out / f"{chosen.name}.state.safetensors"

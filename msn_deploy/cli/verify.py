@@ -11,7 +11,7 @@ import typer
 from msn_deploy.cli import output
 from msn_deploy.cli.options import Print
 from msn_deploy.core.errors import GateError
-from msn_deploy.core.verify import Finding, first_broken, verify_folder
+from msn_deploy.pipeline.verify import Finding, first_broken, verify_folder
 
 _WIDTH = 80
 

@@ -6,16 +6,16 @@ No torch here, and nothing heavy at import: onnx, onnxruntime and tensorrt are i
 from msn_deploy.engine.backends import Backend, must_build_elsewhere, needs_device, pick_backend
 from msn_deploy.engine.build import BuildReport, build_engine_file
 from msn_deploy.engine.build_options import BuildOptions
-from msn_deploy.engine.check import Check
-from msn_deploy.engine.checks import checks
-from msn_deploy.engine.device import DeviceFacts, target_of, what_machine
 from msn_deploy.engine.device_script import DeviceBuild, write_device_script
 from msn_deploy.engine.dla import DlaPlan
-from msn_deploy.engine.onnx_file import OnnxFile, read_onnx
 from msn_deploy.engine.ort import OrtRunner
 from msn_deploy.engine.proxy import ProxyCheck, check_with_rtx
 from msn_deploy.engine.runner import PROVIDERS, Runner, load_runner
-from msn_deploy.engine.targets import TARGETS, Target, check_precision, find_target
+from msn_deploy.machine.check import Check
+from msn_deploy.machine.checks import checks
+from msn_deploy.machine.device import DeviceFacts, target_of, what_machine
+from msn_deploy.machine.targets import TARGETS, Target, check_precision, find_target
+from msn_deploy.model.onnx_file import OnnxFile, read_onnx
 
 __all__ = [
     "PROVIDERS",

@@ -9,8 +9,8 @@ from typing import Any
 
 from msn_deploy.core.errors import InputError, MissingDependency, MissingDevice
 from msn_deploy.core.optional import require
-from msn_deploy.engine.device import DeviceFacts, target_of, what_machine
-from msn_deploy.engine.targets import Target
+from msn_deploy.machine.device import DeviceFacts, target_of, what_machine
+from msn_deploy.machine.targets import Target
 
 BACKENDS = ("auto", "tensorrt", "tensorrt-rtx")
 _MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}

@@ -9,7 +9,7 @@ from typing import Any
 
 from msn_deploy.core.errors import InputError
 from msn_deploy.engine.backends import check_backend
-from msn_deploy.engine.targets import Target, check_dla
+from msn_deploy.machine.targets import Target, check_dla
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,9 +15,9 @@ from msn_deploy.core.artifacts import Parent, publish
 from msn_deploy.engine.backends import why_elsewhere
 from msn_deploy.engine.build_options import BuildOptions
 from msn_deploy.engine.dla import DlaPlan, check_fallback, documented, no_quantised_dla, plan_of
-from msn_deploy.engine.onnx_file import OnnxFile
-from msn_deploy.engine.targets import Target
 from msn_deploy.engine.trtexec import ROUTES, batch_options, route_of, trtexec_options
+from msn_deploy.machine.targets import Target
+from msn_deploy.model.onnx_file import OnnxFile
 
 IMAGE = "msn-deploy"  # as Dockerfile.jetson says to name it
 _SCRIPT = Template("""\

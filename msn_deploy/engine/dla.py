@@ -15,7 +15,7 @@ from typing import Any
 from msn_deploy.core.errors import GateError, InputError, MissingDevice
 from msn_deploy.core.optional import require
 from msn_deploy.engine.backends import Backend
-from msn_deploy.engine.onnx_file import OnnxFile
+from msn_deploy.model.onnx_file import OnnxFile
 
 _MOST_BATCH, _MOST_SIZE = 4096, 8192
 _FREE = {"Constant", "Identity", "Cast", "QuantizeLinear", "DequantizeLinear"}  # no layer of its own on either side

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.optional import require
 from msn_deploy.engine.inspector import layers_from_json
-from msn_deploy.engine.onnx_file import parse_onnx
 from msn_deploy.engine.ort import OrtRunner
 from msn_deploy.engine.trt import TrtRunner
+from msn_deploy.model.onnx_file import parse_onnx
 
 if TYPE_CHECKING:
     import numpy as np

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from msn_deploy.core.errors import InputError, MissingDependency, MissingDevice
 from msn_deploy.core.model_info import METADATA_KEY, ModelInfo, info_from_json
 from msn_deploy.core.optional import require
-from msn_deploy.engine.onnx_file import read_onnx
 from msn_deploy.engine.runner import PROVIDERS, check_images
+from msn_deploy.model.onnx_file import read_onnx
 
 if TYPE_CHECKING:
     import numpy as np

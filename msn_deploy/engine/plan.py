@@ -13,10 +13,10 @@ from typing import Any
 from msn_deploy.core.artifacts import Parent, Sidecar, open_input, read_sidecar, sidecar_path
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.model_info import PRECISIONS, ModelInfo, info_from_json
-from msn_deploy.engine.device import DeviceFacts, target_of, what_machine
-from msn_deploy.engine.gpu import Gpu, first_gpu
-from msn_deploy.engine.probe import installed_version
-from msn_deploy.engine.targets import TARGETS
+from msn_deploy.machine.device import DeviceFacts, target_of, what_machine
+from msn_deploy.machine.gpu import Gpu, first_gpu
+from msn_deploy.machine.probe import installed_version
+from msn_deploy.machine.targets import TARGETS
 
 TITLES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
 _MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}

@@ -15,8 +15,8 @@ from pathlib import Path
 from msn_deploy.core.artifacts import sha256_of
 from msn_deploy.core.errors import InputError, MissingDependency, MissingDevice
 from msn_deploy.engine import trust
-from msn_deploy.engine.device import target_of
 from msn_deploy.engine.plan import TITLES, Here, Plan, read_plan, sm, what_is_here
+from msn_deploy.machine.device import target_of
 
 _LOG = logging.getLogger(__name__)
 # Version-compatible plans load in later versions of the same major number, and across these: support matrix of 11.4.

@@ -14,9 +14,9 @@ from msn_deploy.engine.backends import pick_backend
 from msn_deploy.engine.build import RTX_DEFAULT
 from msn_deploy.engine.build_options import BuildOptions
 from msn_deploy.engine.inspector import count_int8_convs, layers_from_log, memory_from_log
-from msn_deploy.engine.onnx_file import read_onnx
-from msn_deploy.engine.targets import find_target
 from msn_deploy.engine.trt_build import build_plan
+from msn_deploy.machine.targets import find_target
+from msn_deploy.model.onnx_file import read_onnx
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ from typing import Any
 from msn_deploy.core.artifacts import Parent, publish, read_sidecar, sha256_of, sidecar_path
 from msn_deploy.core.errors import InputError
 from msn_deploy.engine.backends import Backend
-from msn_deploy.engine.onnx_file import OnnxFile
+from msn_deploy.model.onnx_file import OnnxFile
 
 _log = logging.getLogger(__name__)
 

@@ -14,9 +14,9 @@ from msn_deploy.engine.backends import Backend
 from msn_deploy.engine.build_log import Messages, ctrl_c_held, logger_of, monitor_of, shorten
 from msn_deploy.engine.build_options import BuildOptions
 from msn_deploy.engine.dla import DlaPlan, ask_builder, check_fallback, check_quantised, use_dla
-from msn_deploy.engine.onnx_file import OnnxFile
-from msn_deploy.engine.targets import Target
 from msn_deploy.engine.timing_cache import use_timing_cache
+from msn_deploy.machine.targets import Target
+from msn_deploy.model.onnx_file import OnnxFile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ from typing import Any
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.optional import require
 from msn_deploy.engine.build_options import BuildOptions
-from msn_deploy.engine.onnx_file import OnnxFile
+from msn_deploy.model.onnx_file import OnnxFile
 
 # "8.0" is up to 8.3, before memory pools.
 ROUTES = {"8.0": "TensorRT 8.0 to 8.3", "8": "TensorRT 8", "10": "TensorRT 10", "11": "TensorRT 11"}

@@ -1,19 +1,11 @@
-"""From a torch network to ONNX, and from there to the precision that a device runs: every step a function on graphs.
-
-What only a workstation does (exporting needs torch, folding needs onnx_ir) is imported on first use, so that a device
-calibrates without.
-"""
+"""From a torch network to one exactly folded ONNX graph, with its certificate: every step a function on graphs."""
 
 from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from msn_deploy.graph.calibrate import calibrate_ranges
 from msn_deploy.graph.ladder import Rung
-from msn_deploy.graph.precision import to_fp16
-from msn_deploy.graph.quantize import quantize
-from msn_deploy.graph.scales import METHODS
 from msn_deploy.graph.simplify import simplify, simplifying
 
 if TYPE_CHECKING:
@@ -22,17 +14,13 @@ if TYPE_CHECKING:
     from msn_deploy.graph.fold import fold_graph
 
 __all__ = [
-    "METHODS",
     "Certificate",
     "CertifiedNorm",
     "Rung",
-    "calibrate_ranges",
     "certify",
     "fold_graph",
-    "quantize",
     "simplify",
     "simplifying",
-    "to_fp16",
     "to_onnx",
 ]
 _LATE = {

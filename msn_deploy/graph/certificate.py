@@ -10,8 +10,8 @@ import onnx
 from numpy.typing import NDArray
 
 from msn_deploy.graph.evaluate import Values, values_float64
-from msn_deploy.graph.files import input_of
 from msn_deploy.graph.fold import FoldedGraph, NormFold
+from msn_deploy.model.files import input_of
 
 INPUTS = ("normal", "lit corners")
 _LARGEST = 1e-9  # difference in float64 that is still rounding, times the largest value where that is above 1

@@ -15,7 +15,7 @@ from onnx import ModelProto
 from torch import nn
 
 from msn_deploy.core.errors import InputError
-from msn_deploy.graph.opset import from_18_to_17
+from msn_deploy.model.opset import from_18_to_17
 from msn_deploy.msn.pairs import BATCH_NORMS
 from msn_deploy.msn.plain import copied
 

@@ -20,8 +20,8 @@ from onnx import ModelProto, ValueInfoProto
 
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.optional import missing
-from msn_deploy.graph.files import check
-from msn_deploy.graph.identity import structural_hash
+from msn_deploy.model.files import check
+from msn_deploy.model.identity import structural_hash
 
 if TYPE_CHECKING:
     from msn_deploy.graph.weights import Weights

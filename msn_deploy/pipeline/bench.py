@@ -14,24 +14,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from msn_deploy.bench import Arm, BenchResult, MeasureOptions, compare, from_json, measure, read_environment
+from msn_deploy.bench import Arm, BenchResult, MeasureOptions, compare, from_json, measure
 from msn_deploy.bench import to_json as bench_json
 from msn_deploy.bench.gate import Gate
-from msn_deploy.bench.gate_text import junit, markdown
-from msn_deploy.bench.jetson import pinned_mhz
 from msn_deploy.bench.live import Watch
 from msn_deploy.bench.power import find_sensor, measure_energy
 from msn_deploy.bench.profile import preset
-from msn_deploy.bench.report import render_html
 from msn_deploy.bench.validity import Probe
 from msn_deploy.core.artifacts import Parent, open_input, parent_of, publish, sha256_of
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.progress import Progress, silent
 from msn_deploy.data import to_input
 from msn_deploy.engine import PROVIDERS, Runner, load_runner
+from msn_deploy.machine.environment import read_environment
+from msn_deploy.machine.jetson import pinned_mhz
 from msn_deploy.pipeline.images import preprocess_for, split_for
 from msn_deploy.pipeline.layers import Loaded, check_layers, with_layers
-from msn_deploy.pipeline.torch_runner import TorchRunner, torch_provider
+from msn_deploy.report.bench import render_html
+from msn_deploy.report.gate_text import junit, markdown
+from msn_deploy.training.runner import TorchRunner, torch_provider
 
 _VERSIONS = ("onnxruntime", "onnx", "numpy", "pillow")
 _REPLICATE = re.compile(r"(.+)\.r\d+\.engine")

@@ -85,8 +85,8 @@ def int8_graph(
 
     ranges: of what is quantised; maxima: largest magnitudes of all activations, which FP16 has to hold.
     """
-    from msn_deploy.graph import quantize
-    from msn_deploy.graph.precision import fp16_overflows, in_fp16
+    from msn_deploy.quant import quantize
+    from msn_deploy.quant.precision import fp16_overflows, in_fp16
 
     int8 = quantize(model, ranges, leave_out=left_out)
     if not left_out:
@@ -147,9 +147,9 @@ class _Budget:
 
     def ranking(self) -> tuple[Sensitivity, ...]:
         """Rank the layers by the SQNR of the logits with that layer alone in INT8, the worst first."""
-        from msn_deploy.graph import quantize
         from msn_deploy.graph.ladder import rung
-        from msn_deploy.graph.placement import place
+        from msn_deploy.quant import quantize
+        from msn_deploy.quant.placement import place
 
         images = self.images[:_CHUNK]
         truth = self._logits(self.model, images)
@@ -200,7 +200,7 @@ class _Budget:
 
     def only_fp16(self, order: list[str]) -> str:
         """Say that INT8 is out of the question, and what FP16 would lose."""
-        from msn_deploy.graph.precision import fp16_overflows, to_fp16
+        from msn_deploy.quant.precision import fp16_overflows, to_fp16
 
         half = to_fp16(self.model, keep_fp32=fp16_overflows(self.model, self.maxima))
         fp16 = paired_drop(self.right_fp32, self._logits(half, self.images, "FP16").argmax(1) == self.labels)[0]

@@ -21,9 +21,9 @@ from msn_deploy import __version__
 from msn_deploy.core.artifacts import parent_of, publish, read_sidecar, sidecar_path
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.progress import Progress, silent
-from msn_deploy.core.run_files import read_folder
 from msn_deploy.engine import Target, read_onnx
-from msn_deploy.engine.device import board_words
+from msn_deploy.machine.device import board_words
+from msn_deploy.pipeline.run_files import read_folder
 from msn_deploy.pipeline.tarball import write_tarball
 from msn_deploy.pipeline.wheels import PYTHONS, gather_wheels
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
     from msn_deploy.graph import Rung
-    from msn_deploy.graph.sufficiency import Drift
+    from msn_deploy.quant.sufficiency import Drift
 
 DEFAULT_SAMPLES = 256
 DEFAULT_PERCENTILE = 99.99
@@ -90,12 +90,12 @@ def calibrate(
     accuracy, MissingDependency (exit 3).
     """
     require("onnx", step="calibrate")
-    from msn_deploy.graph.constants import activations
-    from msn_deploy.graph.files import info_of, input_of, read_graph, with_info
     from msn_deploy.graph.ladder import rung
-    from msn_deploy.graph.placement import place
-    from msn_deploy.graph.scales import check_method
-    from msn_deploy.graph.trt_table import format_table, parse_release
+    from msn_deploy.model.files import info_of, input_of, read_graph, with_info
+    from msn_deploy.model.graph_constants import activations
+    from msn_deploy.quant.placement import place
+    from msn_deploy.quant.scales import check_method
+    from msn_deploy.quant.trt_table import format_table, parse_release
 
     check_method(method, percentile)
     release = None if table is None else parse_release(table)
@@ -215,7 +215,7 @@ def _within_budget(
     progress: Progress,
 ) -> tuple[ModelProto, Verdict]:
     """Hold the budget on all images of the test split."""
-    from msn_deploy.graph.files import input_of
+    from msn_deploy.model.files import input_of
 
     prep = preprocess_for(info, input_of(model, source=name)[1], model=name)
     test = split_for(info, prep, data, "test")

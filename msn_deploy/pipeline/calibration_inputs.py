@@ -12,10 +12,10 @@ import numpy as np
 from msn_deploy.core.artifacts import Parent
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.model_info import ModelInfo
-from msn_deploy.data.calibration_checks import check_images, check_labels, examine
 from msn_deploy.data.preprocess import PreparedImages
 from msn_deploy.data.sources import is_local
 from msn_deploy.pipeline.images import preprocess_for, split_for
+from msn_deploy.quant.calibration_checks import check_images, check_labels, examine
 
 _LOG = logging.getLogger(__name__)
 _LATENTS = "latents of the standard normal distribution"

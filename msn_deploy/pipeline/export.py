@@ -85,7 +85,7 @@ def export_onnx(
     from msn_deploy.graph.evaluate import one_thread_each
     from msn_deploy.graph.export import DEFAULT_OPSET
     from msn_deploy.graph.ladder import require_ladder, rung
-    from msn_deploy.graph.opset import to_opset
+    from msn_deploy.model.opset import to_opset
 
     with simplifying() if fold and simplify else nullcontext() as start:
         made = open_source(
@@ -187,7 +187,7 @@ class _File:
 
 def _file_of(graph: ModelProto, info: ModelInfo, *, fold: bool) -> _File:
     """Return the file, with `folded` told by the graph itself: the simplifier fuses norms of other tools' files too."""
-    from msn_deploy.graph.files import with_info
+    from msn_deploy.model.files import with_info
 
     info = replace(info, folded=fold and not any(node.op_type in _NORMS for node in graph.graph.node))
     return _File(graph=graph, info=info, content=with_info(graph, info))
@@ -222,8 +222,8 @@ def _lower_rungs(
     graph: ModelProto, made: Source, truth: NDArray[np.float32], images: NDArray[np.float32]
 ) -> list[Rung]:
     """Return the rungs of FP16 and, where there are images to calibrate on, of INT8."""
-    from msn_deploy.graph import calibrate_ranges, quantize, to_fp16
     from msn_deploy.graph.ladder import rung
+    from msn_deploy.quant import calibrate_ranges, quantize, to_fp16
 
     rungs = [rung("fp16", truth, _outputs(to_fp16(graph).SerializeToString(), images))]
     if made.info.preprocess is None or not made.info.data or made.info.is_generator:
@@ -262,7 +262,7 @@ def _outputs(content: bytes, images: NDArray[np.float32], *, fuse_norms: bool = 
 
 def _comparison_input(made: Source) -> tuple[NDArray[np.float32], str]:
     """Return images (N, C, H, W) to compare on, in whole batches, and what they are."""
-    from msn_deploy.graph.files import input_of
+    from msn_deploy.model.files import input_of
 
     info, batch = made.info, made.input_shape[0]
     if info.preprocess is not None and info.data:

@@ -25,10 +25,10 @@ def cast_to_fp16(onnx: Path, out: Path, *, data: str | None = None, progress: Pr
     Raises InputError (exit 2), MissingDependency (exit 3).
     """
     require("onnx", step="build-engine --precision fp16")
-    from msn_deploy.graph import to_fp16
-    from msn_deploy.graph.constants import activations
-    from msn_deploy.graph.files import info_of, input_of, read_graph, with_info
-    from msn_deploy.graph.precision import fp16_overflows
+    from msn_deploy.model.files import info_of, input_of, read_graph, with_info
+    from msn_deploy.model.graph_constants import activations
+    from msn_deploy.quant import to_fp16
+    from msn_deploy.quant.precision import fp16_overflows
 
     check_out(onnx, out)
     model = read_graph(onnx)

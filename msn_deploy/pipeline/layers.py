@@ -16,7 +16,7 @@ from msn_deploy.core.errors import InputError
 from msn_deploy.core.progress import Progress
 from msn_deploy.engine import Runner, target_of, what_machine
 from msn_deploy.engine.layer_times import time_ort_layers, time_trt_layers
-from msn_deploy.engine.onnx_cost import cost_of_file
+from msn_deploy.model.cost import cost_of_file
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from msn_deploy.pipeline.calibration_cache import look_up, store
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-    from msn_deploy.graph.sufficiency import Drift
+    from msn_deploy.quant.sufficiency import Drift
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,9 +44,9 @@ def measured_ranges(
     key: the parts "model", "images", "samples" and "preprocessing" of the cache's key; the others are added here.
     skip_zero: leave out tensors that are zero on all images, instead of an InputError. sufficiency: measure the drift.
     """
-    from msn_deploy.graph.calibrate import CALIBRATOR, ranges_from
-    from msn_deploy.graph.histograms import collect
-    from msn_deploy.graph.sufficiency import Drift, drift_curve, shuffled_groups
+    from msn_deploy.quant.calibrate import CALIBRATOR, ranges_from
+    from msn_deploy.quant.histograms import collect
+    from msn_deploy.quant.sufficiency import Drift, drift_curve, shuffled_groups
 
     parts = {
         **key,

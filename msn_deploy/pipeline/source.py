@@ -136,7 +136,7 @@ def _own_network(source: str, weights: Path | None) -> tuple[nn.Module, ModelInf
 
 
 def _open_onnx(path: Path) -> Source:
-    from msn_deploy.graph.files import info_of, input_of, read_foreign
+    from msn_deploy.model.files import info_of, input_of, read_foreign
 
     merged = read_foreign(path)
     graph = merged.model

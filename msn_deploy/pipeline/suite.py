@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from msn_deploy import __version__
-from msn_deploy.bench import BenchResult, MeasureOptions, read_environment
-from msn_deploy.bench.environment import machine_name
+from msn_deploy.bench import BenchResult, MeasureOptions
 from msn_deploy.core.artifacts import read_sidecar, sha256_of
 from msn_deploy.core.errors import InputError, InvalidMeasurement, MissingDevice
 from msn_deploy.core.progress import Progress, silent
 from msn_deploy.core.recipes import builtin_folder
 from msn_deploy.core.suites import Network, Suite
 from msn_deploy.engine import pick_backend, what_machine
+from msn_deploy.machine.environment import machine_name, read_environment
 from msn_deploy.pipeline.bench import bench, read_result, write_json
 from msn_deploy.pipeline.evaluate import evaluate
 from msn_deploy.pipeline.forms import Form, Step, files_of, is_done, make, steps_for, steps_of

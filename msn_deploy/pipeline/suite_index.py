@@ -9,13 +9,13 @@ from typing import Any
 
 from msn_deploy.bench import ArmResult, BenchResult
 from msn_deploy.bench.compare import ratio_between
-from msn_deploy.bench.environment import machine_name
 from msn_deploy.bench.stats import Ratio, holm
 from msn_deploy.core.artifacts import parent_of, publish, write_json
 from msn_deploy.core.suites import Suite
+from msn_deploy.machine.environment import machine_name
 from msn_deploy.pipeline.suite import Outcome, arm_name
-from msn_deploy.pipeline.suite_page import suite_html
-from msn_deploy.pipeline.suite_text import markdown
+from msn_deploy.report.suite_page import suite_html
+from msn_deploy.report.suite_text import markdown
 
 SCHEMA = "msn-deploy-suite/1"
 

@@ -9,7 +9,7 @@ from bench_results import layers_of
 
 from msn_deploy.bench.layers import LayerProfile, limits_of, roofline_parts
 from msn_deploy.engine import find_target
-from msn_deploy.engine.onnx_cost import Cost
+from msn_deploy.model.cost import Cost
 
 COST = Cost(batch=1, flops=3_000_000_000, weight_bytes=2_000_000, activation_bytes=4_000_000)
 

@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 from fake_sysfs import GPU, MHZ, MODELS, FakeJetson
 
-from msn_deploy.bench import MeasureOptions, Profile, compare, measure, read_environment
-from msn_deploy.bench.jetson import clocks_pinned, pinned_mhz, power_mode
+from msn_deploy.bench import MeasureOptions, Profile, compare, measure
 from msn_deploy.bench.measure import Arm
 from msn_deploy.bench.result import BenchResult
 from msn_deploy.bench.validity import Probe, block_causes, judge
 from msn_deploy.core.errors import InvalidMeasurement
+from msn_deploy.machine.environment import read_environment
+from msn_deploy.machine.jetson import clocks_pinned, pinned_mhz, power_mode
 
 OPTIONS = MeasureOptions(seconds=0.5, block_ms=10, warmup_seconds=0.01, warmup_queries=5, settle_queries=0)
 CORE = "sys/devices/system/cpu/cpu2/cpufreq/scaling_min_freq"

@@ -168,7 +168,7 @@ def test_bench_writes_json_and_a_page(ok, run_folder, tmp_path):
 def test_files_carry_the_hash_of_their_own_graph_and_bench_says_which_are_the_same(ok, run_folder):
     import onnx
 
-    from msn_deploy.graph.identity import structural_hash
+    from msn_deploy.model.identity import structural_hash
 
     told = {}
     for name in ("cnn3_msn", "cnn3_bn", "cnn3_bn.unfolded", "cnn3_msn.int8", "cnn3_msn.fp16"):

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from msn_deploy.core.verify import verify_folder
+from msn_deploy.pipeline.verify import verify_folder
 
 
 @pytest.fixture(scope="module")

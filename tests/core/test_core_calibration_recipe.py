@@ -9,7 +9,7 @@ import pytest
 from msn_deploy.core.calibration_recipe import load_calibration_recipe
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.recipes import builtin_folder
-from msn_deploy.graph.scales import check_method
+from msn_deploy.quant.scales import check_method
 
 BUILTIN = sorted(path.stem for path in builtin_folder("calibration").glob("*.toml"))
 

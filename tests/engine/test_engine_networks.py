@@ -15,12 +15,13 @@ torch = pytest.importorskip("torch", reason="the networks are built with torch")
 
 from msn_deploy.core.recipes import load_recipe  # noqa: E402
 from msn_deploy.engine import BuildOptions, build_engine_file, find_target  # noqa: E402
-from msn_deploy.graph import fold_graph, quantize, to_fp16, to_onnx  # noqa: E402
-from msn_deploy.graph.calibrate import quantised_tensors, ranges_from  # noqa: E402
-from msn_deploy.graph.histograms import collect  # noqa: E402
-from msn_deploy.graph.opset import to_opset  # noqa: E402
+from msn_deploy.graph import fold_graph, to_onnx  # noqa: E402
+from msn_deploy.model.opset import to_opset  # noqa: E402
 from msn_deploy.msn import fold_layers  # noqa: E402
 from msn_deploy.nets import build_net  # noqa: E402
+from msn_deploy.quant import quantize, to_fp16  # noqa: E402
+from msn_deploy.quant.calibrate import quantised_tensors, ranges_from  # noqa: E402
+from msn_deploy.quant.histograms import collect  # noqa: E402
 
 TARGETS = ("rtx-sm86", "rtx-sm89", "rtx-sm120")
 # Wide enough that convolution weights are most of an engine, narrow enough for a second per build.

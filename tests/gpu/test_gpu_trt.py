@@ -20,9 +20,9 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 from msn_deploy.core.errors import InputError, MissingDependency, MsnDeployError  # noqa: E402
 from msn_deploy.engine import TARGETS, BuildOptions, OrtRunner, build_engine_file, load_runner, pick_backend  # noqa: E402
 from msn_deploy.engine.cuda import BindingsCuda, CudaError, PyCuda  # noqa: E402
-from msn_deploy.engine.gpu import first_gpu  # noqa: E402
 from msn_deploy.engine.preflight import preflight  # noqa: E402
 from msn_deploy.engine.trt import TrtRunner  # noqa: E402
+from msn_deploy.machine.gpu import first_gpu  # noqa: E402
 
 GPU = first_gpu()
 LARGEST = 8

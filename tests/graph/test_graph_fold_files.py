@@ -14,7 +14,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from msn_deploy.core.errors import InputError
 from msn_deploy.graph.evaluate import run_float64
 from msn_deploy.graph.fold import fold_graph
-from msn_deploy.graph.opset import to_opset
+from msn_deploy.model.opset import to_opset
 
 
 def _model(nodes: list[NodeProto], given: list[int], made: list[int] | None, **arrays: Any) -> ModelProto:

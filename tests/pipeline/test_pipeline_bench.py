@@ -16,7 +16,7 @@ from msn_deploy.data.preprocess import measured_preprocess
 from msn_deploy.engine import OrtRunner
 from msn_deploy.pipeline import bench, export_onnx
 from msn_deploy.pipeline.evaluate import open_model
-from msn_deploy.pipeline.torch_runner import TorchRunner, torch_provider
+from msn_deploy.training.runner import TorchRunner, torch_provider
 
 QUICK = MeasureOptions(seconds=0.05, block_ms=1, warmup_seconds=0, warmup_queries=2)
 

@@ -8,7 +8,7 @@ import pytest
 from bundle_devices import BOARD, ORIN_NANO, calls, device, sh, wheel
 
 from msn_deploy.engine import TARGETS, find_target
-from msn_deploy.engine.device import board_words
+from msn_deploy.machine.device import board_words
 from msn_deploy.pipeline.bundle import bundle
 
 

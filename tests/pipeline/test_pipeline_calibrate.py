@@ -20,10 +20,10 @@ from msn_deploy.core.errors import InputError
 from msn_deploy.core.model_info import ModelInfo, Preprocess
 from msn_deploy.data import load_split
 from msn_deploy.data.preprocess import measured_preprocess
-from msn_deploy.graph.files import with_info
-from msn_deploy.graph.trt_table import parse_table
+from msn_deploy.model.files import with_info
 from msn_deploy.pipeline import calibrate
 from msn_deploy.pipeline.calibration_cache import cache_folder
+from msn_deploy.quant.trt_table import parse_table
 
 REPO = Path(msn_deploy.__file__).resolve().parent.parent
 
@@ -76,7 +76,7 @@ def test_the_second_time_the_scales_come_from_the_cache(
     first = calibrate(files["1"], out, **run)
     content = out.read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr("msn_deploy.graph.histograms.collect", lambda *_, **__: pytest.fail("the network ran again"))
+        patch.setattr("msn_deploy.quant.histograms.collect", lambda *_, **__: pytest.fail("the network ran again"))
         again = calibrate(files["1"], out, **run)
         assert again.cache.startswith("scales from cache ")
         assert out.read_bytes() == content
@@ -89,7 +89,7 @@ def test_the_second_time_the_scales_come_from_the_cache(
         ({"samples": 110, "method": "percentile", "percentile": 99.0}, "method changed"),
     ):
         assert words in calibrate(files["1"], out, **other).cache
-    monkeypatch.setattr("msn_deploy.graph.calibrate.CALIBRATOR", 99)
+    monkeypatch.setattr("msn_deploy.quant.calibrate.CALIBRATOR", 99)
     assert calibrate(files["1"], out, samples=110).cache.endswith("versions changed (calibrator 1 -> 99)")
 
 
@@ -144,7 +144,7 @@ def test_the_table_holds_the_same_scales_for_every_tensor(files: dict[str, Path]
 def test_what_is_wrong_is_said_before_the_network_runs(
     files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("msn_deploy.graph.histograms.collect", lambda *_, **__: pytest.fail("the network ran"))
+    monkeypatch.setattr("msn_deploy.quant.histograms.collect", lambda *_, **__: pytest.fail("the network ran"))
     noise = tmp_path / "noise"
     rng = np.random.default_rng(0)
     for at in range(40):

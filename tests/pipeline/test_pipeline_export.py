@@ -21,8 +21,8 @@ import msn_deploy.graph.simplify
 import msn_deploy.msn
 import msn_deploy.pipeline.export
 from msn_deploy.core.errors import FoldError, GateError, InputError, ParityError
-from msn_deploy.graph.identity import structural_hash
 from msn_deploy.graph.simplify import Simplified
+from msn_deploy.model.identity import structural_hash
 from msn_deploy.pipeline import export_onnx
 
 

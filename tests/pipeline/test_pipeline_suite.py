@@ -9,8 +9,8 @@ import suite_case
 
 from msn_deploy.core.suites import load_suite
 from msn_deploy.pipeline.suite import cases_of, default_out
-from msn_deploy.pipeline.suite_page import suite_html
-from msn_deploy.pipeline.suite_text import findings, markdown
+from msn_deploy.report.suite_page import suite_html
+from msn_deploy.report.suite_text import findings, markdown
 
 BENCHMARKS = Path(__file__).resolve().parent.parent.parent / "benchmarks"
 

@@ -13,9 +13,9 @@ from torch import Tensor
 import msn_deploy
 from msn_deploy.core.artifacts import parent_of, read_sidecar
 from msn_deploy.core.model_info import Preprocess
-from msn_deploy.core.verify import verify_folder
 from msn_deploy.msn import fold
 from msn_deploy.nets import build_net
+from msn_deploy.pipeline.verify import verify_folder
 from msn_deploy.training import import_checkpoint, load_checkpoint
 from msn_deploy.training.authors import state_of
 from msn_deploy.training.authors_layout import layout_of

@@ -16,8 +16,8 @@ from PIL import Image
 
 from msn_deploy.core.errors import GateError, InputError
 from msn_deploy.core.recipes import Recipe, load_recipe
-from msn_deploy.core.verify import verify_folder
 from msn_deploy.nets.dcgan import latents
+from msn_deploy.pipeline.verify import verify_folder
 from msn_deploy.training import TrainResult, gan, load_checkpoint, train_gan
 from msn_deploy.training.checkpoint import read_tensors
 from msn_deploy.training.distributed import World

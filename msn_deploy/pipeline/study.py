@@ -1,0 +1,110 @@
+"""A study: one recipe trained with several norms, and what their trainings look like from inside, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from msn_deploy.core.artifacts import Parent, parent_of, publish
+from msn_deploy.core.errors import InputError
+from msn_deploy.core.model_info import NORMS
+from msn_deploy.core.optional import require
+from msn_deploy.core.progress import Progress, silent
+from msn_deploy.core.recipes import Recipe, did_you_mean
+from msn_deploy.report.claims import judge_claims
+from msn_deploy.report.curves import CURVE_VERSIONS, line_chart
+from msn_deploy.report.study_page import Study, panels_of, render
+from msn_deploy.training.checkpoint import TRAIN_VERSIONS
+from msn_deploy.training.dynamics import Dynamics
+from msn_deploy.training.loop import train
+
+SCHEMA = 1
+
+
+def study(
+    recipe: Recipe,
+    norms: Sequence[str],
+    *,
+    out: Path,
+    device: str = "auto",
+    limit_train: int | None = None,
+    every: int = 5,
+    tell: Callable[[str], None] = lambda text: None,
+    progress: Progress = silent,
+) -> Study:
+    """Train the recipe with each norm, watched; write `study.json`, `.html` and `.png` beside the checkpoints.
+
+    every: steps from one look to the next; the training itself is not changed by being looked at. tell gets a line
+    before each training. Raises what `train` raises, and InputError for norms that are unknown or named twice.
+    """
+    require("matplotlib", step="study")
+    if recipe.gan is not None:
+        raise InputError(f"{recipe.name} is a GAN; `study` looks at classifiers.\nIts history has its statistics.")
+    for norm in norms:
+        if norm not in NORMS:
+            raise InputError(f"unknown norm {norm!r}{did_you_mean(norm, NORMS)}")
+    if not norms or len(set(norms)) < len(norms):
+        raise InputError(f"--norms must name different norms, got {','.join(norms) or 'none'}.")
+    found: dict[str, dict[str, Any]] = {}
+    parents: list[Parent] = []
+    for norm in norms:
+        chosen = recipe.override(norm=norm)
+        tell(f"training {chosen.name} for {chosen.train.epochs} epochs on {chosen.data}")
+        probe = Dynamics(every=every)
+        trained = train(chosen, out=out, device=device, limit_train=limit_train, progress=progress, probe=probe)
+        probe.finish()
+        if not probe.windows:
+            raise InputError(
+                f"{chosen.name} trains too few steps for a study, or has no convolution.\n"
+                "Use more images or epochs, or a smaller `--every`."
+            )
+        parents.append(parent_of(trained.checkpoint, role=f"checkpoint:{norm}"))
+        log = trained.checkpoint.with_suffix(".history.jsonl")
+        parents.append(parent_of(log, role=f"history:{norm}"))
+        found[norm] = {
+            "parameters": probe.parameters,
+            "layers": probe.layers,
+            "windows": probe.windows,
+            "history": trained.history,
+        }
+    first = recipe.override(norm=norms[0]).to_dict()
+    result = Study(
+        recipe=first,
+        norms=found,
+        claims=judge_claims(found),
+        page=out / "study.html",
+        result=out / "study.json",
+    )
+    config = {"recipe": first, "norms": list(norms), "every": every, "limit_train": limit_train, "device": device}
+    versions = (*TRAIN_VERSIONS, *CURVE_VERSIONS)
+    picture = line_chart(panels_of(result), kind="png")
+    for path, kind, content in (
+        (result.result, "study", to_json(result).encode()),
+        (out / "study.png", "curves", picture),
+        (result.page, "report", render(result).encode()),
+    ):
+        publish(path, partial(_write, content=content), kind=kind, parents=parents, versions=versions, config=config)
+    return result
+
+
+def _write(path: Path, *, content: bytes) -> None:
+    path.write_bytes(content)
+
+
+def to_json(result: Study) -> str:
+    """Return the whole study as JSON text, numbers to six significant digits."""
+    import json
+    from dataclasses import asdict
+
+    content = {"schema": SCHEMA, "recipe": result.recipe, "claims": [asdict(each) for each in result.claims]}
+    return json.dumps({**content, "norms": _short(result.norms)}) + "\n"
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {key: _short(item) for key, item in value.items()}
+    return [_short(item) for item in value] if isinstance(value, list) else value

@@ -1,0 +1,189 @@
+"""Is every file of a run folder still what its sidecar recorded, and made from what lies there, down to the data?
+
+Files are told apart by their SHA-256, so one that was moved or renamed is still the parent of its children. What is
+named is the cause: a file made from one that is broken is no second fault, it is "stale".
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from msn_deploy.core.artifacts import Parent
+from msn_deploy.core.errors import InputError
+from msn_deploy.pipeline.run_files import Entry, read_folder
+
+DataCheck = Callable[[Parent], bool | None]
+"""Whether data is what was recorded; None where that can't be said."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """From an artifact to one parent: its role, the file (or data) it is, the first digits of its SHA-256.
+
+    state: "here" (`name` is its path in the folder, whatever it was called), "elsewhere" (not in the folder, or data
+    that was not looked at), "as recorded" (data that was looked at) or "changed".
+    """
+
+    role: str
+    name: str
+    sha256: str
+    state: str
+
+    @property
+    def is_data(self) -> bool:
+        """Whether the parent is a set of images, and no file."""
+        return self.role.startswith("data")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One file of a run folder, or data that changed.
+
+    verdict: "ok", "broken", "stale" (as recorded itself, but made from something broken) or "unknown" (no sidecar
+    speaks of it), and why. depth: how many generations of parents in the folder it has.
+    """
+
+    file: str
+    verdict: str
+    why: str = ""
+    kind: str = ""
+    parents: tuple[Link, ...] = ()
+    depth: int = 0
+
+
+def verify_folder(folder: Path, *, data: DataCheck | None = None) -> list[Finding]:
+    """Check every file below a folder against the sidecars, in name order.
+
+    A file is broken if its bytes differ from its sidecar, if its sidecar cannot be read or speaks of a file that is
+    gone, if a parent that lies beside it or above it is another one now, or if its parents go round in a circle. data:
+    checks the images that artifacts name as parents; without it they are not looked at.
+    Raises InputError if the folder holds no sidecar.
+    """
+    if not os.path.isdir(folder):
+        raise InputError(f"{folder} is not a folder.\n`verify` takes the output folder of a run.")
+    entries = read_folder(folder)
+    if not any(entry.covered for entry in entries):
+        raise InputError(f"{folder} holds no artifact of msn-deploy (no sidecar files).")
+    findings = {entry.name: Finding(file=entry.name, verdict=entry.verdict, why=entry.why) for entry in entries}
+    places = _Places(entries)
+    checked: dict[tuple[str, str], Link] = {}
+    for entry in entries:
+        if entry.sidecar is None:
+            continue
+        links = []
+        for parent in entry.sidecar.parents:
+            if parent.is_data:
+                key = (parent.file, parent.sha256)
+                if key not in checked:
+                    checked[key] = _data_link(parent, data)
+                links.append(replace(checked[key], role=parent.role))
+            else:
+                links.append(places.link(entry, parent))
+        finding = replace(findings[entry.name], kind=entry.sidecar.kind, parents=tuple(links))
+        other = next((link for link in links if link.state == "changed" and not link.is_data), None)
+        if finding.verdict == "ok" and other is not None:
+            finding = replace(finding, verdict="broken", why=f"made from another {other.name} than the one here")
+        findings[entry.name] = finding
+        for link in links:
+            if link.state == "here" and findings[link.name].verdict == "unknown":
+                why = f"no sidecar; {entry.name} was made from it"
+                findings[link.name] = replace(findings[link.name], why=why)
+    for link in checked.values():
+        if link.state == "changed":
+            why = f"these images are no longer those of SHA-256 {link.sha256}"
+            findings[link.name] = Finding(file=link.name, verdict="broken", why=why, kind=link.role)
+    _walk(findings)
+    return sorted(findings.values(), key=lambda finding: finding.file)
+
+
+def first_broken(findings: list[Finding]) -> Finding | None:
+    """Return the broken link with the fewest generations before it, or None if all is well."""
+    broken = [finding for finding in findings if finding.verdict == "broken"]
+    return min(broken, key=lambda finding: (finding.depth, finding.file), default=None)
+
+
+def _data_link(parent: Parent, data: DataCheck | None) -> Link:
+    same = None if data is None else data(parent)
+    state = "elsewhere" if same is None else "as recorded" if same else "changed"
+    return Link(role=parent.role, name=parent.file, sha256=parent.sha256[:12], state=state)
+
+
+class _Places:
+    """Where a parent lies: by its bytes, or by what a sidecar says the bytes of a damaged file were."""
+
+    def __init__(self, entries: list[Entry]) -> None:
+        self.names = {entry.name: entry for entry in entries}
+        self.found: dict[str, list[Entry]] = {}
+        self.recorded: dict[str, list[Entry]] = {}
+        for entry in entries:
+            if entry.sha256 is not None:
+                self.found.setdefault(entry.sha256, []).append(entry)
+            if entry.sidecar is not None:
+                self.recorded.setdefault(entry.sidecar.sha256, []).append(entry)
+
+    def link(self, child: Entry, parent: Parent) -> Link:
+        """Find the parent of a child; of several files of the same bytes, the one called and placed as recorded."""
+        near = self._near(child, parent.file)
+        for kind in (self.found, self.recorded):
+            # A file is not made from itself; one of the same bytes can be (an export of what needed no change).
+            same = [entry for entry in kind.get(parent.sha256, ()) if entry is not child]
+            if same:
+                here = next((entry for entry in near if entry in same), same[0])
+                return Link(role=parent.role, name=here.name, sha256=parent.sha256[:12], state="here")
+        other = [entry for entry in near if entry is not child and entry.sha256 is not None]
+        state, name = ("changed", other[0].name) if other else ("elsewhere", parent.file)
+        return Link(role=parent.role, name=name, sha256=parent.sha256[:12], state=state)
+
+    def _near(self, child: Entry, name: str) -> list[Entry]:
+        """Return the files of a name beside the child and in the folders above it, the nearest first.
+
+        Not those in other folders: several runs of one recipe give files of the same names.
+        """
+        parts = child.name.split("/")[:-1]
+        candidates = ("/".join([*parts[:end], name]) for end in range(len(parts), -1, -1))
+        return [self.names[path] for path in candidates if path in self.names]
+
+
+def _walk(findings: dict[str, Finding]) -> None:
+    """Go from parents to children: fill in depths, call circles broken and what comes from something broken stale."""
+    parents = {
+        name: {link.name for link in finding.parents if link.state in ("here", "changed")} & set(findings) - {name}
+        for name, finding in findings.items()
+    }
+    children: dict[str, set[str]] = {name: set() for name in findings}
+    for name, above in parents.items():
+        for each in above:
+            children[each].add(name)
+    ready = _peeled(findings, parents, children)
+    for name in ready:
+        for child in children[name]:
+            findings[child] = replace(findings[child], depth=max(findings[child].depth, findings[name].depth + 1))
+    # What is left has a circle above it; without what merely comes from a circle, the circles themselves.
+    left = set(findings) - set(ready)
+    for name in left - set(_peeled(left, children, parents)):
+        if findings[name].verdict == "ok":
+            findings[name] = replace(findings[name], verdict="broken", why="its parents go round in a circle")
+    causes = sorted((each for each in findings.values() if each.verdict == "broken"), key=lambda each: each.depth)
+    for cause in causes:
+        ahead = [cause.file]
+        while ahead:
+            for name in children[ahead.pop()]:
+                if findings[name].verdict == "ok":
+                    findings[name] = replace(findings[name], verdict="stale", why=f"comes from {cause.file}")
+                    ahead.append(name)
+
+
+def _peeled(names: Iterable[str], above: Mapping[str, set[str]], below: Mapping[str, set[str]]) -> list[str]:
+    """Return the names that no circle lies above, each after all that is above it."""
+    names = set(names)
+    waiting = {name: len(above[name] & names) for name in names}
+    ready = sorted(name for name, count in waiting.items() if not count)
+    for name in ready:  # grows while it is walked
+        for each in sorted(below[name] & names):
+            waiting[each] -= 1
+            if not waiting[each]:
+                ready.append(each)
+    return ready

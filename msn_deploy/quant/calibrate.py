@@ -1,0 +1,66 @@
+"""Which range do the activations of a graph take on real images? Every tensor that will be quantised, every image."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from onnx import ModelProto
+
+from msn_deploy.core.calibration_recipe import DEFAULT_METHOD
+from msn_deploy.core.errors import InputError
+from msn_deploy.core.progress import Progress, silent
+from msn_deploy.model.files import info_of
+from msn_deploy.quant.calibration_checks import check_images, examine
+from msn_deploy.quant.histograms import LEAST, Histograms, Images, collect
+from msn_deploy.quant.placement import place
+from msn_deploy.quant.scales import DEFAULT_PERCENTILE, check_method, range_of
+
+CALIBRATOR = 1  # to be raised when the same images give other ranges
+_LOG = logging.getLogger(__name__)
+
+
+def calibrate_ranges(
+    model: ModelProto,
+    images: Images,
+    *,
+    method: str = DEFAULT_METHOD,
+    percentile: float = DEFAULT_PERCENTILE,
+    tensors: Sequence[str] | None = None,
+    progress: Progress = silent,
+) -> dict[str, float]:
+    """Return the largest magnitude to represent, per tensor that will be quantised, on the given images.
+
+    model: FP32. images: (N, C, H, W), preprocessed. method, percentile: see `scales`.
+    tensors: which; None: `quantised_tensors` of the model. The same images give the same bits, see `collect`.
+    Raises InputError for images that cannot tell (`check_images`; what is doubtful is logged), for values that are not
+    finite and for tensors that are zero on all images.
+    """
+    check_method(method, percentile)
+    info = info_of(model, source="the model")
+    for doubt in check_images(examine(images), None if info is None else info.preprocess):
+        _LOG.warning("%s", doubt)
+    found = collect(model, images, quantised_tensors(model) if tensors is None else tensors, progress=progress)
+    return ranges_from(found, method=method, percentile=percentile)
+
+
+def ranges_from(
+    found: Histograms, *, method: str, percentile: float = DEFAULT_PERCENTILE, skip_zero: bool = False
+) -> dict[str, float]:
+    """Return the range of each tensor, over all images that were counted.
+
+    A tensor that is zero on all of them is left out with skip_zero, else an InputError.
+    """
+    ranges = {}
+    for name, (counts, edge, largest) in sorted(found.first(None).items()):
+        if edge < LEAST and skip_zero:
+            continue
+        if edge < LEAST:
+            raise InputError(f"{name} is {edge:.3g} on all calibration images: nothing to scale by.")
+        ranges[name] = range_of(counts, edge, largest, method=method, percentile=percentile)
+    return ranges
+
+
+def quantised_tensors(model: ModelProto) -> list[str]:
+    """Return the names of the activations that `quantize` gives a Q/DQ pair."""
+    return list(place(model).tensors)

@@ -1,0 +1,233 @@
+import os
+import re
+from pathlib import Path
+
+import doctor_machines
+import pytest
+from doctor_machines import ARM, GIB, MACHINES, PAGE, Machine, clocks, judged, power
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from msn_deploy.machine import checks
+from msn_deploy.machine.checks import build_peak_mib
+from msn_deploy.machine.libraries import cuda_version, find_libraries, has_compiler, same_release, version_in
+from msn_deploy.machine.power_mode import read_clocks, read_power_mode
+from msn_deploy.machine.probe import Probe, exists, names_in, read_start, read_text
+
+ELF = b"\x7fELF" + bytes(100)
+
+
+def lines(name, folder):
+    return {check.name: check for check in judged(name, folder)}
+
+
+def write(root: Path, name: str, content: bytes) -> Path:
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.skipif(not PAGE.is_file(), reason="needs the source tree")
+def test_the_page_shows_what_doctor_says(tmp_path_factory):
+    """After a change: PYTHONPATH=. python tests/engine/doctor_machines.py."""
+    assert PAGE.read_text() == doctor_machines.page(lambda name: tmp_path_factory.mktemp(name))
+
+
+@pytest.mark.parametrize(
+    ("name", "problems", "warnings"),
+    [
+        ("jetpack6", set(), {"clocks"}),
+        ("jetpack6-container", set(), set()),
+        ("jetpack6-bare-container", {"gpu", "runtime"}, {"jetson", "image", "power mode", "clocks"}),
+        ("jetpack6-second-tensorrt", {"onnx", "tensorrt", "rights"}, {"pycuda", "runtime", "clocks", "disk"}),
+        ("jetpack60-other-image", {"image"}, {"power mode", "clocks"}),
+        ("jetpack5", {"tensorrt"}, {"pycuda", "jetson", "clocks"}),
+        ("jetpack5-short-files", {"libraries", "image"}, {"pycuda", "jetson", "power mode", "clocks"}),
+        ("jetpack4", {"onnxruntime", "onnx", "tensorrt"}, {"pycuda", "jetson", "clocks", "memory"}),
+        ("jetpack7-thor", set(), {"clocks"}),
+        ("jetpack7-orin", set(), {"image", "memory"}),
+        ("workstation-gpu", set(), set()),
+        ("workstation", {"onnxruntime", "onnx"}, {"torch", "tensorrt", "gpu"}),
+        ("wsl", set(), set()),
+        ("container", set(), {"torch", "tensorrt", "gpu"}),
+        ("raspberry", set(), {"torch", "tensorrt", "gpu"}),
+        ("empty", {"onnxruntime", "onnx"}, {"torch", "tensorrt", "gpu", "memory"}),
+    ],
+)
+def test_the_verdicts_on_every_machine(tmp_path, name, problems, warnings):
+    found = lines(name, tmp_path)
+    assert {each.name for each in found.values() if each.verdict == "problem"} == problems
+    assert {each.name for each in found.values() if each.verdict == "warning"} == warnings
+    assert all(each.hint for each in found.values() if each.verdict != "ok")
+
+
+def test_every_faked_machine_has_its_verdicts_above():
+    mark = next(mark for mark in test_the_verdicts_on_every_machine.pytestmark if mark.name == "parametrize")
+    assert [row[0] for row in mark.args[1]] == list(MACHINES)
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "found", "hint"),
+    [
+        ("jetpack6-bare-container", "gpu", "no GPU device file", "docker run --runtime nvidia"),
+        ("jetpack6-bare-container", "jetson", "by its kernel JetPack 6", "-v /etc/nv_tegra_release"),
+        ("jetpack6-second-tensorrt", "tensorrt", "tensorrt_libs", "pip uninstall -y tensorrt"),
+        ("jetpack6-second-tensorrt", "rights", "may not open /dev/nvhost-gpu, /dev/nvmap", "usermod -aG video,render"),
+        ("jetpack60-other-image", "image", "r36.4.0, host L4T 36.3.0", "BASE_IMAGE"),
+        ("jetpack5-short-files", "libraries", "link to nothing and 2 more", "--runtime nvidia"),
+        ("jetpack4", "jetson", "L4T 32.7.1 (JetPack 4)", "trtexec"),
+        ("jetpack7-orin", "image", "TensorRT 10.13.3 where JetPack 7 has 10.16", "BASE_IMAGE"),
+        ("jetpack7-orin", "memory", "a build may take 1.6 GiB", "--workspace-mib"),
+        ("jetpack6", "runtime", "nvidia", '-v "$PWD":/data msn-deploy'),
+        ("jetpack7-thor", "runtime", "CDI", "docker run"),
+    ],
+)
+def test_a_line_says_what_was_found_and_what_to_type(tmp_path, name, line, found, hint):
+    check = lines(name, tmp_path)[line]
+    assert found in check.found
+    assert hint in check.hint
+
+
+def test_a_short_library_is_named_with_its_size(tmp_path):
+    write(tmp_path, f"{ARM}/libnvinfer.so.10.3.0", b"")
+    write(tmp_path, f"{ARM}/libnvinfer_plugin.so.10.3.0", b"\x7fELF")
+    write(tmp_path, f"{ARM}/libnvonnxparser.so.10", b"version https://git-lfs.github.com/spec/v1\n" * 3)
+    write(tmp_path, f"{ARM}/libcuda.so.1", ELF)
+    write(tmp_path, f"{ARM}/libnvinfer.so.10.3.0.bak", b"")
+    (tmp_path / ARM / "libcudart.so.12").symlink_to("libcudart.so.12.6.68")
+    faults = {each.path.rpartition("/")[2]: each.fault for each in find_libraries(tmp_path)}
+    assert faults == {
+        "libnvinfer.so.10.3.0": "file too short (0 bytes)",
+        "libnvinfer_plugin.so.10.3.0": "file too short (4 bytes)",
+        "libnvonnxparser.so.10": "invalid ELF header",
+        "libcuda.so.1": "",
+        "libcudart.so.12": "link to nothing",
+    }
+    found = {each.name: each for each in checks(Probe(root=tmp_path, installed=lambda name: None))}
+    assert found["libraries"].verdict == "problem"
+    assert f"/{ARM}/libcudart.so.12" in found["libraries"].found
+
+
+def test_versions_come_from_the_names_of_libraries(tmp_path):
+    for name in ("libnvinfer.so.10", "libnvinfer.so.10.3.0", "libcudart.so.12.6.68"):
+        write(tmp_path, f"{ARM}/{name}", ELF)
+    libraries = find_libraries(tmp_path)
+    assert version_in(libraries, "libnvinfer") == "10.3.0"
+    assert version_in(libraries, "libcuda") is None
+    assert cuda_version(tmp_path, libraries) == "12.6.68"
+    assert not has_compiler(tmp_path)
+    write(tmp_path, "usr/local/cuda-10.2/version.txt", b"CUDA Version 10.2.300\n")
+    write(tmp_path, "usr/local/cuda-10.2/bin/nvcc", b"")
+    assert cuda_version(tmp_path, libraries) == "10.2.300"
+    assert has_compiler(tmp_path)
+    for one, other, same in (("10.3.0", "10.3.1", True), ("10.13", "10.3", False), ("8", "8.5", True)):
+        assert same_release(one, other) is same
+
+
+@pytest.mark.parametrize(
+    ("image", "host", "verdict"),
+    [
+        ("nvcr.io/nvidia/l4t-jetpack:r36.4.0", "36.5.0", "ok"),
+        ("nvcr.io/nvidia/l4t-jetpack:r36.2.0", "36.4.3", "problem"),
+        ("nvcr.io/nvidia/l4t-jetpack:r35.2.1", "35.6.0", "ok"),
+        ("nvcr.io/nvidia/l4t-jetpack:r35.4.1", "36.3.0", "problem"),
+        ("nvcr.io/nvidia/l4t-base:r38.2.0", "39.0.0", "ok"),
+        ("nvcr.io/nvidia/l4t-tensorrt:r10.3.0-runtime", "36.4.3", "ok"),
+        ("nvcr.io/nvidia/l4t-tensorrt:r10.3.0-runtime", "36.3.0", "warning"),
+        ("ubuntu:22.04", "36.4.3", "ok"),
+    ],
+)
+def test_an_image_has_to_fit_its_host(tmp_path, image, host, verdict):
+    major, _, minor = host.partition(".")
+    files = MACHINES["jetpack6-container"].files | {
+        "etc/msn-deploy/base-image": image,
+        "etc/nv_tegra_release": f"# R{major} (release), REVISION: {minor}, GCID: 1\n",
+    }
+    found = checks(Machine(title="", files=files).build(tmp_path))
+    assert next(each.verdict for each in found if each.name == "image") == verdict
+
+
+def test_the_peak_of_a_build_counts_libraries_and_model(tmp_path):
+    machine = MACHINES["jetpack7-orin"].build(tmp_path)
+    libraries = find_libraries(machine.root)
+    alone = build_peak_mib(libraries)
+    # libnvinfer once, whatever links and copies of it there are, and the resources of the builder
+    assert alone == pytest.approx(556 + (220_000_000 + 900_000_000) / 2**20)
+    assert build_peak_mib(libraries, model_bytes=100 * 2**20) == pytest.approx(alone + 400)
+    memory = {size: next(c for c in checks(machine, model_bytes=size) if c.name == "memory") for size in (0, 2 * GIB)}
+    assert "9.6 GiB" in memory[2 * GIB].found
+    assert memory[0].found != memory[2 * GIB].found
+
+
+def test_power_mode_and_clocks(tmp_path):
+    Machine(title="", files=power(2, "15W", "25W", "MAXN_SUPER") | clocks(306, 1020)).build(tmp_path)
+    mode = read_power_mode(tmp_path)
+    assert (mode.name, mode.modes) == ("MAXN_SUPER", ("15W", "25W", "MAXN_SUPER"))
+    gpu, core = read_clocks(tmp_path)
+    assert (gpu.name, gpu.lowest_mhz, gpu.highest_mhz, gpu.pinned) == ("GPU", 306, 1020, False)
+    assert (core.name, core.highest_mhz, core.pinned) == ("cpu0", 1510, True)
+    write(tmp_path, "var/lib/nvpmodel/status", b"pmode:0009")
+    assert read_power_mode(tmp_path).name == "id 9"
+    write(tmp_path, "sys/class/devfreq/15340000.vic/min_freq", b"1")  # another device than the GPU
+    assert len(read_clocks(tmp_path)) == 2
+
+
+def test_what_is_no_plain_file_is_not_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")  # opening it would wait for ever
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    write(tmp_path, "huge", b"ab\0\x1b[31mc\n" + bytes(10**6))
+    assert [read_text(tmp_path / name) for name in ("pipe", "zero", "gone", ".")] == [None] * 4
+    assert read_text(tmp_path / "huge") == "ab[31mc"  # no escape sequence reaches the terminal
+    assert len(read_start(tmp_path / "huge", 10**9)) > 10**6
+
+
+def test_what_may_not_be_read_is_not_there(tmp_path, monkeypatch):
+    def refuse(*args, **options):
+        raise PermissionError(13, "Permission denied")
+
+    write(tmp_path, "file", b"text")
+    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(Path, "exists", refuse)
+    monkeypatch.setattr(os, "listdir", refuse)
+    assert (read_text(tmp_path / "file"), exists(tmp_path / "file"), names_in(tmp_path)) == (None, False, [])
+    assert checks(Probe(root=tmp_path, installed=lambda name: None))
+
+
+def test_a_folder_that_was_deleted_has_no_disk(tmp_path):
+    def gone(folder):
+        raise FileNotFoundError(2, "No such file or directory")
+
+    found = checks(Probe(root=tmp_path, installed=lambda name: None, free_bytes=gone))
+    assert next(each for each in found if each.name == "disk").found == "unknown (No such file or directory)"
+
+
+READ = sorted({name for machine in MACHINES.values() for name in machine.files if not name.startswith("dev/")})
+WORDS = (
+    "R36 (release), REVISION: ",
+    "pmode:",
+    "< POWER_MODEL ID=",
+    " NAME=",
+    ">",
+    "MemTotal: ",
+    " kB",
+    "MemAvailable: ",
+)
+JUNK = st.one_of(
+    st.binary(max_size=80),
+    st.lists(st.sampled_from([*WORDS, "9" * 5000, "1.2.3", "\n", "[" * 5000, "٣", "NVIDIA Orin"])).map(
+        lambda parts: "".join(parts).encode()
+    ),
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(contents=st.dictionaries(st.sampled_from(READ), JUNK, min_size=1), board=JUNK)
+def test_whatever_the_files_hold_there_is_an_answer(tmp_path_factory, contents, board):
+    root = tmp_path_factory.mktemp("root")
+    for name, content in {**contents, "proc/device-tree/model": board}.items():
+        write(root, name, content)
+    for probe in (Probe(root=root, installed=lambda name: "?"), Probe(root=root, installed=lambda name: None)):
+        found = checks(probe)
+        assert {each.verdict for each in found} <= {"ok", "warning", "problem"}
+        assert not any(re.search(r"[\x00-\x08\x1b\x7f]", each.found) for each in found)

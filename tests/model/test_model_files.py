@@ -1,0 +1,74 @@
+"""ONNX files and the metadata in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+import pytest
+from onnx import ModelProto
+
+from msn_deploy.core.errors import InputError
+from msn_deploy.core.model_info import ModelInfo
+from msn_deploy.model.files import check, info_of, input_of, read_graph, with_info
+from msn_deploy.model.identity import structural_hash
+
+INFO = ModelInfo(net="cnn3", norm="msn", folded=True, classes=("a", "b"), data="digits")
+
+
+def test_the_info_travels_in_the_file(tmp_path: Path, tiny: Callable[..., ModelProto]) -> None:
+    graph = tiny()
+    onnx.helper.set_model_props(graph, {"made_by": "something else", "stale": "yes"})
+    path = tmp_path / "net.onnx"
+    path.write_bytes(with_info(graph, INFO))
+    read = read_graph(path)
+    assert info_of(read, source=str(path)) == replace(INFO, graph=structural_hash(tiny()))
+    assert [entry.key for entry in read.metadata_props] == ["msn_deploy"]
+    assert with_info(tiny(), INFO) == path.read_bytes()
+
+
+def test_a_file_of_others_has_no_info_and_a_damaged_one_is_named(tiny: Callable[..., ModelProto]) -> None:
+    graph = tiny()
+    assert info_of(graph, source="net.onnx") is None
+    onnx.helper.set_model_props(graph, {"msn_deploy": "{"})
+    with pytest.raises(InputError, match=r"net\.onnx holds damaged metadata"):
+        info_of(graph, source="net.onnx")
+
+
+def test_every_truncation_is_refused(saved: Callable[..., Path], tiny: Callable[..., ModelProto]) -> None:
+    path = saved(tiny())
+    whole = path.read_bytes()
+    for kept in range(len(whole)):
+        path.write_bytes(whole[:kept])
+        with pytest.raises(InputError, match=r"net\.onnx"):
+            read_graph(path)
+
+
+def test_an_invalid_graph_is_refused(saved: Callable[..., Path], tiny: Callable[..., ModelProto]) -> None:
+    graph = tiny()
+    graph.graph.node[0].op_type = "Convolve"
+    with pytest.raises(InputError, match=r"net\.onnx is not valid ONNX: .*Convolve") as caught:
+        read_graph(saved(graph))
+    assert len(str(caught.value).splitlines()) == 1
+    graph = tiny()
+    graph.graph.input[0].type.tensor_type.shape.dim[2].dim_value = 5  # what shape inference alone can see
+    with pytest.raises(InputError, match="the graph is not valid ONNX"):
+        check(graph, source="the graph")
+
+
+def test_the_input_and_its_open_sizes(tiny: Callable[..., ModelProto]) -> None:
+    graph = tiny()
+    assert input_of(graph, source="x") == ("x", (1, 2, 3, 3))
+    graph.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "batch"
+    assert input_of(graph, source="x") == ("x", (None, 2, 3, 3))
+
+
+def test_weights_among_the_inputs_do_not_count_as_such(tiny: Callable[..., ModelProto]) -> None:
+    graph = tiny()
+    graph.graph.input.append(onnx.helper.make_tensor_value_info("w", onnx.TensorProto.FLOAT, (2, 2, 1, 1)))
+    assert input_of(graph, source="net.onnx")[0] == "x"
+    graph.graph.input.append(onnx.helper.make_tensor_value_info("mask", onnx.TensorProto.FLOAT, (1,)))
+    with pytest.raises(InputError, match=r"net\.onnx has 2 inputs"):
+        input_of(graph, source="net.onnx")

@@ -1,0 +1,3 @@
+"""Graphs to work on."""
+
+from graph_fixtures import *  # noqa: F403

@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+import re
+
+import pytest
+from bench_report_page import THREE, Page, result_of
+from bench_results import NAMES, contrast, realistic
+
+from msn_deploy.report.bench import render_html
+from msn_deploy.report.page import DARK, LIGHT
+from msn_deploy.report.svg import Scale, shortened, tick_text
+from msn_deploy.report.tables import bytes_text, decimals_for, heading_of, value_text
+
+HOSTILE = "</title></svg><script>alert('x')</script><img src=x onerror=\"a()\">&amp;"
+
+
+def test_page_is_well_formed_and_says_what_was_found():
+    page = Page(render_html(result_of(THREE), title="Three rows"))
+    text = page.text
+    assert "Three rows" in text
+    assert re.search(r"BN folded\s+is faster than BN unfolded: it takes 2[23]\.\d % less time", text)
+    assert re.search(r"MSN folded\s+and BN folded are equally fast", text)
+    assert "SAME is the expected result" in text
+    assert "cd" * 32 in text
+    assert "a processor" in text
+
+
+def test_nothing_is_loaded_from_outside():
+    html = render_html(result_of(THREE), title="t")
+    assert "http" not in html
+    assert "//" not in html
+    assert not re.search(r"url\(|@import|<script|<iframe|<object|\bsrc=", html)
+    assert [tag["href"] for tag in Page(html).all("link")] == ["data:,"]
+
+
+def test_every_string_is_escaped():
+    levels = {f"{HOSTILE} {n} unfolded": 1.0 for n in range(3)}
+    result = result_of(
+        levels, facts={HOSTILE: HOSTILE, "file": HOSTILE}, environment={"cpu": HOSTILE, HOSTILE: [HOSTILE]}
+    )
+    stages = [{"network": HOSTILE, HOSTILE: HOSTILE, "bytes": 3}]
+    html = render_html(result, title=HOSTILE, stages=stages)
+    assert "<script" not in html
+    assert "<img" not in html
+    page = Page(html)  # also shows that no attribute or tag was broken open
+    assert not [tag for tag, attributes in page.tags if "onerror" in attributes]
+    assert page.text.count("alert('x')") > 10
+
+
+def test_every_plot_is_described_and_has_its_table():
+    page = Page(render_html(result_of(THREE), title="t"))
+    drawings = page.all("svg")
+    assert len(drawings) == 6  # three plots, each in a wide and a narrow cut
+    assert {d["class"] for d in drawings} == {"wide", "narrow"}
+    for drawing in drawings:
+        assert drawing["role"] == "img"
+        assert all(name in drawing["aria-label"] for name in THREE if name != "BN unfolded")
+    captions = page.text
+    for caption in ("Milliseconds per query", "Ratio of latencies; below 1 is faster", "in each tenth of the run"):
+        assert caption in captions
+    assert all("aria-label" in region for region in page.all("div") if region.get("class") == "scroll")
+
+
+def test_drawn_positions_lie_inside_their_drawing():
+    wild = {"a": 0.01, "b": 1.0, "c": 250.0}
+    results = [result_of(levels, noise=0.3) for levels in (THREE, wild, {"only": 2.0})]
+    for result in (*results, realistic()):
+        html = render_html(result, title="t")
+        for width, body in re.findall(r'<svg [^>]*viewBox="0 0 (\d+) \d+"[^>]*>(.*?)</svg>', html, re.S):
+            places = [float(x) for x in re.findall(r'\b(?:x|x1|x2|cx)="(-?[\d.]+)"', body)]
+            assert places
+            assert min(places) >= 0
+            assert max(places) <= float(width)
+
+
+def test_a_hundred_thousand_samples_stay_below_the_size_limit():
+    result = realistic(rounds=500, queries=25, dirty=380)
+    assert sum(arm.queries for arm in result.arms) == 100_000
+    assert result.validity.dirty_blocks == 380
+    assert len(render_html(result, title="t").encode()) < 500_000  # of 1.5 MB that it may take
+
+
+def test_few_queries_show_a_dash_and_say_why():
+    html = render_html(result_of(THREE, queries=1), title="t")
+    assert "p99 needs 662" in Page(html).text
+    assert "p99 needs 662" not in Page(render_html(result_of(THREE), title="t")).text
+
+
+def test_one_arm_needs_no_ratio():
+    text = Page(render_html(result_of({"only": 2.0}), title="t")).text
+    assert re.search(r"only\s+answers in 2\.0\d ms", text)
+    assert "How much faster" not in text
+
+
+@pytest.mark.parametrize(("level", "words"), [(1.2, "more time"), (5.0, "5 times as long"), (0.2, "0.2 times as long")])
+def test_findings_by_verdict(level, words):
+    assert words in Page(render_html(result_of({"a": 1.0, "b": level}, noise=1e-4), title="t")).text
+
+
+def test_an_unsettled_comparison_says_so():
+    text = Page(render_html(result_of({"a": 1.0, "b": 1.015}, noise=0.2, queries=5), title="t")).text
+    assert "is not settled" in text
+
+
+def test_stages_become_columns_by_their_keys():
+    stages = [
+        {"network": "MSN", "stage": "ONNX", "accuracy": 0.98333, "bytes": 2048, "engine_weight_bytes": None},
+        {"network": "MSN", "stage": "INT8", "accuracy": 0.98, "bytes": 512, "latency_ms": 0.5},
+    ]
+    html = render_html(result_of(THREE), title="t", stages=stages)
+    part = html[html.index("Each stage") :]
+    headings = re.findall(r'<th scope="col"[^>]*>([^<]*)</th>', part)[:6]
+    assert headings == ["Network", "Stage", "Accuracy", "Size", "Engine weight", "Latency (ms)"]
+    for shown in ("98.33 %", "98.00 %", "2.0 KiB", "512 B", "width:25.0%"):
+        assert shown in part
+    assert "Each stage" not in render_html(result_of(THREE), title="t")
+
+
+@pytest.mark.parametrize("palette", [LIGHT, DARK])
+def test_contrast_of_every_text_colour_in_both_themes(palette):
+    assert LIGHT.keys() == DARK.keys()
+    surfaces = {"paper", "rule", "grid", "zone", "dirty"}
+    rgb = {name: bytes.fromhex(colour[1:]) for name, colour in palette.items()}
+    for name in rgb.keys() - surfaces:
+        assert contrast(rgb[name], rgb["paper"]) >= 4.5, name
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "shown"),
+    [
+        ("accuracy", 0.97222, "97.22 %"),
+        ("bytes", 0, "0 B"),
+        ("folded", True, "yes"),
+        ("x", None, "\N{EN DASH}"),
+        ("x", [1.5, None], "1.5, \N{EN DASH}"),
+        ("versions", {"numpy": "2.0"}, "numpy 2.0"),
+        ("memory_mib", 24105, "24,105"),
+    ],
+)
+def test_values_are_written_as_their_key_asks(key, value, shown):
+    assert value_text(key, value) == shown
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(1023, "1023 B"), (1024, "1.0 KiB"), (3 << 20, "3.0 MiB"), (5 << 30, "5.00 GiB")]
+)
+def test_bytes_have_binary_units(value, shown):
+    assert bytes_text(value) == shown
+
+
+def test_headings_decimals_and_labels():
+    assert heading_of("median_ms") == "Median (ms)"
+    assert heading_of("size_bytes") == "Size"
+    assert heading_of("time_utc") == "Time UTC"
+    assert [decimals_for([x]) for x in (250.0, 1.3, 0.041)] == [0, 2, 4]
+    short = shortened("a_long_name_that_ends_in_7", 90)
+    assert short.startswith("a_")
+    assert short.endswith("7")
+    assert len(short) <= 10
+
+
+def test_ticks_are_round_and_inside():
+    ticks = Scale(low=0.93, high=1.47, start=0, end=100).ticks(8)
+    assert ticks == pytest.approx([1.0, 1.1, 1.2, 1.3, 1.4])
+    assert [tick_text(t, ticks) for t in ticks] == ["1.0", "1.1", "1.2", "1.3", "1.4"]
+    log = Scale(low=0.1, high=12, start=0, end=100, log=True)
+    assert log.ticks(8) == pytest.approx([0.1, 0.2, 0.5, 1, 2, 5, 10])
+    assert log(0.1) == 0
+    assert log(12) == 100
+    assert (log(0.001), log(1000)) == (0, 100), "what lies beyond the axis is drawn at its end"
+
+
+def test_an_invalid_run_says_so_before_any_finding():
+    html = render_html(realistic(dirty=200), title="t")
+    assert "invalid: 200 of 480 blocks" in Page(html).text
+    assert html.index("invalid: 200") < html.index("is faster than")
+
+
+def test_the_slowest_layers_of_each_arm_as_bars_with_their_table():
+    result = realistic()
+    html = render_html(result, title="t")
+    part = html[html.index("Where the time goes") : html.index("What one query costs")]
+    drawings = re.findall(r'<svg class="wide".*?</svg>', part, re.S)
+    assert len(drawings) == len(NAMES)
+    widths = [float(w) for w in re.findall(r'<rect [^>]*width="([\d.]+)"[^>]*class="layer c0"/>', drawings[0])]
+    layers = result.arms[0].layers.layers
+    assert len(widths) == 12
+    assert widths == pytest.approx([290 * layer.us / layers[0].us for layer in layers[:12]], abs=0.1)
+    text = Page(html).text
+    assert "590 MFLOP \N{MIDDLE DOT} 14.5 MB moved \N{MIDDLE DOT} 40.7 FLOP/B" in text
+    assert "without the operations of Softmax" in text
+    rest = sum(layer.us for layer in layers[12:])
+    assert f"those that are not shown {rest:,.0f} \N{MICRO SIGN}s." in text
+    row = re.findall(r"<tr>(<th scope=.row.>.*?)</tr>", part.replace("<wbr>", ""))[1]
+    assert "node_features_denseblock_0_conv2d_1<" in row
+    cells = re.findall(r"<td[^>]*>(.*?)</td>", row)
+    assert cells == [
+        "Conv",
+        f"{layers[1].us:,.0f}",
+        f"{100 * layers[1].share:.1f}",
+        "FP16",
+        "node_conv2d_1, node_relu_1",
+    ]
+    assert "Where the time goes" not in render_html(realistic(plain=True), title="t")
+
+
+def test_energy_has_its_interval_and_its_sensor():
+    text = Page(render_html(realistic(), title="t")).text
+    assert "10.04 9.65 to 10.62 4.12 9.32" in text
+    assert "VDD_IN, a value per 16 ms; on-module sensor, indicative." in text
+    assert "What one query costs" not in render_html(result_of(THREE), title="t")

@@ -1,0 +1,75 @@
+"""Claims are judged by the numbers: constructed studies for each verdict."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from msn_deploy.report.claims import judge_claims
+
+
+def _studied(
+    *, sparsity: float = 0.5, variance: float = 1.0, drift: float = 0.5, parameters: int = 100
+) -> dict[str, Any]:
+    window = {"sparsity": [sparsity] * 4, "variance": [variance] * 4, "drift": [drift] * 4}
+    return {"parameters": parameters, "windows": [window, window]}
+
+
+def _verdicts(**norms: dict[str, Any]) -> dict[str, str]:
+    return {each.claim: each.verdict for each in judge_claims(norms)}
+
+
+def test_the_paper_is_right() -> None:
+    found = _verdicts(
+        bn=_studied(parameters=120),
+        sn=_studied(sparsity=0.6, variance=0.9),
+        msn=_studied(drift=1e-7, parameters=110),
+    )
+    assert found == {
+        "SN raises gradient sparsity against BN": "holds",
+        "SN lowers gradient variance against BN": "holds",
+        "SN drifts in mean and MSN does not": "holds",
+        "MSN has fewer trainable parameters than BN": "holds",
+    }
+
+
+def test_the_paper_is_wrong() -> None:
+    found = _verdicts(
+        bn=_studied(drift=0.0),
+        none=_studied(),
+        sn=_studied(sparsity=0.4, variance=1.1, drift=0.001),
+        msn=_studied(drift=0.2, parameters=100),
+    )
+    assert set(found.values()) == {"does not hold"}
+    assert len(found) == 6
+
+
+def test_it_is_not_clear() -> None:
+    half = {"sparsity": [0.6, 0.4], "variance": [0.9, 1.1], "drift": [0.5, 0.5]}
+    bn = {"parameters": 5, "windows": [{key: [0.5, 0.5] if key == "sparsity" else [1.0, 1.0] for key in half}]}
+    found = _verdicts(bn=bn, sn={"parameters": 5, "windows": [half]}, msn=_studied(drift=0.3, parameters=4))
+    assert found == {
+        "SN raises gradient sparsity against BN": "unclear",
+        "SN lowers gradient variance against BN": "unclear",
+        "SN drifts in mean and MSN does not": "unclear",
+        "MSN has fewer trainable parameters than BN": "holds",
+    }
+
+
+def test_the_sentence_has_the_numbers() -> None:
+    claims = judge_claims(
+        {"bn": _studied(parameters=2000), "sn": _studied(sparsity=0.75), "msn": _studied(parameters=1900)}
+    )
+    numbers = {each.claim: each.numbers for each in claims}
+    assert numbers["SN raises gradient sparsity against BN"] == (
+        "median 0.75 with SN, 0.5 with BN; higher in 100% of layers and windows"
+    )
+    assert numbers["MSN has fewer trainable parameters than BN"] == "1,900 against 2,000, 100 fewer (5.00%)"
+
+
+@pytest.mark.parametrize(
+    ("norms", "count"), [(("sn",), 0), (("sn", "msn"), 1), (("bn", "none"), 0), (("none", "sn"), 2)]
+)
+def test_what_is_not_there_is_not_judged(norms: tuple[str, ...], count: int) -> None:
+    assert len(judge_claims({norm: _studied() for norm in norms})) == count

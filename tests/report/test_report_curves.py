@@ -1,0 +1,44 @@
+"""Charts: the same bytes each time, and every line and label in them."""
+
+from __future__ import annotations
+
+import json
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from msn_deploy.core.artifacts import read_sidecar
+from msn_deploy.report.curves import COLOURS, Panel, line_chart, write_curves
+
+PANELS = [
+    Panel(title="Loss", x="epoch", y="nats", lines={"bn": [(1, 2.0), (2, 0.1)], "msn": [(1, 3.0), (2, 0.2)]}, log=True),
+    Panel(title="Accuracy", x="epoch", y="share", lines={"bn": [(1, 0.5), (2, 0.9)]}),
+    Panel(title="Drift", x="step", y="of a deviation", lines={"other": [(0, 0.1), (40, 0.4)]}),
+]
+
+
+@pytest.mark.parametrize("kind", ["svg", "png"])
+def test_a_chart_has_the_same_bytes_each_time(kind: str) -> None:
+    assert line_chart(PANELS, kind=kind) == line_chart(PANELS, kind=kind)
+    assert line_chart(PANELS, kind=kind) != line_chart(PANELS[:2], kind=kind)
+
+
+def test_an_svg_says_what_it_shows() -> None:
+    text = line_chart(PANELS).decode()
+    for word in ("Loss", "Accuracy", "Drift", "epoch", "nats", "of a deviation", "bn", "msn"):
+        assert f">{word}</text>" in text, word
+    assert text.lower().count(COLOURS["bn"].lower()) > 2
+    assert COLOURS["msn"].lower() in text.lower()
+
+
+def test_a_trainings_curves_are_a_picture(tmp_path: Path) -> None:
+    history = [{"epoch": at, "train_loss": 1.0 / at, "test_accuracy": 0.9, "seconds": 3.0} for at in (1, 2, 3)]
+    write_curves(history, tmp_path / "a.curves.png")
+    picture = np.asarray(Image.open(BytesIO((tmp_path / "a.curves.png").read_bytes())).convert("RGB"))
+    assert picture.std() > 5
+    assert picture.shape[1] > picture.shape[0]
+    assert read_sidecar(tmp_path / "a.curves.png").kind == "curves"
+    write_curves(json.loads(json.dumps(history[:1])), tmp_path / "one.png")
