@@ -43,6 +43,7 @@ class OnnxFile:
 
     path: Path
     data: bytes = field(repr=False)
+    proto: Any = field(repr=False, compare=False)
     sha256: str
     precision: str
     nodes: tuple[tuple[str, str], ...] = field(repr=False)
@@ -95,12 +96,12 @@ def look_through(path: Path, data: bytes, model: Any) -> OnnxFile:
     """Check a parsed model that keeps all its weights inside, and describe it; `data` are its bytes."""
     onnx: Any = require("onnx", step="reading an ONNX file")
     check_model(onnx, model, source=str(path))
-    nodes = [node for nodes in _node_lists(model.graph, model.functions) for node in nodes]
     return OnnxFile(
         path=path,
         data=data,
+        proto=model,
         sha256=hashlib.sha256(data).hexdigest(),
-        precision=_precision(onnx, nodes, all_tensors(model)),
+        precision=precision_of(model),
         nodes=tuple((node.name, node.op_type) for node in model.graph.node),
         info=next((each.value for each in model.metadata_props if each.key == METADATA_KEY), None),
     )
@@ -138,12 +139,15 @@ def _node_lists(graph: Any, functions: Iterable[Any] = ()) -> Iterator[Iterable[
                         yield from _node_lists(inner)
 
 
-def _precision(onnx: Any, nodes: Iterable[Any], tensors: Iterable[Any]) -> str:
+def precision_of(model: Any) -> str:
+    """Return "int8" for a graph with Q/DQ nodes, "fp16" for one with half-precision weights or casts, else "fp32"."""
+    import onnx  # late: importing this module must stay light
+
     half = onnx.TensorProto.FLOAT16
     casts_to_half = False
-    for node in nodes:
+    for node in (node for nodes in _node_lists(model.graph, model.functions) for node in nodes):
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
             return "int8"
         if node.op_type == "Cast":
             casts_to_half |= any(each.name == "to" and each.i == half for each in node.attribute)
-    return "fp16" if casts_to_half or any(tensor.data_type == half for tensor in tensors) else "fp32"
+    return "fp16" if casts_to_half or any(tensor.data_type == half for tensor in all_tensors(model)) else "fp32"
