@@ -10,7 +10,7 @@ import typer
 from msn_deploy.cli import output
 from msn_deploy.cli.options import Print
 from msn_deploy.core.artifacts import open_input
-from msn_deploy.machine import checks
+from msn_deploy.machine.checks import checks
 
 
 def command(

@@ -16,9 +16,6 @@ from msn_deploy.core.recipes import Recipe, did_you_mean
 from msn_deploy.report.claims import judge_claims
 from msn_deploy.report.curves import CURVE_VERSIONS, line_chart
 from msn_deploy.report.study_page import Study, panels_of, render
-from msn_deploy.training.checkpoint import TRAIN_VERSIONS
-from msn_deploy.training.dynamics import Dynamics
-from msn_deploy.training.loop import train
 
 SCHEMA = 1
 
@@ -39,6 +36,11 @@ def study(
     every: steps from one look to the next; the training itself is not changed by being looked at. tell gets a line
     before each training. Raises what `train` raises, and InputError for norms that are unknown or named twice.
     """
+    # Late: a device has no torch.
+    from msn_deploy.training.checkpoint import TRAIN_VERSIONS
+    from msn_deploy.training.dynamics import Dynamics
+    from msn_deploy.training.loop import train
+
     require("matplotlib", step="study")
     if recipe.gan is not None:
         raise InputError(f"{recipe.name} is a GAN; `study` looks at classifiers.\nIts history has its statistics.")

@@ -137,7 +137,7 @@ def test_help_doctor_and_targets(device):
 
 
 def test_every_module_of_the_device_half_imports(device):
-    for layer in ("core", "data", "engine", "bench", "pipeline", "cli"):
+    for layer in ("core", "data", "machine", "model", "tasks", "engine", "quant", "bench", "report", "pipeline", "cli"):
         names = [
             f"msn_deploy.{layer}.{path.stem}" for path in sorted((device.site / "msn_deploy" / layer).glob("*.py"))
         ]

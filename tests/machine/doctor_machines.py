@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from msn_deploy.engine import Check
-from msn_deploy.machine import checks
+from msn_deploy.machine.checks import checks
 from msn_deploy.machine.probe import Probe
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "doctor.md"

@@ -8,8 +8,7 @@ from doctor_machines import ARM, GIB, MACHINES, PAGE, Machine, clocks, judged, p
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from msn_deploy.machine import checks
-from msn_deploy.machine.checks import build_peak_mib
+from msn_deploy.machine.checks import build_peak_mib, checks
 from msn_deploy.machine.libraries import cuda_version, find_libraries, has_compiler, same_release, version_in
 from msn_deploy.machine.power_mode import read_clocks, read_power_mode
 from msn_deploy.machine.probe import Probe, exists, names_in, read_start, read_text
