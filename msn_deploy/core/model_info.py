@@ -1,4 +1,4 @@
-"""What a model file says of itself: how to prepare its input, what its outputs mean, what it is.
+"""What a model file says of itself: its inputs and outputs, how to prepare them, what they mean, what it is.
 
 The same JSON text travels in a checkpoint's safetensors header and in an ONNX file's `metadata_props`, under one key.
 """
@@ -17,6 +17,19 @@ NORMS = ("msn", "msn-affine", "sn", "bn", "none")
 FITS = ("resize", "pad")
 PRECISIONS = ("fp32", "fp16", "int8")
 SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """A named input or output.
+
+    dtype: of one element, by numpy's name ("float32", "uint8"), or ONNX's where numpy has none. shape: None for an
+    open size; None in place of the tuple where not even the rank is told.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,24 +14,11 @@ from pathlib import Path
 
 from onnx import ModelProto, ValueInfoProto, helper
 
-from msn_deploy.core.model_info import METADATA_KEY, ModelInfo, info_from_json
+from msn_deploy.core.model_info import METADATA_KEY, ModelInfo, TensorSpec, info_from_json
 from msn_deploy.model.identity import structural_hash
 from msn_deploy.model.onnx_file import precision_of, read_onnx
 
 NORMS = ("BatchNormalization", "InstanceNormalization", "LayerNormalization", "GroupNormalization")
-
-
-@dataclass(frozen=True, slots=True)
-class TensorSpec:
-    """A named input or output.
-
-    dtype: of one element, by numpy's name ("float32", "uint8"), or ONNX's where numpy has none. shape: None for an
-    open size; None in place of the tuple where not even the rank is told.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int | None, ...] | None
 
 
 @dataclass(frozen=True, kw_only=True)
