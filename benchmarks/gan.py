@@ -23,7 +23,8 @@ from msn_deploy.core.recipes import load_recipe, recipe_from_dict
 from msn_deploy.engine import OrtRunner
 from msn_deploy.machine.environment import read_environment
 from msn_deploy.nets.dcgan import latents
-from msn_deploy.pipeline import build_engine, export_onnx
+from msn_deploy.pipeline.build import build_engine
+from msn_deploy.pipeline.export import export_onnx
 from msn_deploy.pipeline.judge import judge
 from msn_deploy.training import load_checkpoint, train_gan
 from msn_deploy.training.memory import keep_freed_memory

@@ -39,7 +39,7 @@ class Network:
 
     def __init__(self, checkpoint: Path, data: dict[str, str]) -> None:
         from msn_deploy.model.files import info_of, read_graph
-        from msn_deploy.pipeline import export_onnx
+        from msn_deploy.pipeline.export import export_onnx
 
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"

@@ -132,7 +132,7 @@ def _rows_of_recipe(
 ) -> tuple[dict[Path, str], dict[Path, float]]:
     """Train and export what is missing; return names and accuracies of the three rows, the baseline first."""
     from msn_deploy.core.recipes import load_recipe
-    from msn_deploy.pipeline import evaluate
+    from msn_deploy.pipeline.evaluate import evaluate
     from msn_deploy.pipeline.forms import make_all, three_rows
     from msn_deploy.training.memory import keep_freed_memory
 

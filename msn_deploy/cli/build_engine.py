@@ -70,8 +70,8 @@ def command(
     """
     from msn_deploy.engine import BuildOptions, find_target
     from msn_deploy.engine.build_options import parse_mib
-    from msn_deploy.pipeline import build_engine
     from msn_deploy.pipeline.budget import parse_drop
+    from msn_deploy.pipeline.build import build_engine
 
     stem = onnx.stem.removesuffix(f".{precision}")
     options = BuildOptions(

@@ -45,8 +45,8 @@ def command(
 ) -> None:
     """Quantise an ONNX file to INT8 (explicit Q/DQ) on real training images."""
     from msn_deploy.core.calibration_recipe import load_calibration_recipe
-    from msn_deploy.pipeline import calibrate
     from msn_deploy.pipeline.budget import parse_drop
+    from msn_deploy.pipeline.calibrate import calibrate
 
     flags = {"data": data, "method": method, "percentile": percentile, "samples": samples, "seed": seed}
     chosen = {key: value for key, value in flags.items() if value is not None}

@@ -26,7 +26,7 @@ def command(
     json: Json = None,
 ) -> None:
     """Measure accuracy on a test split; of a generator, with `--judge`, how real its images look."""
-    from msn_deploy.pipeline import evaluate
+    from msn_deploy.pipeline.evaluate import evaluate
     from msn_deploy.pipeline.judge import judge as judge_generator
 
     if judge is not None:

@@ -34,7 +34,7 @@ def command(
     json: Json = None,
 ) -> None:
     """Fold a network, write one checked ONNX file, and prove that it agrees with its source."""
-    from msn_deploy.pipeline import export_onnx
+    from msn_deploy.pipeline.export import export_onnx
 
     size, dynamic = parse_batch(batch)
     report = export_onnx(

@@ -22,7 +22,7 @@ def command(
     json: Annotated[bool, typer.Option("--json", help="Print each answer as one line of JSON.")] = False,
 ) -> None:
     """Classify images: class, score and latency of each, as soon as it is known."""
-    from msn_deploy.pipeline import infer
+    from msn_deploy.pipeline.infer import infer
 
     count, unread = 0, []
     for answer in infer(model, images, threads=threads, trust=trust):

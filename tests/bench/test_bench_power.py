@@ -115,7 +115,7 @@ def test_a_sensor_that_vanishes_meanwhile(tmp_path: Path) -> None:
 def test_bench_of_a_file_on_a_board_has_energy_validity_and_a_machine(tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx")
     from msn_deploy.bench import MeasureOptions, from_json, to_json
-    from msn_deploy.pipeline import bench
+    from msn_deploy.pipeline.bench import bench
 
     given, made = (onnx.helper.make_tensor_value_info(name, 1, [1, 1, 8, 8]) for name in "xy")
     graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "tiny", [given], [made])

@@ -140,8 +140,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What every command of the pipeline leaves, made in seconds: one epoch on few images. Never write to it."""
     from msn_deploy.bench import MeasureOptions
-    from msn_deploy.pipeline import bench
-    from msn_deploy.pipeline.bench import write_html, write_json
+    from msn_deploy.pipeline.bench import bench, write_html, write_json
 
     folder = tmp_path_factory.mktemp("whole")
     onnx, int8 = folder / "cnn3_msn.onnx", folder / "cnn3_msn.int8.onnx"

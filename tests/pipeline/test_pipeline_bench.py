@@ -14,8 +14,9 @@ from msn_deploy.core.errors import InputError, MissingDependency, MissingDevice,
 from msn_deploy.core.model_info import ModelInfo
 from msn_deploy.data.preprocess import measured_preprocess
 from msn_deploy.engine import OrtRunner
-from msn_deploy.pipeline import bench, export_onnx
+from msn_deploy.pipeline.bench import bench
 from msn_deploy.pipeline.evaluate import open_model
+from msn_deploy.pipeline.export import export_onnx
 from msn_deploy.training.runner import TorchRunner, torch_provider
 
 QUICK = MeasureOptions(seconds=0.05, block_ms=1, warmup_seconds=0, warmup_queries=2)

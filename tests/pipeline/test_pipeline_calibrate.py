@@ -21,7 +21,7 @@ from msn_deploy.core.model_info import ModelInfo, Preprocess
 from msn_deploy.data import load_split
 from msn_deploy.data.preprocess import measured_preprocess
 from msn_deploy.model.files import with_info
-from msn_deploy.pipeline import calibrate
+from msn_deploy.pipeline.calibrate import calibrate
 from msn_deploy.pipeline.calibration_cache import cache_folder
 from msn_deploy.quant.trt_table import parse_table
 
@@ -203,7 +203,7 @@ def test_image_files_that_are_not_taken_are_not_read(files: dict[str, Path], tmp
 _MEASURE = """
 import json, sys
 from pathlib import Path
-from msn_deploy.pipeline import calibrate
+from msn_deploy.pipeline.calibrate import calibrate
 report = calibrate(Path(sys.argv[1]), Path(sys.argv[2]), data=sys.argv[3], samples=int(sys.argv[4]))
 # Not getrusage: its maximum counts the process that this one was forked from.
 peak = next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line)

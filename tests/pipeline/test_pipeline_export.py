@@ -23,7 +23,7 @@ import msn_deploy.pipeline.export
 from msn_deploy.core.errors import FoldError, GateError, InputError, ParityError
 from msn_deploy.graph.simplify import Simplified
 from msn_deploy.model.identity import structural_hash
-from msn_deploy.pipeline import export_onnx
+from msn_deploy.pipeline.export import export_onnx
 
 
 @pytest.fixture(scope="module")

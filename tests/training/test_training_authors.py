@@ -136,7 +136,8 @@ def test_batch_norm_under_the_name_of_conv_has_relu(tmp_path: Path, caplog: pyte
 def test_published_checkpoints_reach_their_accuracy_here_and_in_onnx(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, norm: str, accuracy: float
 ) -> None:
-    from msn_deploy.pipeline import evaluate, export_onnx
+    from msn_deploy.pipeline.evaluate import evaluate
+    from msn_deploy.pipeline.export import export_onnx
 
     monkeypatch.chdir(DATA)  # where "mnist", the data of these checkpoints, is the name of a folder
     checkpoint, graph = tmp_path / f"{name}.safetensors", tmp_path / f"{name}.onnx"
