@@ -135,7 +135,7 @@ def measured(runs: int, larger_runs: int, seconds: float) -> dict[str, Any]:
         "what": "verdicts of bench where the truth is known: a copy of the baseline, and 5 % more channels",
         "seconds": seconds,
         "versions": {name: version_of(name) for name in ("onnxruntime", "numpy")},
-        "environment": read_environment(),
+        "environment": read_environment().to_json(),
         "verdicts": {name: dict(Counter(each["verdict"] for each in found)) for name, found in series.items()},
         "runs": series,
     }

@@ -82,7 +82,7 @@ def main() -> None:
         print("both GANs are there")
         return
     judged = {name: one(name, options.work, options.judge, options.data) for name in NAMES}
-    result = {"schema": 1, "judge": options.judge.stem, "environment": read_environment(), "gans": judged}
+    result = {"schema": 1, "judge": options.judge.stem, "environment": read_environment().to_json(), "gans": judged}
     write_json(OUT, result)
 
 

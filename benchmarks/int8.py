@@ -155,7 +155,7 @@ def main() -> None:
                 print(json.dumps(done[key]), flush=True)
             if table == HARD[0] and run.recipe.train.seed == 0:
                 result.setdefault("hard", {})[run.arm] = hard(checkpoint, *HARD[1:], data)
-            result |= {"samples": SAMPLES, "environment": read_environment(), "runs": list(done.values())}
+            result |= {"samples": SAMPLES, "environment": read_environment().to_json(), "runs": list(done.values())}
             write_json(RESULT, result)
 
 

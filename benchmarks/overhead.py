@@ -115,7 +115,7 @@ def measured(seconds: float) -> dict[str, Any]:
     }
     for case in (cases["call"], cases["network"]):
         case["within_limit"] = bool(case["added_ns"]["interval"][1] <= LIMIT_NS)
-    return {"limit_ns": LIMIT_NS, "cases": cases, "environment": read_environment()}
+    return {"limit_ns": LIMIT_NS, "cases": cases, "environment": read_environment().to_json()}
 
 
 def main() -> None:

@@ -134,7 +134,7 @@ def _write(table: str, runs: list[dict[str, Any]]) -> None:
         "schema": 1,
         "title": text["title"],
         "limit_train": text.get("limit_train"),
-        "environment": read_environment(),
+        "environment": read_environment().to_json(),
         "runs": sorted(runs, key=lambda each: (order.index(each["arm"]), each["seed"])),
     }
     RESULTS.mkdir(parents=True, exist_ok=True)

@@ -147,7 +147,7 @@ def main() -> None:
         "schema": 1,
         "threads": options.threads,
         "torch": torch.__version__,
-        "environment": read_environment(),
+        "environment": read_environment().to_json(),
         "cases": cases,
     }
     if options.out is None:

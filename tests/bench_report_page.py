@@ -10,6 +10,7 @@ import numpy as np
 
 from msn_deploy.bench import MeasureOptions, Profile, Samples, compare
 from msn_deploy.bench.measure import ArmSamples
+from msn_deploy.machine.environment import Environment
 
 VOID = {"meta", "link", "br", "img", "hr", "wbr"}
 
@@ -28,7 +29,7 @@ def result_of(levels_ms, *, rounds=12, queries=30, noise=0.01, facts=None, envir
     return compare(
         Samples(arms=tuple(arms), options=MeasureOptions()),
         baseline=next(iter(levels_ms)),
-        environment=environment or {"cpu": "a processor", "governor": None, "load_average": [0.1, 0.2, 0.3]},
+        environment=environment or Environment(cpu="a processor", load_average=(0.1, 0.2, 0.3)),
         profile=Profile(provider="cpu", threads=2),
     )
 

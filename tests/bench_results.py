@@ -14,21 +14,22 @@ from msn_deploy.bench.measure import ArmSamples, _block_order
 from msn_deploy.bench.power import Energy
 from msn_deploy.bench.validity import Reading
 from msn_deploy.engine.layer_times import LayerTime
+from msn_deploy.machine.environment import Environment
 from msn_deploy.model.cost import Cost
 
 NAMES = ("densenet_bn_unfolded", "densenet_bn", "densenet_producer", "densenet_producer.int8")
 LEVELS_MS = (1.93, 1.61, 1.31, 0.74)
 ACCURACY = (0.9421, 0.9421, 0.9437, 0.9402)
 BYTES = (3_400_000, 3_100_000, 3_100_000, 860_000)
-ENVIRONMENT = {
-    "time_utc": "2026-03-01T09:30:00+00:00",
-    "machine": "NVIDIA Jetson Orin Nano Developer Kit",
-    "cpu": "aarch64 implementer 0x41 part 0xd42",
-    "governor": "schedutil",
-    "load_average": [1.1, 0.9, 0.5],
-    "power_mode": "25W (id 1)",
-    "versions": {"onnxruntime": "1.23.0", "tensorrt": "10.3.0"},
-}
+ENVIRONMENT = Environment(
+    time_utc="2026-03-01T09:30:00+00:00",
+    machine="NVIDIA Jetson Orin Nano Developer Kit",
+    cpu="aarch64 implementer 0x41 part 0xd42",
+    governor="schedutil",
+    load_average=(1.1, 0.9, 0.5),
+    power_mode="25W (id 1)",
+    versions={"onnxruntime": "1.23.0", "tensorrt": "10.3.0"},
+)
 
 
 @cache

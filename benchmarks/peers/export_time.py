@@ -111,7 +111,7 @@ def main() -> None:
         "schema": SCHEMA,
         "what": "seconds from FILE.py:FACTORY to a file",
         "versions": {name: version_of(name) for name in _VERSIONS},
-        "environment": read_environment(),
+        "environment": read_environment().to_json(),
         "cases": [one_size(side_px, options.rounds) for side_px in (32, 224)],
     }
     text = json.dumps(result) + "\n"

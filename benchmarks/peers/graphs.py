@@ -161,7 +161,7 @@ def read_result(out: Path | None, options: dict[str, Any]) -> dict[str, Any]:
         "what": "graphs of one network by several exporters and optimisers; latency in ONNX Runtime on the CPU",
         "options": options,
         "versions": {name: version_of(name) for name in _VERSIONS},
-        "environment": read_environment(),
+        "environment": read_environment().to_json(),
         "networks": {},
     }
 

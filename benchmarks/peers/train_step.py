@@ -141,7 +141,7 @@ def main() -> None:
         "threads": options.threads,
         "malloc": options.malloc,
         "torch": torch.__version__,
-        "environment": read_environment(),
+        "environment": read_environment().to_json(),
         "cases": [],
     }
     for case in cases(options.device, only):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import chain
-from typing import Any
 
 import numpy as np
 
@@ -18,6 +17,7 @@ from msn_deploy.bench.stats import Ratio, block_medians, holm, ratio_to_baseline
 from msn_deploy.bench.tails import upper_bound
 from msn_deploy.bench.validity import block_causes, judge, states
 from msn_deploy.core.errors import InputError, InvalidMeasurement
+from msn_deploy.machine.environment import Environment
 
 _CONTROL_ROUNDS = 8  # below it, halves are compared by fewer than four rounds, which says nothing
 
@@ -26,7 +26,7 @@ def compare(
     samples: Samples,
     *,
     baseline: str,
-    environment: Mapping[str, Any],
+    environment: Environment,
     profile: Profile,
     energies: Mapping[str, Energy] | None = None,
     pinned_mhz: Mapping[str, float] | None = None,
@@ -54,7 +54,8 @@ def compare(
         baseline=baseline,
         profile=profile,
         options=asdict(samples.options),
-        environment={**environment, **states(samples.readings)},
+        environment=environment,
+        states=states(samples.readings),
         validity=validity,
         control=_control(medians[baseline], seed=seed),
         arms=tuple(results),

@@ -11,6 +11,7 @@ from msn_deploy.bench.profile import first_difference
 from msn_deploy.bench.result import BenchResult
 from msn_deploy.bench.stats import CONFIDENCE, Ratio, holm, ratio_between_runs
 from msn_deploy.core.errors import GateError, InputError, NotComparable
+from msn_deploy.machine.environment import Environment
 
 # What must be equal for two runs to speak of the same machine, in the same state of its clocks.
 _DEVICE = ("machine", "cpu", "gpu", "cores_usable", "memory_gib")
@@ -103,11 +104,11 @@ def check_comparable(result: BenchResult, base: BenchResult, *, source: str) -> 
                 raise _differs(source, f"another input mode of {arm.name}: {mode} {ours} against {theirs}")
 
 
-def _known(environment: Mapping[str, Any], key: str) -> Any:
+def _known(environment: Environment, key: str) -> Any:
     """Return what stands under a key; memory in whole GiB, because a kernel's own share of it varies."""
     if key == "memory_gib":
-        return None if environment.get("memory_mib") is None else round(environment["memory_mib"] / 1024)
-    return environment.get(key)
+        return None if environment.memory_mib is None else round(environment.memory_mib / 1024)
+    return getattr(environment, key)
 
 
 def _input_of(facts: Mapping[str, Any]) -> tuple[Any, Any]:

@@ -14,6 +14,7 @@ from msn_deploy.bench.layers import LayerProfile
 from msn_deploy.bench.profile import Profile
 from msn_deploy.bench.stats import Ratio, Verdict, block_medians
 from msn_deploy.bench.validity import Validity
+from msn_deploy.machine.environment import Environment
 
 SCHEMA = "msn-deploy-bench/3"  # 2 has no `layers`
 
@@ -75,14 +76,15 @@ class ArmResult:
 class BenchResult:
     """A finished comparison. baseline: the name of one of the arms. options: of measuring.
 
-    environment: what `read_environment` says, and under "before", "during" and "after" what a probe read. control:
-    the baseline compared with itself, halves of its blocks as two arms; None where its rounds are too few.
+    states: what a probe read "before", "during" and "after" (see validity.states). control: the baseline compared with
+    itself, halves of its blocks as two arms; None where its rounds are too few.
     """
 
     baseline: str
     profile: Profile
     options: Mapping[str, Any]
-    environment: Mapping[str, Any]
+    environment: Environment
+    states: Mapping[str, Any] = field(default_factory=dict)
     validity: Validity
     control: Ratio | None = None
     arms: tuple[ArmResult, ...] = field(default=())

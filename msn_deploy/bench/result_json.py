@@ -18,8 +18,9 @@ from msn_deploy.bench.measure import BLOCKS_PER_ROUND
 from msn_deploy.bench.profile import Profile
 from msn_deploy.bench.result import SCHEMA, ArmResult, BenchResult
 from msn_deploy.bench.stats import VERDICTS, Ratio
-from msn_deploy.bench.validity import Validity
+from msn_deploy.bench.validity import STATES, Validity
 from msn_deploy.core.errors import InputError
+from msn_deploy.machine.environment import Environment
 
 _READABLE = ("msn-deploy-bench/2", SCHEMA)  # what is optional in one is not in those before it
 _OPTIONAL = ("median_bound_ms", "p90_ms", "p95_ms", "p99_ms")
@@ -30,7 +31,8 @@ def to_json(result: BenchResult) -> str:
 
     Raises TypeError or ValueError if facts or environment hold what is not a JSON value, NaN included.
     """
-    head = {name: getattr(result, name) for name in ("schema", "baseline", "options", "environment")}
+    head = {name: getattr(result, name) for name in ("schema", "baseline", "options")}
+    head["environment"] = {**result.environment.to_json(), **result.states}
     head["profile"] = asdict(result.profile)
     head["validity"] = {"valid": result.validity.valid, **asdict(result.validity)}
     head["control"] = None if result.control is None else asdict(result.control)
@@ -52,6 +54,9 @@ def from_json(text: str, *, source: str = "the benchmark result") -> BenchResult
         validity = {name: value["validity"][name] for name in ("blocks", "dirty_blocks", "causes")}
         control = None if value["control"] is None else Ratio(**value["control"])
         value |= {"validity": Validity(**validity), "control": control}
+        environment = value.pop("environment")
+        value["environment"] = Environment.from_json(environment)
+        value["states"] = {name: environment[name] for name in STATES if name in environment}
         result = BenchResult(arms=arms, profile=profile, **value)
         if result.baseline not in [arm.name for arm in arms]:
             raise ValueError(f"the baseline {result.baseline!r} is not among the arms")
@@ -60,8 +65,8 @@ def from_json(text: str, *, source: str = "the benchmark result") -> BenchResult
         dirty = sum(cause is not None for arm in arms for cause in arm.block_causes)
         if (result.validity.blocks, result.validity.dirty_blocks) != (sum(arm.blocks for arm in arms), dirty):
             raise ValueError("its validity counts other blocks than its arms hold")
-        if not (isinstance(result.options, dict) and isinstance(result.environment, dict)):
-            raise ValueError("options and environment must be objects")
+        if not isinstance(result.options, dict):
+            raise ValueError("options must be an object")
     except InputError:
         raise
     except KeyError as cause:

@@ -19,6 +19,7 @@ import numpy as np
 from msn_deploy.machine import jetson
 from msn_deploy.machine.sysfs import folders, number, text
 
+STATES = ("before", "during", "after")  # of a run, as `states` calls them
 DIRTY_ALLOWED = 0.10  # of all blocks; above it the run is invalid
 # A clock below this share of its usual value is a throttled one (NVBench discards below 0.75 of the default clock).
 CLOCK_SHARE = 0.75
@@ -164,7 +165,7 @@ def states(readings: Sequence[Reading]) -> dict[str, Any]:
     for name in names:
         values = [each[name] for each in inside if name in each]
         during[name] = [min(values), max(values)]
-    return {"before": flat[0], "during": during, "after": flat[-1]}
+    return dict(zip(STATES, (flat[0], during, flat[-1]), strict=True))
 
 
 def _flat(reading: Reading) -> dict[str, float]:

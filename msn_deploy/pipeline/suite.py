@@ -209,7 +209,7 @@ def _key(case: Case, runs: Path | None) -> str | None:
     trainings = {name: steps_of(form, runs)[0] for name, form in case.forms.items()}
     if not all(is_done(step) for step in trainings.values()):
         return None
-    environment = read_environment()
+    environment = read_environment().to_json()
     made_of: dict[str, Any] = {
         "network": asdict(case.network),
         "batch": case.batch,

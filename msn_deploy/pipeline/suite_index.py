@@ -12,7 +12,7 @@ from msn_deploy.bench.compare import ratio_between
 from msn_deploy.bench.stats import Ratio, holm
 from msn_deploy.core.artifacts import parent_of, publish, write_json
 from msn_deploy.core.suites import Suite
-from msn_deploy.machine.environment import machine_name
+from msn_deploy.machine.environment import Environment, machine_name
 from msn_deploy.pipeline.suite import Outcome, arm_name
 from msn_deploy.report.suite_page import suite_html
 from msn_deploy.report.suite_text import markdown
@@ -40,9 +40,7 @@ def write_index(suite: Suite, outcomes: Sequence[Outcome], out: Path) -> dict[st
 def index_of(suite: Suite, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """Return the index, JSON values only. Its environment is that of the first case that was measured."""
     measured = [each.result for each in outcomes if each.result is not None]
-    environment = dict(measured[0].environment) if measured else {}
-    for key in ("before", "during", "after"):  # of one run, and in that run's own file
-        environment.pop(key, None)
+    environment = measured[0].environment if measured else Environment()
     return {
         "schema": SCHEMA,
         "suite": suite.name,
@@ -50,7 +48,7 @@ def index_of(suite: Suite, outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "machine": machine_name(environment),
         "provider": suite.provider,
         "threads": measured[0].profile.threads if measured else suite.threads,
-        "environment": environment,
+        "environment": environment.to_json(),
         "cases": [_case(suite, each) for each in outcomes],
     }
 

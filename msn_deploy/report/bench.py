@@ -86,10 +86,10 @@ def _headlines(result: BenchResult, comparisons: Sequence[Comparison]) -> list[C
 
 def _header(result: BenchResult, title: str, comparisons: Sequence[Comparison]) -> str:
     profile, environment = result.profile, result.environment
-    machine = environment.get("machine") or environment.get("cpu") or environment.get("host")
+    machine = environment.machine or environment.cpu or environment.host
     threads = f"{profile.threads} thread{'s' * (profile.threads != 1)}" if profile.threads else "the runtime's threads"
     meta = [machine, profile.provider.upper(), f"batch {profile.batch}", threads, profile.input]
-    when = str(environment.get("time_utc") or "").replace("T", " ").replace("+00:00", " UTC")
+    when = (environment.time_utc or "").replace("T", " ").replace("+00:00", " UTC")
     line = " \N{MIDDLE DOT} ".join(f'<span class="nb">{escape(str(item))}</span>' for item in [*meta, when] if item)
     found = "".join(
         f'<li class="finding {row.ratio.verdict}">{_finding(row).replace(" %", _PERCENT)}</li>' for row in comparisons
@@ -223,7 +223,7 @@ def _energy_section(result: BenchResult) -> str:
 def _conditions_section(result: BenchResult) -> str:
     return section(
         "Where and how it was measured",
-        facts_table("Machine and software", result.environment),
+        facts_table("Machine and software", {**result.environment.to_json(), **result.states}),
         facts_table("Timing profile", asdict(result.profile)),
         facts_table("Validity", asdict(result.validity)),
         facts_table("Schedule, equal for all models", result.options),

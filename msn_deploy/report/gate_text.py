@@ -38,7 +38,7 @@ def markdown(result: BenchResult, gate: Gate) -> str:
             *(f"{state}: {_SAID[state]}." for state in _SAID if state in states),
             "",
             f"{profile.name}, {profile.provider}, batch {profile.batch}, {profile.threads} threads, {profile.input}; "
-            f"{_cell(str(result.environment.get('cpu')))}.",
+            f"{_cell(str(result.environment.cpu))}.",
             "",
         ]
     )

@@ -14,6 +14,7 @@ from msn_deploy.bench import ArmResult, BenchResult, MeasureOptions, Profile, Sa
 from msn_deploy.bench.compare import ratio_between
 from msn_deploy.bench.measure import ArmSamples
 from msn_deploy.core.errors import InputError, InvalidMeasurement
+from msn_deploy.machine.environment import Environment
 
 LEVELS_MS = {"BN unfolded": 1.3, "BN folded": 1.0, "MSN folded": 1.0}
 
@@ -35,7 +36,7 @@ def result_of(samples: Samples | None = None, baseline: str = "BN unfolded") -> 
     return compare(
         samples or samples_of(),
         baseline=baseline,
-        environment={"cpu": "a processor", "governor": None, "versions": {"numpy": "2"}},
+        environment=Environment(cpu="a processor", versions={"numpy": "2"}),
         profile=Profile(provider="cpu", threads=2),
     )
 
@@ -204,6 +205,8 @@ def keep_blocks(arm: dict, count: int) -> None:
         (lambda v: v.update(surprise=1), "surprise"),
         (lambda v: v.update(baseline="other"), "'other' is not among"),
         (lambda v: v.update(environment=[]), "environment"),
+        (lambda v: v["environment"].update(memory_mib="much"), "memory_mib"),
+        (lambda v: v["environment"].update(load_average=[0.1, None]), "load_average"),
         (lambda v: v["profile"].update(batch=0), "batch"),
         (lambda v: v["profile"].update(input="zeros"), "zeros"),
         (lambda v: v["arms"][1].pop("median_ms"), "median_ms"),

@@ -12,19 +12,20 @@ from msn_deploy.bench.gate import Gate, judge_baseline, judge_regression, parse_
 from msn_deploy.bench.measure import ArmSamples
 from msn_deploy.bench.validity import Reading, Validity
 from msn_deploy.core.errors import GateError, InputError, NotComparable
+from msn_deploy.machine.environment import Environment
 from msn_deploy.report.gate_text import junit, markdown
 
-MACHINE = {
-    "machine": "a board",
-    "cpu": "a processor",
-    "gpu": "ga10b",
-    "cores_usable": 4,
-    "memory_mib": 7619,
-    "governor": "performance",
-    "power_mode": "15W (id 0)",
-    "clocks_pinned": True,
-    "gpu_limits_mhz": [612, 612],
-}
+MACHINE = Environment(
+    machine="a board",
+    cpu="a processor",
+    gpu="ga10b",
+    cores_usable=4,
+    memory_mib=7619,
+    governor="performance",
+    power_mode="15W (id 0)",
+    clocks_pinned=True,
+    gpu_limits_mhz=(612, 612),
+)
 FACTS = {"images": {"sha256": "ab" * 32}, "runtime_norm_fusions": "on"}
 
 
@@ -108,13 +109,13 @@ OTHER = {
     "governor": "schedutil",
     "power_mode": "MAXN (id 2)",
     "clocks_pinned": False,
-    "gpu_limits_mhz": [306, 1020],
+    "gpu_limits_mhz": (306, 1020),
 }
 
 
 @pytest.mark.parametrize("key", OTHER)
 def test_another_device_or_other_clocks_are_refused_by_name(key):
-    other = replace(BASE, environment={**MACHINE, key: OTHER[key]})
+    other = replace(BASE, environment=replace(MACHINE, **{key: OTHER[key]}))
     kind = "clocks" if key in ("governor", "power_mode", "clocks_pinned", "gpu_limits_mhz") else "device"
     named = "memory_gib" if key == "memory_mib" else key
     with pytest.raises(NotComparable, match=rf"base\.json: another {kind}: {named} ") as caught:
@@ -123,7 +124,7 @@ def test_another_device_or_other_clocks_are_refused_by_name(key):
 
 
 def test_what_a_kernel_keeps_of_the_memory_makes_no_other_device():
-    gate_of(BASE, replace(BASE, environment={**MACHINE, "memory_mib": 7611}))
+    gate_of(BASE, replace(BASE, environment=replace(MACHINE, memory_mib=7611)))
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,7 @@ def test_bench_of_a_file_on_a_board_has_energy_validity_and_a_machine(tmp_path: 
     board = FakeJetson(tmp_path / "root", "orin-nano", update_ms=5)
     options = MeasureOptions(seconds=0.5, block_ms=5, warmup_seconds=0.01)
     result = bench([tmp_path / "tiny.onnx"], threads=1, builds=2, energy=True, options=options, root=board.root)
-    assert result.environment["power_mode"] == "MAXN_SUPER (id 2)"
+    assert result.environment.power_mode == "MAXN_SUPER (id 2)"
     assert (result.validity.valid, result.arms[0].builds) == (True, 2)
     assert result.validity.blocks == result.arms[0].blocks
     energy = result.arms[0].energy

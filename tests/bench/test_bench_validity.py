@@ -47,17 +47,18 @@ def test_a_calm_board_is_valid_and_described(kind: str, tmp_path: Path) -> None:
     assert result.validity.valid
     assert result.validity.dirty_blocks == 0
     found = result.environment
-    assert found["machine"] == MODELS[kind]
-    assert found["power_mode"] == "MAXN_SUPER (id 2)"
-    assert found["clocks_pinned"] is True
-    assert found["gpu_limits_mhz"] == [1020, 1020]
-    assert found["l4t"] == "36.4.3"
-    assert found["gpu"] in (GPU[kind], "gpu", "ga10b")
-    assert set(found["before"]) == {
+    assert found.machine == MODELS[kind]
+    assert found.power_mode == "MAXN_SUPER (id 2)"
+    assert found.clocks_pinned is True
+    assert found.gpu_limits_mhz == (1020, 1020)
+    assert found.l4t == "36.4.3"
+    assert found.gpu in (GPU[kind], "gpu", "ga10b")
+    before = result.states["before"]
+    assert set(before) == {
         "cpu_mhz", "gpu_mhz", "emc_mhz", "gpu-thermal °C", "cpu-thermal °C", "throttle events", "load"
     }  # fmt: skip
-    assert (found["before"]["gpu_mhz"], found["before"]["emc_mhz"], found["before"]["cpu_mhz"]) == (1020, 3199, 1728)
-    assert found["during"]["cpu-thermal °C"] == [55.5, 55.5]
+    assert (before["gpu_mhz"], before["emc_mhz"], before["cpu_mhz"]) == (1020, 3199, 1728)
+    assert result.states["during"]["cpu-thermal °C"] == [55.5, 55.5]
 
 
 def at_one_time(set_to: Callable[[bool], None], start: float, end: float) -> Callable[[float], None]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from msn_deploy.machine.environment import machine_name, read_environment
+from msn_deploy.machine.environment import Environment, machine_name, read_environment
 
 
 def put(root: Path, files: dict[str, str | bytes]) -> Path:
@@ -39,14 +39,14 @@ def test_jetson_layout(tmp_path):
         },
     )
     found = read_environment(root)
-    assert found["machine"] == "NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super"
-    assert found["host"] == "orin"
-    assert found["kernel"] == "5.15.148-tegra"
-    assert found["cpu"].endswith("implementer 0x41 part 0xd42")
-    assert found["memory_mib"] == 7619
-    assert found["load_average"] == [0.52, 0.41, 0.30]
-    assert found["governor"] == "performance, schedutil"
-    assert found["frequency_mhz"] == [729, 1728]
+    assert found.machine == "NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super"
+    assert found.host == "orin"
+    assert found.kernel == "5.15.148-tegra"
+    assert found.cpu.endswith("implementer 0x41 part 0xd42")
+    assert found.memory_mib == 7619
+    assert found.load_average == (0.52, 0.41, 0.30)
+    assert found.governor == "performance, schedutil"
+    assert found.frequency_mhz == (729, 1728)
 
 
 def test_workstation_layout(tmp_path):
@@ -58,17 +58,17 @@ def test_workstation_layout(tmp_path):
         },
     )
     found = read_environment(root)
-    assert found["cpu"] == "AMD EPYC 9654 : 96-Core"
-    assert found["machine"] == "ProLiant DL385"
+    assert found.cpu == "AMD EPYC 9654 : 96-Core"
+    assert found.machine == "ProLiant DL385"
 
 
 def test_what_cannot_be_read_is_none(tmp_path):
     found = read_environment(tmp_path)
     absent = {"host", "machine", "cpu", "memory_mib", "kernel", "governor", "frequency_mhz", "load_average"}
     absent |= {"gpu", "l4t", "power_mode", "clocks_pinned", "gpu_limits_mhz"}
-    assert {key for key, value in found.items() if value is None} == absent
-    assert found["cores_usable"] >= 1
-    assert found["versions"]["numpy"] == np.__version__
+    assert {key for key, value in found.to_json().items() if value is None} == absent
+    assert found.cores_usable >= 1
+    assert found.versions["numpy"] == np.__version__
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe\0\0", b"nonsense\n", b"one two three four", b"1 2"])
@@ -82,21 +82,21 @@ def test_damaged_files_never_raise(tmp_path, content):
         "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor",
     ]
     found = read_environment(put(tmp_path, dict.fromkeys(names, content)))
-    assert found["memory_mib"] is None
-    assert found["load_average"] is None
-    assert found["frequency_mhz"] is None
+    assert found.memory_mib is None
+    assert found.load_average is None
+    assert found.frequency_mhz is None
 
 
 def test_a_folder_where_a_file_is_expected_is_none(tmp_path):
     (tmp_path / "proc/loadavg").mkdir(parents=True)
-    assert read_environment(tmp_path)["load_average"] is None
+    assert read_environment(tmp_path).load_average is None
 
 
 def test_this_machine_gives_json():
     found = read_environment()
-    assert json.loads(json.dumps(found, allow_nan=False)) == found
-    assert found["kernel"]
-    assert found["memory_mib"] > 100
+    assert Environment.from_json(json.loads(json.dumps(found.to_json(), allow_nan=False))) == found
+    assert found.kernel
+    assert found.memory_mib > 100
 
 
 @pytest.mark.parametrize(
@@ -112,4 +112,4 @@ def test_this_machine_gives_json():
     ],
 )
 def test_the_name_of_a_machine_is_that_of_a_folder(environment, name):
-    assert machine_name(environment) == name
+    assert machine_name(Environment(**environment)) == name

@@ -6,6 +6,7 @@ import pytest
 from bench_report_page import THREE, Page, result_of
 from bench_results import NAMES, contrast, realistic
 
+from msn_deploy.machine.environment import Environment
 from msn_deploy.report.bench import render_html
 from msn_deploy.report.page import DARK, LIGHT
 from msn_deploy.report.svg import Scale, shortened, tick_text
@@ -36,7 +37,9 @@ def test_nothing_is_loaded_from_outside():
 def test_every_string_is_escaped():
     levels = {f"{HOSTILE} {n} unfolded": 1.0 for n in range(3)}
     result = result_of(
-        levels, facts={HOSTILE: HOSTILE, "file": HOSTILE}, environment={"cpu": HOSTILE, HOSTILE: [HOSTILE]}
+        levels,
+        facts={HOSTILE: HOSTILE, "file": HOSTILE},
+        environment=Environment(cpu=HOSTILE, versions={HOSTILE: HOSTILE}),
     )
     stages = [{"network": HOSTILE, HOSTILE: HOSTILE, "bytes": 3}]
     html = render_html(result, title=HOSTILE, stages=stages)
