@@ -1,29 +1,44 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`. Both make .venv themselves.
+# While working: `make quick`, and `make fmt`.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+ON_PATH := PATH="$(CURDIR)/$(BIN):$$PATH"
+TORCH := torch==2.13.0
+SCRIPTS := .ci/run $(wildcard benchmarks/*.sh msn_deploy/pipeline/bundle_scripts/* tests/container/*.sh)
 
-.PHONY: setup demo test gpu-test nightly check fmt results train-step throughput overhead control peers paper int8 readme \
+.PHONY: setup demo quick test gpu-test nightly check hooks fmt results train-step throughput overhead control peers paper int8 readme \
 	container-test jetson-wheels clean
 
-setup: $(VENV)/.installed
+setup: $(VENV)/.installed $(VENV)/.bindings
 
-# torch is pinned so that the CPU build comes, not gigabytes of CUDA; pyproject.toml keeps the range.
+# torch is pinned so that the CPU build comes, not gigabytes of CUDA: from PyTorch's own index, or from whichever pip
+# knows where that one does not answer. pyproject.toml keeps the range.
 $(VENV)/.installed: pyproject.toml Makefile
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(PIP) --retries 0 --timeout 15 --index-url https://download.pytorch.org/whl/cpu $(TORCH) 2>/dev/null || $(PIP) $(TORCH)
+	$(PIP) --editable '.[dev]'
 	touch $@
 
-demo: setup
+# NVIDIA's bindings of four TensorRT releases, for the tests. Without them those are skipped; the next call tries again.
+$(VENV)/.bindings: $(VENV)/.installed tests/engine/trt_bindings.py
+	if $(BIN)/python tests/engine/trt_bindings.py $(VENV)/bindings; then touch $@; fi
+
+demo: $(VENV)/.installed
 	$(BIN)/msn-deploy demo --out demo
 
+# Before every commit: what `make test` checks, less the tests that take long.
+quick: check
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
+
+# Two workers whatever the machine: tests that read clocks and memory want a core of their own.
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # Builds and runs engines, on a machine with an NVIDIA GPU; elsewhere every test is skipped.
 gpu-test: setup
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[gpu]'
+	$(PIP) --editable '.[gpu]'
 	$(BIN)/python -m pytest tests/gpu
 
 # More random networks through the fold than `make test` takes.
@@ -35,6 +50,12 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+	$(ON_PATH) shellcheck $(SCRIPTS)
+	$(ON_PATH) hadolint Dockerfile.jetson
+
+# Runs `check` without the imports before each commit, on the files in it.
+hooks: setup
+	$(BIN)/pre-commit install
 
 fmt: setup
 	$(BIN)/ruff check --fix .

@@ -120,7 +120,10 @@ def _last_total(texts: Sequence[str], what: str) -> int | None:
 
 def inspect_plan(trt: Any, logger: Any, plan: Any) -> tuple[tuple[Layer, ...], int | None]:
     """Load a plan that was built here and ask it: (layers, device memory in bytes); ((), None) if it does not load."""
-    runtime = trt.Runtime(logger)
+    try:
+        runtime = trt.Runtime(logger)
+    except TypeError:  # what pybind11 makes of a null one
+        return (), None
     if hasattr(runtime, "engine_host_code_allowed"):  # needed by version-compatible plans, which carry code
         runtime.engine_host_code_allowed = True
     engine = runtime.deserialize_cuda_engine(plan)

@@ -56,19 +56,19 @@ def build_plan(
     trt = backend.module
     logger, messages = logger_of(trt)
     messages.start()
+    # Up to TensorRT 10 the DLA takes its precision from flags, as all of TensorRT 8 does.
+    weak = is_weakly_typed(trt) or (options.dla is not None and hasattr(trt.BuilderFlag, "FP16"))
+    names = ("EXPLICIT_BATCH",) if weak else ("EXPLICIT_BATCH", "STRONGLY_TYPED")
     try:
         builder = trt.Builder(logger)
-    except Exception as cause:  # without a GPU the full TensorRT gives no builder; pybind11 makes that a TypeError
+        network = builder.create_network(mask(trt.NetworkDefinitionCreationFlag, *names))
+        parser = trt.OnnxParser(network, logger)
+    except (TypeError, RuntimeError) as cause:  # a null one, as without a GPU: pybind11 makes that a TypeError
         raise MissingDevice(
             f"{backend.title} cannot start a builder: {_last_error(messages, str(cause))}.\n"
             "It needs an NVIDIA GPU and its driver; `msn-deploy doctor` shows what is here.\n"
             "Without one, take `--backend tensorrt-rtx`."
         ) from cause
-    # Up to TensorRT 10 the DLA takes its precision from flags, as all of TensorRT 8 does.
-    weak = is_weakly_typed(trt) or (options.dla is not None and hasattr(trt.BuilderFlag, "FP16"))
-    names = ("EXPLICIT_BATCH",) if weak else ("EXPLICIT_BATCH", "STRONGLY_TYPED")
-    network = builder.create_network(mask(trt.NetworkDefinitionCreationFlag, *names))
-    parser = trt.OnnxParser(network, logger)
     if options.dla is not None and hasattr(trt.OnnxParserFlag, "ADJUST_FOR_DLA"):
         parser.set_flag(trt.OnnxParserFlag.ADJUST_FOR_DLA)
     with ctrl_c_held(messages):

@@ -77,7 +77,7 @@ digest=$("$python" -c 'import json, sys; print(json.load(open(sys.argv[1]))["dig
 tar xf "$data/orin.tar" -C "$data"
 cp -r "$data/orin/wheels" "$scratch/wheels"
 "$python" -m pip download -q -d "$scratch/wheels" --only-binary=:all: hatchling
-note "bundle: $(du -m "$data/orin.tar" | cut -f1) MiB, $(ls "$data/orin/wheels" | wc -l) wheels"
+note "bundle: $(du -m "$data/orin.tar" | cut -f1) MiB, $(find "$data/orin/wheels" -name '*.whl' | wc -l) wheels"
 
 build bud --arch arm64 --format docker --timestamp 1580601600 --tag msn-deploy --file Dockerfile.jetson \
     --volume "$scratch/wheels:/wheelhouse:ro" --build-arg BASE_IMAGE=localhost/arm64-base --build-arg WITH_PYCUDA=0 \
@@ -131,7 +131,9 @@ expect() {  # expect CODE NAME COMMAND...: the exit code has to be one of CODE (
 
 says() { grep -qF -- "$2" "$scratch/$1.log" || die "$1 does not say: $2"; }
 
+# shellcheck disable=SC2016 # for the shell in there
 expect 0 who sh -c 'test "$(id -u)" = 1000 && ! touch /root-is-read-only 2>/dev/null && ! touch /opt/x 2>/dev/null'
+# shellcheck disable=SC2016
 expect 0 no-network sh -c 'test "$(grep -c : /proc/net/dev)" = 1 && grep -q lo: /proc/net/dev'
 expect 0 doctor msn-deploy doctor
 says doctor "no NVIDIA GPU"

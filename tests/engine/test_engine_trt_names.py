@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from trt_api import FIXTURE, RELEASES, api, condense
+from trt_api import FIXTURE, RELEASES, api, values
 from trt_names import lacking, problems
 
 import msn_deploy.engine
 
 FOLDER = Path(msn_deploy.engine.__file__).parent
 SOURCES = sorted(FOLDER.glob("*.py"))
-RAW = Path(__file__).parents[3] / "shared" / "data" / "trt-api"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
@@ -97,10 +96,7 @@ def test_the_traps_between_releases_are_in_the_fixture():
     assert lacking("BuilderFlag", "FP16") == ("11.0.0", "11.4.0", "rtx-1.7.1")
     assert lacking("ICudaEngine", "num_bindings") == RELEASES[1:]
     assert lacking("", "ComputeCapability") == RELEASES[:-1]
+    bits = {release: values(release, "NetworkDefinitionCreationFlag") for release in RELEASES}
+    assert [each.get("STRONGLY_TYPED") for each in bits.values()] == [None, 1, 1, 1, 1, 0, 0, 0]
     assert FIXTURE.stat().st_size < 60_000
     assert all(len(api()[release]) > 100 for release in RELEASES)
-
-
-@pytest.mark.skipif(not RAW.is_dir(), reason="the lists of names that the fixture is made from are not here")
-def test_the_fixture_is_what_the_lists_of_names_say():
-    assert FIXTURE.read_text(encoding="utf-8") == condense(RAW)

@@ -9,9 +9,10 @@ Anywhere else a name that TensorRT has in some releases only is refused too, wha
 from __future__ import annotations
 
 import ast
+from collections.abc import Mapping
 from functools import cache
 
-from trt_api import MODULE, RELEASES, api
+from trt_api import MODULE, RELEASES, Names, api
 
 BY_NAME = {
     "trt": MODULE,
@@ -46,9 +47,12 @@ Keys = frozenset[Key]
 NOTHING: Keys = frozenset()
 
 
-def problems(source: str) -> list[str]:
-    """Return one line per use of a TensorRT name that some release lacks."""
-    checker = _Checker(ast.parse(source))
+def problems(source: str, tables: Mapping[str, Names] | None = None) -> list[str]:
+    """Return one line per use of a TensorRT name that some release lacks.
+
+    tables: release -> class -> names, for those to look at; the recorded ones if not given.
+    """
+    checker = _Checker(ast.parse(source), api() if tables is None else tables)
     checker.block(checker.tree.body, NOTHING)
     return [text for _, text in sorted(set(checker.found))]
 
@@ -68,8 +72,9 @@ def _in_some_releases_only() -> frozenset[str]:
 
 
 class _Checker:
-    def __init__(self, tree: ast.Module) -> None:
+    def __init__(self, tree: ast.Module, tables: Mapping[str, Names]) -> None:
         self.tree = tree
+        self.tables = tables
         self.found: list[tuple[int, str]] = []
         names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
         names |= {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
@@ -172,7 +177,7 @@ class _Checker:
             if name in _in_some_releases_only() and not asked and not own:
                 self._report(node, f"{ast.unparse(receiver)}.{name}: a TensorRT name that some releases lack")
             return
-        absent = lacking(kind, name)
+        absent = [release for release, classes in self.tables.items() if name not in classes.get(kind, ())]
         if len(absent) == len(RELEASES):
             self._report(node, f"{ast.unparse(receiver)}.{name}: no release has {kind or 'the module'}.{name}")
         elif absent and not asked:

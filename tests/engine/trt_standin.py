@@ -10,12 +10,10 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
-from trt_api import MODULE, api
+from trt_api import MODULE, api, values
 
 from msn_deploy.engine import Backend
 
-# The bits that moved: STRONGLY_TYPED is 1 in TensorRT 10, and 0 where EXPLICIT_BATCH is gone (11, RTX).
-_BITS = {"EXPLICIT_BATCH": 0}
 INSPECTED = """{"Layers": [
  {"Name": "conv0", "LayerType": "CaskConvolution", "Inputs": [{"Name": "x",
   "Format/Datatype": "Thirty-two wide channel vectorized row major Int8 format"}], "ParameterType": "Convolution"},
@@ -74,8 +72,7 @@ class Release:
     ) -> None:
         self.release, self.names, self.calls = release, api()[release], []
         self._plan, self._building = plan, building
-        kinds = self.names["NetworkDefinitionCreationFlag"]
-        bits = _BITS | {"STRONGLY_TYPED": 1 if "EXPLICIT_BATCH" in kinds else 0}
+        bits = values(release, "NetworkDefinitionCreationFlag")  # of those a mask is made
         rows = [SimpleNamespace(name=name, type=SimpleNamespace(name=kind)) for name, kind in layers]
         given = self.of("ITensor", name="x", shape=shape)
         found = self.of("ParserError", **_error(error)) if error else None

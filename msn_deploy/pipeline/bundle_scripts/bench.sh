@@ -14,6 +14,7 @@ if [ -x "$msn_deploy" ]; then
     baseline=''
     for each in $models; do
         name=${each##*/}
+        # shellcheck disable=SC2153 # of bundle.env, which common.sh reads
         [ "${name%.*}" != "$BASELINE" ] || baseline=$each
     done
     cd "$here"
