@@ -21,7 +21,7 @@ import numpy as np
 from paper import HERE, TABLES, Run, runs_of
 
 from msn_deploy.core.artifacts import sha256_of, write_json
-from msn_deploy.core.calibration_recipe import DEFAULT_METHOD
+from msn_deploy.core.model_info import DEFAULT_METHOD
 from msn_deploy.data import load_split, to_input
 from msn_deploy.engine import OrtRunner
 from msn_deploy.machine.environment import read_environment

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from msn_deploy.core.artifacts import write_json
-from msn_deploy.core.recipes import Recipe, load_recipe, recipe_from_dict, tomllib
+from msn_deploy.core.home import tomllib
+from msn_deploy.core.recipes import Recipe, load_recipe, recipe_from_dict
 from msn_deploy.machine.environment import read_environment
 
 HERE = Path(__file__).resolve().parent

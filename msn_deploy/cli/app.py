@@ -82,7 +82,7 @@ def _run(args: list[str], *, quiet: bool, debug: bool) -> int:
     try:
         name = args[0]
         if name not in COMMANDS:
-            from msn_deploy.core.recipes import did_you_mean
+            from msn_deploy.core.errors import did_you_mean
 
             raise InputError(f"there is no command {name!r}{did_you_mean(name, tuple(COMMANDS))}")
         return _call(name, args[1:], quiet=quiet)

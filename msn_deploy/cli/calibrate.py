@@ -44,7 +44,7 @@ def command(
     json: Json = None,
 ) -> None:
     """Quantise an ONNX file to INT8 (explicit Q/DQ) on real training images."""
-    from msn_deploy.core.calibration_recipe import load_calibration_recipe
+    from msn_deploy.core.recipes import load_calibration_recipe
     from msn_deploy.pipeline.budget import parse_drop
     from msn_deploy.pipeline.calibrate import calibrate
 

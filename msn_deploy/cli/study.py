@@ -11,7 +11,6 @@ import typer
 from msn_deploy.cli import output
 from msn_deploy.cli.options import Json, Settings, new_folder
 from msn_deploy.core.optional import require
-from msn_deploy.core.recipes import load_recipe, with_settings
 
 
 def command(
@@ -30,6 +29,8 @@ def command(
     json: Json = None,
 ) -> None:
     """Train a recipe with several norms and compare gradients, means and singular values."""
+    from msn_deploy.core.recipes import load_recipe, with_settings  # pydantic, which --help does not wait for
+
     chosen = with_settings(load_recipe(recipe).override(data=data, epochs=epochs, seed=seed), settings or [])
     require("torch", step="study")
     from msn_deploy.pipeline.study import study

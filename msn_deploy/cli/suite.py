@@ -11,7 +11,6 @@ import typer
 from msn_deploy.cli import output
 from msn_deploy.cli.options import MINIMUM_SECONDS, Json, Threads, new_folder
 from msn_deploy.core.errors import InputError, InvalidMeasurement
-from msn_deploy.core.suites import load_suite
 
 if TYPE_CHECKING:
     from msn_deploy.core.suites import Suite
@@ -38,6 +37,8 @@ def command(
     json: Json = None,
 ) -> None:
     """Train, export, quantise and measure all networks of a suite; go on where an interruption left off."""
+    from msn_deploy.core.suites import load_suite  # pydantic, which --help does not wait for
+
     chosen = load_suite(suite).override(seconds=seconds, threads=threads)
     if prepare and runs is None:
         raise InputError("--prepare makes files to be copied to a device: say where.\nAdd `--runs DIR`.")

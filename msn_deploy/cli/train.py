@@ -11,7 +11,6 @@ import typer
 from msn_deploy.cli import output
 from msn_deploy.cli.options import Json, Settings, new_folder
 from msn_deploy.core.optional import require
-from msn_deploy.core.recipes import load_recipe, with_settings
 
 
 def command(
@@ -34,6 +33,8 @@ def command(
     json: Json = None,
 ) -> None:
     """Train a recipe; the checkpoint is saved after every epoch."""
+    from msn_deploy.core.recipes import load_recipe, with_settings  # pydantic, which --help does not wait for
+
     chosen = load_recipe(recipe).override(
         norm=norm, data=data, epochs=epochs, batch_size=batch_size, learning_rate=lr, seed=seed
     )

@@ -15,6 +15,9 @@ Messages have one to three lines: what happened, with numbers; the likely cause;
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Sequence
+
 
 class MsnDeployError(Exception):
     """Base of all errors meant for the user; the class owns its exit code."""
@@ -73,3 +76,9 @@ class InvalidMeasurement(MsnDeployError):
     """A measurement whose conditions were too poor to report."""
 
     exit_code = 4
+
+
+def did_you_mean(word: str, known: Sequence[str]) -> str:
+    """Return "; did you mean X?" or the list of what is known, to finish an error message."""
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known are: {', '.join(known)}."

@@ -1,13 +1,59 @@
-"""Where msn-deploy keeps what outlives a command: caches that may be deleted at any time."""
+"""Where msn-deploy finds the files that it ships, and where it keeps what outlives a command."""
 
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
+from typing import Any
+
+from msn_deploy.core.artifacts import open_input
+from msn_deploy.core.errors import InputError, did_you_mean
+
+if sys.version_info >= (3, 11):
+    import tomllib as tomllib
+else:
+    import tomli as tomllib
 
 
 def home_folder() -> Path:
-    """Return `$MSN_DEPLOY_HOME`, else `$XDG_CACHE_HOME/msn-deploy`, else `~/.cache/msn-deploy`; it need not exist."""
+    """Return `$MSN_DEPLOY_HOME`, else `$XDG_CACHE_HOME/msn-deploy`, else `~/.cache/msn-deploy`; it need not exist.
+
+    Whatever lies there may be deleted at any time.
+    """
     if own := os.environ.get("MSN_DEPLOY_HOME"):
         return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")) / "msn-deploy"
+
+
+def builtin_folder(name: str) -> Path:
+    """Return the folder of built-in data files: "models", "calibration" or "suites".
+
+    In a wheel it lies inside the package; in a checkout it is one of the top-level folders.
+    """
+    package = Path(__file__).resolve().parent.parent
+    shipped = package / "_recipes" / name
+    checkout = package.parent / ("benchmarks/suites" if name == "suites" else name)
+    return shipped if shipped.is_dir() else checkout
+
+
+def read_toml(name_or_path: str, folder: str) -> tuple[Path, dict[str, Any]]:
+    """Read a TOML file by path, or by the name of one in a built-in folder; return also where it lies.
+
+    A path beats a name. Raises InputError.
+    """
+    path = Path(name_or_path)
+    if not os.path.isfile(path):  # unlike Path.is_file it takes any text, also one too long for a file name
+        place = builtin_folder(folder)
+        known = sorted(file.stem for file in place.glob("*.toml"))
+        if name_or_path not in known:
+            what = "suite" if folder == "suites" else "recipe"
+            raise InputError(
+                f"unknown {what} {name_or_path!r}{did_you_mean(name_or_path, known)}\nA path to a TOML file works too."
+            )
+        path = place / f"{name_or_path}.toml"
+    with open_input(path) as stream:
+        try:
+            return path, tomllib.load(stream)
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as cause:
+            raise InputError(f"{path} is not valid TOML: {cause}.") from cause

@@ -8,15 +8,22 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 from msn_deploy.core.errors import InputError
 
 METADATA_KEY = "msn_deploy"
-NORMS = ("msn", "msn-affine", "sn", "bn", "none")
-FITS = ("resize", "pad")
-PRECISIONS = ("fp32", "fp16", "int8")
 SCHEMA = 1
+
+NormName = Literal["msn", "msn-affine", "sn", "bn", "none"]
+Fit = Literal["resize", "pad"]
+Precision = Literal["fp32", "fp16", "int8"]
+NORMS: tuple[NormName, ...] = get_args(NormName)
+FITS: tuple[Fit, ...] = get_args(Fit)
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+
+# Of all methods of calibration the one that is never the worst: benchmarks/results/int8.json.
+DEFAULT_METHOD = "mse"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,76 +1,163 @@
-"""Recipes: TOML files that say how a network is trained, found by path or by the name of a file under `models/`.
+"""Recipes: TOML files that say how a network is trained or calibrated, as frozen records.
 
-A path given by the user beats a built-in name. In a wheel the built-in files lie inside the package, in a checkout
-they are the top-level folders themselves.
+pydantic checks the keys, types and limits of a file; `validated` turns what it finds into an InputError that names the
+file, the key and the value.
 """
 
 from __future__ import annotations
 
-import difflib
-import os
-import sys
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
-from pathlib import Path
-from typing import Any, TypeVar
+from dataclasses import asdict, fields, is_dataclass
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from msn_deploy.core.artifacts import open_input
-from msn_deploy.core.errors import InputError
-from msn_deploy.core.gan_options import GanOptions, refuse_unused
-from msn_deploy.core.model_info import FITS, NORMS
-from msn_deploy.core.train_options import TrainOptions
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    TypeAdapter,
+    ValidationError,
+)
+from pydantic.dataclasses import dataclass
+from pydantic_core import ErrorDetails
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from msn_deploy.core.errors import InputError, did_you_mean
+from msn_deploy.core.home import read_toml, tomllib
+from msn_deploy.core.model_info import DEFAULT_METHOD, Fit, NormName
 
 T = TypeVar("T")
-CLASSIFIERS = ("linear", "sn")
-INITS = ("plain", "kaiming")
+STRICT = ConfigDict(extra="forbid", allow_inf_nan=False, populate_by_name=True)
+"""The configuration of every record that is read from a file."""
+
+Count = Annotated[StrictInt, Field(ge=1)]
+Seed = Annotated[StrictInt, Field(ge=0, lt=2**32)]
+_Share = Annotated[StrictFloat, Field(ge=0, lt=1)]
+Schedule = Literal["one-cycle", "cosine", "step", "constant"]
+
+# Options that the training of a GAN uses. Its optimizer is always Adam, nothing is held out, and it has no labels.
+_IN_A_GAN = (
+    *("epochs", "batch_size", "learning_rate", "schedule", "warm_up", "augment", "amp", "channels_last"),
+    *("power_iterations", "seed"),
+    *("name", "net", "norm", "data", "input_shape", "width", "fit", "gan", "train"),
+)
+_LIMITS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+_KINDS = {
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "string_type": "text",
+    "bool_type": "true or false",
+    "tuple_type": "a list",
+    "dict_type": "a section",
+    "dataclass_type": "a section",
+}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
-    """One network, one norm, and how to train it.
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class TrainOptions:
+    """How a network is trained: the `[train]` section of a recipe."""
 
-    input_shape: (N, C, H, W); N is 1, C is 1 or 3. data: default data, a known name or a folder. width: channels of
-    the first block; the others are multiples of it. classifier: one of CLASSIFIERS; "sn" divides the weight of the last
-    linear layer by its spectral norm, as the paper's authors do on MNIST. fit: one of FITS, how images get to the size
-    of input_shape: scaled, or unscaled on a black canvas. init: one of INITS; "kaiming" gives each convolution with a
-    spectral norm a constant factor with which it starts at the deviation of Kaiming's initialisation (`init_gain` of
-    the layers); "plain" has none, as the paper. Convolutions without a spectral norm start the same with either.
-    gan: for a generator, which is trained against a discriminator that has the norm; input_shape is that of the images.
-    """
-
-    name: str
-    net: str
-    norm: str
-    data: str
-    input_shape: tuple[int, int, int, int]
-    width: int
-    classifier: str = "linear"
-    fit: str = "resize"
-    init: str = "plain"
-    gan: GanOptions | None = None
-    train: TrainOptions = field(kw_only=True)
+    epochs: Count
+    """Passes over the training split."""
+    batch_size: Count
+    """Images per optimizer step, over all processes together."""
+    learning_rate: Annotated[StrictFloat, Field(gt=0, lt=100)]
+    """Peak of the schedule."""
+    optimizer: Literal["sgd", "adam", "adamw"] = "adam"
+    """sgd has Nesterov momentum 0.9."""
+    schedule: Schedule = "one-cycle"
+    """What follows the warm-up. step: a tenth after half, a hundredth after 3/4 of the steps."""
+    warm_up: Annotated[StrictFloat, Field(ge=0, le=0.9)] = 0.3
+    """Share of the steps in which the learning rate rises, along a cosine, from 1 / 25 of its peak."""
+    weight_decay: Annotated[StrictFloat, Field(ge=0, le=100)] = 0.0
+    """On weights only, never on shift, gain or bias."""
+    label_smoothing: _Share = 0.0
+    """Share of each label that is spread over all classes."""
+    clip_norm: Annotated[StrictFloat, Field(ge=0, le=1e6)] = 0.0
+    """Largest norm of the whole gradient; 0 does not clip."""
+    ema: _Share = 0.0
+    """Decay per step of an average of the weights that is saved in their place; 0: none."""
+    validation: Annotated[StrictFloat, Field(ge=0, le=0.5)] = 0.0
+    """Share of the training split that is held out, for `patience` to look at."""
+    patience: Annotated[StrictInt, Field(ge=0)] = 0
+    """Stop after so many epochs without a better accuracy on the held-out images, and keep the best; 0: never."""
+    augment: Literal["none", "flip", "crop", "crop-flip"] = "none"
+    """Flip left and right, crop after padding by an eighth of the side, or both."""
+    amp: StrictBool = False
+    """Run the network in bfloat16 under autocast; weights, optimizer and loss stay in float32."""
+    channels_last: StrictBool = False
+    """Keep activations and weights in the channels_last memory format."""
+    power_iterations: Count = 1
+    """Per training step, for sigma."""
+    seed: Seed = 0
+    """Of initial weights, batch order and augmentation."""
 
     def __post_init__(self) -> None:
-        if self.norm not in NORMS:
-            raise InputError(f"unknown norm {self.norm!r}{did_you_mean(self.norm, NORMS)}")
-        shape = self.input_shape
-        if len(shape) != 4 or shape[0] != 1 or shape[1] not in (1, 3) or min(shape) < 1:
-            raise InputError(f"input_shape must be [1, 1 or 3, height, width], got {list(shape)}.")
-        if not 1 <= self.width <= 4096:
-            raise InputError(f"width must lie between 1 and 4096, got {self.width}.")
-        for name, known in (("classifier", CLASSIFIERS), ("fit", FITS), ("init", INITS)):
-            if getattr(self, name) not in known:
-                raise InputError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}.")
-        if self.gan is not None:
-            refuse_unused(self.train)
-            for name, plain in (("classifier", "linear"), ("init", "plain")):
-                if getattr(self, name) != plain:
-                    raise InputError(f"{name} has no part in a GAN, got {getattr(self, name)!r}.\nLeave it out.")
+        if self.patience and not self.validation:
+            raise InputError(
+                f"train.patience is {self.patience} and needs train.validation above 0.\n"
+                "Early stopping needs held-out images: choosing an epoch by the test images would flatter it."
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class GanOptions:
+    """The `[gan]` section: generator and discriminator both learn at `train.learning_rate`, one step each per batch."""
+
+    latent: Annotated[StrictInt, Field(ge=1, le=4096)] = 128
+    """Numbers, normally distributed, that an image is generated from."""
+    beta1: _Share = 0.5
+    """Of Adam's running mean of the gradient."""
+
+
+def _shape(value: object) -> object:
+    match value:
+        case [1, 1 | 3, int(height), int(width)] if min(height, width) >= 1:
+            return value
+    raise ValueError(f"must be [1, 1 or 3, height, width] in whole numbers, got {value!r}.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class Recipe:
+    """One network, one norm, and how to train it."""
+
+    name: StrictStr
+    """Of the checkpoint's file, unless the file says otherwise that of the recipe's."""
+    net: StrictStr
+    """A name in `nets.registry`."""
+    norm: NormName
+    data: StrictStr
+    """Default data, a known name or a folder."""
+    input_shape: Annotated[tuple[StrictInt, StrictInt, StrictInt, StrictInt], BeforeValidator(_shape)]
+    """(N, C, H, W) of the images; N is 1, C is 1 or 3."""
+    width: Annotated[StrictInt, Field(ge=1, le=4096)]
+    """Channels of the first block; the others are multiples of it."""
+    classifier: Literal["linear", "sn"] = "linear"
+    """sn divides the weight of the last linear layer by its spectral norm, as the paper's authors do on MNIST."""
+    fit: Fit = "resize"
+    """How images get to the size of input_shape: scaled, or unscaled on a black canvas."""
+    init: Literal["plain", "kaiming"] = "plain"
+    """kaiming gives each convolution with a spectral norm a constant factor with which it starts at the deviation of
+    Kaiming's initialisation (`init_gain` of the layers); plain has none, as in the paper. Convolutions without a
+    spectral norm start the same with either."""
+    gan: GanOptions | None = None
+    """For a generator, which is trained against a discriminator that has the norm."""
+    train: TrainOptions
+
+    def __post_init__(self) -> None:
+        if self.gan is None:
+            return
+        for section, prefix in ((self.train, "train."), (self, "")):
+            for option in fields(section):
+                value = getattr(section, option.name)
+                if option.name not in _IN_A_GAN and value != option.default:
+                    raise InputError(
+                        f"{prefix}{option.name} has no part in training a GAN, got {value!r}.\nLeave it out."
+                    )
 
     @property
     def image_size(self) -> dict[str, Any]:
@@ -86,38 +173,34 @@ class Recipe:
 
     def override(self, *, norm: str | None = None, data: str | None = None, **train: Any) -> Recipe:
         """Return the recipe with the options that are not None replaced, and the name following the norm."""
-        chosen = {key: value for key, value in train.items() if value is not None}
-        name = self.name
+        changed = self.to_dict()
+        changed["train"] |= {key: value for key, value in train.items() if value is not None}
         if norm is not None and norm != self.norm:
-            name = name.removesuffix("_" + self.norm.replace("-", "_")) + "_" + norm.replace("-", "_")
-        return replace(
-            self,
-            name=name,
-            norm=norm or self.norm,
-            data=data or self.data,
-            train=replace(self.train, **chosen),
-        )
+            stem = self.name.removesuffix("_" + self.norm.replace("-", "_"))
+            changed |= {"norm": norm, "name": f"{stem}_{norm.replace('-', '_')}"}
+        return recipe_from_dict({**changed, "data": data or self.data}, source=f"recipe {self.name}")
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, as they stand in metadata; `recipe_from_dict` reads them back."""
         return {**asdict(self), "input_shape": list(self.input_shape)}
 
 
-def recipe_from_dict(value: Mapping[str, Any], *, source: str) -> Recipe:
-    """Build a recipe from plain values; every unknown, missing or mistyped key is an InputError that names it."""
-    flat = dict(value)
-    train = flat.pop("train", None)
-    if not isinstance(train, Mapping):
-        raise InputError(f"{source} needs a [train] section.")
-    shape = flat.get("input_shape")
-    if isinstance(shape, (list, tuple)):
-        flat["input_shape"] = tuple(shape)
-    options = checked(TrainOptions, train, source=f"{source} [train]")
-    if (gan := flat.get("gan")) is not None:
-        if not isinstance(gan, Mapping):
-            raise InputError(f"{source}: gan must be a section, got {gan!r}.")
-        flat["gan"] = checked(GanOptions, gan, source=f"{source} [gan]")
-    return checked(Recipe, {**flat, "train": options}, source=source)
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class CalibrationRecipe:
+    """What a calibration takes: a TOML file under `calibration/`."""
+
+    name: StrictStr
+    data: StrictStr
+    """A known name or a folder; its training images are taken."""
+    samples: Count = 256
+    """How many images."""
+    seed: Seed | None = None
+    """Draws the images; None spreads them evenly."""
+    preprocess: Literal["model"] = "model"
+    """Images are prepared as the model file says."""
+    method: StrictStr = DEFAULT_METHOD
+    """Of `quant.scales`, as is `percentile`."""
+    percentile: StrictFloat = 99.99
 
 
 def load_recipe(name_or_path: str) -> Recipe:
@@ -126,26 +209,15 @@ def load_recipe(name_or_path: str) -> Recipe:
     return recipe_from_dict({"name": path.stem, **value}, source=str(path))
 
 
-def read_toml(name_or_path: str, folder: str) -> tuple[Path, dict[str, Any]]:
-    """Read a TOML file by path, or by the name of one in a built-in folder; return also where it lies.
+def load_calibration_recipe(name_or_path: str) -> CalibrationRecipe:
+    """Read a calibration recipe by path (`my.toml`) or built-in name (`mnist`). Raises InputError."""
+    path, value = read_toml(name_or_path, "calibration")
+    return validated(CalibrationRecipe, {"name": path.stem, **value}, source=str(path))
 
-    Raises InputError.
-    """
-    path = Path(name_or_path)
-    if not os.path.isfile(path):  # unlike Path.is_file it takes any text, also one too long for a file name
-        place = builtin_folder(folder)
-        known = sorted(file.stem for file in place.glob("*.toml"))
-        if name_or_path not in known:
-            what = "suite" if folder == "suites" else "recipe"
-            raise InputError(
-                f"unknown {what} {name_or_path!r}{did_you_mean(name_or_path, known)}\nA path to a TOML file works too."
-            )
-        path = place / f"{name_or_path}.toml"
-    with open_input(path) as stream:
-        try:
-            return path, tomllib.load(stream)
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as cause:
-            raise InputError(f"{path} is not valid TOML: {cause}.") from cause
+
+def recipe_from_dict(value: Mapping[str, Any], *, source: str) -> Recipe:
+    """Build a recipe from plain values; every unknown, missing or mistyped key is an InputError that names it."""
+    return validated(Recipe, value, source=source)
 
 
 def with_settings(recipe: Recipe, settings: Sequence[str]) -> Recipe:
@@ -169,42 +241,48 @@ def with_settings(recipe: Recipe, settings: Sequence[str]) -> Recipe:
     return recipe_from_dict(changed, source=f"`{' '.join(f'--set {each}' for each in settings)}`")
 
 
-def builtin_folder(name: str) -> Path:
-    """Return the folder of built-in data files: "models", "calibration" or "suites"."""
-    package = Path(__file__).resolve().parent.parent
-    shipped = package / "_recipes" / name
-    checkout = package.parent / ("benchmarks/suites" if name == "suites" else name)
-    return shipped if shipped.is_dir() else checkout
+def validated(cls: type[T], value: Mapping[str, Any], *, source: str) -> T:
+    """Build a record of this module or of `suites` from plain values.
 
-
-def did_you_mean(word: str, known: tuple[str, ...] | list[str]) -> str:
-    """Return ": did you mean X?" or the list of what is known, to finish an error message."""
-    close = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; known are: {', '.join(known)}."
-
-
-def checked(cls: type[T], value: Mapping[str, Any], *, source: str) -> T:
-    """Construct a dataclass from TOML values; types are compared by the annotation's first word."""
-    known = {entry.name: entry for entry in fields(cls)}  # type: ignore[arg-type]
-    for key in value:
-        if key not in known:
-            raise InputError(f"{source}: unknown key {key!r}{did_you_mean(key, list(known))}")
-    kinds: dict[str, tuple[type, ...]] = {
-        "int": (int,),
-        "float": (int, float),
-        "str": (str,),
-        "bool": (bool,),
-        "tuple": (tuple,),
-    }
-    for key, item in value.items():
-        wanted = str(known[key].type).partition("[")[0]
-        if wanted in kinds and (not isinstance(item, kinds[wanted]) or isinstance(item, bool) != (wanted == "bool")):
-            raise InputError(f"{source}: {key} must be {wanted}, got {item!r}.")
-        if wanted == "tuple" and not all(isinstance(part, int) for part in item):
-            raise InputError(f"{source}: {key} must hold whole numbers, got {list(item)}.")
+    Raises InputError for the first key that is unknown, mistyped, out of its limits or missing, in that order.
+    """
     try:
-        return cls(**value)
-    except TypeError as cause:
-        raise InputError(f"{source}: {str(cause).partition('__init__() ')[2] or cause}.") from cause
+        return TypeAdapter(cls).validate_python(dict(value))
+    except ValidationError as cause:
+        # A key that is missing may be one that was misspelt, so the others come first.
+        error = min(cause.errors(), key=lambda each: each["type"] == "missing")
+        raise InputError(f"{source}{_told(cls, error)}") from cause
     except InputError as cause:
         raise InputError(f"{source}: {cause}") from cause
+
+
+def _told(record: Any, error: ErrorDetails) -> str:
+    """Return " [SECTION]: " and what is wrong with one key of it."""
+    *path, key = error["loc"]
+    if isinstance(key, int):
+        key = f"{path.pop()}[{key}]"
+    section = f" [{'.'.join(str(step + 1 if isinstance(step, int) else step) for step in path)}]" if path else ""
+    kind, value, context = error["type"], error["input"], error.get("ctx", {})
+    limits = " ".join(f"{_LIMITS[name]} {limit:g}" for name, limit in context.items() if name in _LIMITS)
+    option = " (--lr)" * (key == "learning_rate")
+    told = f"{key}{option} must be {_KINDS.get(kind) or limits or error['msg']}, got {value!r}."
+    if kind == "missing":
+        told = f"missing key {key!r}."
+    elif kind == "unexpected_keyword_argument":
+        for step in (each for each in path if isinstance(each, str)):
+            inner = _keys(record)[step]
+            record = next(each for each in (inner, *get_args(inner)) if is_dataclass(each))
+        told = f"unknown key {key!r}{did_you_mean(key, list(_keys(record)))}"
+    elif kind == "literal_error":
+        known = re.findall("'(.*?)'", context["expected"])
+        told = f"unknown {key} {value!r}{did_you_mean(str(value), known)}"
+    elif kind == "value_error":
+        told = f"{key} {context['error']}"
+    elif kind == "tuple_type" and isinstance(value, dict):
+        told = f"{key} must be written as tables, [[{key}]]."
+    return f"{section}: {told}"
+
+
+def _keys(record: Any) -> dict[str, Any]:
+    """Return the types of a record's keys, by their names in a file."""
+    return {str(each.validation_alias or name): each.annotation for name, each in record.__pydantic_fields__.items()}

@@ -17,7 +17,7 @@ from urllib.parse import urlparse
 import numpy as np
 
 from msn_deploy.core.errors import InputError
-from msn_deploy.core.recipes import builtin_folder
+from msn_deploy.core.home import builtin_folder
 from msn_deploy.data import cifar, svhn
 from msn_deploy.data.raw import DIGITS, Raw
 

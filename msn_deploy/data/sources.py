@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msn_deploy.core.artifacts import Parent
-from msn_deploy.core.errors import InputError
-from msn_deploy.core.recipes import did_you_mean
+from msn_deploy.core.errors import InputError, did_you_mean
 from msn_deploy.data.cifar import read_cifar
 from msn_deploy.data.idx import PREFIX, read_idx_folder
 from msn_deploy.data.images import SUFFIXES, fit_images, read_image

@@ -19,8 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from msn_deploy.core.errors import FoldError, InputError
-from msn_deploy.core.recipes import did_you_mean
+from msn_deploy.core.errors import FoldError, InputError, did_you_mean
 from msn_deploy.msn import layers as ours
 from msn_deploy.msn.algebra import bn_scale, fold_bn_weights
 from msn_deploy.msn.fold import bn_terms

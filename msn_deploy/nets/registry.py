@@ -7,8 +7,8 @@ from functools import partial
 
 from torch import nn
 
-from msn_deploy.core.errors import InputError
-from msn_deploy.core.recipes import Recipe, did_you_mean
+from msn_deploy.core.errors import InputError, did_you_mean
+from msn_deploy.core.recipes import Recipe
 from msn_deploy.nets.blocks import Norm
 from msn_deploy.nets.cnn3 import cnn3
 from msn_deploy.nets.dcgan import Discriminator, generator, require_side

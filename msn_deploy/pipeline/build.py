@@ -9,11 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from msn_deploy.core.calibration_recipe import DEFAULT_METHOD
-from msn_deploy.core.errors import InputError
-from msn_deploy.core.model_info import PRECISIONS
+from msn_deploy.core.errors import InputError, did_you_mean
+from msn_deploy.core.model_info import DEFAULT_METHOD, PRECISIONS
 from msn_deploy.core.progress import Progress, silent
-from msn_deploy.core.recipes import did_you_mean
 from msn_deploy.engine import (
     BuildOptions,
     BuildReport,

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from msn_deploy.core.artifacts import parent_of, publish
-from msn_deploy.core.calibration_recipe import DEFAULT_METHOD
 from msn_deploy.core.errors import InputError
-from msn_deploy.core.model_info import ModelInfo
+from msn_deploy.core.model_info import DEFAULT_METHOD, ModelInfo
 from msn_deploy.core.optional import require
 from msn_deploy.core.progress import Progress, silent
 from msn_deploy.data import to_input

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from msn_deploy.core.artifacts import Parent, parent_of, publish
-from msn_deploy.core.errors import InputError
+from msn_deploy.core.errors import InputError, did_you_mean
 from msn_deploy.core.model_info import NORMS
 from msn_deploy.core.optional import require
 from msn_deploy.core.progress import Progress, silent
-from msn_deploy.core.recipes import Recipe, did_you_mean
+from msn_deploy.core.recipes import Recipe
 from msn_deploy.report.claims import judge_claims
 from msn_deploy.report.curves import CURVE_VERSIONS, line_chart
 from msn_deploy.report.study_page import Study, panels_of, render

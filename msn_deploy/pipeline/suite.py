@@ -18,8 +18,8 @@ from msn_deploy import __version__
 from msn_deploy.bench import BenchResult, MeasureOptions
 from msn_deploy.core.artifacts import read_sidecar, sha256_of
 from msn_deploy.core.errors import InputError, InvalidMeasurement, MissingDevice
+from msn_deploy.core.home import builtin_folder
 from msn_deploy.core.progress import Progress, silent
-from msn_deploy.core.recipes import builtin_folder
 from msn_deploy.core.suites import Network, Suite
 from msn_deploy.engine import pick_backend, what_machine
 from msn_deploy.machine.environment import machine_name, read_environment

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from onnx import ModelProto
 
-from msn_deploy.core.calibration_recipe import DEFAULT_METHOD
 from msn_deploy.core.errors import InputError
+from msn_deploy.core.model_info import DEFAULT_METHOD
 from msn_deploy.core.progress import Progress, silent
 from msn_deploy.model.files import info_of
 from msn_deploy.quant.calibration_checks import check_images, examine

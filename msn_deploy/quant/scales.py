@@ -11,8 +11,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from msn_deploy.core.errors import InputError
-from msn_deploy.core.recipes import did_you_mean
+from msn_deploy.core.errors import InputError, did_you_mean
 
 BINS = 2048  # as in NVIDIA's calibrators
 LEVELS = 128  # magnitudes that INT8 tells apart

@@ -26,9 +26,8 @@ import torch
 from torch import Tensor, nn
 
 from msn_deploy.core.errors import InputError
-from msn_deploy.core.model_info import Preprocess
-from msn_deploy.core.recipes import Recipe
-from msn_deploy.core.train_options import TrainOptions
+from msn_deploy.core.model_info import NormName, Preprocess
+from msn_deploy.core.recipes import Recipe, TrainOptions
 from msn_deploy.training.checkpoint import read_pickle
 
 _LOG = logging.getLogger(__name__)
@@ -50,7 +49,7 @@ class Layout:
     """
 
     net: str
-    norm: str
+    norm: NormName
     affine: bool
     data: str
     width: int
@@ -115,7 +114,7 @@ def layout_of(tensors: Mapping[str, Tensor], path: Path) -> Layout:
     if any(name.startswith("main.") for name in tensors):
         renorm = any(name.endswith(".renorm") for name in tensors)
         normed = any(name.endswith(".running_mean") for name in tensors)
-        norm = ("msn-affine" if renorm else "bn") if normed else ("sn" if renorm else "none")
+        norm: NormName = ("msn-affine" if renorm else "bn") if normed else ("sn" if renorm else "none")
         layout = Layout(
             net="cnn3_relu" if norm == "none" or (norm == "bn" and called == "Conv_") else "cnn3",
             norm=norm,

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.model_info import Preprocess
-from msn_deploy.core.train_options import TrainOptions
+from msn_deploy.core.recipes import TrainOptions
 from msn_deploy.data import Split
 
 _PAD = 8  # a crop moves by at most this part of the side, 4 pixels of 32

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from msn_deploy.core.train_options import TrainOptions
+from msn_deploy.core.recipes import TrainOptions
 from msn_deploy.msn.layers import SpectralLayer
 
 

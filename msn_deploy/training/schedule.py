@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from msn_deploy.core.train_options import TrainOptions
+from msn_deploy.core.recipes import TrainOptions
 
 _START, _END = 1 / 25, 1e-4  # of the peak, as torch's OneCycleLR has them
 

@@ -11,8 +11,8 @@ from bad_input_lines import LONG, TABLE
 from cli_explained import assert_explained
 from onnx import TensorProto, helper
 
+from msn_deploy.core.home import builtin_folder
 from msn_deploy.core.model_info import METADATA_KEY, info_from_json
-from msn_deploy.core.recipes import builtin_folder
 
 
 def _graph(path, shape, *, classes=10, info=None):

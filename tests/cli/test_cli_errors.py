@@ -8,7 +8,7 @@ from dataclasses import replace
 from cli_explained import assert_explained
 
 from msn_deploy.bench.validity import Reading
-from msn_deploy.core.recipes import builtin_folder
+from msn_deploy.core.home import builtin_folder
 
 
 def test_debug_shows_the_traceback(start, tmp_path):

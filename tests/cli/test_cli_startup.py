@@ -6,7 +6,12 @@ import sys
 
 import pytest
 
-HEAVY = ("typer", "rich", "numpy", "PIL", "torch", "onnx", "onnxruntime", "tensorrt_rtx", "safetensors")
+HEAVY = ("typer", "pydantic", "rich", "numpy", "PIL", "torch", "onnx", "onnxruntime", "tensorrt_rtx", "safetensors")
+FRAMEWORKS = ("pydantic", "numpy", "torch", "onnx", "onnxruntime", "tensorrt_rtx")
+COMMANDS = (
+    *("targets", "doctor", "verify", "bundle", "export", "train", "study", "suite", "calibrate", "import-checkpoint"),
+    "build-engine",
+)
 LOADED = f"print([name for name in {HEAVY} if name in sys.modules])"
 
 
@@ -30,13 +35,11 @@ def test_an_unknown_command_loads_no_framework(process_env):
     assert _python(code, process_env) == "[]\n"
 
 
-@pytest.mark.parametrize(
-    "name", ["targets", "doctor", "verify", "bundle", "export", "train", "import-checkpoint", "build-engine"]
-)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_help_of_a_command_loads_no_framework(process_env, name):
     code = f"import sys; from msn_deploy.cli.app import main; assert main(['{name}', '--help']) == 0; {LOADED}"
     loaded = _python(code, process_env).splitlines()[-1]
-    assert not [each for each in ("numpy", "torch", "onnx", "onnxruntime", "tensorrt_rtx") if f"'{each}'" in loaded]
+    assert not [each for each in FRAMEWORKS if f"'{each}'" in loaded]
 
 
 def test_public_names_exist(process_env):

@@ -3,7 +3,7 @@
 import pytest
 
 from msn_deploy.core.errors import InputError
-from msn_deploy.core.recipes import builtin_folder
+from msn_deploy.core.home import builtin_folder
 from msn_deploy.core.suites import load_suite
 
 NAMES = sorted(path.stem for path in builtin_folder("suites").glob("*.toml"))
@@ -94,10 +94,10 @@ def test_what_is_given_on_the_command_line_wins(tmp_path):
     ("old", "new", "said"),
     [
         ("batches = [1, 2]", "batches = [1, 1]", "batches must be one or more, none of them twice"),
-        ("batches = [1, 2]", "batches = [0]", "start at 1"),
-        ("batches = [1, 2]", 'batches = "1"', "batches must be tuple"),
+        ("batches = [1, 2]", "batches = [0]", "batches[0] must be at least 1, got 0"),
+        ("batches = [1, 2]", 'batches = "1"', "batches must be a list, got '1'"),
         ("batches = [1, 2]", "replicates = 2", "replicates are of engines"),
-        ("batches = [1, 2]", 'provider = "gpu"', "no provider 'gpu'"),
+        ("batches = [1, 2]", 'provider = "gpu"', "unknown provider 'gpu'; did you mean 'cpu'"),
         ("batches = [1, 2]", "speed = 3", "unknown key 'speed'"),
         ('precisions = ["fp32"]', 'precisions = ["fp33"]', "did you mean 'fp32'"),
         ('precisions = ["fp32"]', 'precisions = "fp32"', "precisions must be a list"),
@@ -108,6 +108,21 @@ def test_what_is_given_on_the_command_line_wins(tmp_path):
         ('name = "MSN folded"', 'name = "BN folded"', "a name of its own"),
         ("width = 3", "widht = 3", "unknown key 'widht'"),
         ("[[network.row]]", "[network.row]", "row"),
+        (
+            'recipe = "cnn3_msn"',
+            'recipe = "cnn3_msn"\nfolded = true',
+            "[network.1.row.2]: unknown key 'folded'; did you mean",
+        ),
+        ('recipe = "cnn3_msn"', "", "[network.1.row.2]: missing key 'recipe'"),
+        ("train = { epochs = 2 }", "train = 3", "train must be a section, got 3"),
+        ("train = { epochs = 2 }", "train = { epoch = 2 }", "[train]: unknown key 'epoch'; did you mean 'epochs'"),
+        (
+            'name = "cnn3"',
+            'name = "cnn3"\nreferense = "a"',
+            "[network.1]: unknown key 'referense'; did you mean 'reference'",
+        ),
+        ("batches = [1, 2]", "netwrok = 3", "unknown key 'netwrok'; did you mean 'network'"),
+        ("batches = [1, 2]", "batches = [1, true]", "batches[1] must be a whole number, got True"),
         ("[[network]]", "[network]", "written as tables"),
         ("batches = [1, 2]", "batches = [1, 2", "not valid TOML"),
     ],

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from msn_deploy.core.errors import InputError
-from msn_deploy.core.recipes import builtin_folder
+from msn_deploy.core.home import builtin_folder
 from msn_deploy.data import load_split
 from msn_deploy.data.idx import read_idx
 

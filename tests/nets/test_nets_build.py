@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from msn_deploy.core.errors import InputError
+from msn_deploy.core.home import builtin_folder
 from msn_deploy.core.model_info import NORMS
-from msn_deploy.core.recipes import Recipe, builtin_folder, load_recipe
+from msn_deploy.core.recipes import Recipe, load_recipe
 from msn_deploy.data import load_split, to_input
 from msn_deploy.data.preprocess import measured_preprocess
 from msn_deploy.msn import MSNConv2d, SNConv2d, SNLinear

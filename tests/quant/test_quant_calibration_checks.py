@@ -10,8 +10,8 @@ import pytest
 from numpy.typing import NDArray
 
 from msn_deploy.core.errors import InputError
+from msn_deploy.core.home import builtin_folder
 from msn_deploy.core.model_info import Preprocess
-from msn_deploy.core.recipes import builtin_folder
 from msn_deploy.data import load_split
 from msn_deploy.data.names import folder_of
 from msn_deploy.data.preprocess import PreparedImages, measured_preprocess

@@ -10,7 +10,7 @@ import torch
 
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.model_info import Preprocess
-from msn_deploy.core.train_options import TrainOptions
+from msn_deploy.core.recipes import TrainOptions
 from msn_deploy.data import Split, to_input
 from msn_deploy.training.batches import Batches, divided
 

@@ -124,7 +124,7 @@ def test_safetensors_without_our_metadata_are_no_checkpoint(tmp_path: Path) -> N
     [
         ("not json", "damaged metadata"),
         ("{}", "damaged metadata"),
-        (ModelInfo(net="cnn3", norm="msn").to_json(), r"needs a \[train\] section"),
+        (ModelInfo(net="cnn3", norm="msn").to_json(), r"missing key 'name'"),
     ],
 )
 def test_damaged_metadata_is_named(tmp_path: Path, metadata: str, why: str) -> None:

@@ -13,8 +13,7 @@ import torch
 from torch import nn
 
 from msn_deploy.core.errors import InputError
-from msn_deploy.core.recipes import Recipe
-from msn_deploy.core.train_options import TrainOptions
+from msn_deploy.core.recipes import Recipe, TrainOptions, validated
 from msn_deploy.data import load_split, to_input
 from msn_deploy.msn import MSNConv2d
 from msn_deploy.nets.predict import logits_of
@@ -185,20 +184,20 @@ def test_a_resumed_run_remembers_its_best_epoch(recipe: Recipe, tmp_path: Path) 
     ("change", "message"),
     [
         ({"patience": 3}, "Early stopping needs held-out images"),
-        ({"patience": -1}, "patience must be 0"),
-        ({"validation": 0.6}, "validation must lie between 0 and 0.5"),
-        ({"validation": float("nan")}, "validation must lie between 0 and 0.5, got nan"),
-        ({"warm_up": 1.0}, "warm_up must lie between 0 and 0.9"),
-        ({"clip_norm": -1.0}, "clip_norm must lie between 0"),
-        ({"ema": 1.0}, "ema must be at least 0 and below 1, got 1"),
-        ({"label_smoothing": -0.1}, "label_smoothing must be at least 0"),
-        ({"schedule": "cosin"}, "schedule must be one of one-cycle, cosine, step, constant, got 'cosin'"),
-        ({"augment": "rotate"}, "augment must be one of none, flip, crop, crop-flip"),
+        ({"patience": -1}, "patience must be at least 0, got -1"),
+        ({"validation": 0.6}, "validation must be at most 0.5, got 0.6"),
+        ({"validation": float("nan")}, "validation must be a finite number, got nan"),
+        ({"warm_up": 1.0}, "warm_up must be at most 0.9, got 1.0"),
+        ({"clip_norm": -1.0}, "clip_norm must be at least 0, got -1.0"),
+        ({"ema": 1.0}, "ema must be below 1, got 1"),
+        ({"label_smoothing": -0.1}, "label_smoothing must be at least 0, got -0.1"),
+        ({"schedule": "cosin"}, "unknown schedule 'cosin'; did you mean 'cosine'"),
+        ({"augment": "rotate"}, "unknown augment 'rotate'; known are: none, flip, crop, crop-flip"),
     ],
 )
 def test_options_that_cannot_be(change: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        TrainOptions(**{"epochs": 1, "batch_size": 1, "learning_rate": 0.1} | change)
+        validated(TrainOptions, {"epochs": 1, "batch_size": 1, "learning_rate": 0.1} | change, source="mine")
 
 
 def test_decay_of_nesterov_and_weights_is_that_of_torch(recipe: Recipe, tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from msn_deploy.core.recipes import builtin_folder, load_recipe
+from msn_deploy.core.home import builtin_folder
+from msn_deploy.core.recipes import load_recipe
 from msn_deploy.nets import build_net
 from msn_deploy.training import load_checkpoint, train, train_gan
 

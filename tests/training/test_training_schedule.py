@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 from torch.optim import lr_scheduler
 
-from msn_deploy.core.train_options import SCHEDULES, TrainOptions
+from msn_deploy.core.recipes import Schedule, TrainOptions
 from msn_deploy.training.schedule import learning_rate
 
 
-def _options(schedule: str, warm_up: float) -> TrainOptions:
+def _options(schedule: Schedule, warm_up: float) -> TrainOptions:
     return TrainOptions(epochs=1, batch_size=1, learning_rate=0.4, schedule=schedule, warm_up=warm_up)
 
 
@@ -54,8 +55,8 @@ def test_constant_stays_at_its_peak_after_the_warm_up() -> None:
     assert set(_curve(_options("constant", 0.2))[200:]) == {0.4}
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-def test_every_schedule_warms_up_alike_and_never_leaves_its_range(schedule: str) -> None:
+@pytest.mark.parametrize("schedule", get_args(Schedule))
+def test_every_schedule_warms_up_alike_and_never_leaves_its_range(schedule: Schedule) -> None:
     got = _curve(_options(schedule, 0.2))
     assert got[:200] == _curve(_options("constant", 0.2))[:200] == sorted(got[:200])
     assert got[200] == pytest.approx(0.4)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from msn_deploy.core.calibration_recipe import load_calibration_recipe
 from msn_deploy.core.errors import InputError
-from msn_deploy.core.recipes import builtin_folder
+from msn_deploy.core.home import builtin_folder
+from msn_deploy.core.recipes import load_calibration_recipe
 from msn_deploy.quant.scales import check_method
 
 BUILTIN = sorted(path.stem for path in builtin_folder("calibration").glob("*.toml"))
@@ -41,12 +41,12 @@ def test_a_path_beats_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     [
         ("samples = 16", "missing .*'data'"),
         ('data = "a"\nsample = 16', "unknown key 'sample'; did you mean 'samples'"),
-        ('data = "a"\nsamples = 0', "samples must be 1 or more, got 0"),
-        ('data = "a"\nsamples = "9"', "samples must be int"),
-        ('data = "a"\nseed = -1', "seed must be a whole number from 0 to 4294967295, got -1"),
+        ('data = "a"\nsamples = 0', "samples must be at least 1, got 0"),
+        ('data = "a"\nsamples = "9"', "samples must be a whole number, got '9'"),
+        ('data = "a"\nseed = -1', "seed must be at least 0, got -1"),
         ('data = "a"\nseed = true', "seed must be a whole number"),
         ('data = "a"\nseed = 1.5', "seed must be a whole number"),
-        ('data = "a"\npreprocess = "none"', 'preprocess must be "model"'),
+        ('data = "a"\npreprocess = "none"', "unknown preprocess 'none'; known are: model"),
         ("data = ", "is not valid TOML"),
     ],
 )
