@@ -10,8 +10,7 @@ mkdir -p "$results"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-(cd "$work" && "$bin/msn-deploy" demo --out demo) >"$work/demo.txt" 2>"$work/steps.txt"
-cat "$work/steps.txt" "$work/demo.txt" >"$results/demo.txt"
+(cd "$work" && "$bin/msn-deploy" demo --out demo) >"$results/demo.txt" 2>&1
 cp "$work/demo/bench.json" "$results/demo-bench.json"
 (cd "$work/demo" && "$bin/msn-deploy" bench vgg7_msn.onnx vgg7_msn.int8.onnx --seconds 5 --json int8.json)
 cp "$work/demo/int8.json" "$results/int8-on-cpu.json"

@@ -69,7 +69,7 @@ def preset(name: str, *, provider: str, batch: int = 1, threads: int | None = No
     if provider != "engine" and name in _WHY_NOT:
         raise InputError(
             f"profile {name} {_WHY_NOT[name]}: it is for TensorRT engines, not for provider {provider}.\n"
-            "Use `--profile single-stream`" + (", with `--batch` for throughput." if name == "throughput" else ".")
+            "Use `--profile single-stream`" + (", with `--batch-size` for throughput." if name == "throughput" else ".")
         )
     on_the_cpu = set(provider.split(" and ")) <= {"cpu", "torch", "torch-compile"}
     device: dict[str, Any] = {"h2d": None, "d2h": None} if on_the_cpu else {}

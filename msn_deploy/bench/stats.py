@@ -122,7 +122,9 @@ def ratio_between_runs(arm: Floats, base: Floats, *, seed: int = 0, resamples: i
 def _rounds(medians: Floats) -> Floats:
     """Return logarithms, (builds, rounds, 2)."""
     if np.nanmin(medians, initial=np.inf) <= 0:
-        raise InvalidMeasurement("a whole block took 0 ns: the clock is too coarse for this model.\nRaise `--batch`.")
+        raise InvalidMeasurement(
+            "a whole block took 0 ns: the clock is too coarse for this model.\nRaise `--batch-size`."
+        )
     return np.asarray(np.log(medians).reshape(len(medians), -1, 2))
 
 

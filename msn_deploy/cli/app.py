@@ -5,6 +5,7 @@ The command table is all that `msn-deploy --help` needs, so it answers before ty
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -30,22 +31,41 @@ COMMANDS = {
     "doctor": "check this machine: packages, TensorRT, driver, memory",
 }
 _EVERYWHERE = """Anywhere on the line:
-  --quiet         no progress, no warnings; results and errors only
+  -q, --quiet     no progress, no warnings; results and errors only
+  -v, --verbose   also what is logged on the way
   --debug         show the traceback of an error (also MSN_DEPLOY_DEBUG=1)
   --version       show the version and exit
   -h, --help      show this text, or the options of a command
 
+Every command takes `--json PATH` to write its result, and `--json -` to print it.
+
 Exit codes: 0 fine, 1 a gate failed (parity, accuracy, integrity), 2 usage or bad input,
-            3 a missing package or device, 4 an invalid measurement, 130 interrupted
+            3 a missing package or device, 4 an invalid measurement,
+            5 a fault of msn-deploy itself, 130 interrupted
 """
+_OUR_FAULT = 5
 _INTERRUPTED = 130
+# What the machine refuses anyone: no space, no rights, a broken disk, too many open files, too little memory.
+_REFUSALS = frozenset(
+    getattr(errno, name)
+    for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EIO", "EMFILE", "ENFILE", "ENOMEM")
+)
+# Names that options had before, by command: still accepted, no longer shown.
+_OLD_SPELLINGS = {
+    "train": {"--limit-train": "--samples"},
+    "study": {"--limit-train": "--samples"},
+    "export": {"--batch": "--batch-size"},
+    "build-engine": {"--batch": "--batch-size"},
+    "bench": {"--batch": "--batch-size", "--provider": "--device"},
+}
+_JSON_WAS_A_FLAG = ("doctor", "infer", "targets", "verify")  # what follows it there may be an argument
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line (default: this process's) and return its exit code."""
     args = list(sys.argv[1:] if argv is None else argv)
     debug = _take(args, "--debug") or bool(os.environ.get("MSN_DEPLOY_DEBUG"))
-    quiet = _take(args, "--quiet")
+    quiet, verbose = _take(args, "-q", "--quiet"), _take(args, "-v", "--verbose")
     if not args or args[0] in ("-h", "--help"):
         sys.stdout.write(help_text())
         return 0
@@ -53,9 +73,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.write(f"msn-deploy {__version__}\n")
         return 0
     try:
-        return _run(args, quiet=quiet, debug=debug)
+        return _run(args, quiet=quiet, verbose=verbose, debug=debug)
     except BrokenPipeError:  # the reader (`| head`) has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_stdout()
         return 0
 
 
@@ -68,16 +88,16 @@ def help_text() -> str:
     return "\n".join([usage, "Commands, in the order of the pipeline:", *lines, "", _EVERYWHERE])
 
 
-def _take(args: list[str], flag: str) -> bool:
+def _take(args: list[str], *flags: str) -> bool:
     """Remove a flag from the arguments (before a bare `--`) and tell whether it was there."""
     end = args.index("--") if "--" in args else len(args)
-    found = flag in args[:end]
-    args[:end] = [arg for arg in args[:end] if arg != flag]
-    return found
+    kept = [arg for arg in args[:end] if arg not in flags]
+    args[:end] = kept
+    return len(kept) < end
 
 
-def _run(args: list[str], *, quiet: bool, debug: bool) -> int:
-    from msn_deploy.core.errors import InputError, MsnDeployError
+def _run(args: list[str], *, quiet: bool, verbose: bool, debug: bool) -> int:
+    from msn_deploy.core.errors import InputError
 
     try:
         name = args[0]
@@ -85,20 +105,34 @@ def _run(args: list[str], *, quiet: bool, debug: bool) -> int:
             from msn_deploy.core.errors import did_you_mean
 
             raise InputError(f"there is no command {name!r}{did_you_mean(name, tuple(COMMANDS))}")
-        return _call(name, args[1:], quiet=quiet)
-    except MsnDeployError as error:
+        return _call(name, _respelled(name, args[1:]), quiet=quiet, verbose=verbose)
+    except BrokenPipeError:
+        raise  # to main()
+    except (Exception, KeyboardInterrupt) as error:
         if debug:
-            raise
-        return _fail(str(error), error.exit_code)
-    except KeyboardInterrupt as interrupt:
-        if debug:
-            raise
-        return _fail(
-            str(interrupt) or "interrupted; finished files are whole, unfinished ones were not written.", _INTERRUPTED
-        )
+            import traceback
+
+            traceback.print_exc()
+        return _fail(*_told(error))
 
 
-def _call(name: str, args: list[str], *, quiet: bool) -> int:
+def _respelled(name: str, args: list[str]) -> list[str]:
+    """Return the arguments as they are spelled today: options by their new names, `--json` alone as `--json -`."""
+    old = _OLD_SPELLINGS.get(name, {})
+    end = args.index("--") if "--" in args else len(args)
+    words: list[str] = []
+    for arg, following in zip(args[:end], [*args[1:end], "--"], strict=False):
+        option, equals, value = arg.partition("=")
+        words.append(old.get(option, option) + equals + value)
+        is_path = following == "-" or not following.startswith("-")
+        if name in _JSON_WAS_A_FLAG:
+            is_path = following == "-" or following.endswith(".json")
+        if arg == "--json" and not is_path:
+            words.append("-")
+    return words + args[end:]
+
+
+def _call(name: str, args: list[str], *, quiet: bool, verbose: bool) -> int:
     import typer
 
     from msn_deploy.cli import output
@@ -109,7 +143,7 @@ def _call(name: str, args: list[str], *, quiet: bool) -> int:
         add_completion=False, rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]}
     )
     app.command(help=module.command.__doc__)(module.command)
-    output.start(quiet=quiet)
+    output.start(quiet=quiet, verbose=verbose)
     command = typer.main.get_command(app)
     try:
         # Not command.main(), which swallows Ctrl-C and broken pipes, and the messages that they carry here.
@@ -121,6 +155,7 @@ def _call(name: str, args: list[str], *, quiet: bool) -> int:
     except typer.TyperException as error:
         message = error.format_message() if hasattr(error, "format_message") else str(error)
         raise InputError(f"{message}{_given(error)}\n`msn-deploy {name} --help` shows the options.") from error
+    output.finish()
     return result if isinstance(result, int) else 0
 
 
@@ -130,10 +165,48 @@ def _given(error: Exception) -> str:
     return f", not {errors()[0]['input']!r}." if callable(errors) else ""
 
 
+def _told(error: BaseException) -> tuple[str, int]:
+    """Return what to say of an error, and the exit code: the user's, the machine's, or, where nothing fits, ours."""
+    from msn_deploy.core.errors import InputError, MsnDeployError
+
+    if isinstance(error, MsnDeployError):
+        return str(error), error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return str(error) or "interrupted; finished files are whole, unfinished ones were not written.", _INTERRUPTED
+    if isinstance(error, MemoryError):
+        return (
+            f"the machine has too little memory for this{f' ({error})' if str(error) else ''}.\n"
+            "Close other programs, or choose a smaller batch or fewer images."
+        ), InputError.exit_code
+    if isinstance(error, OSError) and error.errno in _REFUSALS:
+        return (
+            f"{error.filename or 'this machine'}: {error.strerror}.\n"
+            "Change that (free space, grant access), then type the same command again."
+        ), InputError.exit_code
+    import traceback
+    from pathlib import Path
+
+    package = Path(__file__).parents[1]
+    frames = [(Path(frame.filename), frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    file, line = [(file, line) for file, line in frames if package in file.parents][-1]
+    what = f"{type(error).__name__} at {file.relative_to(package.parent)}:{line}"
+    return (
+        f"a fault of msn-deploy itself: {what}: {' '.join(str(error).split())[:200]}; "
+        "please report this at the project's issue tracker with the output of `--debug`."
+    ), _OUR_FAULT
+
+
 def _fail(message: str, exit_code: int) -> int:
-    sys.stdout.flush()
+    try:
+        sys.stdout.flush()
+    except OSError:  # nobody reads it, or its disk is full; Python would try again at exit
+        _discard_stdout()
     sys.stderr.write(f"msn-deploy: {message}\n")
     return exit_code
+
+
+def _discard_stdout() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def run() -> None:

@@ -8,9 +8,8 @@ from typing import Annotated
 import typer
 
 from msn_deploy.cli import output
-from msn_deploy.cli.bench_live import live_bench
-from msn_deploy.cli.bench_text import show
-from msn_deploy.cli.options import MINIMUM_SECONDS, Threads, Trust, new_file, new_text
+from msn_deploy.cli.bench_show import live_bench, show
+from msn_deploy.cli.options import MINIMUM_SECONDS, BatchSize, Json, Threads, Trust, new_file, new_text
 from msn_deploy.core.errors import InputError, InvalidMeasurement
 
 
@@ -27,12 +26,12 @@ def command(
         Path | None,
         typer.Option(help="Compare with this file; auto: make BN's rows from a RECIPE.", show_default="the first"),
     ] = None,
-    provider: Annotated[str, typer.Option(help="Of ONNX files: cpu, cuda or tensorrt.")] = "cpu",
+    provider: Annotated[str, typer.Option("--device", help="Where ONNX files run: cpu, cuda or tensorrt.")] = "cpu",
     compiled: Annotated[bool, typer.Option("--compile", help="Run checkpoints compiled by torch, too.")] = False,
     runs: Annotated[
         Path | None, typer.Option(help="With --baseline auto: take and keep checkpoints here.", show_default="a cache")
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Images per query.")] = 1,
+    batch: BatchSize = 1,
     threads: Threads = None,
     seconds: Annotated[
         float | None,
@@ -43,9 +42,7 @@ def command(
     energy: Annotated[bool, typer.Option("--energy", help="Measure energy per query too (Jetson).")] = False,
     layers: Annotated[bool, typer.Option("--layers", help="Time each model's layers afterwards.")] = False,
     trust: Trust = False,
-    json: Annotated[
-        Path | None, typer.Option("--json", callback=new_text, help="Write the result with raw samples; - for stdout.")
-    ] = None,
+    json: Json = None,
     html: Annotated[Path | None, typer.Option("--html", callback=new_text, help="Write the report page.")] = None,
     against: Annotated[Path | None, typer.Option(help="Hold every model against this earlier --json.")] = None,
     fail_if: Annotated[
@@ -66,7 +63,8 @@ def command(
 
     if runs is not None and str(baseline) != "auto":
         raise InputError("--runs is where `--baseline auto RECIPE` finds checkpoints.\nLeave it out.")
-    names, accuracies = {}, {}
+    names: dict[Path, str] = {}
+    accuracies: dict[Path, float] = {}
     if str(baseline) == "auto":
         names, accuracies = _rows_of_recipe(models, runs, batch=batch, threads=threads)
         models, baseline = list(names), None
@@ -111,6 +109,7 @@ def command(
     else:
         if json is not None:
             write_json(result, json, measured)
+            output.follow("bench", *measured, "--against", json)
         show(result)
     gate = None
     if base is not None:

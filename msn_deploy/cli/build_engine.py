@@ -12,7 +12,7 @@ from msn_deploy.cli.calibrate import show_verdict
 from msn_deploy.cli.options import Data, Json, LeaveOut, MaxDrop, Method, Samples, new_file
 
 if TYPE_CHECKING:
-    from msn_deploy.engine import BuildReport, DlaPlan
+    from msn_deploy.engine import BuildReport, DeviceBuild, DlaPlan
     from msn_deploy.pipeline.build import EngineReport
 
 _ROWS = 12  # of the fallback table; the sidecar holds all
@@ -28,7 +28,9 @@ def command(
     leave_out: LeaveOut = None,
     target: Annotated[str, typer.Option(help="Device; `msn-deploy targets` lists them.")] = "auto",
     backend: Annotated[str, typer.Option(help="auto, tensorrt or tensorrt-rtx.")] = "auto",
-    batch: Annotated[int, typer.Option(min=1, help="Largest batch, where the file leaves it open.")] = 8,
+    batch: Annotated[
+        int, typer.Option("--batch-size", min=1, help="Largest batch, where the file leaves it open.")
+    ] = 8,
     min_batch: Annotated[int, typer.Option(min=1, help="Smallest batch, likewise.")] = 1,
     opt_batch: Annotated[
         int | None, typer.Option(min=1, help="Batch to be fastest at, likewise.", show_default="the largest")
@@ -104,6 +106,9 @@ def command(
         )
     engines = [report.engine, *report.replicates] if report.engine is not None else []
     made = [engine.path for engine in engines] or [report.onnx]
+    if report.elsewhere is None:
+        runs_here = report.engine is not None and report.engine.device is not None
+        output.follow("bench", *(made if runs_here else [report.onnx]))
     if output.emit(report, json, made_from=made):
         return
     for engine in engines:
@@ -111,7 +116,7 @@ def command(
     if report.typed is not None:
         show_verdict(report.typed)
     if report.elsewhere is not None:
-        _show_elsewhere(report)
+        _show_elsewhere(report, report.elsewhere)
 
 
 def _show_engine(built: BuildReport, onnx: Path) -> None:
@@ -146,8 +151,7 @@ def _show_dla(plan: DlaPlan) -> None:
         output.say(f"  ... and {len(fallen) - _ROWS} more")
 
 
-def _show_elsewhere(report: EngineReport) -> None:
-    there = report.elsewhere
+def _show_elsewhere(report: EngineReport, there: DeviceBuild) -> None:
     output.say(f"No plan was built here: {there.why}.")
     if report.proxy is None:
         output.say("  unchecked  no NVIDIA builder here: pip install 'msn-deploy[rtx]' brings TensorRT-RTX")
@@ -159,8 +163,8 @@ def _show_elsewhere(report: EngineReport) -> None:
         )
     if there.dla is not None:
         _show_dla(there.dla)
-    output.say(f"  wrote      {report.onnx}" if report.typed else f"  takes      {report.onnx}")
-    output.say(f"  wrote      {there.script}")
+    if report.typed is None:
+        output.say(f"  takes      {report.onnx}")
     output.say(
         f"Copy {report.onnx.name}, its .json and {there.script.name} into one folder of the device, and run there:"
     )

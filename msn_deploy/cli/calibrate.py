@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -49,7 +49,7 @@ def command(
     from msn_deploy.pipeline.calibrate import calibrate
 
     flags = {"data": data, "method": method, "percentile": percentile, "samples": samples, "seed": seed}
-    chosen = {key: value for key, value in flags.items() if value is not None}
+    chosen: dict[str, Any] = {key: value for key, value in flags.items() if value is not None}
     if recipe is not None:
         named = load_calibration_recipe(recipe)
         chosen = {key: getattr(named, key) for key in flags} | chosen
@@ -65,6 +65,7 @@ def command(
             table=table,
             progress=progress,
         )
+    output.follow("build-engine", report.path, "--precision", "int8")
     if output.emit(report, json, made_from=[report.path]):
         return
     output.say(f"{report.path}: {output.size(report.bytes)}, {report.bytes / report.bytes_fp32:.2f} of FP32")

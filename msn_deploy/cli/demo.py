@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from msn_deploy.cli import output
-from msn_deploy.cli.bench_text import show
+from msn_deploy.cli.bench_show import show
 from msn_deploy.cli.options import Json, Seconds, new_folder
 
 
@@ -29,6 +29,7 @@ def command(
     keep_freed_memory()
     with output.progress_bar() as progress:
         result = demo(out, epochs=epochs, seconds=seconds, tell=output.note, progress=progress)
+    output.follow("verify", result.out)
     if output.emit({"stages": result.stages, "out": str(result.out)}, json, made_from=[result.out / "report.html"]):
         return
     rows = [
@@ -48,6 +49,4 @@ def command(
     )
     output.say("")
     show(result.result)
-    output.say(
-        f"\nEverything is in {result.out}/; open {result.out}/report.html. Check it: msn-deploy verify {result.out}"
-    )
+    output.say(f"\nEverything is in {result.out}/; open {result.out}/report.html.")

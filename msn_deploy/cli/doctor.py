@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from msn_deploy.cli import output
-from msn_deploy.cli.options import Print
+from msn_deploy.cli.options import Json
 from msn_deploy.core.artifacts import open_input
 from msn_deploy.machine.checks import checks
 
@@ -17,7 +17,7 @@ def command(
     model: Annotated[
         Path | None, typer.Argument(help="ONNX file whose build has to fit the memory.", show_default=False)
     ] = None,
-    json: Print = False,
+    json: Json = None,
 ) -> int:
     """Check this machine: packages, TensorRT, driver, memory; exit 3 if something is a problem."""
     model_bytes = 0

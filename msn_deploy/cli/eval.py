@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from msn_deploy.cli import output
-from msn_deploy.cli.options import Data, Json, Threads, Trust
+from msn_deploy.cli.options import AtMost, Data, Json, Threads, Trust
 
 if TYPE_CHECKING:
     from msn_deploy.pipeline.judge import Judgement
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def command(
     model: Annotated[Path, typer.Argument(help="Checkpoint, ONNX file or engine.")],
     data: Data = None,
-    samples: Annotated[int | None, typer.Option(min=1, help="Use at most so many test images.")] = None,
+    samples: AtMost = None,
     judge: Annotated[
         Path | None, typer.Option(help="Checkpoint of a classifier that judges what a generator makes.")
     ] = None,

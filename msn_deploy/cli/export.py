@@ -23,7 +23,9 @@ def command(
         Path | None, typer.Option(help="Weights for FILE.py:FACTORY (.safetensors, or a .pt state dict).")
     ] = None,
     input_shape: Annotated[str | None, typer.Option(help="N,C,H,W; needed for FILE.py:FACTORY.")] = None,
-    batch: Annotated[str, typer.Option(help="Fixed batch size of a checkpoint's export, or `dynamic`.")] = "1",
+    batch: Annotated[
+        str, typer.Option("--batch-size", metavar="N", help="Fixed batch size of a checkpoint's export, or `dynamic`.")
+    ] = "1",
     opset: Annotated[int | None, typer.Option(min=7, help="ONNX opset.", show_default="17")] = None,
     simplify: Annotated[bool, typer.Option("--simplify/--no-simplify", help="Run onnxsim.")] = True,
     fold: Annotated[bool, typer.Option("--fold/--no-fold", help="Fold norms into convolutions.")] = True,
@@ -50,6 +52,7 @@ def command(
         require_fully_folded=require_fully_folded,
         ladder=ladder,
     )
+    output.follow("calibrate", report.path)
     if output.emit(report, json, made_from=[report.path]):
         return
     operators = ", ".join(f"{count} {name}" for name, count in report.operators.items())

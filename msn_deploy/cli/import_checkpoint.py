@@ -26,6 +26,7 @@ def command(
     from msn_deploy.training import import_checkpoint
 
     result = import_checkpoint(file, out or Path(f"{file.parent / file.stem}.safetensors"))
+    output.follow("export", result.checkpoint)
     if output.emit(result, json, made_from=[result.checkpoint]):
         return
     output.say(

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json as json_module
-from dataclasses import asdict
+import json as json_text
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from msn_deploy.cli import output
-from msn_deploy.cli.options import Threads, Trust
+from msn_deploy.cli.options import Json, Threads, Trust
 from msn_deploy.core.errors import InputError
 
 
@@ -19,19 +18,27 @@ def command(
     images: Annotated[list[Path], typer.Argument(help="Image files, folders, video files, camera:0.")],
     threads: Threads = None,
     trust: Trust = False,
-    json: Annotated[bool, typer.Option("--json", help="Print each answer as one line of JSON.")] = False,
+    json: Json = None,
 ) -> None:
-    """Classify images: class, score and latency of each, as soon as it is known."""
+    """Classify images: class, score and latency of each, as soon as it is known.
+
+    `--json -` prints each answer as one line of JSON, `--json PATH` writes a list of them.
+    """
     from msn_deploy.pipeline.infer import infer
 
-    count, unread = 0, []
+    count, unread, kept = 0, [], []
     for answer in infer(model, images, threads=threads, trust=trust):
         count += 1
         if answer.error:
             unread.append(answer)
-        if json:
-            output.say(json_module.dumps(asdict(answer)))
-        elif not answer.error:
+        if json is not None and str(json) != "-":
+            kept.append(answer)
+        elif json is not None:
+            output.say(json_text.dumps(output.plain(answer)))
+            continue
+        if not answer.error:
             output.say(f"{answer.image}  {answer.label}  {answer.score:.1%}  {answer.latency_ms:.2f} ms")
+    if kept:
+        output.emit(kept, json, made_from=[model])
     if unread:
         raise InputError(f"{len(unread)} of {count} images gave no answer, the first: {unread[0].error}")

@@ -58,13 +58,19 @@ Data = Annotated[
 ]
 Json = Annotated[
     Path | None,
-    typer.Option("--json", callback=new_text, help="Write the result to this file as JSON; - for stdout."),
+    typer.Option(
+        "--json", metavar="PATH", callback=new_text, help="Write the result to this file as JSON; - for stdout."
+    ),
+]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Images per query.")]
+AtMost = Annotated[
+    int | None, typer.Option("--samples", metavar="N", min=1, help="Use at most N images.", show_default="all")
 ]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Any other key of the recipe, such as train.ema=0.99; repeatable."),
 ]
-Print = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads.", show_default="all cores")]
 Trust = Annotated[
     bool, typer.Option("--trust", help="Load engines built elsewhere: they are native code; adds them to your list.")
@@ -102,5 +108,5 @@ def parse_batch(text: str) -> tuple[int, bool]:
     if text == "dynamic":
         return 1, True
     if not text.isdecimal() or int(text) < 1:
-        raise InputError(f"--batch {text!r} is neither a number of images nor `dynamic`.")
+        raise InputError(f"--batch-size {text!r} is neither a number of images nor `dynamic`.")
     return int(text), False

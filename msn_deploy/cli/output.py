@@ -4,42 +4,85 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from msn_deploy.core.artifacts import Parent, parent_of, publish
+from msn_deploy.core.home import home_folder
 from msn_deploy.core.progress import Progress, silent
 
 _VERSIONS = ("numpy", "onnxruntime", "pillow", "torch")
-_quiet = False
-_options: dict[str, Any] = {}
+_MANY = 6  # files written to one folder: more are counted, not listed
 
 
-def start(*, quiet: bool) -> None:
-    """Set up logging for one command: warnings of the library as one line each on stderr, none with `quiet`."""
-    global _quiet
-    _quiet = quiet
+@dataclass(kw_only=True)
+class _State:
+    """What is known of the command that runs."""
+
+    quiet: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+    """As parsed, defaults too."""
+    written: list[Path] = field(default_factory=list)
+    following: str = ""
+    """The command line to type next."""
+
+
+_state = _State()
+
+
+def start(*, quiet: bool, verbose: bool = False) -> None:
+    """Set up one command: what the library logs goes to stderr, one line each, from the level that is asked for."""
+    global _state
+    _state = _State(quiet=quiet)
+    shown = logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING
+
+    def look(record: logging.LogRecord) -> bool:
+        if hasattr(record, "written"):
+            _state.written.append(record.written)
+        return record.levelno >= shown
+
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("msn-deploy: %(levelname)s: %(message)s"))
+    handler.addFilter(look)
     logger = logging.getLogger("msn_deploy")
     logger.handlers = [handler]
     logger.propagate = False
-    logger.setLevel(logging.ERROR if quiet else logging.WARNING)
+    logger.setLevel(logging.INFO)
+
+
+def finish() -> None:
+    """Say on stderr which files were written, caches left out, and what to type next; nothing with `--quiet`."""
+    home = home_folder().absolute()
+    kept = [path for path in dict.fromkeys(_state.written) if path.is_file() and home not in path.absolute().parents]
+    for folder in dict.fromkeys(path.parent for path in kept):
+        files = {path: path.stat().st_size for path in kept if path.parent == folder}
+        if len(files) > _MANY:
+            note(f"wrote {folder}/ ({len(files)} files, {size(sum(files.values()))})")
+            continue
+        for path, count in files.items():
+            note(f"wrote {path} ({size(count)})")
+    if _state.following:
+        note(f"next: {_state.following}")
+
+
+def follow(*words: object) -> None:
+    """Keep what to type after this command: the words after `msn-deploy`."""
+    _state.following = shlex.join(["msn-deploy", *map(str, words)])
 
 
 def is_quiet() -> bool:
     """Whether only results are wanted."""
-    return _quiet
+    return _state.quiet
 
 
 def record(options: Mapping[str, Any]) -> None:
     """Keep the options of the command that runs, defaults too, for the sidecar of its result."""
-    global _options
-    _options = json.loads(json.dumps(options, default=str))
+    _state.options = json.loads(json.dumps(options, default=str))
 
 
 def say(text: str) -> None:
@@ -50,20 +93,20 @@ def say(text: str) -> None:
 
 def note(text: str) -> None:
     """Tell on stderr what is going on, unless `--quiet`."""
-    if not _quiet:
+    if not _state.quiet:
         sys.stderr.write(text + "\n")
         sys.stderr.flush()
 
 
-def emit(value: Any, json_to: Path | bool | None, *, made_from: Sequence[Path | Parent] = ()) -> bool:
-    """Write a result as JSON to a file or, for True or "-", to stdout; tell whether stdout is taken (no table then).
+def emit(value: Any, json_to: Path | None, *, made_from: Sequence[Path | Parent] = ()) -> bool:
+    """Write a result as JSON to a file or, for "-", to stdout; tell whether stdout is taken (no table then).
 
-    made_from: what the result speaks of. The file has a sidecar that names it, as all that lies in a run folder.
+    made_from: what the result speaks of; the sidecar of the file names it.
     """
-    if json_to is None or json_to is False:
+    if json_to is None:
         return False
     text = json.dumps(plain(value), indent=2, default=str)
-    if json_to is True or str(json_to) == "-":
+    if str(json_to) == "-":
         say(text)
         return True
     parents = [each if isinstance(each, Parent) else parent_of(each, role="subject") for each in made_from]
@@ -73,7 +116,7 @@ def emit(value: Any, json_to: Path | bool | None, *, made_from: Sequence[Path | 
         kind="result",
         parents=parents,
         versions=_VERSIONS,
-        config=_options,
+        config=_state.options,
     )
     return False
 
@@ -117,7 +160,7 @@ def size(count: int | None) -> str:
 @contextmanager
 def progress_bar() -> Iterator[Progress]:
     """Yield a Progress that draws a bar with an ETA on a terminal, and nothing elsewhere or with `--quiet`."""
-    if _quiet or not sys.stderr.isatty():
+    if _state.quiet or not sys.stderr.isatty():
         yield silent
         return
     from rich.console import Console

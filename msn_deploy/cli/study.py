@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import statistics
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from msn_deploy.cli import output
-from msn_deploy.cli.options import Json, Settings, new_folder
+from msn_deploy.cli.options import AtMost, Device, Json, Settings, new_folder
 from msn_deploy.core.optional import require
 
 
@@ -19,8 +19,8 @@ def command(
     data: Annotated[str | None, typer.Option(help="Known name or folder.", show_default="the recipe's")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the data.", show_default="the recipe's")] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights and order.", show_default="the recipe's")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    limit_train: Annotated[int | None, typer.Option(min=1, help="Use at most so many training images.")] = None,
+    device: Device = "auto",
+    limit_train: AtMost = None,
     every: Annotated[int, typer.Option(min=1, help="Steps from one look to the next.")] = 5,
     settings: Settings = None,
     out: Annotated[Path, typer.Option("--out", "-o", callback=new_folder, help="Folder for page and checkpoints.")] = (
@@ -49,6 +49,7 @@ def command(
             tell=output.note,
             progress=progress,
         )
+    output.follow("verify", out)
     if output.emit({"claims": result.claims, "norms": result.norms}, json, made_from=[result.result]):
         return
     for each in result.claims:
@@ -67,5 +68,5 @@ def command(
     output.say(f"medians over layers and windows of steps; curves and layers: {result.page}")
 
 
-def _median(found: dict, key: str) -> float:
-    return statistics.median(value for window in found["windows"] for value in window[key])
+def _median(found: dict[str, Any], key: str) -> float:
+    return float(statistics.median(value for window in found["windows"] for value in window[key]))

@@ -57,6 +57,7 @@ def command(
         output.say(f"{runs}/: ready. On the device: msn-deploy suite {suite} --runs {runs}")
         return
     index = write_index(chosen, outcomes, out)
+    output.follow("verify", out)
     if not output.emit(index, json, made_from=[out / "suite.json"]):
         _show(index)
         output.say(f"\nEverything is in {out}/; open {out}/report.html")
@@ -83,7 +84,7 @@ def _show_plan(suite: Suite, out: Path, runs: Path | None, json: Path | None) ->
     ]
     if not output.emit(steps, json):
         output.show_table(
-            [("done" if each["done"] else "to do", each["step"]) for each in steps], head=("state", "step")
+            [("done" if each["done"] else "to do", str(each["step"])) for each in steps], head=("state", "step")
         )
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from itertools import groupby
 
 from msn_deploy.cli import output
-from msn_deploy.cli.options import Print
+from msn_deploy.cli.options import Json
 from msn_deploy.engine import TARGETS
 from msn_deploy.machine.targets import JETPACKS, Target
 
 
-def command(json: Print = False) -> None:
+def command(json: Json = None) -> None:
     """List the devices that engines are built for, with what they can do."""
     if output.emit(TARGETS, json):
         return

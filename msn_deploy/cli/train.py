@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from msn_deploy.cli import output
-from msn_deploy.cli.options import Json, Settings, new_folder
+from msn_deploy.cli.options import AtMost, Device, Json, Settings, new_folder
 from msn_deploy.core.optional import require
 
 
@@ -23,8 +23,8 @@ def command(
     batch_size: Annotated[int | None, typer.Option(help="Images per step.", show_default="the recipe's")] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.", show_default="the recipe's")] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights and order.", show_default="the recipe's")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    limit_train: Annotated[int | None, typer.Option(min=1, help="Use at most so many training images.")] = None,
+    device: Device = "auto",
+    limit_train: AtMost = None,
     out: Annotated[Path, typer.Option("--out", "-o", callback=new_folder, help="Folder for the checkpoint.")] = Path(
         "runs"
     ),
@@ -64,6 +64,7 @@ def command(
     write_curves(result.history, out / f"{chosen.name}.curves.png", log=log)
     metrics, history = result.info.metrics, result.history
     accuracy = metrics.get("test_accuracy")
+    output.follow("export", checkpoint)
     if not output.emit(
         {"checkpoint": str(result.checkpoint), "accuracy": accuracy, "history": history},
         json,
@@ -71,5 +72,5 @@ def command(
     ):
         losses = ", ".join(f"{key} {metrics[key]:.3f}" for key in ("d_loss", "g_loss") if key in metrics)
         said = losses if accuracy is None else f"test accuracy {accuracy:.2%}"
-        epochs = f"{len(history)} epochs on {chosen.data}"
-        output.say(f"{result.checkpoint}: {chosen.net} with {chosen.norm}, {epochs}, {said}")
+        trained = f"{chosen.net} with {chosen.norm}, {len(history)} epochs on {chosen.data}"
+        output.say(f"{result.checkpoint}: {trained}, {said}")

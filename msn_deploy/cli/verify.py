@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from msn_deploy.cli import output
-from msn_deploy.cli.options import Print
+from msn_deploy.cli.options import Json
 from msn_deploy.core.errors import GateError
 from msn_deploy.pipeline.verify import Finding, first_broken, verify_folder
 
@@ -21,7 +21,7 @@ def command(
     data: Annotated[
         bool, typer.Option("--data/--no-data", help="Load the images again, where they are on this machine.")
     ] = True,
-    json: Print = False,
+    json: Json = None,
 ) -> None:
     """Check every file of a folder against its SHA-256, and every child against its parents, down to the data."""
     from msn_deploy.data.recorded import is_as_recorded  # numpy, which --help does not wait for
@@ -55,7 +55,8 @@ def chains(findings: list[Finding]) -> list[str]:
     for finding in findings:
         if finding.file in above or not finding.parents:
             continue
-        steps, data = {finding.file: finding.file}, {}
+        steps = {finding.file: finding.file}
+        data: dict[str, None] = {}
         at: Finding | None = finding
         while at is not None:
             data |= {f"{link.name} (data)": None for link in at.parents if link.is_data}

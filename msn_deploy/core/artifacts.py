@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ from msn_deploy.core.errors import InputError
 
 SCHEMA = 1
 PARTIAL_SUFFIX = ".partial"
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,6 +164,7 @@ def publish(
         side.unlink(missing_ok=True)
     with atomic_file(side) as partial:
         partial.write_bytes(_sealed(asdict(sidecar)))
+    _LOG.info("%s: %s of %d bytes, SHA-256 %s", path, kind, sidecar.bytes, sidecar.sha256, extra={"written": path})
     return sidecar
 
 

@@ -10,6 +10,9 @@ MsnDeployError                      anything below; caught once, in cli/app.py
 ├── MissingDevice         exit 3    a GPU, driver or Jetson that this step needs is not there
 └── InvalidMeasurement    exit 4    a measurement that must not be reported
 
+Any other exception is a fault of ours and ends with exit 5, except what the machine refuses (disk full, out of memory:
+exit 2) and Ctrl-C (exit 130).
+
 Messages have one to three lines: what happened, with numbers; the likely cause; what to type next.
 """
 

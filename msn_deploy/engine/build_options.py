@@ -44,11 +44,11 @@ class BuildOptions:
     def __post_init__(self) -> None:
         check_backend(self.backend)
         if self.batch < 1:
-            raise InputError(f"a batch of {self.batch} images cannot be built.\nGive `--batch` 1 or more.")
+            raise InputError(f"a batch of {self.batch} images cannot be built.\nGive `--batch-size` 1 or more.")
         if not 1 <= self.min_batch <= self.best_batch <= self.batch:
             raise InputError(
                 f"batches of {self.min_batch} (least), {self.best_batch} (fastest) and {self.batch} (largest) images "
-                "are out of order.\nGive 1 <= `--min-batch` <= `--opt-batch` <= `--batch`."
+                "are out of order.\nGive 1 <= `--min-batch` <= `--opt-batch` <= `--batch-size`."
             )
         if self.workspace_mib < 1:
             raise InputError(

@@ -87,7 +87,7 @@ def time_ort_layers(
     if provider != "cpu":
         raise InputError(
             f"ONNX Runtime's profiler times the launches on {provider}, not the layers.\n"
-            "Take `--provider cpu`, or build an engine with `msn-deploy build-engine`."
+            "Take `--device cpu`, or build an engine with `msn-deploy build-engine`."
         )
     onnx: Any = require("onnx", step=_STEP)
     _, model = parse_onnx(path, step=_STEP)

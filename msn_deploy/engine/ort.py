@@ -154,7 +154,7 @@ def _check_provider(ort: Any, provider: str) -> None:
         known = [name for name in PROVIDERS if _PROVIDER[name][0] in available]
         raise MissingDependency(
             f"this onnxruntime ({ort.__version__}) has no provider {provider}; it has: {', '.join(known)}.\n"
-            "Choose one of those with `--provider`, or install an onnxruntime built with it (onnxruntime-gpu on x86)."
+            "Choose one of those with `--device`, or install an onnxruntime built with it (onnxruntime-gpu on x86)."
         )
 
 

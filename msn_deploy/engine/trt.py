@@ -102,7 +102,7 @@ class TrtRunner:
         if self._context is None:
             raise MissingDevice(
                 f"{self._title} cannot set {self.path} up: {self._said('it gave no reason')}.\n"
-                "Most often there is too little GPU memory. Close other programs, or build for a smaller `--batch`."
+                "Most often the GPU has too little memory. Close other programs, or build for a smaller `--batch-size`."
             )
         self._take_contract(trt)
 

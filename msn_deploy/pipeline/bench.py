@@ -232,11 +232,11 @@ def _samples(runner: Runner, batch: int) -> tuple[list[NDArray[np.float32]], str
     if fixed is not None and fixed != batch:
         raise InputError(
             f"{runner.name} has a fixed batch of {fixed}, {batch} was asked for.\n"
-            f"Export it with `--batch {batch}` or `--batch dynamic`."
+            f"Export it with `--batch-size {batch}` or `--batch-size dynamic`."
         )
     most = getattr(runner, "largest_batch", None)  # of an engine: more would be several queries
     if most is not None and batch > most:
-        raise InputError(f"{runner.name} takes at most {most} images at once.\nBuild it with `--batch {batch}`.")
+        raise InputError(f"{runner.name} takes at most {most} images at once.\nBuild it with `--batch-size {batch}`.")
     rng = np.random.default_rng(0)
     if runner.info is None or not runner.info.data:
         if None in runner.input_shape[1:]:

@@ -34,7 +34,7 @@ def check_layers(paths: Sequence[Path], *, provider: str) -> None:
     if provider != "cpu" and any(path.suffix.lower() == ".onnx" for path in paths):
         raise InputError(
             f"--layers: on {provider}, ONNX Runtime's profiler times the launches, not the layers.\n"
-            "Leave `--layers` out, take `--provider cpu`, or build an engine with `msn-deploy build-engine`."
+            "Leave `--layers` out, take `--device cpu`, or build an engine with `msn-deploy build-engine`."
         )
     checkpoint = next((path for path in paths if path.suffix.lower() == ".safetensors"), None)
     if checkpoint is not None:

@@ -41,7 +41,7 @@ class TorchRunner:
         self._torch: Any = torch
         self._device = "cuda" if "-cuda" in provider else "cpu"
         if self._device == "cuda" and not torch.cuda.is_available():
-            raise MissingDevice("torch sees no CUDA GPU on this machine.\nChoose `--provider cpu`.")
+            raise MissingDevice("torch sees no CUDA GPU on this machine.\nChoose `--device cpu`.")
         if threads is not None:
             torch.set_num_threads(threads)
         self.path, self.name, self.input_name = path, path.name, "input"

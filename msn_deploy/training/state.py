@@ -49,7 +49,7 @@ def restore_state(path: Path, recipe: Recipe, data: str, parts: Parts) -> list[d
     if run["data"] != data:
         raise InputError(
             f"{path} was made with other training images than {recipe.data} holds now.\n"
-            "Resume with the data and `--limit-train` of the first run."
+            "Resume with the data and `--samples` of the first run."
         )
     for name, part in parts.items():
         own = {key[len(name) + 1 :]: value for key, value in tensors.items() if key.startswith(f"{name}.")}

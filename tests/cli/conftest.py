@@ -54,7 +54,7 @@ def _call(*args: object) -> Outcome:
             code = main([str(arg) for arg in args])
     finally:
         logger.handlers, logger.propagate, logger.level = before
-        output._quiet = False
+        output._state = output._State()
     return Outcome(code=code, out=out.getvalue(), err=err.getvalue())
 
 

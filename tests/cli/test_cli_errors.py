@@ -1,10 +1,13 @@
 """Errors beside bad files: gates, measurements, what `--debug` and `--quiet` leave of them."""
 
+import errno
 import importlib
 import json
 import os
+import re
 from dataclasses import replace
 
+import pytest
 from cli_explained import assert_explained
 
 from msn_deploy.bench.validity import Reading
@@ -14,7 +17,7 @@ from msn_deploy.core.home import builtin_folder
 def test_debug_shows_the_traceback(start, tmp_path):
     process = start("-m", "msn_deploy", "eval", "gone.onnx", "--debug", cwd=tmp_path)
     _, err = process.communicate(timeout=60)
-    assert process.returncode not in (0, 2)
+    assert process.returncode == 2
     assert "Traceback" in err
     assert "gone.onnx does not exist" in err
 
@@ -104,3 +107,67 @@ def test_training_that_diverges_exits_1(cli, tmp_path):
     assert_explained(outcome.err, "loss diverged --lr")
     assert outcome.out == ""
     assert not (tmp_path / "run" / "wild.safetensors").exists()
+
+
+def broken(monkeypatch, error):
+    """Make every `targets` fail with an error in a helper of ours."""
+    from msn_deploy.cli import targets
+
+    def fail(target):
+        raise error
+
+    monkeypatch.setattr(targets, "_range", fail)
+
+
+def test_a_fault_of_our_own_exits_5_in_one_line_that_says_where(cli, monkeypatch):
+    import inspect
+
+    from msn_deploy.cli import targets
+
+    broken(monkeypatch, ZeroDivisionError("division\nby zero"))
+    outcome = cli("targets")
+    assert (outcome.code, len(outcome.err.splitlines())) == (5, 1)
+    found = re.search(
+        r"ZeroDivisionError at msn_deploy/cli/targets\.py:(\d+): division by zero; .*--debug", outcome.err
+    )
+    first, count = inspect.getsourcelines(targets.command)[1], len(inspect.getsourcelines(targets.command)[0])
+    assert first <= int(found[1]) < first + count
+    assert "Traceback" not in outcome.err
+    debugged = cli("targets", "--debug")
+    assert debugged.code == 5
+    assert "Traceback" in debugged.err
+    assert "in fail" in debugged.err
+
+
+def test_a_fault_leaves_stdout_to_json_alone(cli, monkeypatch):
+    from msn_deploy.cli import targets
+
+    monkeypatch.setattr(targets.output, "plain", lambda value: 1 / 0)
+    outcome = cli("targets", "--json", "-")
+    assert (outcome.code, outcome.out) == (5, "")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "out/x.onnx"), 2, "out/x.onnx No space left"),
+        (PermissionError(errno.EACCES, "Permission denied", "/root/x"), 2, "/root/x Permission denied"),
+        (FileNotFoundError(errno.ENOENT, "No such file", "x"), 5, "FileNotFoundError targets.py"),
+        (MemoryError("8.00 GiB"), 2, "memory 8.00 GiB"),
+        (RecursionError("too deep"), 5, "RecursionError targets.py"),
+    ],
+)
+def test_what_the_machine_refuses_is_not_our_fault(cli, monkeypatch, error, code, words):
+    broken(monkeypatch, error)
+    outcome = cli("targets")
+    assert outcome.code == code
+    assert_explained(outcome.err, words)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+def test_a_full_disk_under_stdout_is_said_once(start):
+    with open("/dev/full", "w") as full:
+        process = start("-m", "msn_deploy", "targets", stdout=full)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert_explained(err, "No space left on device")

@@ -97,12 +97,12 @@ def test_ctrl_c_before_the_first_epoch_promises_nothing(cli, ok, tmp_path, monke
 
 
 def test_ctrl_c_elsewhere_exits_130_in_one_line(cli, run_folder, monkeypatch):
-    import msn_deploy.pipeline
+    import msn_deploy.pipeline.evaluate
 
     def interrupted(*args, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(msn_deploy.pipeline, "evaluate", interrupted)
+    monkeypatch.setattr(msn_deploy.pipeline.evaluate, "evaluate", interrupted)
     outcome = cli("eval", run_folder / "cnn3_msn.onnx")
     assert (outcome.code, outcome.out, len(outcome.err.splitlines())) == (130, "", 1)
     assert outcome.err.startswith("msn-deploy: interrupted")

@@ -149,7 +149,7 @@ def test_resuming_with_other_options_is_refused(recipe: Recipe, interrupted: Pat
 
 
 def test_resuming_with_other_images_is_refused(recipe: Recipe, interrupted: Path) -> None:
-    with pytest.raises(InputError, match=r"other training images than digits holds now[\s\S]*--limit-train"):
+    with pytest.raises(InputError, match=r"other training images than digits holds now[\s\S]*--samples"):
         train(recipe, out=interrupted, device="cpu", limit_train=IMAGES + BATCH, resume=True)
 
 

@@ -15,7 +15,7 @@ from msn_deploy.bench.live import standings
 from msn_deploy.bench.measure import ArmSamples
 from msn_deploy.bench.validity import Reading
 from msn_deploy.cli import output
-from msn_deploy.cli.bench_live import live_bench
+from msn_deploy.cli.bench_show import live_bench
 
 MS = 1_000_000
 OPTIONS = MeasureOptions(seconds=1.0, block_ms=25, warmup_seconds=0.1, warmup_queries=3, settle_queries=0)
@@ -152,7 +152,7 @@ def test_a_look_that_takes_long_makes_the_next_ones_rarer():
 def test_off_where_nobody_would_see_it(monkeypatch, why):
     terminal = Terminal(Machine())
     console = Console(file=terminal, force_terminal=why != "no terminal", width=80)
-    monkeypatch.setattr(output, "_quiet", why == "quiet")
+    monkeypatch.setattr(output._state, "quiet", why == "quiet")
     with live_bench(console=console, shown=why != "json") as (progress, watch):
         progress(1, 2, "note")
         assert watch is None

@@ -9,7 +9,7 @@ from bench_results import NAMES, realistic
 
 from msn_deploy.bench.stats import Ratio
 from msn_deploy.bench.validity import Validity
-from msn_deploy.cli.bench_text import shortened, show
+from msn_deploy.cli.bench_show import shortened, show
 
 
 def printed(capsys, result):
