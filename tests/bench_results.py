@@ -12,9 +12,9 @@ from msn_deploy.bench import MeasureOptions, Profile, Samples, compare
 from msn_deploy.bench.layers import LayerProfile, Limits
 from msn_deploy.bench.measure import ArmSamples, _block_order
 from msn_deploy.bench.power import Energy
-from msn_deploy.bench.validity import Reading
 from msn_deploy.engine.layer_times import LayerTime
 from msn_deploy.machine.environment import Environment
+from msn_deploy.machine.state import Reading
 from msn_deploy.model.cost import Cost
 
 NAMES = ("densenet_bn_unfolded", "densenet_bn", "densenet_producer", "densenet_producer.int8")

@@ -76,8 +76,7 @@ def forge_plan(tmp_path: Path) -> Callable[..., Path]:
 def orin() -> Callable[..., Here]:
     """The machine that forged plans fit: an Orin Nano with TensorRT 10.3.0; keywords replace parts of it."""
     from msn_deploy.engine.plan import Here
-    from msn_deploy.machine.device import DeviceFacts
-    from msn_deploy.machine.gpu import Gpu
+    from msn_deploy.machine.device import DeviceFacts, Gpu
 
     def make(gpu: Any = ("Orin", "8.7"), versions: Any = None, **machine: Any) -> Here:
         facts = {**PLAN_FACTS["machine"], **machine}

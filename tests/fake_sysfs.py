@@ -14,6 +14,16 @@ MODELS = {
 }
 GPU = {"orin-nano": "17000000.gpu", "agx-orin": "17000000.ga10b", "thor": "gpu-gpc-0"}
 NODE = {"orin-nano": "gpu", "agx-orin": "ga10b", "thor": None}
+# Its folder where the node cannot be read, and its name: Nano, TX2, Xavier, Orin, Orin with JetPack 7, Thor.
+CONTAINER_GPUS = {
+    "57000000.gpu": "gpu",
+    "57000000.gm20b": "gm20b",
+    "17000000.gp10b": "gp10b",
+    "17000000.gv11b": "gv11b",
+    "17000000.ga10b": "ga10b",
+    "17000000.gpu": "gpu",
+    "gpu-gpc-0": "gpu-gpc-0",
+}
 # Labels by INA3221 device and channel; the watts given to a board are split over the rails that make up the whole.
 RAILS = {
     "orin-nano": [["VDD_IN", "VDD_CPU_GPU_CV", "VDD_SOC"]],
@@ -30,18 +40,30 @@ WHOLE = {
 class FakeJetson:
     """One board. Its clock moves when an arm runs or something sleeps; its files are what the code reads."""
 
-    def __init__(self, root: Path, kind: str, *, pinned: bool = True, without: str = "", update_ms: int = 20) -> None:
+    def __init__(
+        self,
+        root: Path,
+        kind: str,
+        *,
+        pinned: bool = True,
+        without: str = "",
+        update_ms: int = 20,
+        gpu: str = "",
+        gpu_mhz: int = 1020,
+    ) -> None:
+        """gpu: its folder, in a container, where `of_node` cannot be read."""
         self.root, self.kind, self.now, self.drawing = root, kind, 0, 0.0
-        self.gpu_max = 1020 * MHZ
+        self.gpu_max = gpu_mhz * MHZ
         self._put("proc/device-tree/model", MODELS[kind] + "\0")
         self._put("proc/loadavg", "0.50 0.40 0.30 1/200 99\n")
         self._put("etc/nv_tegra_release", "# R36 (release), REVISION: 4.3, GCID: 38968081\n")
         self._put("var/lib/nvpmodel/status", "pmode:0002 fmode:quiet\n")
         self._put("etc/nvpmodel.conf", "< POWER_MODEL ID=0 NAME=15W >\n< POWER_MODEL ID=2 NAME=MAXN_SUPER >\n")
-        self.gpu = f"sys/class/devfreq/{GPU[kind]}"
-        if NODE[kind]:
+        self.gpu = f"sys/class/devfreq/{gpu or GPU[kind]}"
+        if NODE[kind] and not gpu:
             self._put(f"{self.gpu}/device/of_node/name", f"{NODE[kind]}\0")
-        self._put("sys/class/devfreq/15340000.vic/device/of_node/name", "vic\0")
+        if not gpu:
+            self._put("sys/class/devfreq/15340000.vic/device/of_node/name", "vic\0")
         self._put("sys/class/devfreq/15340000.vic/cur_freq", "115200000\n")
         self._put(f"{self.gpu}/max_freq", self.gpu_max)
         self._put(f"{self.gpu}/min_freq", self.gpu_max if pinned else 306 * MHZ)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from msn_deploy import __version__
-from msn_deploy.machine.jetson_checks import BASE_IMAGE_FILE
+from msn_deploy.machine.checks import BASE_IMAGE_FILE
 
 REPO = Path(__file__).resolve().parent.parent
 FILE = REPO / "Dockerfile.jetson"

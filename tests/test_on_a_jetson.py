@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from msn_deploy.machine.jetson_checks import DOCKER_RUN
+from msn_deploy.machine.checks import DOCKER_RUN
 
 REPO = Path(__file__).resolve().parent.parent
 PAGE = REPO / "docs" / "on-a-jetson.md"

@@ -18,9 +18,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from msn_deploy.bench.validity import Reading
 from msn_deploy.core.errors import InputError, InvalidMeasurement
 from msn_deploy.core.progress import Progress, silent
+from msn_deploy.machine.state import Reading
 
 MIN_ROUNDS = 10
 BLOCKS_PER_ROUND = 2

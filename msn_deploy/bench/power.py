@@ -20,7 +20,7 @@ from msn_deploy.bench.measure import Arm, Clock
 from msn_deploy.bench.stats import CONFIDENCE
 from msn_deploy.core.errors import InvalidMeasurement, MissingDevice
 from msn_deploy.core.progress import Progress, silent
-from msn_deploy.machine.sysfs import folders, number, text
+from msn_deploy.machine.files import paths, read_number, read_text
 
 MIN_UPDATES = 30
 WINDOWS = 6
@@ -46,7 +46,7 @@ class Sensor:
         """Read the power now. Raises MissingDevice if the sensor is gone."""
         total = 0.0
         for volts, amperes in self.files:
-            millivolts, milliamperes = number(volts), number(amperes)
+            millivolts, milliamperes = read_number(volts), read_number(amperes)
             if millivolts is None or milliamperes is None:
                 raise MissingDevice(f"the power sensor stopped answering: {volts} or {amperes.name} cannot be read.")
             total += millivolts * milliamperes / 1e6
@@ -74,15 +74,15 @@ def find_sensor(root: Path = Path("/")) -> Sensor:
     """Find the INA3221 rails that add up to the module. Raises MissingDevice that says which rail is not there."""
     found: dict[str, tuple[Path, Path]] = {}
     period_ms = 0
-    for device in folders(root, "sys/bus/i2c/devices/*"):
-        if "ina3221" not in (text(device / "name") or ""):
+    for device in paths(root, "sys/bus/i2c/devices/*"):
+        if "ina3221" not in (read_text(device / "name") or ""):
             continue
-        for label_file in folders(device, "hwmon/hwmon*/in[1-3]_label"):
-            label, channel = text(label_file), label_file.name[2]
+        for label_file in paths(device, "hwmon/hwmon*/in[1-3]_label"):
+            label, channel = read_text(label_file), label_file.name[2]
             if label is None or "NC" in label:
                 continue
             found[label] = (label_file.with_name(f"in{channel}_input"), label_file.with_name(f"curr{channel}_input"))
-            period_ms = max(period_ms, number(label_file.with_name("update_interval")) or 0)
+            period_ms = max(period_ms, read_number(label_file.with_name("update_interval")) or 0)
     if not found:
         raise MissingDevice(
             "energy needs an INA3221 power sensor, as Jetson modules have; this machine shows none.\n"

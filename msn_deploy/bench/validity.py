@@ -6,41 +6,20 @@ point, a cooling device at work. A slow block without a cause stays: it may be w
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from msn_deploy.machine import jetson
-from msn_deploy.machine.sysfs import folders, number, text
+from msn_deploy.machine.state import Reading
 
 STATES = ("before", "during", "after")  # of a run, as `states` calls them
 DIRTY_ALLOWED = 0.10  # of all blocks; above it the run is invalid
 # A clock below this share of its usual value is a throttled one (NVBench discards below 0.75 of the default clock).
 CLOCK_SHARE = 0.75
-_OFFLINE_C = -256  # what NVIDIA's zones read while their unit is switched off
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reading:
-    """The machine at one moment. What it does not tell is absent.
-
-    throttled: counters of throttle and over-current events, which only rise. clocks_mhz: "cpu" (the fastest core),
-    "gpu", "emc". cooling: state of each passive cooling device, 0 at rest. trips: zones at or above their passive
-    trip point. load: processes that want to run, mean of the last minute.
-    """
-
-    throttled: Mapping[str, int]
-    clocks_mhz: Mapping[str, float]
-    temperatures_c: Mapping[str, float]
-    cooling: Mapping[str, int]
-    trips: tuple[str, ...] = ()
-    load: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,59 +43,6 @@ class Validity:
             f"invalid: {self.dirty_blocks} of {self.blocks} blocks ({self.dirty_blocks / self.blocks:.0%}) ran on a "
             f"throttled machine, {DIRTY_ALLOWED:.0%} may; mostly: {worst}.\n"
             "Cool the machine, or lock its clocks below the highest (`sudo jetson_clocks` on a Jetson); measure again."
-        )
-
-
-class Probe:
-    """Reads the state of the machine below `root`; the files are looked up once, so that a reading is quick."""
-
-    def __init__(self, root: Path = Path("/")) -> None:
-        gpu, emc = jetson.gpu_folder(root), jetson.emc_file(root)
-        self._load = root / "proc/loadavg"
-        usable = _usable_cores() if root == Path("/") else None
-        cores = [
-            each
-            for each in folders(root, "sys/devices/system/cpu/cpu[0-9]*")
-            if usable is None or int(each.name.removeprefix("cpu")) in usable
-        ]
-        self._cores = [each / "cpufreq/scaling_cur_freq" for each in cores]
-        self._devices = {"gpu": None if gpu is None else gpu / "cur_freq", "emc": emc}
-        self._counters = {
-            f"{core.name} {name.removesuffix('_count')}": core / "thermal_throttle" / name
-            for core in cores
-            for name in ("core_throttle_count", "package_throttle_count")
-        } | {path.name: path for path in folders(root, "sys/class/hwmon/hwmon*/oc*_event_cnt")}
-        # A fan is a cooling device too, but it slows nothing down.
-        named = [(text(each / "type"), each) for each in folders(root, "sys/class/thermal/cooling_device*")]
-        self._cooling = {
-            f"{name} {each.name}": each / "cur_state" for name, each in named if name and "fan" not in name
-        }
-        # PMIC-Die on NVIDIA's boards is a constant, not a sensor.
-        zones = [(text(each / "type"), each) for each in folders(root, "sys/class/thermal/thermal_zone*")]
-        self._zones = {
-            name: (each / "temp", _passive_trip(each)) for name, each in zones if name and "PMIC" not in name
-        }
-
-    def __call__(self) -> Reading:
-        """Read everything once."""
-        khz = [value for path in self._cores if (value := number(path)) is not None]
-        clocks = {"cpu": max(khz) / 1e3} if khz else {}
-        for name, path in self._devices.items():
-            if path is not None and (hertz := number(path)) is not None:
-                clocks[name] = hertz / 1e6
-        temperatures, trips = {}, []
-        for name, (path, trip_c) in self._zones.items():
-            celsius = (number(path) or _OFFLINE_C * 1000) / 1e3
-            if celsius > _OFFLINE_C:
-                temperatures[name] = celsius
-                trips += [name] if trip_c is not None and celsius >= trip_c else []
-        return Reading(
-            throttled=_numbers(self._counters),
-            clocks_mhz=clocks,
-            temperatures_c=temperatures,
-            cooling=_numbers(self._cooling),
-            trips=tuple(trips),
-            load=_load(self._load),
         )
 
 
@@ -177,25 +103,3 @@ def _flat(reading: Reading) -> dict[str, float]:
         | ({"throttle events": events} if reading.throttled else {})
         | ({} if reading.load is None else {"load": reading.load})
     )
-
-
-def _numbers(paths: Mapping[str, Path]) -> dict[str, int]:
-    return {name: value for name, path in paths.items() if (value := number(path)) is not None}
-
-
-def _passive_trip(zone: Path) -> float | None:
-    """Return the lowest temperature in degrees Celsius at which the kernel begins to slow the machine down."""
-    kinds = ((text(each), each.with_name(each.name.replace("type", "temp"))) for each in zone.glob("trip_point_*_type"))
-    found = [value for kind, path in kinds if kind == "passive" and (value := number(path)) is not None and value > 0]
-    return min(found) / 1e3 if found else None
-
-
-def _load(path: Path) -> float | None:
-    try:
-        return float((text(path) or "").split()[0])
-    except (IndexError, ValueError):
-        return None
-
-
-def _usable_cores() -> set[int]:
-    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))

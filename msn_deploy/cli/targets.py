@@ -7,7 +7,8 @@ from itertools import groupby
 from msn_deploy.cli import output
 from msn_deploy.cli.options import Json
 from msn_deploy.engine import TARGETS
-from msn_deploy.machine.targets import JETPACKS, Target
+from msn_deploy.machine.jetpacks import JETPACKS
+from msn_deploy.machine.targets import Target
 
 
 def command(json: Json = None) -> None:
@@ -30,8 +31,8 @@ def command(json: Json = None) -> None:
     head = ("target", "SM", "GiB", "GB/s", "FP16", "INT8", "DLA", "JetPack")
     output.show_table(rows, head=head, right=(1, 2, 3, 4, 5))
     output.say("FP16 in TFLOPS, INT8 in TOPS: dense, of the GPU alone. `--json` adds sources.")
-    served = groupby(JETPACKS.items(), key=lambda item: item[1])
-    served_by = [f"{', '.join(jetpack for jetpack, _ in group)}: {version}" for version, group in served]
+    served = groupby((each for each in JETPACKS if not each.superseded), key=lambda each: each.tensorrt)
+    served_by = [f"{', '.join(each.name for each in group)}: {version}" for version, group in served]
     output.say(f"TensorRT of JetPack {'; '.join(served_by[:4])};\n  {'; '.join(served_by[4:])}")
 
 

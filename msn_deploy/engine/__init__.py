@@ -11,8 +11,7 @@ from msn_deploy.engine.dla import DlaPlan
 from msn_deploy.engine.ort import OrtRunner
 from msn_deploy.engine.proxy import ProxyCheck, check_with_rtx
 from msn_deploy.engine.runner import PROVIDERS, Runner, load_runner
-from msn_deploy.machine.check import Check
-from msn_deploy.machine.checks import checks
+from msn_deploy.machine.checks import Check, checks
 from msn_deploy.machine.device import DeviceFacts, target_of, what_machine
 from msn_deploy.machine.targets import TARGETS, Target, check_precision, find_target
 from msn_deploy.model.onnx_file import OnnxFile, read_onnx

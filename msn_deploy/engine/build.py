@@ -17,8 +17,7 @@ from msn_deploy.engine.build_options import BuildOptions
 from msn_deploy.engine.dla import DlaPlan
 from msn_deploy.engine.inspector import Layer, count_int8_convs, inspect_plan, layers_from_log, memory_from_log
 from msn_deploy.engine.trt_build import build_plan, is_weakly_typed
-from msn_deploy.machine.device import DeviceFacts, target_of, what_machine
-from msn_deploy.machine.gpu import first_gpu
+from msn_deploy.machine.device import DeviceFacts, first_gpu, target_of, what_machine
 from msn_deploy.machine.targets import check_dla, check_precision, find_target
 from msn_deploy.model.onnx_file import OnnxFile, read_onnx
 

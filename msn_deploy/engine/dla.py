@@ -15,6 +15,7 @@ from typing import Any
 from msn_deploy.core.errors import GateError, InputError, MissingDevice
 from msn_deploy.core.optional import require
 from msn_deploy.engine.backends import Backend
+from msn_deploy.machine.jetpacks import numbers_of
 from msn_deploy.model.onnx_file import OnnxFile
 
 _MOST_BATCH, _MOST_SIZE = 4096, 8192
@@ -74,8 +75,7 @@ def check_fallback(plan: DlaPlan, most_percent: float | None) -> None:
 
 def check_quantised(backend: Backend, precision: str) -> None:
     """Raise InputError for a Q/DQ network on the DLA of a TensorRT that takes none there (through 10.7)."""
-    major, minor = (int(part) for part in (backend.version + ".0").split(".")[:2])
-    if precision == "int8" and (major, minor) < (10, 8):
+    if precision == "int8" and numbers_of(backend.version) < (10, 8):
         raise no_quantised_dla(f"{backend.title} runs none")
 
 

@@ -13,10 +13,9 @@ from typing import Any
 from msn_deploy.core.artifacts import Parent, Sidecar, open_input, read_sidecar, sidecar_path
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.model_info import PRECISIONS, ModelInfo, info_from_json
-from msn_deploy.machine.device import DeviceFacts, target_of, what_machine
-from msn_deploy.machine.gpu import Gpu, first_gpu
-from msn_deploy.machine.probe import installed_version
-from msn_deploy.machine.targets import TARGETS
+from msn_deploy.machine.device import DeviceFacts, Gpu, first_gpu, target_of, what_machine
+from msn_deploy.machine.libraries import installed_version
+from msn_deploy.machine.targets import TARGETS, sm
 
 TITLES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
 _MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
@@ -64,7 +63,7 @@ class Here:
         libraries = " and ".join(f"{TITLES[name]} {version}" for name, version in self.versions.items())
         return _listed(
             libraries or "no TensorRT",
-            sm(self.compute_capability) or "no GPU",
+            sm(self.compute_capability) if self.compute_capability else "no GPU",
             self.jetson or (self.gpu.name if self.gpu else None),
         )
 
@@ -105,7 +104,7 @@ class Plan:
         """What it was built for, in a few words."""
         return _listed(
             f"{TITLES[self.backend]} {self.backend_version}",
-            sm(self.compute_capability),
+            sm(self.compute_capability) if self.compute_capability else None,
             self.jetson or self.device,
         )
 
@@ -191,11 +190,6 @@ def _machine(model: str, memory_gib: float | None) -> DeviceFacts:
 def _module_of(machine: DeviceFacts) -> str | None:
     target = target_of(machine) if machine.jetson is not None else None
     return target.title if target else machine.jetson
-
-
-def sm(compute_capability: str | None) -> str | None:
-    """Write "8.7" as compilers do: "sm_87"."""
-    return None if compute_capability is None else "sm_" + compute_capability.replace(".", "")
 
 
 def _listed(*parts: str | None) -> str:

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from pathlib import Path
 
 from msn_deploy.core.artifacts import sha256_of
 from msn_deploy.core.errors import InputError, MissingDependency, MissingDevice
 from msn_deploy.engine import trust
-from msn_deploy.engine.plan import TITLES, Here, Plan, read_plan, sm, what_is_here
+from msn_deploy.engine.plan import TITLES, Here, Plan, read_plan, what_is_here
 from msn_deploy.machine.device import target_of
+from msn_deploy.machine.jetpacks import numbers_of
+from msn_deploy.machine.targets import sm
 
 _LOG = logging.getLogger(__name__)
 # Version-compatible plans load in later versions of the same major number, and across these: support matrix of 11.4.
@@ -50,7 +51,7 @@ def preflight(path: Path, *, here: Here | None = None, trusting: bool = False) -
 
 def check_version(plan: Plan, version: str, here: Here) -> None:
     """Raise InputError if this version of the plan's TensorRT does not load it."""
-    built, found = _numbers(plan.backend_version), _numbers(version)
+    built, found = numbers_of(plan.backend_version), numbers_of(version)
     shared = min(len(built), len(found))  # packages leave the build number out, TensorRT itself tells it
     if built[:shared] == found[:shared]:
         return
@@ -97,7 +98,7 @@ def _check_device(plan: Plan, here: Here) -> None:
             raise InputError(
                 f"{plan.path} holds code for {sm(built)}, and this GPU is {sm(found)}.\n{_both(plan, here)}"
             )
-        if _numbers(found) < _AMPERE:
+        if numbers_of(found) < _AMPERE:
             raise InputError(
                 f"{plan.path} runs on any GPU since Ampere (sm_80), and this one is {sm(found)}.\n{_both(plan, here)}"
             )
@@ -144,7 +145,3 @@ def _both(plan: Plan, here: Here) -> str:
 
 def _again(plan: Plan, here: Here) -> str:
     return f"Build it here: {plan.rebuild(here)}"
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", version)[:4])

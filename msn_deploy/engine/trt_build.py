@@ -136,7 +136,7 @@ def _aim(trt: Any, config: Any, target: Target | None) -> None:
     """Build for the target's GPU and no other, where the builder can (TensorRT-RTX)."""
     if target is None or not (hasattr(config, "set_compute_capability") and hasattr(trt, "ComputeCapability")):
         return
-    capability = getattr(trt.ComputeCapability, "SM" + target.compute_capability.replace(".", ""), None)
+    capability = getattr(trt.ComputeCapability, target.sm.replace("_", "").upper(), None)
     if capability is not None and hasattr(config, "num_compute_capabilities"):
         config.num_compute_capabilities = 1
     if capability is None or not config.set_compute_capability(capability, 0):

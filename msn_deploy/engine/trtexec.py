@@ -7,6 +7,7 @@ from typing import Any
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.optional import require
 from msn_deploy.engine.build_options import BuildOptions
+from msn_deploy.machine.jetpacks import numbers_of
 from msn_deploy.model.onnx_file import OnnxFile
 
 # "8.0" is up to 8.3, before memory pools.
@@ -15,8 +16,8 @@ ROUTES = {"8.0": "TensorRT 8.0 to 8.3", "8": "TensorRT 8", "10": "TensorRT 10", 
 
 def route_of(version: str) -> str:
     """Return the key of ROUTES that a release such as "8.5.2" belongs to."""
-    major, minor = (int(part) for part in version.split(".")[:2])
-    return "8.0" if (major, minor) < (8, 4) else str(major)
+    numbers = numbers_of(version)
+    return "8.0" if numbers < (8, 4) else str(numbers[0])
 
 
 def trtexec_options(route: str, shapes: list[str], precision: str, options: BuildOptions) -> list[str]:

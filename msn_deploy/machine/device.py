@@ -1,16 +1,19 @@
-"""What machine is this? Its board, L4T, memory, driver and device files, as its file system tells them.
+"""What machine is this? Its board, L4T, memory, driver, device files, and its GPU.
 
 Nothing here raises.
 """
 
 from __future__ import annotations
 
+import ctypes
 import platform
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from msn_deploy.machine.probe import exists, names_in, read_text
+from msn_deploy.machine.files import exists, names_in, read_text
 from msn_deploy.machine.targets import Target, find_target
 
 _GPU_NODES = ("dev/nvidia0", "dev/nvhost-gpu", "dev/nvgpu", "dev/dxg")  # desktop and Thor, Tegra, Tegra (JP7), WSL
@@ -18,6 +21,8 @@ _GPU_NODES = ("dev/nvidia0", "dev/nvhost-gpu", "dev/nvgpu", "dev/dxg")  # deskto
 _HELPER_NODES = ("dev/nvidiactl", "dev/nvidia-uvm", "dev/nvhost-ctrl-gpu", "dev/nvmap")
 # /tmp/nv_jetson_model: by convention a copy of the first, mounted into containers, where /proc files can't be.
 _MODEL_FILES = ("proc/device-tree/model", "sys/firmware/devicetree/base/model", "tmp/nv_jetson_model")
+
+_MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_...
 
 # What the model text of a board holds, the first that fits; names of several modules are told apart by their memory.
 _BOARDS = (
@@ -60,7 +65,7 @@ class DeviceFacts:
 
 def what_machine(root: Path = Path("/"), *, arch: str | None = None) -> DeviceFacts:
     """Describe the machine whose file system starts at `root`; arch: None is this process's. Never raises."""
-    model = next((text for text in (read_text(root / name) for name in _MODEL_FILES) if text), None)
+    model = board_text(root)
     l4t = _l4t(read_text(root / "etc/nv_tegra_release"))
     board = model if model and (l4t or re.search(r"nvidia|jetson|tegra|quill", model, re.I)) else None
     memory = read_text(root / "proc/meminfo") or ""
@@ -75,6 +80,11 @@ def what_machine(root: Path = Path("/"), *, arch: str | None = None) -> DeviceFa
         gpu_nodes=tuple(f"/{name}" for name in _GPU_NODES if exists(root / name)),
         container=any(exists(root / name) for name in (".dockerenv", "run/.containerenv")),
     )
+
+
+def board_text(root: Path) -> str | None:
+    """Return the model text of a board with a device tree, a Jetson or another; None on any other machine."""
+    return next((text for text in (read_text(root / name) for name in _MODEL_FILES) if text), None)
 
 
 def target_of(machine: DeviceFacts) -> Target | None:
@@ -125,3 +135,31 @@ def _l4t(text: str | None) -> str | None:
 def _gib(meminfo: str, key: str) -> float | None:
     found = re.search(rf"^{key}:\s+(\d{{1,15}}) kB", meminfo, re.M)
     return int(found[1]) / 2**20 if found else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gpu:
+    """A GPU as CUDA names it, such as "Orin", and its compute capability, such as "8.7"."""
+
+    name: str
+    compute_capability: str
+
+
+def first_gpu(load: Callable[[str], Any] = ctypes.CDLL) -> Gpu | None:
+    """Return the first GPU that CUDA shows this process; None without a driver or a GPU. Never raises."""
+    try:
+        cuda = load("libcuda.so.1")
+    except OSError:
+        return None
+    device, name = ctypes.c_int(), ctypes.create_string_buffer(256)
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    calls: tuple[Callable[[], int], ...] = (
+        lambda: cuda.cuInit(0),
+        lambda: cuda.cuDeviceGet(ctypes.byref(device), 0),
+        lambda: cuda.cuDeviceGetName(name, len(name), device),
+        lambda: cuda.cuDeviceGetAttribute(ctypes.byref(major), _MAJOR, device),
+        lambda: cuda.cuDeviceGetAttribute(ctypes.byref(minor), _MINOR, device),
+    )
+    if any(call() != 0 for call in calls):
+        return None
+    return Gpu(name=name.value.decode(errors="replace"), compute_capability=f"{major.value}.{minor.value}")

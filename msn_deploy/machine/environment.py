@@ -11,17 +11,12 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from msn_deploy.core.optional import version_of
-from msn_deploy.machine import jetson
-from msn_deploy.machine.sysfs import folders, number, text
+from msn_deploy.machine.device import board_text, what_machine
+from msn_deploy.machine.files import paths, read_text
+from msn_deploy.machine.libraries import installed_version
+from msn_deploy.machine.state import clocks_pinned, gpu_node, gpu_range, load_average, read_power_mode
 
-# The first that is installed counts: onnxruntime comes under several names, one per provider.
-_DISTRIBUTIONS = {
-    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
-    "numpy": ("numpy",),
-    "tensorrt": ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
-    "tensorrt-rtx": ("tensorrt-rtx-cu13", "tensorrt-rtx"),
-}
+_PACKAGES = ("onnxruntime", "numpy", "tensorrt", "tensorrt-rtx")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,25 +88,25 @@ def read_environment(root: Path = Path("/")) -> Environment:
 
     root: where /proc and /sys are looked for; cores_usable, python and versions are those of this process.
     """
-    cores = root / "sys/devices/system/cpu"
+    cores, facts, limits = root / "sys/devices/system/cpu", what_machine(root), gpu_range(root)
     return Environment(
         time_utc=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        host=text(root / "proc/sys/kernel/hostname"),
-        machine=text(root / "proc/device-tree/model") or text(root / "sys/class/dmi/id/product_name"),
+        host=read_text(root / "proc/sys/kernel/hostname"),
+        machine=board_text(root) or read_text(root / "sys/class/dmi/id/product_name"),
         cpu=_cpu_model(root),
         cores_usable=_cores_usable(),
-        memory_mib=_memory_mib(root),
-        kernel=text(root / "proc/sys/kernel/osrelease"),
+        memory_mib=None if facts.memory_gib is None else int(1024 * facts.memory_gib),
+        kernel=read_text(root / "proc/sys/kernel/osrelease"),
         python=platform.python_version(),
-        governor=_governor(cores),
+        governor=", ".join(sorted(set(_per_core(cores, "scaling_governor")))) or None,
         frequency_mhz=_frequency_mhz(cores),
-        load_average=_load_average(root),
+        load_average=load_average(root / "proc/loadavg") or None,
         gpu=_gpu(root),
-        l4t=_l4t(root),
-        power_mode=jetson.power_mode(root),
-        clocks_pinned=jetson.clocks_pinned(root),
-        gpu_limits_mhz=_gpu_limits_mhz(root),
-        versions={name: _first_version(names) for name, names in _DISTRIBUTIONS.items()},
+        l4t=facts.l4t,
+        power_mode=read_power_mode(root).title,
+        clocks_pinned=clocks_pinned(root),
+        gpu_limits_mhz=None if limits is None else (int(limits.lowest_mhz), int(limits.highest_mhz)),
+        versions={name: installed_version(name.replace("-", "_")) for name in _PACKAGES},
     )
 
 
@@ -126,7 +121,7 @@ def machine_name(environment: Environment) -> str:
 
 def _cpu_model(root: Path) -> str | None:
     """x86 says "model name", some ARM kernels "Model" or "Hardware", others only an implementer and a part number."""
-    found = text(root / "proc/cpuinfo") or ""
+    found = read_text(root / "proc/cpuinfo") or ""
     fields = dict(re.findall(r"^([^:\n]+?)[ \t]*:[ \t]*(.+)$", found, flags=re.MULTILINE))
     for key in ("model name", "Model", "Hardware"):
         if key in fields:
@@ -146,18 +141,9 @@ def _cores_usable() -> int | None:
         return os.cpu_count()
 
 
-def _memory_mib(root: Path) -> int | None:
-    found = re.search(r"^MemTotal:\s+(\d+) kB", text(root / "proc/meminfo") or "", flags=re.MULTILINE)
-    return int(found[1]) // 1024 if found else None
-
-
 def _per_core(cores: Path, name: str) -> list[str]:
-    values = (text(path) for path in sorted(cores.glob(f"cpu[0-9]*/cpufreq/{name}")))
+    values = (read_text(path) for path in paths(cores, f"cpu[0-9]*/cpufreq/{name}"))
     return [value for value in values if value]
-
-
-def _governor(cores: Path) -> str | None:
-    return ", ".join(sorted(set(_per_core(cores, "scaling_governor")))) or None
 
 
 def _frequency_mhz(cores: Path) -> tuple[int, int] | None:
@@ -165,36 +151,10 @@ def _frequency_mhz(cores: Path) -> tuple[int, int] | None:
     return (min(mhz), max(mhz)) if mhz else None
 
 
-def _load_average(root: Path) -> tuple[float, float, float] | None:
-    try:
-        one, five, fifteen = map(float, (text(root / "proc/loadavg") or "").split()[:3])
-    except ValueError:
-        return None
-    return (one, five, fifteen)
-
-
 def _gpu(root: Path) -> str | None:
     """Name the GPU: what the desktop driver says, else the node of the integrated one."""
-    for path in folders(root, "proc/driver/nvidia/gpus/*/information"):
-        found = re.search(r"^Model:\s*(.+)$", text(path) or "", flags=re.MULTILINE)
+    for path in paths(root, "proc/driver/nvidia/gpus/*/information"):
+        found = re.search(r"^Model:\s*(.+)$", read_text(path) or "", flags=re.MULTILINE)
         if found:
             return found[1].strip()
-    folder = jetson.gpu_folder(root)
-    return None if folder is None else text(folder / "device/of_node/name") or folder.name
-
-
-def _l4t(root: Path) -> str | None:
-    found = re.search(r"# R(\d+) \(release\), REVISION: ([\d.]+)", text(root / "etc/nv_tegra_release") or "")
-    return f"{found[1]}.{found[2]}" if found else None
-
-
-def _gpu_limits_mhz(root: Path) -> tuple[int, int] | None:
-    folder = jetson.gpu_folder(root)
-    if folder is None:
-        return None
-    low, high = number(folder / "min_freq"), number(folder / "max_freq")
-    return None if low is None or high is None else (low // 10**6, high // 10**6)
-
-
-def _first_version(names: tuple[str, ...]) -> str | None:
-    return next((version for name in names if (version := version_of(name)) is not None), None)
+    return gpu_node(root)

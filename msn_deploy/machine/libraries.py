@@ -1,4 +1,4 @@
-"""Which of NVIDIA's libraries does a file system hold, and are they whole?
+"""Which of NVIDIA's libraries does a file system hold, are they whole, and which Python packages are installed?
 
 Since JetPack 5 the container runtime mounts the driver alone; images that were built as if it mounted everything hold
 empty files in place of libraries, which the loader calls `file too short`. Nothing here raises, and nothing is loaded.
@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
-from msn_deploy.machine.probe import exists, names_in, read_start, read_text
+from msn_deploy.core.optional import version_of
+from msn_deploy.machine.files import exists, names_in, read_start, read_text
 
 _FOLDERS = (
     "usr/lib/aarch64-linux-gnu",
@@ -24,6 +26,12 @@ _FOLDERS = (
     "usr/local/tensorrt/lib",
 )
 _NAME = re.compile(r"(libnvinfer\w*|libnvonnxparser|libcudart|libcuda)\.so((?:\.\d{1,9}){0,6})")
+# By module; the first that is installed counts. Others are named as their module.
+_DISTRIBUTIONS = {
+    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),  # one per provider
+    "tensorrt": ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
+    "tensorrt_rtx": ("tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "tensorrt-rtx"),
+}
 _ELF = b"\x7fELF"
 _HEADER = 64  # bytes of an ELF header: the loader calls anything shorter "file too short"
 
@@ -40,6 +48,17 @@ class Library:
     version: str
     bytes: int
     fault: str
+
+
+def installed_version(module: str) -> str | None:
+    """Return the version of an installed module without importing it; "?" if it has none, None if it is not there."""
+    versions = (version_of(distribution) for distribution in _DISTRIBUTIONS.get(module, (module,)))
+    if found := next(filter(None, versions), None):
+        return found
+    try:
+        return None if find_spec(module) is None else "?"
+    except (ImportError, ValueError):  # a half-removed package
+        return None
 
 
 def find_libraries(root: Path) -> tuple[Library, ...]:
@@ -59,12 +78,6 @@ def version_in(libraries: tuple[Library, ...], family: str) -> str | None:
     """Return the most exact version that the names of a family tell ("10.3.0" before "10"); None if there is none."""
     versions = [each.version for each in libraries if each.family == family and each.version]
     return max(versions, key=lambda version: version.count("."), default=None)
-
-
-def same_release(one: str, other: str) -> bool:
-    """Tell whether two versions agree in major and minor number, as far as both tell them."""
-    parts = min(2, one.count(".") + 1, other.count(".") + 1)
-    return one.split(".")[:parts] == other.split(".")[:parts]
 
 
 def cuda_version(root: Path, libraries: tuple[Library, ...]) -> str | None:

@@ -10,27 +10,11 @@ import difflib
 from dataclasses import dataclass
 
 from msn_deploy.core.errors import InputError
+from msn_deploy.machine.jetpacks import jetpacks_for, numbers_of
 
 _HALF = ("fp32", "fp16")
 _INT8 = (*_HALF, "int8")
 _FP8 = (*_INT8, "fp8")
-
-# JetPack -> its TensorRT. JetPack 7.2.2 and later also take TensorRT 11.4 (AGX Orin, Thor), which the user installs.
-JETPACKS = {
-    "4.6": "8.2.1",
-    "5.1": "8.5.2",
-    "6.0": "8.6.2",
-    "6.1": "10.3.0",
-    "6.2": "10.3.0",
-    "7.0": "10.13.3",
-    "7.1": "10.13.3",
-    "7.2": "10.16.2",
-}
-_JP4 = ("4.6",)
-_JP45 = ("4.6", "5.1")
-_ORIN = ("5.1", "6.0", "6.1", "6.2", "7.2")
-_SUPER = ("6.1", "6.2", "7.2")
-_THOR = ("7.0", "7.1", "7.2")
 
 _NANO_SHEET = "NVIDIA data sheet DS-11105-001"
 _NX_SHEET = "NVIDIA data sheet DS-10712-001 v1.7"
@@ -71,12 +55,17 @@ class Target:
     @property
     def sm(self) -> str:
         """The compute capability as compilers write it: "sm_87"."""
-        return "sm_" + self.compute_capability.replace(".", "")
+        return sm(self.compute_capability)
 
     @property
     def weakly_typed(self) -> bool:
         """Its only TensorRT is 8, which takes FP16 and INT8 from flags, beside a Python older than 3.10."""
-        return self.jetson and all(version.startswith("8.") for version in self.tensorrt)
+        return self.jetson and all(numbers_of(version)[0] == 8 for version in self.tensorrt)
+
+
+def sm(compute_capability: str) -> str:
+    """Write "8.7" as compilers do: "sm_87"."""
+    return "sm_" + compute_capability.replace(".", "")
 
 
 def _jetson(
@@ -86,12 +75,13 @@ def _jetson(
     memory: tuple[float, float],
     speed: tuple[float, float | None],
     *,
-    jetpacks: tuple[str, ...],
     source: str,
+    since: str = "",
     dla: tuple[int, int] = (0, 0),
     precisions: tuple[str, ...] = _INT8,
 ) -> Target:
     """One row of the table; memory = (GiB, GB/s), speed = (FP16 TFLOPS, INT8 TOPS), dla = (cores, version)."""
+    served = jetpacks_for(cc, since=since)
     return Target(
         name=name,
         title=f"Jetson {title}",
@@ -102,8 +92,8 @@ def _jetson(
         int8_tops=speed[1],
         dla_cores=dla[0],
         dla_version=dla[1],
-        jetpacks=jetpacks,
-        tensorrt=tuple(dict.fromkeys(JETPACKS[each] for each in jetpacks)),
+        jetpacks=tuple(each.name for each in served),
+        tensorrt=tuple(dict.fromkeys(each.tensorrt for each in served)),
         jetson=True,
         precisions=precisions,
         source=source,
@@ -113,7 +103,7 @@ def _jetson(
 def _rtx(cc: str, title: str, precisions: tuple[str, ...] = _INT8) -> Target:
     """A GPU generation that TensorRT-RTX builds for ahead of time; sizes and speeds differ from card to card."""
     return Target(
-        name="rtx-sm" + cc.replace(".", ""),
+        name="rtx-" + sm(cc).replace("_", ""),
         title=title,
         compute_capability=cc,
         memory_gib=None,
@@ -133,23 +123,19 @@ def _rtx(cc: str, title: str, precisions: tuple[str, ...] = _INT8) -> Target:
 # Orin rows at default (not "super") clocks. An NX of 16 GB and an AGX of 64 GB exist beside the Xavier rows.
 _V1, _V2 = (2, 1), (2, 2)
 TARGETS: tuple[Target, ...] = (
-    _jetson("nano", "Nano", "5.3", (4, 25.6), (0.47, None), jetpacks=_JP4, precisions=_HALF, source=_MEMORY),
-    _jetson("tx2", "TX2", "6.2", (8, 59.7), (1.33, None), jetpacks=_JP4, precisions=_HALF, source=_MEMORY),
-    _jetson("xavier-nx", "Xavier NX", "7.2", (8, 59.7), (6, 12), dla=_V1, jetpacks=_JP45, source=_XAVIER),
-    _jetson("agx-xavier", "AGX Xavier", "7.2", (32, 136.5), (11, 22), dla=_V1, jetpacks=_JP45, source=_XAVIER),
-    _jetson("orin-nano-4gb", "Orin Nano 4GB", "8.7", (4, 34), (5, 10), jetpacks=_ORIN, source=_NANO_SHEET),
-    _jetson("orin-nano-8gb", "Orin Nano 8GB", "8.7", (8, 68), (10, 20), jetpacks=_ORIN, source=_NANO_SHEET),
-    _jetson("orin-nano-super", "Orin Nano Super", "8.7", (8, 102), (16.7, 33), jetpacks=_SUPER, source=_NANO_SHEET),
-    _jetson("orin-nx-8gb", "Orin NX 8GB", "8.7", (8, 102), (12.5, 25), dla=(1, 2), jetpacks=_ORIN, source=_NX_SHEET),
-    _jetson("orin-nx-16gb", "Orin NX 16GB", "8.7", (16, 102), (15, 30), dla=_V2, jetpacks=_ORIN, source=_NX_SHEET),
-    _jetson("agx-orin-32gb", "AGX Orin 32GB", "8.7", (32, 204.8), (27, 54), dla=_V2, jetpacks=_ORIN, source=_AGX_SHEET),
-    _jetson(
-        "agx-orin-64gb", "AGX Orin 64GB", "8.7", (64, 204.8), (42.6, 85), dla=_V2, jetpacks=_ORIN, source=_AGX_SHEET
-    ),
-    _jetson("thor-t4000", "Thor T4000", "11.0", (64, 273), (150, 300), jetpacks=_THOR, precisions=_FP8, source=_T4000),
-    _jetson(
-        "thor-t5000", "Thor T5000", "11.0", (128, 273), (258.5, 517), jetpacks=_THOR, precisions=_FP8, source=_T5000
-    ),
+    _jetson("nano", "Nano", "5.3", (4, 25.6), (0.47, None), precisions=_HALF, source=_MEMORY),
+    _jetson("tx2", "TX2", "6.2", (8, 59.7), (1.33, None), precisions=_HALF, source=_MEMORY),
+    _jetson("xavier-nx", "Xavier NX", "7.2", (8, 59.7), (6, 12), dla=_V1, source=_XAVIER),
+    _jetson("agx-xavier", "AGX Xavier", "7.2", (32, 136.5), (11, 22), dla=_V1, source=_XAVIER),
+    _jetson("orin-nano-4gb", "Orin Nano 4GB", "8.7", (4, 34), (5, 10), source=_NANO_SHEET),
+    _jetson("orin-nano-8gb", "Orin Nano 8GB", "8.7", (8, 68), (10, 20), source=_NANO_SHEET),
+    _jetson("orin-nano-super", "Orin Nano Super", "8.7", (8, 102), (16.7, 33), since="6.1", source=_NANO_SHEET),
+    _jetson("orin-nx-8gb", "Orin NX 8GB", "8.7", (8, 102), (12.5, 25), dla=(1, 2), source=_NX_SHEET),
+    _jetson("orin-nx-16gb", "Orin NX 16GB", "8.7", (16, 102), (15, 30), dla=_V2, source=_NX_SHEET),
+    _jetson("agx-orin-32gb", "AGX Orin 32GB", "8.7", (32, 204.8), (27, 54), dla=_V2, source=_AGX_SHEET),
+    _jetson("agx-orin-64gb", "AGX Orin 64GB", "8.7", (64, 204.8), (42.6, 85), dla=_V2, source=_AGX_SHEET),
+    _jetson("thor-t4000", "Thor T4000", "11.0", (64, 273), (150, 300), precisions=_FP8, source=_T4000),
+    _jetson("thor-t5000", "Thor T5000", "11.0", (128, 273), (258.5, 517), precisions=_FP8, source=_T5000),
     _rtx("7.5", "Turing GPUs (RTX 20); no FP32 matrix products"),
     _rtx("8.0", "Ampere data-centre GPUs (A100, A30)"),
     _rtx("8.6", "Ampere GPUs (RTX 30); nearest to Orin"),

@@ -20,14 +20,13 @@ from msn_deploy.bench.gate import Gate
 from msn_deploy.bench.live import Watch
 from msn_deploy.bench.power import find_sensor, measure_energy
 from msn_deploy.bench.profile import preset
-from msn_deploy.bench.validity import Probe
 from msn_deploy.core.artifacts import Parent, open_input, parent_of, publish, sha256_of
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.progress import Progress, silent
 from msn_deploy.data import to_input
 from msn_deploy.engine import PROVIDERS, Runner, load_runner
 from msn_deploy.machine.environment import read_environment
-from msn_deploy.machine.jetson import pinned_mhz
+from msn_deploy.machine.state import Probe, pinned_mhz
 from msn_deploy.pipeline.images import preprocess_for, split_for
 from msn_deploy.pipeline.layers import Loaded, check_layers, with_layers
 from msn_deploy.report.bench import render_html

@@ -23,6 +23,7 @@ from msn_deploy.core.errors import InputError
 from msn_deploy.core.progress import Progress, silent
 from msn_deploy.engine import Target, read_onnx
 from msn_deploy.machine.device import board_words
+from msn_deploy.machine.jetpacks import l4t_majors
 from msn_deploy.pipeline.run_files import read_folder
 from msn_deploy.pipeline.tarball import write_tarball
 from msn_deploy.pipeline.wheels import PYTHONS, gather_wheels
@@ -30,7 +31,6 @@ from msn_deploy.pipeline.wheels import PYTHONS, gather_wheels
 _KINDS = ("onnx", "timing-cache", "calibration-table", "fold-certificate", "device-script")
 _SCRIPTS = ("bench.sh", "build.sh", "common.sh", "eval.sh", "install.sh", "verify")
 _PLAIN_NAME = re.compile(r"[\w+-][\w.+-]*(/[\w+-][\w.+-]*)*", re.ASCII)  # scripts and SHA256SUMS quote nothing
-_L4T = {"5.3": "32", "6.2": "32", "7.2": "32 34 35", "8.7": "34 35 36 39", "11.0": "38 39"}  # by compute capability
 _README = """\
 For {title} ({target}), packed by msn-deploy {version}. Nothing here needs a network.
 
@@ -108,7 +108,7 @@ def bundle(
             out,
             lambda partial: write_tarball(partial, contents, top=out.stem, executable=(*_SCRIPTS,)),
             kind="bundle",
-            parents=[parent_of(path, role="onnx") for name, path in sorted(contents.items()) if _is_model(name, path)],
+            parents=[parent_of(path, role="onnx") for path in _model_files(contents).values()],
             config={"target": target.name, "pythons": list(pythons) if with_wheels else []},
         )
     return BundleReport(
@@ -147,9 +147,7 @@ def _models(contents: Mapping[str, bytes | Path]) -> list[tuple[BundledModel, by
     from msn_deploy.engine import load_runner
 
     found = []
-    for name, path in sorted(contents.items()):
-        if not (isinstance(path, Path) and _is_model(name, path)):
-            continue
+    for name, path in _model_files(contents).items():
         model, runner = read_onnx(path, step="bundle"), load_runner(path, threads=1)
         info = runner.info
         runner.close()
@@ -171,8 +169,13 @@ def _models(contents: Mapping[str, bytes | Path]) -> list[tuple[BundledModel, by
     return found
 
 
-def _is_model(name: str, content: bytes | Path) -> bool:
-    return isinstance(content, Path) and name.startswith("models/") and name.endswith(".onnx")
+def _model_files(contents: Mapping[str, bytes | Path]) -> dict[str, Path]:
+    """Return the ONNX files that are packed, by their path in the bundle, in its order."""
+    return {
+        name: path
+        for name, path in sorted(contents.items())
+        if isinstance(path, Path) and name.startswith("models/") and name.endswith(".onnx")
+    }
 
 
 def _baseline(models: Sequence[BundledModel]) -> str:
@@ -198,7 +201,7 @@ def _environment(target: Target, baseline: str, timing_cache: str) -> str:
         "TARGET_BOARD": f"*{words.mine[0]}*",
         "TARGET_BOARD_TOO": f"*{words.mine[-1]}*",
         "TARGET_NOT_BOARD": f"*{words.not_mine}*" if words.not_mine else "",
-        "TARGET_L4T": _L4T[target.compute_capability],
+        "TARGET_L4T": " ".join(l4t_majors(target.compute_capability)),
         "BASELINE": baseline,
         "TIMING_CACHE": timing_cache,
     }

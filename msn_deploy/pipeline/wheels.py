@@ -18,9 +18,10 @@ from pathlib import Path
 import msn_deploy
 from msn_deploy.core.errors import InputError, MissingDependency
 from msn_deploy.core.progress import Progress, silent
+from msn_deploy.machine.jetpacks import pythons
 
 PLATFORMS = ("manylinux_2_28_aarch64", "manylinux_2_27_aarch64", "manylinux_2_17_aarch64", "manylinux2014_aarch64")
-PYTHONS = ("3.10", "3.12")  # of JetPack 6 and 7
+PYTHONS = pythons()
 _FORBIDDEN = re.compile(r"(tensorrt|torch|nvidia)", re.I)
 _BUILDS_PYCUDA = ("setuptools", "wheel")
 _DISTRIBUTION = "msn-deploy"

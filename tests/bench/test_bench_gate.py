@@ -10,9 +10,10 @@ import pytest
 from msn_deploy.bench import BenchResult, MeasureOptions, Profile, Samples, compare
 from msn_deploy.bench.gate import Gate, judge_baseline, judge_regression, parse_limit
 from msn_deploy.bench.measure import ArmSamples
-from msn_deploy.bench.validity import Reading, Validity
+from msn_deploy.bench.validity import Validity
 from msn_deploy.core.errors import GateError, InputError, NotComparable
 from msn_deploy.machine.environment import Environment
+from msn_deploy.machine.state import Reading
 from msn_deploy.report.gate_text import junit, markdown
 
 MACHINE = Environment(

@@ -8,8 +8,8 @@ from itertools import pairwise
 import pytest
 
 from msn_deploy.bench.measure import MAX_ARM_QUERIES, MAX_BLOCK_QUERIES, MIN_ROUNDS, Arm, MeasureOptions, measure
-from msn_deploy.bench.validity import Reading
 from msn_deploy.core.errors import InputError, InvalidMeasurement
+from msn_deploy.machine.state import Reading
 
 MS = 1_000_000
 

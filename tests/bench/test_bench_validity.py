@@ -4,18 +4,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fake_sysfs import GPU, MHZ, MODELS, FakeJetson
+from fake_sysfs import CONTAINER_GPUS, GPU, MHZ, MODELS, FakeJetson
 
 from msn_deploy.bench import MeasureOptions, Profile, compare, measure
 from msn_deploy.bench.measure import Arm
 from msn_deploy.bench.result import BenchResult
-from msn_deploy.bench.validity import Probe, block_causes, judge
+from msn_deploy.bench.validity import block_causes, judge
 from msn_deploy.core.errors import InvalidMeasurement
+from msn_deploy.machine.checks import Host, checks
 from msn_deploy.machine.environment import read_environment
-from msn_deploy.machine.jetson import clocks_pinned, pinned_mhz, power_mode
+from msn_deploy.machine.state import Probe, clocks_pinned, pinned_mhz, read_power_mode
 
 OPTIONS = MeasureOptions(seconds=0.5, block_ms=10, warmup_seconds=0.01, warmup_queries=5, settle_queries=0)
-CORE = "sys/devices/system/cpu/cpu2/cpufreq/scaling_min_freq"
 KINDS = sorted(MODELS)
 
 
@@ -145,7 +145,7 @@ def test_what_is_not_there_is_left_out(tmp_path: Path) -> None:
     reading = Probe(tmp_path)()
     assert (reading.clocks_mhz, reading.temperatures_c, reading.throttled, reading.load) == ({}, {}, {}, None)
     assert block_causes([reading, reading]) == [None]
-    assert (power_mode(tmp_path), clocks_pinned(tmp_path)) == (None, None)
+    assert (read_power_mode(tmp_path).title, clocks_pinned(tmp_path)) == (None, None)
 
 
 def test_damaged_files_never_raise(tmp_path: Path) -> None:
@@ -156,14 +156,8 @@ def test_damaged_files_never_raise(tmp_path: Path) -> None:
             path.write_bytes(b"\xff\x00nonsense")
     assert probe().clocks_mhz == {}
     assert Probe(board.root)().temperatures_c == {}
-    assert power_mode(tmp_path) is None
+    assert read_power_mode(tmp_path).title is None
     read_environment(tmp_path)
-
-
-def test_a_power_mode_without_a_name(tmp_path: Path) -> None:
-    FakeJetson(tmp_path, "orin-nano")
-    (tmp_path / "etc/nvpmodel.conf").unlink()
-    assert power_mode(tmp_path) == "id 2"
 
 
 def test_one_tenth_is_allowed_and_no_more() -> None:
@@ -180,9 +174,15 @@ def test_counters_of_a_workstation(tmp_path: Path) -> None:
     assert block_causes([before, before, Probe(tmp_path)()]) == [None, "cpu0 package_throttle: throttle events counted"]
 
 
-@pytest.mark.parametrize("floating", ["sys/class/devfreq/17000000.gpu/min_freq", CORE])
-def test_clocks_are_pinned_only_if_gpu_and_every_core_that_is_on_are(floating: str, tmp_path: Path) -> None:
-    FakeJetson(tmp_path, "orin-nano")
-    assert clocks_pinned(tmp_path) is True
-    (tmp_path / floating).write_text("115200\n")
-    assert clocks_pinned(tmp_path) is False
+@pytest.mark.parametrize("gpu", sorted(CONTAINER_GPUS))
+def test_a_container_that_hides_the_device_tree_is_judged_alike(gpu: str, tmp_path: Path) -> None:
+    """In most containers `device/of_node` leads nowhere; throttling has to be seen there too."""
+    board = FakeJetson(tmp_path, "agx-orin", gpu=gpu, gpu_mhz=918)
+    doctor = {each.name: each for each in checks(Host(root=tmp_path, installed=lambda name: None))}
+    assert doctor["clocks"].found == "pinned, GPU at 918 MHz"
+    result = bench_on(board, at_one_time(lambda on: board.set_gpu((306 if on else 918) * MHZ), 0.5, 0.55))
+    assert result.validity.causes == {"gpu clock below 75% of 918 MHz": 6}
+    found = result.environment
+    assert (found.gpu, found.clocks_pinned, found.gpu_limits_mhz) == (CONTAINER_GPUS[gpu], True, (918, 918))
+    assert result.states["before"]["gpu_mhz"] == 918
+    assert pinned_mhz(tmp_path) == {"gpu": 918}

@@ -13,9 +13,9 @@ from rich.console import Console
 from msn_deploy.bench import Arm, MeasureOptions, Samples, measure
 from msn_deploy.bench.live import standings
 from msn_deploy.bench.measure import ArmSamples
-from msn_deploy.bench.validity import Reading
 from msn_deploy.cli import output
 from msn_deploy.cli.bench_show import live_bench
+from msn_deploy.machine.state import Reading
 
 MS = 1_000_000
 OPTIONS = MeasureOptions(seconds=1.0, block_ms=25, warmup_seconds=0.1, warmup_queries=3, settle_queries=0)

@@ -17,7 +17,7 @@ from msn_deploy.core.model_info import METADATA_KEY
 from msn_deploy.engine import OrtRunner, trust
 from msn_deploy.engine.plan import what_is_here
 from msn_deploy.engine.preflight import preflight
-from msn_deploy.machine.gpu import Gpu
+from msn_deploy.machine.device import Gpu
 from msn_deploy.model.cost import cost_of_file
 from msn_deploy.pipeline.bench import bench
 from msn_deploy.pipeline.layers import onnx_of

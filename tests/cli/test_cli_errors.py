@@ -10,8 +10,8 @@ from dataclasses import replace
 import pytest
 from cli_explained import assert_explained
 
-from msn_deploy.bench.validity import Reading
 from msn_deploy.core.home import builtin_folder
+from msn_deploy.machine.state import Reading
 
 
 def test_debug_shows_the_traceback(start, tmp_path):

@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 
 import msn_deploy.pipeline.suite as pipeline_suite
-from msn_deploy.bench.validity import Reading
 from msn_deploy.engine import what_machine
+from msn_deploy.machine.state import Reading
 
 SUITE = """
 title = "Two cases"

@@ -15,7 +15,7 @@ from msn_deploy.core.artifacts import read_sidecar
 from msn_deploy.core.errors import GateError, InputError, MissingDevice
 from msn_deploy.engine import BuildOptions, build_engine_file, find_target, what_machine
 from msn_deploy.engine.trt_build import is_weakly_typed, mask
-from msn_deploy.machine.gpu import Gpu
+from msn_deploy.machine.device import Gpu
 
 WEAK = ("8.6.1",)
 TYPED_10 = ("10.0.1", "10.3.0", "10.13.3", "10.16.1")

@@ -16,7 +16,7 @@ from cuda_packages import BindingsDriver, PyCudaDriver
 
 from msn_deploy.core.errors import MissingDependency
 from msn_deploy.engine.cuda import BindingsCuda, CudaError, PyCuda, open_cuda
-from msn_deploy.machine.gpu import Gpu
+from msn_deploy.machine.device import Gpu
 
 
 def install(monkeypatch, name, module):
@@ -249,7 +249,7 @@ def fake_driver(tmp_path_factory):
     return run
 
 
-ASK = "from msn_deploy.machine.gpu import first_gpu; print(first_gpu())"
+ASK = "from msn_deploy.machine.device import first_gpu; print(first_gpu())"
 
 
 def test_the_driver_is_asked_for_its_gpu_without_a_context(fake_driver):

@@ -22,7 +22,7 @@ from msn_deploy.engine import TARGETS, BuildOptions, OrtRunner, build_engine_fil
 from msn_deploy.engine.cuda import BindingsCuda, CudaError, PyCuda  # noqa: E402
 from msn_deploy.engine.preflight import preflight  # noqa: E402
 from msn_deploy.engine.trt import TrtRunner  # noqa: E402
-from msn_deploy.machine.gpu import first_gpu  # noqa: E402
+from msn_deploy.machine.device import first_gpu  # noqa: E402
 
 GPU = first_gpu()
 LARGEST = 8

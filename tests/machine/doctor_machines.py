@@ -1,6 +1,6 @@
 """Faked file systems of the machines that `doctor` meets, and the page of docs/ that shows what it says of each.
 
-After a change: PYTHONPATH=. python tests/engine/doctor_machines.py
+After a change: PYTHONPATH=. python tests/machine/doctor_machines.py
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from msn_deploy.engine import Check
-from msn_deploy.machine.checks import checks
-from msn_deploy.machine.probe import Probe
+from msn_deploy.machine.checks import Host, checks
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "doctor.md"
 GIB = 2**30
@@ -34,7 +33,7 @@ class Machine:
     python: str = "3.10.12, /usr/bin/python3"
     free_gib: float = 40.0
 
-    def build(self, root: Path) -> Probe:
+    def build(self, root: Path) -> Host:
         """Write the files below a root and return what looks at them."""
         for name, content in self.files.items():
             path = root / name
@@ -49,7 +48,7 @@ class Machine:
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             (root / name).symlink_to(target)
         closed = {root / name for name in self.closed}
-        return Probe(
+        return Host(
             root=root,
             arch=self.arch,
             python=self.python,
@@ -263,7 +262,7 @@ def page(folder_for: Callable[[str], Path]) -> str:
     """Return docs/doctor.md; folder_for: an empty folder for each machine."""
     parts = [
         "# What `msn-deploy doctor` says\n\n"
-        "Of each machine that the tests fake (`tests/engine/doctor_machines.py` writes this page, a test keeps it). "
+        "Of each machine that the tests fake (`tests/machine/doctor_machines.py` writes this page, a test keeps it). "
         "Exit 0 with warnings only, 3 with a problem. `--json` gives the same lines; `doctor MODEL.onnx` counts that "
         "model in what a build may take.\n"
     ]
