@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from msn_deploy.bench.profile import first_difference
 from msn_deploy.bench.result import BenchResult
@@ -13,18 +13,21 @@ from msn_deploy.bench.stats import CONFIDENCE, Ratio, holm, ratio_between_runs
 from msn_deploy.core.errors import GateError, InputError, NotComparable
 from msn_deploy.machine.environment import Environment
 
+GateState = Literal["FAILED", "PASSED", "UNSETTLED"]
+
 # What must be equal for two runs to speak of the same machine, in the same state of its clocks.
 _DEVICE = ("machine", "cpu", "gpu", "cores_usable", "memory_gib")
 _CLOCKS = ("governor", "power_mode", "clocks_pinned", "gpu_limits_mhz")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """One model of the gate. state: "FAILED", "PASSED", or "UNSETTLED" where noise hides whether the limit is kept."""
+class GatedModel:
+    """One model of the gate."""
 
     name: str
     ratio: Ratio
-    state: str
+    state: GateState
+    """UNSETTLED: noise hides whether the limit is kept."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +36,7 @@ class Gate:
 
     limit: float
     against: str
-    findings: tuple[Finding, ...]
+    findings: tuple[GatedModel, ...]
 
     def check(self) -> None:
         """Raise GateError (exit 1) if a model is slower than the limit."""
@@ -123,11 +126,11 @@ def _differs(source: str, what: str) -> NotComparable:
 
 
 def _judged(ratios: Mapping[str, Ratio], limit: float, *, against: str) -> Gate:
-    findings = tuple(Finding(name=name, ratio=ratio, state=_state(ratio, limit)) for name, ratio in ratios.items())
+    findings = tuple(GatedModel(name=name, ratio=ratio, state=_state(ratio, limit)) for name, ratio in ratios.items())
     return Gate(limit=limit, against=against, findings=findings)
 
 
-def _state(ratio: Ratio, limit: float) -> str:
+def _state(ratio: Ratio, limit: float) -> GateState:
     if ratio.low > 1 and ratio.p_value < 1 - CONFIDENCE and ratio.ratio > 1 + limit:
         return "FAILED"
     return "PASSED" if ratio.high <= 1 + limit else "UNSETTLED"

@@ -32,7 +32,7 @@ from msn_deploy.training.batches import Batches, divided
 from msn_deploy.training.checkpoint import TRAIN_VERSIONS, save_checkpoint
 from msn_deploy.training.distributed import World, join
 from msn_deploy.training.optimizer import averaged, make_optimizer, settled
-from msn_deploy.training.probe import Probe
+from msn_deploy.training.probe import Observer
 from msn_deploy.training.schedule import learning_rate
 from msn_deploy.training.state import Parts, remove_state, restore_state, save_state
 
@@ -54,7 +54,7 @@ def train(
     limit_train: int | None = None,
     resume: bool = False,
     progress: Progress = silent,
-    probe: Probe | None = None,
+    probe: Observer | None = None,
 ) -> TrainResult:
     """Train a recipe on its data and save `out/NAME.safetensors` after every epoch (with `patience`: the best one).
 
@@ -124,7 +124,7 @@ class _Run:
         self.log = out / f"{recipe.name}.history.jsonl"
         self.history: list[dict[str, float]] = []
 
-    def fit(self, progress: Progress, probe: Probe | None) -> None:
+    def fit(self, progress: Progress, probe: Observer | None) -> None:
         shared = self.world.shared(self.model)
         if probe is not None:
             probe.begin(self.model)
@@ -149,7 +149,7 @@ class _Run:
         if self.world.leads:
             remove_state(self.state)
 
-    def _epoch(self, epoch: int, shared: nn.Module, progress: Progress, probe: Probe | None) -> float:
+    def _epoch(self, epoch: int, shared: nn.Module, progress: Progress, probe: Observer | None) -> float:
         """Run one pass over the data and return the mean loss."""
         options, steps = self.recipe.train, len(self.batches)
         shared.train()

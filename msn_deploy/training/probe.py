@@ -8,7 +8,7 @@ from typing import Protocol
 from torch import nn
 
 
-class Probe(Protocol):
+class Observer(Protocol):
     """Looks at a training without changing it; `train` calls it in this order."""
 
     def begin(self, model: nn.Module) -> None:
