@@ -38,14 +38,14 @@ class Network:
     """One checkpoint, exported and folded, with its images."""
 
     def __init__(self, checkpoint: Path, data: dict[str, str]) -> None:
-        from msn_deploy.model.files import info_of, read_graph
+        from msn_deploy.model.opened import open_model
         from msn_deploy.pipeline.export import export_onnx
 
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
             export_onnx(str(checkpoint), path, dynamic_batch=True)
-            self.graph = read_graph(path)
-        info = info_of(self.graph, source=str(checkpoint))
+            model = open_model(path, step="benchmarks/int8.py")
+        self.graph, info = model.proto, model.info
         assert info is not None
         assert info.preprocess is not None
         source = data.get(info.data, info.data)
@@ -56,7 +56,7 @@ class Network:
 
     def measure(self) -> None:
         """Calibrate the graph as it is now, by every method, and see which answers it gets right."""
-        from msn_deploy.model.graph_constants import activations
+        from msn_deploy.model.graphs import activations
         from msn_deploy.quant.calibrate import quantised_tensors, ranges_from
         from msn_deploy.quant.histograms import collect
 
@@ -74,7 +74,7 @@ class Network:
 
     def against_fp32(self, graph: Any) -> dict[str, float]:
         """Return how many answers are lost and won, and how far the logits are off."""
-        from msn_deploy.graph.ladder import rung
+        from msn_deploy.model.parity import rung
 
         logits = self.run(graph)
         right = logits.argmax(1) == self.labels

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from msn_deploy.engine.layer_times import LayerTime
 from msn_deploy.machine.targets import Target
-from msn_deploy.model.cost import Cost
+
+if TYPE_CHECKING:
+    from msn_deploy.model.cost import Cost  # late: it imports onnx
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

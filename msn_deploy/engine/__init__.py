@@ -14,7 +14,6 @@ from msn_deploy.engine.runner import PROVIDERS, Runner, load_runner
 from msn_deploy.machine.checks import Check, checks
 from msn_deploy.machine.device import DeviceFacts, target_of, what_machine
 from msn_deploy.machine.targets import TARGETS, Target, check_precision, find_target
-from msn_deploy.model.onnx_file import OnnxFile, read_onnx
 
 __all__ = [
     "PROVIDERS",
@@ -26,7 +25,6 @@ __all__ = [
     "DeviceBuild",
     "DeviceFacts",
     "DlaPlan",
-    "OnnxFile",
     "OrtRunner",
     "ProxyCheck",
     "Runner",
@@ -40,7 +38,6 @@ __all__ = [
     "must_build_elsewhere",
     "needs_device",
     "pick_backend",
-    "read_onnx",
     "target_of",
     "what_machine",
     "write_device_script",

@@ -19,7 +19,7 @@ from msn_deploy.engine.inspector import Layer, count_int8_convs, inspect_plan, l
 from msn_deploy.engine.trt_build import build_plan, is_weakly_typed
 from msn_deploy.machine.device import DeviceFacts, first_gpu, target_of, what_machine
 from msn_deploy.machine.targets import check_dla, check_precision, find_target
-from msn_deploy.model.onnx_file import OnnxFile, read_onnx
+from msn_deploy.model.opened import OpenModel
 
 RTX_DEFAULT = "rtx-sm86"  # the nearest to Orin of the generations that TensorRT-RTX builds for
 _KEPT_WARNINGS = 10
@@ -58,7 +58,7 @@ class BuildReport:
 
 
 def build_engine_file(
-    onnx: Path,
+    model: OpenModel,
     out: Path,
     *,
     options: BuildOptions,
@@ -67,15 +67,14 @@ def build_engine_file(
     backend: Backend | None = None,
     machine: DeviceFacts | None = None,
 ) -> BuildReport:
-    """Build the engine `out` (NAME.engine) and its sidecar NAME.plan.json from an ONNX file.
+    """Build the engine `out` (NAME.engine) and its sidecar NAME.plan.json from an ONNX model.
 
-    replicate: which of several engines from that file. backend, machine: found out if not given. `progress` counts to
+    replicate: which of several engines from that model. backend, machine: found out if not given. `progress` counts to
     1. Raises InputError for a file, target or precision that cannot be built, MissingDevice if the engine has to be
     built on another machine, MissingDependency without a TensorRT, GateError if too much falls back from the DLA.
     `out` is written whole, or not touched.
     """
-    check_out(onnx, out)
-    model = read_onnx(onnx, step="build-engine")
+    check_out(model.path, out)
     precision = options.precision or model.precision
     target, machine = options.target, machine or what_machine()
     if target is not None:
@@ -130,10 +129,10 @@ def build_engine_file(
         out,
         lambda partial: partial.write_bytes(built.plan) and None,
         kind="engine",
-        parents=[Parent(role="onnx", file=onnx.name, sha256=model.sha256), *_calibrated_on(model)],
+        parents=[model.as_parent(), *_calibrated_on(model)],
         versions=["tensorrt_rtx_cu13" if backend.is_rtx else "tensorrt", "onnx"],
         config={**options.as_config(), "precision": precision, "target": report.target, "backend": backend.name},
-        facts={**facts, "machine": asdict(machine), "info": model.info},
+        facts={**facts, "machine": asdict(machine), "info": None if model.info is None else model.info.to_json()},
     )
     trust.add_built(sidecar.sha256, out.name)
     progress(1.0, 1.0, "done")
@@ -166,7 +165,7 @@ def check_portable(options: BuildOptions, *, rtx: bool, jetson: bool) -> None:
         )
 
 
-def check_typed(model: OnnxFile, precision: str, *, weak: bool, title: str) -> None:
+def check_typed(model: OpenModel, precision: str, *, weak: bool, title: str) -> None:
     """Refuse a file of another precision than asked: all but TensorRT 8 build what the file says.
 
     weak: the builder takes FP16 from a flag; INT8 without Q/DQ nodes would need a calibrator there too.
@@ -180,7 +179,7 @@ def check_typed(model: OnnxFile, precision: str, *, weak: bool, title: str) -> N
     )
 
 
-def _calibrated_on(model: OnnxFile) -> list[Parent]:
+def _calibrated_on(model: OpenModel) -> list[Parent]:
     """Return the images whose ranges an INT8 file carries into the engine, from the sidecar of those very bytes."""
     try:
         side = read_sidecar(model.path)

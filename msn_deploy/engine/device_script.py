@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 
-from msn_deploy.core.artifacts import Parent, publish
+from msn_deploy.core.artifacts import publish
 from msn_deploy.engine.backends import why_elsewhere
 from msn_deploy.engine.build_options import BuildOptions
 from msn_deploy.engine.dla import DlaPlan, check_fallback, documented, no_quantised_dla, plan_of
 from msn_deploy.engine.trtexec import ROUTES, batch_options, route_of, trtexec_options
 from msn_deploy.machine.targets import Target
-from msn_deploy.model.onnx_file import OnnxFile
+from msn_deploy.model.opened import OpenModel
 
 IMAGE = "msn-deploy"  # as Dockerfile.jetson says to name it
 _SCRIPT = Template("""\
@@ -132,7 +132,7 @@ class DeviceBuild:
 
 
 def write_device_script(
-    model: OnnxFile, out: Path, *, target: Target, precision: str, options: BuildOptions
+    model: OpenModel, out: Path, *, target: Target, precision: str, options: BuildOptions
 ) -> DeviceBuild:
     """Write NAME.build.sh, which builds NAME.engine from the ONNX file beside it.
 
@@ -166,7 +166,7 @@ def write_device_script(
         script,
         lambda partial: partial.write_text(text, encoding="utf-8"),
         kind="device-script",
-        parents=[Parent(role="onnx", file=model.path.name, sha256=model.sha256)],
+        parents=[model.as_parent()],
         config={**options.as_config(), "precision": precision, "target": target.name},
     )
     script.chmod(0o755)

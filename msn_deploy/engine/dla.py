@@ -9,14 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from math import prod
 from typing import Any
 
 from msn_deploy.core.errors import GateError, InputError, MissingDevice
-from msn_deploy.core.optional import require
 from msn_deploy.engine.backends import Backend
 from msn_deploy.machine.jetpacks import numbers_of
-from msn_deploy.model.onnx_file import OnnxFile
+from msn_deploy.model.opened import OpenModel
 
 _MOST_BATCH, _MOST_SIZE = 4096, 8192
 _FREE = {"Constant", "Identity", "Cast", "QuantizeLinear", "DequantizeLinear"}  # no layer of its own on either side
@@ -101,7 +99,7 @@ def use_dla(trt: Any, backend: Backend, builder: Any, config: Any, core: int) ->
     config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
 
 
-def ask_builder(model: OnnxFile, network: Any, config: Any, *, core: int, precision: str, batch: int) -> DlaPlan:
+def ask_builder(model: OpenModel, network: Any, config: Any, *, core: int, precision: str, batch: int) -> DlaPlan:
     """Ask the builder about every layer of a parsed network, and give each "no" its reason.
 
     The parser names a layer after its node; layers that it adds of its own have no multiply-accumulates.
@@ -119,16 +117,14 @@ def ask_builder(model: OnnxFile, network: Any, config: Any, *, core: int, precis
     return plan_of(core, found)
 
 
-def documented(model: OnnxFile, *, precision: str, batch: int) -> list[DlaLayer]:
+def documented(model: OpenModel, *, precision: str, batch: int) -> list[DlaLayer]:
     """Judge every node by the documented limits alone; no TensorRT needed. batch: where the file leaves it open."""
-    onnx: Any = require("onnx", step="build-engine --dla")
-    parsed = onnx.load_model_from_string(model.data)
-    for value in (*parsed.graph.input, *parsed.graph.output):
-        dims = value.type.tensor_type.shape.dim
-        if dims and not dims[0].dim_value:
-            dims[0].dim_value = batch
-    del parsed.graph.value_info[:]  # what is written there may still leave the batch open
-    graph = onnx.shape_inference.infer_shapes(parsed).graph
+    from onnx.helper import get_attribute_value  # late, as is the next: importing engine/ must stay light
+
+    from msn_deploy.model.cost import macs_of
+    from msn_deploy.model.graphs import sized
+
+    graph = sized(model.proto, batch=batch)
     shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     for value in (*graph.value_info, *graph.input, *graph.output):
         shapes[value.name] = tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
@@ -136,14 +132,14 @@ def documented(model: OnnxFile, *, precision: str, batch: int) -> list[DlaLayer]
     for node in graph.node:
         if node.op_type in _FREE:
             continue
-        attributes = {each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}
+        attributes = {each.name: get_attribute_value(each) for each in node.attribute}
         ins = [shapes.get(name, ()) for name in node.input]
         outs = [shapes.get(name, ()) for name in node.output]
         rows.append(
             DlaLayer(
                 name=node.name or f"node_of_{node.output[0]}",  # what the parser calls it
                 kind=node.op_type,
-                macs=_macs(node.op_type, ins, outs),
+                macs=macs_of(node, ins, outs[0]),
                 reason=_reason(node.op_type, attributes, ins, outs, precision),
             )
         )
@@ -151,14 +147,6 @@ def documented(model: OnnxFile, *, precision: str, batch: int) -> list[DlaLayer]
 
 
 Shapes = list[tuple[int, ...]]
-
-
-def _macs(kind: str, ins: Shapes, outs: Shapes) -> int:
-    if kind in ("Conv", "ConvTranspose") and len(ins) > 1:
-        return prod(outs[0] if kind == "Conv" else ins[0]) * prod(ins[1][1:])
-    if kind in ("Gemm", "MatMul") and ins and ins[0]:
-        return prod(outs[0]) * ins[0][-1]
-    return 0
 
 
 def _reason(kind: str, attributes: dict[str, Any], ins: Shapes, outs: Shapes, precision: str) -> str:

@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msn_deploy.core.errors import InputError
-from msn_deploy.core.optional import require
 from msn_deploy.engine.inspector import layers_from_json
 from msn_deploy.engine.ort import OrtRunner
 from msn_deploy.engine.trt import TrtRunner
-from msn_deploy.model.onnx_file import parse_onnx
+from msn_deploy.model.opened import OpenModel
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 
 RUNS = 50
 _WARM_UP = 5  # runs that do not count
-_STEP = "timing layers"
 _PRECISIONS = {"float": "fp32", "float16": "fp16", "bfloat16": "bf16", "uint8": "int8"}
 # How ONNX Runtime renames: a convolution in its blocked layout is called after what it makes, a tensor that was moved
 # before QuantizeLinear or freed of a cast after the one it replaces.
@@ -72,7 +70,7 @@ class _Timed:
 
 
 def time_ort_layers(
-    path: Path,
+    model: OpenModel,
     batches: Sequence[NDArray[np.float32]],
     *,
     threads: int | None = None,
@@ -89,19 +87,21 @@ def time_ort_layers(
             f"ONNX Runtime's profiler times the launches on {provider}, not the layers.\n"
             "Take `--device cpu`, or build an engine with `msn-deploy build-engine`."
         )
-    onnx: Any = require("onnx", step=_STEP)
-    _, model = parse_onnx(path, step=_STEP)
-    _name_nodes(model.graph)
+    import onnx  # late: importing engine/ must stay light
+
+    named = onnx.ModelProto()
+    named.CopyFrom(model.proto)
+    _name_nodes(named.graph)
     with tempfile.TemporaryDirectory(prefix="msn-deploy-layers-") as folder:
         optimized = Path(folder) / "optimized.onnx"
         runner = OrtRunner(
-            path,
+            model.path,
             threads=threads,
             provider=provider,
             fuse_norms=fuse_norms,
             optimized_to=optimized,
             profile_to=Path(folder) / "profile",
-            content=model.SerializeToString(),
+            content=named.SerializeToString(),
         )
         try:
             for at in range(_WARM_UP + runs):
@@ -109,9 +109,9 @@ def time_ort_layers(
             profile = runner.end_profiling()
         finally:
             runner.close()
-        made_from = fusions(model.graph, onnx.load(optimized).graph)
+        made_from = fusions(named.graph, onnx.load(optimized).graph)
         events = json.loads(profile.read_text(encoding="utf-8"))
-    timed = _from_profile(events, made_from, {node.name: node.op_type for node in model.graph.node}, skip=_WARM_UP)
+    timed = _from_profile(events, made_from, {node.name: node.op_type for node in named.graph.node}, skip=_WARM_UP)
     return _table("ONNX Runtime's profiler", timed, runs)
 
 

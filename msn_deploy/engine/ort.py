@@ -10,7 +10,7 @@ from msn_deploy.core.errors import InputError, MissingDependency, MissingDevice
 from msn_deploy.core.model_info import METADATA_KEY, ModelInfo, info_from_json
 from msn_deploy.core.optional import require
 from msn_deploy.engine.runner import PROVIDERS, check_images
-from msn_deploy.model.onnx_file import read_onnx
+from msn_deploy.model.opened import open_model
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,7 +58,7 @@ class OrtRunner:
         ort: Any = require("onnxruntime", step=_STEP)
         self.path = path
         self.name = path.name
-        data = read_onnx(path, step=_STEP).data if content is None else content
+        data = open_model(path, step=_STEP).data if content is None else content
         _check_provider(ort, provider)
         options = ort.SessionOptions()
         options.log_severity_level = _FATAL

@@ -6,7 +6,6 @@ Passing is necessary, not sufficient: it is another builder, for another GPU (SM
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from msn_deploy.core.errors import MissingDependency
 from msn_deploy.core.progress import Progress, silent
@@ -16,7 +15,7 @@ from msn_deploy.engine.build_options import BuildOptions
 from msn_deploy.engine.inspector import count_int8_convs, layers_from_log, memory_from_log
 from msn_deploy.engine.trt_build import build_plan
 from msn_deploy.machine.targets import find_target
-from msn_deploy.model.onnx_file import read_onnx
+from msn_deploy.model.opened import OpenModel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,8 +29,8 @@ class ProxyCheck:
     weight_memory_bytes: int | None
 
 
-def check_with_rtx(onnx: Path, *, options: BuildOptions, progress: Progress = silent) -> ProxyCheck | None:
-    """Build a file with TensorRT-RTX and throw the plan away; None where it is not installed.
+def check_with_rtx(model: OpenModel, *, options: BuildOptions, progress: Progress = silent) -> ProxyCheck | None:
+    """Build a network with TensorRT-RTX and throw the plan away; None where it is not installed.
 
     Raises InputError if it cannot be parsed or built.
     """
@@ -40,7 +39,6 @@ def check_with_rtx(onnx: Path, *, options: BuildOptions, progress: Progress = si
         backend = pick_backend("tensorrt-rtx", target)
     except MissingDependency:
         return None
-    model = read_onnx(onnx, step="build-engine")
     same_range = BuildOptions(batch=options.batch, min_batch=options.min_batch, opt_batch=options.opt_batch)
     _, messages = build_plan(model, backend, target, model.precision, same_range, progress)
     texts = [text for _, text in messages.texts]

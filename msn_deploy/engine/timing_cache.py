@@ -7,16 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from msn_deploy.core.artifacts import Parent, publish, read_sidecar, sha256_of, sidecar_path
+from msn_deploy.core.artifacts import publish, read_sidecar, sha256_of, sidecar_path
 from msn_deploy.core.errors import InputError
 from msn_deploy.engine.backends import Backend
-from msn_deploy.model.onnx_file import OnnxFile
+from msn_deploy.model.opened import OpenModel
 
 _log = logging.getLogger(__name__)
 
 
 def use_timing_cache(
-    config: Any, backend: Backend, path: Path | None, model: OnnxFile, device: str | None
+    config: Any, backend: Backend, path: Path | None, model: OpenModel, device: str | None
 ) -> Callable[[], None]:
     """Load a timing cache, or start one; returns what writes it back. TensorRT-RTX has no use for one.
 
@@ -39,12 +39,11 @@ def use_timing_cache(
     def save() -> None:
         filled = config.get_timing_cache().serialize()
         # Its parent is the last network that it was used for: what went into it before can't be told.
-        parent = Parent(role="onnx", file=model.path.name, sha256=model.sha256)
         publish(
             path,
             lambda partial: partial.write_bytes(filled) and None,
             kind="timing-cache",
-            parents=[parent],
+            parents=[model.as_parent()],
             versions=["tensorrt"],
             facts=made_with,
         )

@@ -16,7 +16,7 @@ from msn_deploy.engine.build_options import BuildOptions
 from msn_deploy.engine.dla import DlaPlan, ask_builder, check_fallback, check_quantised, use_dla
 from msn_deploy.engine.timing_cache import use_timing_cache
 from msn_deploy.machine.targets import Target
-from msn_deploy.model.onnx_file import OnnxFile
+from msn_deploy.model.opened import OpenModel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +39,7 @@ def is_weakly_typed(trt: Any) -> bool:
 
 
 def build_plan(
-    model: OnnxFile,
+    model: OpenModel,
     backend: Backend,
     target: Target | None,
     precision: str,
@@ -72,7 +72,7 @@ def build_plan(
     if options.dla is not None and hasattr(trt.OnnxParserFlag, "ADJUST_FOR_DLA"):
         parser.set_flag(trt.OnnxParserFlag.ADJUST_FOR_DLA)
     with ctrl_c_held(messages):
-        parsed = parser.parse(model.data)  # bytes: read_onnx made sure that they speak of no other file
+        parsed = parser.parse(model.data)  # bytes: open_model made sure that they speak of no other file
     messages.raise_held()
     if not parsed or parser.num_errors or not network.num_layers:
         raise _parse_error(model, backend, parser, messages)
@@ -143,7 +143,7 @@ def _aim(trt: Any, config: Any, target: Target | None) -> None:
         raise InputError(f"TensorRT-RTX {trt.__version__} does not build for {target.name} ({target.sm}).")
 
 
-def _open_batch(model: OnnxFile, builder: Any, network: Any, config: Any, options: BuildOptions) -> tuple[int, ...]:
+def _open_batch(model: OpenModel, builder: Any, network: Any, config: Any, options: BuildOptions) -> tuple[int, ...]:
     """Give an open batch its range; returns the shape of the only input."""
     if network.num_inputs != 1:
         raise InputError(f"{model.path} has {network.num_inputs} inputs; networks with one are built.")
@@ -162,7 +162,7 @@ def _open_batch(model: OnnxFile, builder: Any, network: Any, config: Any, option
     return shape
 
 
-def _parse_error(model: OnnxFile, backend: Backend, parser: Any, messages: Messages) -> InputError:
+def _parse_error(model: OpenModel, backend: Backend, parser: Any, messages: Messages) -> InputError:
     """Turn the parser's first error into at most three lines: which node, which operator, what is wrong."""
     if not parser.num_errors:
         return InputError(
@@ -171,7 +171,8 @@ def _parse_error(model: OnnxFile, backend: Backend, parser: Any, messages: Messa
     error = parser.get_error(0)
     more = f" (and {parser.num_errors - 1} more)" if parser.num_errors > 1 else ""
     at = error.node()
-    known = model.nodes[at] if 0 <= at < len(model.nodes) else ("", "")
+    nodes = model.proto.graph.node
+    known = (nodes[at].name, nodes[at].op_type) if 0 <= at < len(nodes) else ("", "")
     # The parser's own words where it has them (10.0 and later): its index may count nodes that it added.
     name, operator = (
         getattr(error, method, lambda: "")() or ours

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from msn_deploy.core.errors import InputError
-from msn_deploy.core.optional import require
 from msn_deploy.engine.build_options import BuildOptions
 from msn_deploy.machine.jetpacks import numbers_of
-from msn_deploy.model.onnx_file import OnnxFile
+from msn_deploy.model.opened import OpenModel
 
 # "8.0" is up to 8.3, before memory pools.
 ROUTES = {"8.0": "TensorRT 8.0 to 8.3", "8": "TensorRT 8", "10": "TensorRT 10", "11": "TensorRT 11"}
@@ -40,21 +37,17 @@ def trtexec_options(route: str, shapes: list[str], precision: str, options: Buil
     return words
 
 
-def batch_options(model: OnnxFile, options: BuildOptions) -> list[str]:
+def batch_options(model: OpenModel, options: BuildOptions) -> list[str]:
     """Return trtexec's options for the range of an open batch; [] where every size is fixed."""
-    onnx: Any = require("onnx", step="build-engine")
-    graph = onnx.load_model_from_string(model.data).graph
-    weights = {tensor.name for tensor in graph.initializer}
-    given = next(value for value in graph.input if value.name not in weights)
-    sizes = [dim.dim_value for dim in given.type.tensor_type.shape.dim]
-    if min(sizes[1:], default=1) < 1:
+    name, sizes = model.only_input
+    if not all(sizes[1:]):
         raise InputError(
             f"{model.path} leaves more than the batch open.\n"
             "Export it with fixed image sizes: `--input-shape 1,3,32,32`."
         )
-    if not sizes or sizes[0] > 0:
+    if not sizes or sizes[0]:
         return []
     return [
-        f"--{bound}Shapes={given.name}:{'x'.join(str(size) for size in (batch, *sizes[1:]))}"
+        f"--{bound}Shapes={name}:{'x'.join(str(size) for size in (batch, *sizes[1:]))}"
         for bound, batch in zip(("min", "opt", "max"), options.batch_range, strict=True)
     ]

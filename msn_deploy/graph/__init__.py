@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from msn_deploy.graph.ladder import Rung
 from msn_deploy.graph.simplify import simplify, simplifying
+from msn_deploy.model.parity import Rung
 
 if TYPE_CHECKING:
     from msn_deploy.graph.certificate import Certificate, CertifiedNorm, certify

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from msn_deploy.graph.evaluate import Values, values_float64
 from msn_deploy.graph.fold import FoldedGraph, NormFold
-from msn_deploy.model.files import input_of
+from msn_deploy.model.opened import inputs_of, only_input
 
 INPUTS = ("normal", "lit corners")
 _LARGEST = 1e-9  # difference in float64 that is still rounding, times the largest value where that is above 1
@@ -103,7 +103,7 @@ def _certified(fold: NormFold, before: list[Values], after: list[Values]) -> Cer
 
 def edge_batches(model: onnx.ModelProto) -> list[NDArray[np.float64]]:
     """Return INPUTS in batches that the graph takes: numbers, and ones (which show borders) with lit corners."""
-    _, shape = input_of(model, source="the graph")
+    _, shape = only_input(inputs_of(model), source="the graph")
     sizes = tuple(1 if size is None else size for size in shape[1:])
     images = np.ones((len(INPUTS), *sizes))
     images[0] = np.random.default_rng(0).standard_normal(sizes)

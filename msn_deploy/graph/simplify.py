@@ -20,7 +20,7 @@ from onnx import ModelProto, ValueInfoProto
 
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.optional import missing
-from msn_deploy.model.files import check
+from msn_deploy.model.checks import check_valid
 from msn_deploy.model.identity import structural_hash
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def _finish(
     try:
         simplified = _result(worker, folder, timeout_s)
         try:
-            check(simplified, source="its graph")
+            check_valid(simplified, source="its graph")
         except InputError as cause:
             raise _UnusableError(f"onnxsim failed ({cause})") from cause
         changed = _first_change(bare, simplified)

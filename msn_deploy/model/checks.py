@@ -1,30 +1,42 @@
 """Is a parsed ONNX model whole, of a supported version, and free of numbers that no network works with?
 
 What is refused here would else end in a crash, a hang, all memory used up, or logits that are not numbers; or in the
-message of a library that names none of its cause.
+message of a library that names none of its cause. Sizes are told by shape inference, before anything runs or folds
+constants: ONNX Runtime allocates while it loads a file, since it computes there and then what follows from constants.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import GraphProto, ModelProto, NodeProto, TypeProto, ValueInfoProto
+
 from msn_deploy.core.errors import InputError
-from msn_deploy.model.sizes import check_sizes
-from msn_deploy.model.tensors import (
+from msn_deploy.model.graphs import (
     MOST_BYTES,
+    OPEN,
+    all_nodes,
     all_tensors,
     bytes_of,
+    constants_of,
     flaw_of,
-    graphs_of,
+    inner_graphs,
+    nodes_of_model,
     shape_text,
     size_text,
-    sparse_of,
+    sparse_tensors,
     values_of,
+    without_weights,
 )
 
-OLDEST_OPSET = 9  # of TensorRT's parser
+_DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")  # ONNX's own, and what ONNX Runtime adds
+_OLDEST_OPSET = 9  # of TensorRT's parser
 _MOST_NODES = 100_000  # after functions are put in; a function may call others twice, and they others
 _ENDLESS = ("Loop", "Scan", "SequenceMap")
 _AGAIN = "The file is damaged, or its exporter is at fault. Copy it again, or export the network again."
@@ -33,33 +45,45 @@ _WEIGHED = {
     *("Conv", "ConvTranspose", "Gemm", "MatMul", "PRelu", "Mul", "Div", "Add", "Sub"),
     *(f"{kind}Normalization" for kind in ("Batch", "Instance", "Layer", "Group")),
 }
+# Operators whose result may be of any size, whatever the size of what they read.
+_GROWING = {
+    *("ConstantOfShape", "Expand", "Tile", "Range", "OneHot", "Pad", "Resize", "Upsample", "MaxUnpool"),
+    *("RandomNormal", "RandomUniform", "CenterCropPad", "AffineGrid", "Col2Im"),
+}
+_FEW = 1024  # elements: no shape has more
+_MOST_WORK = 1 << 20  # of the product of the inputs' sizes, which bounds what broadcasting makes of them
+_BOUNDED = {  # operators whose result has no more elements than that product
+    *("Abs", "Add", "Sub", "Mul", "Div", "Mod", "Neg", "Min", "Max", "Floor", "Ceil", "Cast", "Identity"),
+    *("Equal", "Greater", "Less", "GreaterOrEqual", "LessOrEqual", "Not", "And", "Or", "Where"),
+    *("Concat", "Gather", "Slice", "Squeeze", "Unsqueeze", "Reshape", "Flatten", "Transpose", "ReduceProd"),
+}
 
 
-def check_model(onnx: Any, model: Any, *, source: str) -> None:
+def check_model(model: ModelProto, *, source: str) -> None:
     """Look a model through; its bytes are not loaded by anything before. Raises InputError of one to three lines."""
-    check_opset(onnx, model, source=source)
+    _check_opset(model, source=source)
     _check_functions(model, source=source)
-    graphs = [model.graph, *_inner_graphs(model.graph)]
-    for node in (node for holder in (model.graph, *model.functions) for node in _all_nodes(holder)):
+    graphs = [model.graph, *(inner for node in all_nodes(model.graph) for inner in inner_graphs(node))]
+    for node in nodes_of_model(model):
         if node.domain in ("", "ai.onnx") and node.op_type in _ENDLESS:
             raise InputError(
                 f"{source}: {_called(node)} runs a graph inside the graph, as often as its input says.\n"
                 "Networks without loops are supported. Export the network with the loop unrolled."
             )
-    _check_tensors(onnx, model, source=source)
+    _check_tensors(model, source=source)
     for graph in graphs:
         _check_names(graph, source=source)
         _check_circles(graph, source=source)
     for graph in graphs:
-        _check_numbers(onnx, graph, source=source)
-    check_sizes(onnx, model, source=source)
+        _check_numbers(graph, source=source)
+    _check_sizes(model, source=source)
 
 
-def check_opset(onnx: Any, model: Any, *, source: str) -> None:
+def _check_opset(model: ModelProto, *, source: str) -> None:
     """Refuse a model that does not say for which version of ONNX it is, or says one that is not supported."""
     newest = onnx.defs.onnx_opset_version()
     found = [entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
-    supported = f"Opsets {OLDEST_OPSET} to {newest} are supported."
+    supported = f"Opsets {_OLDEST_OPSET} to {newest} are supported."
     if not found:
         raise InputError(
             f"{source} does not say which opset (version of the ONNX operators) its nodes are of.\n"
@@ -70,7 +94,7 @@ def check_opset(onnx: Any, model: Any, *, source: str) -> None:
             f"{source} is of opset {max(found)}, newer than onnx {onnx.__version__} knows.\n"
             f"{supported} Update onnx and onnxruntime, or export the network with opset 17."
         )
-    if min(found) < OLDEST_OPSET:
+    if min(found) < _OLDEST_OPSET:
         raise InputError(
             f"{source} is of opset {min(found)}, which is too old. {supported}\n"
             f"""Convert it: python -c "import onnx, onnx.version_converter as c; """
@@ -78,58 +102,39 @@ def check_opset(onnx: Any, model: Any, *, source: str) -> None:
         )
 
 
-def _inner_graphs(graph: Any) -> Iterator[Any]:
-    for node in graph.node:
-        for attribute in node.attribute:
-            for inner in graphs_of(attribute):
-                yield inner
-                yield from _inner_graphs(inner)
-
-
-def _check_functions(model: Any, *, source: str) -> None:
+def _check_functions(model: ModelProto, *, source: str) -> None:
     """Refuse functions that call themselves, or that are very many nodes once they are put in."""
     bodies = {(each.domain, each.name): each for each in model.functions}
     sizes: dict[tuple[str, str], int] = {}
     left = dict(bodies)
     while left:  # each round sizes the functions whose calls are all sized
-        ready = [key for key, body in left.items() if all((n.domain, n.op_type) not in left for n in _all_nodes(body))]
+        ready = [key for key, body in left.items() if all((n.domain, n.op_type) not in left for n in all_nodes(body))]
         if not ready:
             raise InputError(f"{source}: its function {min(left)[1]!r} calls itself.\n{_AGAIN}")
         for key in ready:
-            sizes[key] = sum(sizes.get((node.domain, node.op_type), 1) for node in _all_nodes(left.pop(key)))
-    total = sum(sizes.get((node.domain, node.op_type), 1) for node in _all_nodes(model.graph))
+            sizes[key] = sum(sizes.get((node.domain, node.op_type), 1) for node in all_nodes(left.pop(key)))
+    total = sum(sizes.get((node.domain, node.op_type), 1) for node in all_nodes(model.graph))
     if total > _MOST_NODES:
         raise InputError(
             f"{source} has {total} nodes once its functions are put in; {_MOST_NODES} are the most.\n{_AGAIN}"
         )
 
 
-def _all_nodes(holder: Any) -> Iterator[Any]:
-    """The nodes of a graph or function and of the graphs inside it."""
-    for node in holder.node:
-        yield node
-        for attribute in node.attribute:
-            for inner in graphs_of(attribute):
-                yield from _all_nodes(inner)
-
-
-def _check_tensors(onnx: Any, model: Any, *, source: str) -> None:
+def _check_tensors(model: ModelProto, *, source: str) -> None:
     for tensor in all_tensors(model):
-        flaw = flaw_of(onnx, tensor)
+        flaw = flaw_of(tensor)
         if flaw is not None:
             raise InputError(f"{source}: the tensor {tensor.name!r} {flaw}.\n{_AGAIN}")
-    attributes = (attribute for node in _all_nodes(model.graph) for attribute in node.attribute)
-    sparse = [*model.graph.sparse_initializer, *(each for attribute in attributes for each in sparse_of(attribute))]
-    for each in sparse:
+    for each in sparse_tensors(model):
         dims = list(each.dims)
-        if any(size < 0 for size in dims) or bytes_of(onnx, each.values.data_type, dims) > MOST_BYTES:
+        if any(size < 0 for size in dims) or bytes_of(each.values.data_type, dims) > MOST_BYTES:
             raise InputError(
                 f"{source}: the sparse tensor {each.values.name!r} is {shape_text(dims)} when it is filled up; "
                 f"{size_text(MOST_BYTES)} are the most.\n{_AGAIN}"
             )
 
 
-def _check_names(graph: Any, *, source: str) -> None:
+def _check_names(graph: GraphProto, *, source: str) -> None:
     """Every tensor has one origin: an input, an initializer (which may be listed as an input too), or a node."""
     stored = [each.name for each in graph.initializer] + [each.values.name for each in graph.sparse_initializer]
     given = [value.name for value in graph.input]
@@ -144,16 +149,15 @@ def _check_names(graph: Any, *, source: str) -> None:
             raise InputError(f"{source}: {both[0]!r} is {what} and the output of a node, too.\n{_AGAIN}")
 
 
-def _check_circles(graph: Any, *, source: str) -> None:
+def _check_circles(graph: GraphProto, *, source: str) -> None:
     """No node waits for itself; in which order they stand does not matter to ONNX Runtime."""
     maker = {name: at for at, node in enumerate(graph.node) for name in node.output if name}
     readers: dict[int, list[int]] = {}
     waits = []
     for at, node in enumerate(graph.node):
         reads = set(node.input)
-        for attribute in node.attribute:
-            for inner in graphs_of(attribute):
-                reads |= _reads_outside(inner)
+        for inner in inner_graphs(node):
+            reads |= _reads_outside(inner)
         others = {maker[name] for name in reads if name in maker}
         waits.append(len(others))
         for other in others:
@@ -172,29 +176,23 @@ def _check_circles(graph: Any, *, source: str) -> None:
         )
 
 
-def _reads_outside(graph: Any) -> set[str]:
+def _reads_outside(graph: GraphProto) -> set[str]:
     """What the nodes of a graph read that the graph itself does not make."""
     reads: set[str] = set()
     own = {each.name for values in (graph.initializer, graph.input) for each in values}
     for node in graph.node:
         reads.update(node.input)
         own.update(node.output)
-        for attribute in node.attribute:
-            for inner in graphs_of(attribute):
-                reads |= _reads_outside(inner)
+        for inner in inner_graphs(node):
+            reads |= _reads_outside(inner)
     return reads - own
 
 
-def _check_numbers(onnx: Any, graph: Any, *, source: str) -> None:
-    import numpy as np
-
-    constants = {tensor.name: tensor for tensor in graph.initializer}
-    for node in graph.node:
-        if node.op_type == "Constant":
-            constants.update((node.output[0], each.t) for each in node.attribute if each.name == "value")
+def _check_numbers(graph: GraphProto, *, source: str) -> None:
+    constants = constants_of(graph)
     weights = {name for node in graph.node if node.op_type in _WEIGHED for name in node.input}
     for name, tensor in constants.items():
-        values = values_of(onnx, tensor)
+        values = values_of(tensor)
         if values is None or np.isfinite(values).all():
             continue
         nans, infinite = int(np.isnan(values).sum()), int(np.isinf(values).sum())
@@ -206,7 +204,7 @@ def _check_numbers(onnx: Any, graph: Any, *, source: str) -> None:
     for node in graph.node:
         if node.op_type == "BatchNormalization" and len(node.input) > 4 and node.input[4] in constants:
             epsilon = next((each.f for each in node.attribute if each.name == "epsilon"), 1e-5)
-            variance = values_of(onnx, constants[node.input[4]])
+            variance = values_of(constants[node.input[4]])
             bad = 0 if variance is None else int(np.sum(~(variance.astype(np.float64) + epsilon > 0)))
             if bad:
                 raise InputError(
@@ -215,7 +213,7 @@ def _check_numbers(onnx: Any, graph: Any, *, source: str) -> None:
                     "The file is damaged, or was never trained. Export the network again."
                 )
         elif node.op_type == "Div" and len(node.input) > 1 and node.input[1] in constants:
-            divisor = values_of(onnx, constants[node.input[1]])
+            divisor = values_of(constants[node.input[1]])
             zeros = 0 if divisor is None else int((divisor == 0).sum())
             if zeros:
                 raise InputError(
@@ -224,5 +222,178 @@ def _check_numbers(onnx: Any, graph: Any, *, source: str) -> None:
                 )
 
 
-def _called(node: Any) -> str:
+def _called(node: NodeProto) -> str:
     return f"{node.op_type} {node.name!r}" if node.name else f"{node.op_type} (makes {next(iter(node.output), '')!r})"
+
+
+def _check_sizes(model: ModelProto, *, source: str) -> None:
+    """Refuse a model with a tensor beyond 2 GiB, or with more than that in what follows from constants alone.
+
+    Open sizes (the batch) count as 1. Raises InputError that names the largest tensor.
+    """
+    bare = without_weights(model)
+    made = [name for node in _constant_nodes(bare.graph, set()) for name in node.output if name]
+    sizes: dict[str, int] = {}
+    for value in (*_values(_inferred(bare, source=source)), *model.graph.output):
+        tensor = value.type.tensor_type
+        dims = [dim.dim_value if dim.HasField("dim_value") and dim.dim_value != OPEN else 1 for dim in tensor.shape.dim]
+        if any(size < 0 for size in dims):
+            raise InputError(
+                f"{source}: the tensor {value.name!r} has the negative size {min(dims)} ({shape_text(dims)}).\n"
+                "Either a size was left out or it overflows. Export the network again, with fixed sizes."
+            )
+        sizes[value.name] = bytes_of(tensor.elem_type, dims)
+        if sizes[value.name] > MOST_BYTES:
+            raise InputError(
+                f"{source}: the tensor {value.name!r} ({shape_text(dims)}) takes {size_text(sizes[value.name])}; "
+                f"{size_text(MOST_BYTES)} are the most.\n"
+                "The file is damaged, or made for much larger input. Export the network with a smaller input or batch."
+            )
+    folded = sum(sizes.get(name, 0) for name in made)
+    if folded > MOST_BYTES:
+        raise InputError(
+            f"{source}: {size_text(folded)} follow from its constants alone; {size_text(MOST_BYTES)} are the most.\n"
+            "They would be computed as soon as it is loaded. Export the network again, without such constants."
+        )
+
+
+def _inferred(bare: ModelProto, *, source: str) -> GraphProto:
+    """Return a graph that tells all sizes that can be told. May work out constants in `bare`."""
+    before = onnx.ModelProto()
+    before.CopyFrom(bare)
+    try:
+        graph = onnx.shape_inference.infer_shapes(bare, data_prop=True).graph
+        if _open_growth(before.graph, graph) is not None:
+            _compute_constants(bare)
+            graph = onnx.shape_inference.infer_shapes(bare, data_prop=True).graph
+    except Exception as cause:  # RuntimeError and InferenceError; a node that does not fit only stays without a size
+        raise InputError(
+            f"{source} does not fit together: {' '.join(str(cause).split())[:200]}.\nExport the network again."
+        ) from cause
+    node = _open_growth(before.graph, graph)
+    if node is not None:
+        raise InputError(
+            f"{source}: how large {node.output[0]!r} gets, which {node.op_type} {node.name!r} makes of constants, "
+            "cannot be told before it is made.\nExport the network again, with fixed sizes."
+        )
+    return graph
+
+
+def _open_growth(graph: GraphProto, inferred: GraphProto) -> NodeProto | None:
+    """Return a node that makes a tensor of any size from constants alone, and which size is not known; or None."""
+    told = {value.name for value in _values(inferred) if _is_told(value.type.tensor_type)}
+    told |= {tensor.name for tensor in inferred.initializer}
+    found = (node for node in _constant_nodes(graph, set()) if node.op_type in _GROWING)
+    return next((node for node in found if not told.issuperset(node.output)), None)
+
+
+def _is_told(tensor: TypeProto.Tensor) -> bool:
+    return tensor.HasField("shape") and all(dim.HasField("dim_value") for dim in tensor.shape.dim)
+
+
+def _values(graph: GraphProto) -> Iterator[ValueInfoProto]:
+    """Every value of a graph and of the graphs inside it that has a tensor type."""
+    for values in (graph.input, graph.value_info, graph.output):
+        for value in values:
+            if value.type.HasField("tensor_type"):
+                yield value
+    for inner in (inner for node in graph.node for inner in inner_graphs(node)):
+        yield from _values(inner)
+
+
+def _constant_nodes(graph: GraphProto, outer: set[str]) -> Iterator[NodeProto]:
+    """The nodes, those of graphs inside too, that no input has a part in; an unsorted graph only gives fewer."""
+    known = outer | {tensor.name for tensor in graph.initializer}
+    known |= {sparse.values.name for sparse in graph.sparse_initializer}
+    for node in graph.node:
+        for inner in inner_graphs(node):
+            yield from _constant_nodes(inner, known)
+        if known.issuperset(name for name in node.input if name):
+            known.update(node.output)
+            yield node
+
+
+def _compute_constants(model: ModelProto) -> None:
+    """Replace in place every node that makes a small tensor of small constants by what it makes.
+
+    Exporters write `expand` as half a dozen nodes that end in a shape: ConstantOfShape, Mul, Equal, Where. Shape
+    inference of onnx follows few of them, ONNX Runtime computes all of them as it loads.
+    """
+    from onnx.reference import ReferenceEvaluator  # late: it takes as long to import as all the rest
+
+    opsets = {entry.domain: entry.version for entry in model.opset_import}
+    known = {
+        tensor.name: onnx.numpy_helper.to_array(tensor)
+        for tensor in model.graph.initializer
+        if math.prod(tensor.dims) <= _FEW
+    }
+    kept = []
+    for node in model.graph.node:
+        made = None
+        if len(node.output) == 1 and _is_small(node, known):
+            try:
+                with np.errstate(all="ignore"):
+                    made = ReferenceEvaluator(node, opsets=opsets).run(None, {n: known[n] for n in node.input if n})[0]
+            except Exception:  # whatever it raises on a node that does not fit: then its result stays open
+                made = None
+        if made is None or made.size > _FEW:
+            kept.append(node)
+            continue
+        known[node.output[0]] = made
+        model.graph.initializer.append(onnx.numpy_helper.from_array(made, node.output[0]))
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
+
+
+def _is_small(node: NodeProto, known: dict[str, NDArray[Any]]) -> bool:
+    """Tell whether a node can be computed here at little cost."""
+    if node.domain not in ("", "ai.onnx"):
+        return False
+    if node.op_type == "Constant":  # its value has been looked at: it holds what it claims
+        return all(math.prod(attribute.t.dims) <= _FEW for attribute in node.attribute)
+    if not all(name in known for name in node.input if name):
+        return False
+    if node.op_type == "ConstantOfShape":
+        sizes = [int(size) for size in known[node.input[0]].ravel()]
+        return all(size >= 0 for size in sizes) and math.prod(sizes) <= _FEW
+    return node.op_type in _BOUNDED and math.prod(known[name].size for name in node.input if name) <= _MOST_WORK
+
+
+def check_editable(model: ModelProto, *, source: str) -> None:
+    """Refuse a graph that the folds and the quantiser do not work on, and one that the ONNX checker objects to.
+
+    They take a graph of ONNX's own operators, without functions and without graphs inside it. Raises InputError.
+    """
+    if model.functions:
+        names = sorted({function.name for function in model.functions})
+        raise InputError(
+            f"{source} has {len(model.functions)} functions of its own ({_some(names)}).\n"
+            'Put them in first: python -c "import onnx, onnx.inliner as i; '
+            f"onnx.save(i.inline_local_functions(onnx.load('{source}')), 'plain.onnx')\""
+        )
+    foreign = sorted({f"{node.domain}:{node.op_type}" for node in model.graph.node if node.domain not in _DOMAINS})
+    if foreign:
+        raise InputError(
+            f"{source} has operators that are not ONNX's: {_some(foreign)}.\n"
+            "Export the network without that extension, from operators of ONNX alone."
+        )
+    for node in model.graph.node:
+        if any(inner_graphs(node)):
+            raise InputError(
+                f"{source}: {node.op_type} {node.name!r} holds a graph inside the graph; networks without branches "
+                "are supported.\nExport the network again, with fixed sizes and in evaluation mode."
+            )
+    check_valid(model, source=source)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def check_valid(model: ModelProto, *, source: str) -> None:
+    """Run the ONNX checker with shape inference; InputError with its first line if it objects."""
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as cause:
+        first = next((line for line in str(cause).splitlines() if line.strip()), "no reason given")
+        raise InputError(f"{source} is not valid ONNX: {first.strip()[:200]}") from cause

@@ -7,17 +7,13 @@ operators and quantisation into what makes their input, and keeps nothing else i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from msn_deploy.core.optional import require
-from msn_deploy.model.onnx_file import parse_onnx
-from msn_deploy.model.sizes import without_weights
-from msn_deploy.model.tensors import bytes_of
+from onnx import GraphProto, ModelProto, NodeProto
 
-_STEP = "counting operations"
+from msn_deploy.model.graphs import bytes_of, constants_of, sized
+
 _UNARY = {
     *("Relu", "LeakyRelu", "PRelu", "Clip", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Elu", "Selu", "Softplus"),
     *("Neg", "Abs", "Sqrt", "Exp", "Erf", "Gelu"),
@@ -57,31 +53,28 @@ class Cost:
         return self.flops / self.bytes
 
 
-def cost_of_file(path: Path, *, batch: int) -> Cost | None:
-    """Count a file that was looked through before; None where a size cannot be told. Raises as `parse_onnx` does."""
-    return cost_of(parse_onnx(path, step=_STEP)[1], batch=batch)
-
-
-def cost_of(model: Any, *, batch: int) -> Cost | None:
-    """Count a model (onnx.ModelProto) for a batch; None where a tensor's size cannot be told before it runs."""
-    onnx: Any = require("onnx", step=_STEP)
-    bare = without_weights(onnx, model)
-    stored = {tensor.name for tensor in bare.graph.initializer}
-    for value in bare.graph.input:
-        dims = value.type.tensor_type.shape.dim
-        if value.name not in stored and dims and not dims[0].HasField("dim_value"):
-            dims[0].dim_value = batch
-    inferred = onnx.shape_inference.infer_shapes(bare, data_prop=True).graph
+def cost_of(model: ModelProto, *, batch: int) -> Cost | None:
+    """Count a model for a batch; None where a tensor's size cannot be told before it runs."""
     try:
-        return _Graph(onnx, inferred, outputs=[value.name for value in model.graph.output]).cost(batch)
+        return _Graph(sized(model, batch=batch), outputs=[value.name for value in model.graph.output]).cost(batch)
     except KeyError:  # the size of a tensor is not known
         return None
+
+
+def macs_of(node: NodeProto, given: Sequence[Shape], made: Shape) -> int:
+    """Return the multiply-accumulates of a node with inputs and a first output of these shapes; 0 of other kinds."""
+    if node.op_type in ("Conv", "ConvTranspose") and len(given) > 1:
+        return math.prod(made if node.op_type == "Conv" else given[0]) * math.prod(given[1][1:])
+    if node.op_type in ("Gemm", "MatMul") and given and given[0]:
+        transposed = any(each.name == "transA" and each.i for each in node.attribute)
+        return math.prod(made) * given[0][-2 if transposed else -1]
+    return 0
 
 
 class _Graph:
     """A graph with the shape and the type of every tensor, and who makes and reads it."""
 
-    def __init__(self, onnx: Any, graph: Any, *, outputs: Sequence[str]) -> None:
+    def __init__(self, graph: GraphProto, *, outputs: Sequence[str]) -> None:
         self.nodes = [node for node in graph.node if node.op_type != "Constant"]
         self.shapes: dict[str, Shape] = {}
         self.types: dict[str, int] = {}
@@ -89,24 +82,21 @@ class _Graph:
             dims = value.type.tensor_type.shape.dim
             if value.type.tensor_type.HasField("shape") and all(dim.HasField("dim_value") for dim in dims):
                 self._learn(value.name, [dim.dim_value for dim in dims], value.type.tensor_type.elem_type)
-        self.constants: set[str] = set()
-        attributes = ((node, each) for node in graph.node if node.op_type == "Constant" for each in node.attribute)
-        constants = [(node.output[0], each.t) for node, each in attributes if each.HasField("t")]
-        for name, tensor in (*((each.name, each) for each in graph.initializer), *constants):
+        constants = constants_of(graph)
+        self.constants = set(constants)
+        for name, tensor in constants.items():
             self._learn(name, tensor.dims, tensor.data_type)
-            self.constants.add(name)
         for node in self.nodes:  # what follows from constants alone is made once, not in each query
             if node.op_type not in (*_VIEWS, "DequantizeLinear") and self.constants.issuperset(
                 filter(None, node.input)
             ):
                 self.constants.update(node.output)
         self.maker = {name: node for node in self.nodes for name in node.output}
-        self.readers: dict[str, list[Any]] = {name: [] for name in outputs}
+        self.readers: dict[str, list[NodeProto]] = {name: [] for name in outputs}
         for node in self.nodes:
             for name in node.input:
                 self.readers.setdefault(name, []).append(node)
         self.outputs = set(outputs)
-        self._bytes_of: Callable[[int, Shape], int] = lambda kind, shape: bytes_of(onnx, kind, shape)
 
     def _learn(self, name: str, dims: Sequence[int], kind: int) -> None:
         self.shapes[name], self.types[name] = tuple(dims), kind
@@ -141,9 +131,9 @@ class _Graph:
         )
 
     def _size(self, name: str) -> int:
-        return self._bytes_of(self.types[name], self.shapes[name])
+        return bytes_of(self.types[name], self.shapes[name])
 
-    def _in_place(self, node: Any) -> bool:
+    def _in_place(self, node: NodeProto) -> bool:
         """Whether a node is done where its input is made, which nothing else reads."""
         if node.op_type not in (*_UNARY, "QuantizeLinear"):
             return False
@@ -165,19 +155,12 @@ class _Graph:
             name = node.output[0]
         return name
 
-    def _flops(self, node: Any) -> int | None:
+    def _flops(self, node: NodeProto) -> int | None:
         """Operations of a node, None if this kind of node is not known."""
         kind = node.op_type
         made, given = self.shapes[node.output[0]], [self.shapes[name] for name in node.input[:2] if name]
-        if kind == "Conv":
-            return 2 * math.prod(made) * math.prod(given[1][1:])
-        if kind == "ConvTranspose":
-            return 2 * math.prod(given[0]) * math.prod(given[1][1:])
-        if kind == "MatMul":
-            return 2 * math.prod(made) * given[0][-1]
-        if kind == "Gemm":
-            transposed = any(each.name == "transA" and each.i for each in node.attribute)
-            return 2 * math.prod(made) * given[0][0 if transposed else 1]
+        if kind in ("Conv", "ConvTranspose", "MatMul", "Gemm"):
+            return 2 * macs_of(node, given, made)
         if kind in ("MaxPool", "AveragePool"):
             window = next(each.ints for each in node.attribute if each.name == "kernel_shape")
             return math.prod(made) * math.prod(window)

@@ -1,4 +1,4 @@
-"""Are two graphs the same computation with other weights, or with the same? A hash that says so.
+"""What is this graph: in which precision, and the same computation as another? A hash tells that.
 
 Operators, attributes, types, sizes and topology count; names, the order of nodes and (where they are not asked for)
 floating-point numbers do not. So a latency difference between two graphs of one hash is noise, or the choice of
@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
+from msn_deploy.model.graphs import all_tensors, nodes_of_model
+
 _FLOATING = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 _QUANTISED = (TensorProto.INT8, TensorProto.UINT8)
 
@@ -25,6 +27,18 @@ def structural_hash(model: ModelProto, *, weights: bool = False) -> str:
     opsets = {entry.domain: entry.version for entry in model.opset_import}
     found = _Hasher(opsets, weights).graph(model.graph, {})
     return _hash(found, *sorted(f"{domain} {version}" for domain, version in opsets.items())) if weights else found
+
+
+def precision_of(model: ModelProto) -> str:
+    """Return "int8" for a graph with Q/DQ nodes, "fp16" for one with half-precision weights or casts, else "fp32"."""
+    half = TensorProto.FLOAT16
+    casts_to_half = False
+    for node in nodes_of_model(model):
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            return "int8"
+        if node.op_type == "Cast":
+            casts_to_half |= any(each.name == "to" and each.i == half for each in node.attribute)
+    return "fp16" if casts_to_half or any(tensor.data_type == half for tensor in all_tensors(model)) else "fp32"
 
 
 @dataclass(frozen=True, slots=True)

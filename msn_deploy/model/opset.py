@@ -11,6 +11,7 @@ import onnx.version_converter
 from onnx import ModelProto, NodeProto, numpy_helper
 
 from msn_deploy.core.errors import InputError
+from msn_deploy.model.graphs import constants_of, drop_unread_constants
 
 _AXES_INPUT_SINCE_18 = (
     "ReduceL1",
@@ -42,10 +43,7 @@ def to_opset(model: ModelProto, opset: int) -> ModelProto:
 
 def from_18_to_17(model: ModelProto) -> bool:
     """Rewrite a graph of opset 18 in place as opset 17; where that cannot be done, return False and leave it alone."""
-    constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    for node in model.graph.node:
-        if node.op_type == "Constant" and node.attribute[0].name == "value":
-            constants[node.output[0]] = node.attribute[0].t
+    constants = constants_of(model.graph)
     reductions = [node for node in model.graph.node if node.op_type in _AXES_INPUT_SINCE_18]
     for node in model.graph.node:
         if node.op_type in _AXES_INPUT_SINCE_18:
@@ -63,7 +61,7 @@ def from_18_to_17(model: ModelProto) -> bool:
     for entry in model.opset_import:
         if entry.domain == "":
             entry.version = 17
-    _drop_unread(model)
+    drop_unread_constants(model.graph)  # those that only the axes inputs read
     return True
 
 
@@ -73,14 +71,3 @@ def _meaning(node: NodeProto, opset: int) -> int:
         return int(onnx.defs.get_schema(node.op_type, opset).since_version)
     except onnx.defs.SchemaError:
         return -1
-
-
-def _drop_unread(model: ModelProto) -> None:
-    """Remove the constants that only the axes inputs read."""
-    read = {name for node in model.graph.node for name in node.input} | {value.name for value in model.graph.output}
-    for at in reversed(range(len(model.graph.initializer))):
-        if model.graph.initializer[at].name not in read:
-            del model.graph.initializer[at]
-    for at in reversed(range(len(model.graph.node))):
-        if model.graph.node[at].op_type == "Constant" and model.graph.node[at].output[0] not in read:
-            del model.graph.node[at]

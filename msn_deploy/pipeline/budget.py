@@ -147,7 +147,7 @@ class _Budget:
 
     def ranking(self) -> tuple[Sensitivity, ...]:
         """Rank the layers by the SQNR of the logits with that layer alone in INT8, the worst first."""
-        from msn_deploy.graph.ladder import rung
+        from msn_deploy.model.parity import rung
         from msn_deploy.quant import quantize
         from msn_deploy.quant.placement import place
 

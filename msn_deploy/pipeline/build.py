@@ -22,14 +22,14 @@ from msn_deploy.engine import (
     check_precision,
     check_with_rtx,
     must_build_elsewhere,
-    read_onnx,
     what_machine,
     write_device_script,
 )
 from msn_deploy.engine.build import check_out, check_portable
 from msn_deploy.engine.device_script import check_dla_precision, engine_names
-from msn_deploy.pipeline.calibrate import DEFAULT_SAMPLES, PrecisionReport, calibrate
-from msn_deploy.pipeline.fp16 import cast_to_fp16
+from msn_deploy.model.opened import open_model
+from msn_deploy.pipeline.calibrate import DEFAULT_SAMPLES, PrecisionReport, calibrate_model
+from msn_deploy.pipeline.fp16 import cast_model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,29 +81,28 @@ def build_engine(
     if elsewhere:
         check_dla_precision(target, precision, options)
     typed = None
-    source = onnx
     if (max_drop is not None or leave_out) and precision != "int8":
         raise InputError("`--max-drop` and `--leave-out` are for INT8.\nGive `--precision int8`, or leave them away.")
-    if read_onnx(onnx, step="build-engine").precision != precision:
+    model = open_model(onnx, step="build-engine")
+    if model.precision != precision:
         source = out.with_name(f"{onnx.stem}.{precision}.onnx")
         if precision == "fp32":
             raise InputError(f"{onnx} is not FP32, and precision cannot be added to it.\nGive the FP32 file.")
         if precision == "fp16":
-            typed = cast_to_fp16(onnx, source, data=data, progress=progress)
+            typed, model = cast_model(model, source, data=data, progress=progress)
         else:
-            typed = calibrate(
-                onnx, source, data=data, method=method, samples=samples, max_drop=max_drop, leave_out=leave_out,
+            typed, model = calibrate_model(
+                model, source, data=data, method=method, samples=samples, max_drop=max_drop, leave_out=leave_out,
                 progress=progress,
             )  # fmt: skip
     if elsewhere:
-        proxy = check_with_rtx(source, options=options, progress=progress)
-        model = read_onnx(source, step="build-engine")
+        proxy = check_with_rtx(model, options=options, progress=progress)
         script = write_device_script(model, out, target=target, precision=precision, options=options)
-        return EngineReport(engine=None, onnx=source, typed=typed, elsewhere=script, proxy=proxy)
+        return EngineReport(engine=None, onnx=model.path, typed=typed, elsewhere=script, proxy=proxy)
     built = [
         build_engine_file(
-            source, out.with_name(name), options=options, replicate=number, progress=progress, machine=machine
+            model, out.with_name(name), options=options, replicate=number, progress=progress, machine=machine
         )
         for number, name in enumerate(engine_names(out, options.replicates), 1)
     ]
-    return EngineReport(engine=built[0], onnx=source, typed=typed, replicates=tuple(built[1:]))
+    return EngineReport(engine=built[0], onnx=model.path, typed=typed, replicates=tuple(built[1:]))

@@ -21,9 +21,10 @@ from msn_deploy import __version__
 from msn_deploy.core.artifacts import parent_of, publish, read_sidecar, sidecar_path
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.progress import Progress, silent
-from msn_deploy.engine import Target, read_onnx
+from msn_deploy.engine import OrtRunner, Target
 from msn_deploy.machine.device import board_words
 from msn_deploy.machine.jetpacks import l4t_majors
+from msn_deploy.model.opened import open_model
 from msn_deploy.pipeline.run_files import read_folder
 from msn_deploy.pipeline.tarball import write_tarball
 from msn_deploy.pipeline.wheels import PYTHONS, gather_wheels
@@ -144,13 +145,11 @@ def _run_files(run: Path) -> Mapping[str, Path]:
 
 def _models(contents: Mapping[str, bytes | Path]) -> list[tuple[BundledModel, bytes | None]]:
     """Look through every ONNX file, with its recipe as JSON where it carries one; InputError if there is none."""
-    from msn_deploy.engine import load_runner
-
     found = []
     for name, path in _model_files(contents).items():
-        model, runner = read_onnx(path, step="bundle"), load_runner(path, threads=1)
-        info = runner.info
-        runner.close()
+        model = open_model(path, step="bundle")
+        OrtRunner(path, threads=1, content=model.data).close()  # what ONNX Runtime does not load is not packed
+        info = model.info
         recipe = (json.dumps(info.recipe, indent=2, sort_keys=True) + "\n").encode() if info and info.recipe else None
         entry = BundledModel(
             file=name,

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from msn_deploy.core.artifacts import parent_of, publish
+from msn_deploy.core.artifacts import publish
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.model_info import DEFAULT_METHOD, ModelInfo
-from msn_deploy.core.optional import require
 from msn_deploy.core.progress import Progress, silent
 from msn_deploy.data import to_input
-from msn_deploy.engine import OrtRunner, read_onnx
+from msn_deploy.engine import OrtRunner
+from msn_deploy.model.opened import OpenModel, made_model, open_model, with_info
+from msn_deploy.model.parity import Rung, rung
 from msn_deploy.pipeline.budget import Verdict, int8_graph, within_budget
 from msn_deploy.pipeline.calibration_inputs import calibration_inputs
 from msn_deploy.pipeline.images import preprocess_for, split_for
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from onnx import ModelProto
 
-    from msn_deploy.graph import Rung
+    from msn_deploy.model.parity import Rung
     from msn_deploy.quant.sufficiency import Drift
 
 DEFAULT_SAMPLES = 256
@@ -88,29 +89,46 @@ def calibrate(
     Raises InputError (exit 2; also for images that can't calibrate a network), GateError (exit 1) if no INT8 keeps the
     accuracy, MissingDependency (exit 3).
     """
-    require("onnx", step="calibrate")
-    from msn_deploy.graph.ladder import rung
-    from msn_deploy.model.files import info_of, input_of, read_graph, with_info
-    from msn_deploy.model.graph_constants import activations
+    model = open_model(onnx, step="calibrate")
+    return calibrate_model(
+        model, out, data=data, method=method, percentile=percentile, samples=samples, seed=seed, max_drop=max_drop,
+        leave_out=leave_out, use_cache=use_cache, sufficiency=sufficiency, table=table, progress=progress,
+    )[0]  # fmt: skip
+
+
+def calibrate_model(
+    model: OpenModel,
+    out: Path,
+    *,
+    data: str | None = None,
+    method: str = DEFAULT_METHOD,
+    percentile: float = DEFAULT_PERCENTILE,
+    samples: int = DEFAULT_SAMPLES,
+    seed: int | None = None,
+    max_drop: float | None = None,
+    leave_out: Sequence[str] = (),
+    use_cache: bool = True,
+    sufficiency: bool = False,
+    table: str | None = None,
+    progress: Progress = silent,
+) -> tuple[PrecisionReport, OpenModel]:
+    """Do the same for a file that is open; return what was written, too."""
+    from msn_deploy.model.graphs import activations
     from msn_deploy.quant.placement import place
     from msn_deploy.quant.scales import check_method
     from msn_deploy.quant.trt_table import format_table, parse_release
 
     check_method(method, percentile)
     release = None if table is None else parse_release(table)
-    check_out(onnx, out)
-    model = read_graph(onnx)
-    require_fp32(onnx)
-    placement = place(model, leave_out=leave_out)
-    info = info_of(model, source=str(onnx))
-    _check_budget(onnx, info, max_drop, leave_out)
-    given = calibration_inputs(
-        info, input_of(model, source=str(onnx))[1], data, samples=samples, seed=seed, model=str(onnx)
-    )
-    parents = (parent_of(onnx, role="onnx"), *given.parents)
+    check_door(model, out)
+    proto, info = model.proto, model.info
+    placement = place(proto, leave_out=leave_out)
+    _check_budget(model.path, info, max_drop, leave_out)
+    given = calibration_inputs(info, model.only_input[1], data, samples=samples, seed=seed, model=str(model.path))
+    parents = (model.as_parent(), *given.parents)
     measure = partial(
         measured_ranges,
-        model,
+        proto,
         given.inputs,
         key={"model": parents[0].sha256, **given.key},
         method=method,
@@ -118,17 +136,15 @@ def calibrate(
         use_cache=use_cache,
         progress=progress,
     )
-    ranges = measure(place(model).tensors, sufficiency=sufficiency)
+    ranges = measure(place(proto).tensors, sufficiency=sufficiency)
     maxima = {}
     if max_drop is not None or leave_out:
-        maxima = measure(activations(model), method="minmax", skip_zero=True).values
+        maxima = measure(activations(proto), method="minmax", skip_zero=True).values
     verdict, left_out = None, tuple(leave_out)
     if max_drop is None:
-        graph, in_fp32 = int8_graph(model, ranges.values, maxima, left_out)
+        graph, in_fp32 = int8_graph(proto, ranges.values, maxima, left_out)
     else:
-        graph, verdict = _within_budget(
-            model, info, ranges.values, maxima, data, max_drop=max_drop, name=str(onnx), progress=progress
-        )
+        graph, verdict = _within_budget(model, ranges.values, maxima, data, max_drop=max_drop, progress=progress)
         left_out, in_fp32 = verdict.left_out, verdict.in_fp32
     content = with_info(graph, (info or ModelInfo(net="custom", norm="custom")).with_precision("int8"))
     config = {
@@ -163,7 +179,7 @@ def calibrate(
     table_path = None
     if release is not None:
         # The rest by itself: with more tensors as outputs, ONNX Runtime would fuse, and so round, in another way.
-        rest = [name for name in activations(model) if name not in ranges.values]
+        rest = [name for name in activations(proto) if name not in ranges.values]
         scales = {**ranges.values, **placement.shared(ranges.values), **measure(rest, skip_zero=True).values}
         text = format_table(scales, release)
         table_path = out.with_suffix(".cache")
@@ -175,13 +191,14 @@ def calibrate(
             versions=VERSIONS,
             config={**config, "table": table},
         )
-    return PrecisionReport(
+    made = made_model(out, graph, content)
+    report = PrecisionReport(
         path=out,
         bytes=sidecar.bytes,
-        bytes_fp32=onnx.stat().st_size,
+        bytes_fp32=len(model.data),
         samples=len(given.inputs),
         scales=len(ranges.values),
-        parity=rung("int8", _outputs(onnx, given.inputs), _outputs(out, given.inputs)),
+        parity=rung("int8", _outputs(model, given.inputs), _outputs(made, given.inputs)),
         method=method,
         verdict=verdict,
         left_out=left_out,
@@ -191,6 +208,7 @@ def calibrate(
         drift=ranges.drift,
         table=table_path,
     )
+    return report, made
 
 
 def _check_budget(onnx: Path, info: ModelInfo | None, max_drop: float | None, leave_out: Sequence[str]) -> None:
@@ -203,41 +221,43 @@ def _check_budget(onnx: Path, info: ModelInfo | None, max_drop: float | None, le
 
 
 def _within_budget(
-    model: ModelProto,
-    info: ModelInfo | None,
+    model: OpenModel,
     ranges: dict[str, float],
     maxima: dict[str, float],
     data: str | None,
     *,
     max_drop: float,
-    name: str,
     progress: Progress,
 ) -> tuple[ModelProto, Verdict]:
     """Hold the budget on all images of the test split."""
-    from msn_deploy.model.files import input_of
-
-    prep = preprocess_for(info, input_of(model, source=name)[1], model=name)
-    test = split_for(info, prep, data, "test")
+    prep = preprocess_for(model.info, model.only_input[1], model=str(model.path))
+    test = split_for(model.info, prep, data, "test")
     images = to_input(test.images, prep)
-    return within_budget(model, ranges, maxima, images=images, labels=test.labels, max_drop=max_drop, progress=progress)
+    return within_budget(
+        model.proto, ranges, maxima, images=images, labels=test.labels, max_drop=max_drop, progress=progress
+    )
 
 
-def _outputs(onnx: Path, inputs: Any) -> NDArray[np.float32]:
-    runner = OrtRunner(onnx)
+def _outputs(model: OpenModel, inputs: Any) -> NDArray[np.float32]:
+    runner = OrtRunner(model.path, content=model.data)
     most = min(len(inputs), DEFAULT_SAMPLES)
     return np.concatenate([runner.run(inputs[at : min(at + _CHUNK, most)]) for at in range(0, most, _CHUNK)])
 
 
-def require_fp32(onnx: Path) -> None:
-    """Raise InputError for a file of another precision: none can be added to it."""
-    precision = read_onnx(onnx, step="calibrate").precision
-    if precision != "fp32":
-        raise InputError(f"{onnx} is {precision.upper()} already.\nGive the FP32 file that it was made from.")
+def check_door(model: OpenModel, out: Path) -> None:
+    """Refuse, before the work, what gives no file of another precision. Raises InputError.
 
+    That is a name that is no ONNX file's, or the input's own; a file of another precision already; a graph that is not
+    plain ONNX.
+    """
+    from msn_deploy.model.checks import check_editable
 
-def check_out(onnx: Path, out: Path) -> None:
-    """Raise InputError for a name that is no ONNX file's, and for that of the input."""
     if out.suffix != ".onnx":
         raise InputError(f"{out} has to end in .onnx.")
-    if out.resolve() == onnx.resolve():
+    if out.resolve() == model.path.resolve():
         raise InputError(f"{out} is the input itself; it would be overwritten.\nChoose another `--out`.")
+    check_editable(model.proto, source=str(model.path))
+    if model.precision != "fp32":
+        raise InputError(
+            f"{model.path} is {model.precision.upper()} already.\nGive the FP32 file that it was made from."
+        )

@@ -18,6 +18,7 @@ from msn_deploy.core.errors import FoldError, GateError, InputError
 from msn_deploy.core.model_info import ModelInfo
 from msn_deploy.data import to_input
 from msn_deploy.engine import OrtRunner
+from msn_deploy.model.opened import inputs_of, norms_in, only_input, with_info
 from msn_deploy.pipeline.images import split_for
 from msn_deploy.pipeline.source import Source, open_source, require_packages
 
@@ -33,7 +34,6 @@ _RANDOM_NUMBERS = 1 << 14  # of which random inputs consist, at most _FEW of the
 _FEW = 32  # images, for which a pool of threads, which wait busily for work, costs more than it saves
 _CALIBRATION_SAMPLES = 128
 _VERSIONS = ("torch", "onnx", "onnxscript", "onnxsim", "onnxruntime")
-_NORMS = ("BatchNormalization", "InstanceNormalization", "LayerNormalization", "GroupNormalization")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,8 +84,8 @@ def export_onnx(
     from msn_deploy.graph import certify, fold_graph, simplifying
     from msn_deploy.graph.evaluate import one_thread_each
     from msn_deploy.graph.export import DEFAULT_OPSET
-    from msn_deploy.graph.ladder import require_ladder, rung
     from msn_deploy.model.opset import to_opset
+    from msn_deploy.model.parity import require_ladder, rung
 
     with simplifying() if fold and simplify else nullcontext() as start:
         made = open_source(
@@ -187,9 +187,7 @@ class _File:
 
 def _file_of(graph: ModelProto, info: ModelInfo, *, fold: bool) -> _File:
     """Return the file, with `folded` told by the graph itself: the simplifier fuses norms of other tools' files too."""
-    from msn_deploy.model.files import with_info
-
-    info = replace(info, folded=fold and not any(node.op_type in _NORMS for node in graph.graph.node))
+    info = replace(info, folded=fold and not norms_in(graph))
     return _File(graph=graph, info=info, content=with_info(graph, info))
 
 
@@ -201,7 +199,7 @@ def _taken(
     rungs: list[Rung],
 ) -> tuple[_File, str]:
     """Return onnxsim's graph, or the given one and the reason, and append the rung of what is returned."""
-    from msn_deploy.graph.ladder import rung
+    from msn_deploy.model.parity import rung
 
     if result.kept_because is not None:
         return file, result.kept_because
@@ -222,7 +220,7 @@ def _lower_rungs(
     graph: ModelProto, made: Source, truth: NDArray[np.float32], images: NDArray[np.float32]
 ) -> list[Rung]:
     """Return the rungs of FP16 and, where there are images to calibrate on, of INT8."""
-    from msn_deploy.graph.ladder import rung
+    from msn_deploy.model.parity import rung
     from msn_deploy.quant import calibrate_ranges, quantize, to_fp16
 
     rungs = [rung("fp16", truth, _outputs(to_fp16(graph).SerializeToString(), images))]
@@ -230,7 +228,7 @@ def _lower_rungs(
         _LOG.warning("no rung for INT8: there are no images of this network's to calibrate on")
         return rungs
     split = split_for(made.info, made.info.preprocess, None, "train").first(_CALIBRATION_SAMPLES)
-    ranges = calibrate_ranges(graph, to_input(split.images, made.info.preprocess))
+    ranges = calibrate_ranges(graph, to_input(split.images, made.info.preprocess), preprocess=made.info.preprocess)
     return [*rungs, rung("int8", truth, _outputs(quantize(graph, ranges).SerializeToString(), images))]
 
 
@@ -262,8 +260,6 @@ def _outputs(content: bytes, images: NDArray[np.float32], *, fuse_norms: bool = 
 
 def _comparison_input(made: Source) -> tuple[NDArray[np.float32], str]:
     """Return images (N, C, H, W) to compare on, in whole batches, and what they are."""
-    from msn_deploy.model.files import input_of
-
     info, batch = made.info, made.input_shape[0]
     if info.preprocess is not None and info.data:
         try:
@@ -274,7 +270,7 @@ def _comparison_input(made: Source) -> tuple[NDArray[np.float32], str]:
             whole = len(split.labels) // batch * batch
             if whole:
                 return to_input(split.images[:whole], info.preprocess), f"{whole} test images of {info.data}"
-    least = 2 if input_of(made.graph, source="the graph")[1][0] is None else 1
+    least = 2 if only_input(inputs_of(made.graph), source="the graph")[1][0] is None else 1
     wanted = min(_FEW, max(least, _RANDOM_NUMBERS // int(np.prod(made.input_shape[1:]))))
     count = -(-wanted // batch) * batch
     images = np.random.default_rng(0).standard_normal((count, *made.input_shape[1:])).astype(np.float32)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from msn_deploy.core.artifacts import parent_of, publish
+from msn_deploy.core.artifacts import publish
 from msn_deploy.core.model_info import ModelInfo
-from msn_deploy.core.optional import require
 from msn_deploy.core.progress import Progress, silent
-from msn_deploy.pipeline.calibrate import VERSIONS, PrecisionReport, check_out, require_fp32
+from msn_deploy.model.opened import OpenModel, made_model, open_model, with_info
+from msn_deploy.pipeline.calibrate import VERSIONS, PrecisionReport, check_door
 from msn_deploy.pipeline.calibration_inputs import calibration_inputs, has_inputs
 from msn_deploy.pipeline.ranges import measured_ranges
 
@@ -24,37 +24,38 @@ def cast_to_fp16(onnx: Path, out: Path, *, data: str | None = None, progress: Pr
     Without any, weights alone are judged, which the log says.
     Raises InputError (exit 2), MissingDependency (exit 3).
     """
-    require("onnx", step="build-engine --precision fp16")
-    from msn_deploy.model.files import info_of, input_of, read_graph, with_info
-    from msn_deploy.model.graph_constants import activations
+    return cast_model(open_model(onnx, step="build-engine --precision fp16"), out, data=data, progress=progress)[0]
+
+
+def cast_model(
+    model: OpenModel, out: Path, *, data: str | None, progress: Progress
+) -> tuple[PrecisionReport, OpenModel]:
+    """Do the same for a file that is open; return what was written, too."""
+    from msn_deploy.model.graphs import activations
     from msn_deploy.quant import to_fp16
     from msn_deploy.quant.precision import fp16_overflows
 
-    check_out(onnx, out)
-    model = read_graph(onnx)
-    require_fp32(onnx)
-    info = info_of(model, source=str(onnx))
-    parents = [parent_of(onnx, role="onnx")]
+    check_door(model, out)
+    info = model.info
+    parents = [model.as_parent()]
     maxima: dict[str, float] = {}
     samples = 0
     if has_inputs(info, data):
-        shape = input_of(model, source=str(onnx))[1]
-        given = calibration_inputs(info, shape, data, samples=_SAMPLES, model=str(onnx))
+        given = calibration_inputs(info, model.only_input[1], data, samples=_SAMPLES, model=str(model.path))
         parents += given.parents
         samples = len(given.inputs)
         key = {"model": parents[0].sha256, **given.key}
         maxima = measured_ranges(
-            model, given.inputs, activations(model), key=key, method="minmax", percentile=100.0, skip_zero=True,
-            progress=progress,
+            model.proto, given.inputs, activations(model.proto), key=key, method="minmax", percentile=100.0,
+            skip_zero=True, progress=progress,
         ).values  # fmt: skip
     else:
-        _LOG.warning("no images to look at: whether FP16 overflows is judged by the weights of %s alone", onnx)
-    in_fp32 = fp16_overflows(model, maxima)
+        _LOG.warning("no images to look at: whether FP16 overflows is judged by the weights of %s alone", model.path)
+    in_fp32 = fp16_overflows(model.proto, maxima)
     for name, why in in_fp32.items():
         _LOG.warning("%s stays in FP32: %s, and FP16 ends at 65504", name, why)
-    content = with_info(
-        to_fp16(model, keep_fp32=in_fp32), (info or ModelInfo(net="custom", norm="custom")).with_precision("fp16")
-    )
+    graph = to_fp16(model.proto, keep_fp32=in_fp32)
+    content = with_info(graph, (info or ModelInfo(net="custom", norm="custom")).with_precision("fp16"))
     publish(
         out,
         lambda path: path.write_bytes(content),
@@ -64,12 +65,13 @@ def cast_to_fp16(onnx: Path, out: Path, *, data: str | None = None, progress: Pr
         config={"precision": "fp16", "samples": samples, "recipe": {} if info is None else info.recipe},
         facts={"maxima": maxima, "in_fp32": in_fp32},
     )
-    return PrecisionReport(
+    report = PrecisionReport(
         path=out,
         bytes=len(content),
-        bytes_fp32=onnx.stat().st_size,
+        bytes_fp32=len(model.data),
         samples=samples,
         scales=0,
         parity=None,
         in_fp32=in_fp32,
     )
+    return report, made_model(out, graph, content)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,10 @@ from msn_deploy.core.errors import InputError
 from msn_deploy.core.progress import Progress
 from msn_deploy.engine import Runner, target_of, what_machine
 from msn_deploy.engine.layer_times import time_ort_layers, time_trt_layers
-from msn_deploy.model.cost import cost_of_file
+from msn_deploy.model.opened import OpenModel, open_model
+
+if TYPE_CHECKING:
+    from msn_deploy.model.cost import Cost
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,18 +57,28 @@ def with_layers(
         if path.suffix.lower() == ".engine":
             times = time_trt_layers(each.runner, each.batches)
             source = onnx_of(path)
+            model = None if source is None else open_model(source, step="counting operations")
             limits = limits_of(target, each.runner.precision)
         else:
-            times = time_ort_layers(path, each.batches, threads=threads, provider=provider, fuse_norms=each.fuse_norms)
-            source, limits = path, None  # the table of targets knows GPUs, and this ran on the CPU
+            model = open_model(path, step="timing layers")
+            times = time_ort_layers(model, each.batches, threads=threads, provider=provider, fuse_norms=each.fuse_norms)
+            limits = None  # the table of targets knows GPUs, and this ran on the CPU
         profiles[each.name] = LayerProfile(
             source=times.source,
             runs=times.runs,
             layers=times.layers,
-            cost=None if source is None else cost_of_file(source, batch=batch),
+            cost=_cost(model, batch=batch),
             limits=limits,
         )
     return replace(result, arms=tuple(replace(arm, layers=profiles[arm.name]) for arm in result.arms))
+
+
+def _cost(model: OpenModel | None, *, batch: int) -> Cost | None:
+    if model is None:
+        return None
+    from msn_deploy.model.cost import cost_of  # late: it imports onnx, which a device that times engines can lack
+
+    return cost_of(model.proto, batch=batch)
 
 
 def onnx_of(engine: Path) -> Path | None:

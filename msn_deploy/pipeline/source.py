@@ -17,6 +17,7 @@ from msn_deploy.core.model_info import ModelInfo
 from msn_deploy.core.optional import require
 from msn_deploy.core.recipes import recipe_from_dict
 from msn_deploy.engine import OrtRunner
+from msn_deploy.model.opened import open_model
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -136,19 +137,19 @@ def _own_network(source: str, weights: Path | None) -> tuple[nn.Module, ModelInf
 
 
 def _open_onnx(path: Path) -> Source:
-    from msn_deploy.model.files import info_of, input_of, read_foreign
+    from msn_deploy.model.checks import check_editable
 
-    merged = read_foreign(path)
-    graph = merged.model
-    _, shape = input_of(graph, source=str(path))
+    model = open_model(path, step="export", merge=True)
+    check_editable(model.proto, source=str(path))
+    _, shape = model.only_input
     if None in shape[1:]:
         raise InputError(f"{path} leaves sizes other than the batch open; export it with fixed ones.")
-    runner = OrtRunner(path, content=graph.SerializeToString())
+    runner = OrtRunner(path, content=model.data)
     return Source(
-        graph=graph,
-        info=info_of(graph, source=str(path)) or ModelInfo(net="custom", norm="custom"),
+        graph=model.proto,
+        info=model.info or ModelInfo(net="custom", norm="custom"),
         predict=runner.run,
         graph_is_truth=True,
         input_shape=tuple(size or 1 for size in shape),
-        parents=(parent_of(path, role="onnx"), *(parent_of(file, role="weights") for file in merged.files)),
+        parents=(model.as_parent(), *(parent_of(file, role="weights") for file in model.weight_files)),
     )

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from onnx import ModelProto
 
 from msn_deploy.core.errors import InputError
-from msn_deploy.core.model_info import DEFAULT_METHOD
+from msn_deploy.core.model_info import DEFAULT_METHOD, Preprocess
 from msn_deploy.core.progress import Progress, silent
-from msn_deploy.model.files import info_of
 from msn_deploy.quant.calibration_checks import check_images, examine
 from msn_deploy.quant.histograms import LEAST, Histograms, Images, collect
 from msn_deploy.quant.placement import place
@@ -27,18 +26,19 @@ def calibrate_ranges(
     method: str = DEFAULT_METHOD,
     percentile: float = DEFAULT_PERCENTILE,
     tensors: Sequence[str] | None = None,
+    preprocess: Preprocess | None = None,
     progress: Progress = silent,
 ) -> dict[str, float]:
     """Return the largest magnitude to represent, per tensor that will be quantised, on the given images.
 
     model: FP32. images: (N, C, H, W), preprocessed. method, percentile: see `scales`.
-    tensors: which; None: `quantised_tensors` of the model. The same images give the same bits, see `collect`.
+    tensors: which; None: `quantised_tensors` of the model. preprocess: by which the images were prepared.
+    The same images give the same bits, see `collect`.
     Raises InputError for images that cannot tell (`check_images`; what is doubtful is logged), for values that are not
     finite and for tensors that are zero on all images.
     """
     check_method(method, percentile)
-    info = info_of(model, source="the model")
-    for doubt in check_images(examine(images), None if info is None else info.preprocess):
+    for doubt in check_images(examine(images), preprocess):
         _LOG.warning("%s", doubt)
     found = collect(model, images, quantised_tensors(model) if tensors is None else tensors, progress=progress)
     return ranges_from(found, method=method, percentile=percentile)

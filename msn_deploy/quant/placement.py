@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from onnx import ModelProto, NodeProto, TensorProto
 
 from msn_deploy.core.errors import InputError
-from msn_deploy.model.graph_constants import constants_of
+from msn_deploy.model.graphs import constants_of
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _TRANSPARENT = ("Concat", "MaxPool")
@@ -62,7 +62,7 @@ def name_of(node: NodeProto) -> str:
 def place(model: ModelProto, *, leave_out: Collection[str] = ()) -> Placement:
     """Decide where the pairs go; leave_out: names of layers that stay float. Raises InputError for an unknown one."""
     graph = model.graph
-    constants = constants_of(model)
+    constants = constants_of(graph)
     floats = {
         name for name, tensor in constants.items() if tensor.data_type == TensorProto.FLOAT and len(tensor.dims) > 1
     }

@@ -15,8 +15,8 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from msn_deploy.core.errors import InputError
-from msn_deploy.model.files import check
-from msn_deploy.model.graph_constants import activations, constants_of, drop_unread_constants
+from msn_deploy.model.checks import check_valid
+from msn_deploy.model.graphs import activations, constants_of, drop_unread_constants
 from msn_deploy.quant.placement import name_of
 
 FP16_MAX = 65504.0
@@ -32,7 +32,7 @@ def to_fp16(model: ModelProto, *, keep_fp32: Collection[str] = ()) -> ModelProto
     keep_fp32: names of nodes that are not cast, from `fp16_overflows`. Raises InputError for a graph that is not FP32,
     and for a weight that FP16 can't hold in a node that is cast.
     """
-    for name, tensor in constants_of(model).items():
+    for name, tensor in constants_of(model.graph).items():
         if tensor.data_type in (TensorProto.FLOAT16, TensorProto.INT8):
             raise InputError(f"{name} is already {TensorProto.DataType.Name(tensor.data_type)}; FP16 starts from FP32.")
     nodes = [name_of(node) for node in model.graph.node if node.op_type not in (*_TYPED, "Constant")]
@@ -49,7 +49,7 @@ def in_fp16(model: ModelProto, names: Collection[str]) -> ModelProto:
     result.CopyFrom(model)
     del result.graph.value_info[:]
     _Caster(result, set(names)).run()
-    check(result, source="the FP16 graph")
+    check_valid(result, source="the FP16 graph")
     return result
 
 
@@ -59,7 +59,7 @@ class _Caster:
     def __init__(self, model: ModelProto, names: Collection[str]) -> None:
         self.graph, self.names = model.graph, names
         self.constants = {
-            name: tensor for name, tensor in constants_of(model).items() if tensor.data_type == TensorProto.FLOAT
+            name: tensor for name, tensor in constants_of(model.graph).items() if tensor.data_type == TensorProto.FLOAT
         }
         self.floats = {*activations(model), *self.constants}
         self.nodes: list[NodeProto] = []
@@ -125,7 +125,7 @@ def fp16_overflows(model: ModelProto, maxima: Mapping[str, float]) -> dict[str, 
     maxima: the largest magnitude of the `activations` on real images. A mean is judged by the sum that it divides,
     which hardware may keep in half precision.
     """
-    sizes = {name: _largest(tensor) for name, tensor in constants_of(model).items()}
+    sizes = {name: _largest(tensor) for name, tensor in constants_of(model.graph).items()}
     counts = _averaged(model)
     found = {}
     for node in model.graph.node:

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from msn_deploy.core.errors import InputError
-from msn_deploy.model.files import check
-from msn_deploy.model.graph_constants import constants_of, drop_unread_constants
+from msn_deploy.model.checks import check_valid
+from msn_deploy.model.graphs import constants_of, drop_unread_constants
 from msn_deploy.quant.placement import WEIGHTED, Placement, name_of, place
 
 _LARGEST = 127  # of INT8, on both sides: -128 has no counterpart
@@ -42,7 +42,7 @@ def quantize(
     result = onnx.ModelProto()
     result.CopyFrom(model)
     _Quantiser(result, placement, placement.shared(ranges), per_channel=per_channel).run()
-    check(result, source="the quantised graph")
+    check_valid(result, source="the quantised graph")
     return result
 
 
@@ -53,7 +53,7 @@ class _Quantiser:
         self, model: ModelProto, placement: Placement, ranges: Mapping[str, float], *, per_channel: bool
     ) -> None:
         self.graph, self.placement, self.ranges, self.per_channel = model.graph, placement, ranges, per_channel
-        self.weights = constants_of(model)
+        self.weights = constants_of(model.graph)
         self.nodes: list[NodeProto] = []
         self.made: dict[tuple[str, int | None], str] = {}  # (tensor or weight, axis): its dequantised twin
 

@@ -17,7 +17,8 @@ from onnx import ModelProto, numpy_helper
 
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.optional import require
-from msn_deploy.model.files import input_of
+from msn_deploy.model.graphs import constants_of
+from msn_deploy.model.opened import inputs_of, only_input
 
 _LOG = logging.getLogger(__name__)
 _FATAL = 4
@@ -33,7 +34,7 @@ class SingleImage:
         A model of a fixed batch B > 1 whose graph holds B elsewhere than in its input and its reshapes runs as it
         is, on B copies of each image, which the log says. Raises InputError if it does not run.
         """
-        self._input, shape = input_of(model, source="the model")
+        self._input, shape = only_input(inputs_of(model), source="the model")
         self.image_shape = shape[1:]
         self._tensors = list(tensors)
         self._inside = [name for name in tensors if name != self._input]
@@ -99,14 +100,7 @@ def _at_batch_one(model: ModelProto, name: str, batch: int) -> ModelProto:
     entry.type.tensor_type.shape.dim[0].dim_value = 1
     if batch == 1:
         return copied
-    constants = {tensor.name: tensor for tensor in graph.initializer}
-    constants |= {
-        node.output[0]: attribute.t
-        for node in graph.node
-        if node.op_type == "Constant"
-        for attribute in node.attribute
-        if attribute.name == "value"
-    }
+    constants = constants_of(graph)
     for at, node in enumerate(graph.node):
         if node.op_type == "Reshape" and node.input[1] in constants:
             shape = numpy_helper.to_array(constants[node.input[1]]).copy()

@@ -18,7 +18,8 @@ from msn_deploy.engine import OrtRunner, trust
 from msn_deploy.engine.plan import what_is_here
 from msn_deploy.engine.preflight import preflight
 from msn_deploy.machine.device import Gpu
-from msn_deploy.model.cost import cost_of_file
+from msn_deploy.model.cost import cost_of
+from msn_deploy.model.opened import open_model
 from msn_deploy.pipeline.bench import bench
 from msn_deploy.pipeline.layers import onnx_of
 
@@ -224,7 +225,7 @@ def test_bench_times_the_layers_of_an_engine_and_counts_its_onnx_file(engine, ru
     assert [(row.name, row.operator, row.us, row.precision) for row in profile.layers] == [
         ("conv", "CaskConvolution", 20.0, "int8")
     ]
-    assert profile.cost == cost_of_file(run_folder / "cnn3_msn.int8.onnx", batch=1)
+    assert profile.cost == cost_of(open_model(run_folder / "cnn3_msn.int8.onnx", step="test").proto, batch=1)
     assert profile.cost.flops > 1000
     assert (profile.limits.device, profile.limits.precision) == ("Jetson Orin Nano 8GB", "int8")
     assert profile.limits.peak_gops == 20_000

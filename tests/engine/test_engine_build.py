@@ -14,13 +14,14 @@ from msn_deploy.core.artifacts import read_sidecar, sha256_of
 from msn_deploy.core.errors import InputError, MissingDevice
 from msn_deploy.engine import BuildOptions, build_engine_file, find_target, load_runner, what_machine
 from msn_deploy.engine.build_options import parse_mib
+from msn_deploy.model.opened import open_model
 
 needs_rtx = pytest.mark.skipif(not find_spec("tensorrt_rtx"), reason="tensorrt_rtx is not installed")
 RTX = BuildOptions(backend="tensorrt-rtx")
 
 
 def build(onnx_path, name="model.engine", options=RTX, **more):
-    return build_engine_file(onnx_path, onnx_path.with_name(name), options=options, **more)
+    return build_engine_file(open_model(onnx_path, step="test"), onnx_path.with_name(name), options=options, **more)
 
 
 # Building for real
@@ -191,7 +192,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_build(save, tmp_
     with pytest.raises(InputError, match="is a folder"):
         build(path, "folder.engine")
     with pytest.raises(InputError, match="cannot be written"):
-        build_engine_file(path, path / "model.engine", options=RTX)
+        build_engine_file(open_model(path, step="test"), path / "model.engine", options=RTX)
 
 
 @pytest.mark.parametrize("target", ["nano", "tx2"])

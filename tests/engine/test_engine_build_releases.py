@@ -16,6 +16,7 @@ from msn_deploy.core.errors import GateError, InputError, MissingDevice
 from msn_deploy.engine import BuildOptions, build_engine_file, find_target, what_machine
 from msn_deploy.engine.trt_build import is_weakly_typed, mask
 from msn_deploy.machine.device import Gpu
+from msn_deploy.model.opened import open_model
 
 WEAK = ("8.6.1",)
 TYPED_10 = ("10.0.1", "10.3.0", "10.13.3", "10.16.1")
@@ -27,7 +28,8 @@ NETS = {"fp32": {}, "fp16": {"half": True}, "int8": {"int8": True}}
 
 def build(onnx_path, trt, *, machine=DESK, **options):
     out = onnx_path.with_name("model.engine")
-    return build_engine_file(onnx_path, out, options=BuildOptions(**options), backend=trt.backend, machine=machine)
+    model = open_model(onnx_path, step="test")
+    return build_engine_file(model, out, options=BuildOptions(**options), backend=trt.backend, machine=machine)
 
 
 def test_the_mask_follows_the_enum_and_not_the_bit():

@@ -11,9 +11,10 @@ import pytest
 
 from msn_deploy.core.artifacts import read_sidecar, sha256_of
 from msn_deploy.core.errors import GateError, InputError
-from msn_deploy.engine import BuildOptions, find_target, read_onnx, write_device_script
+from msn_deploy.engine import BuildOptions, find_target, write_device_script
 from msn_deploy.engine.device_script import check_dla_precision, engine_names
 from msn_deploy.engine.trtexec import route_of
+from msn_deploy.model.opened import open_model
 
 TOOLS = ("sh", "dirname", "sed", "head", "mv", "cat", "mktemp", "tr")
 ODD = 'it\'s a $(touch pwned) `net` "1".onnx'
@@ -67,7 +68,7 @@ def write(save, device):
         onnx = device.folder / name
         shutil.move(save("net.onnx", batch=batch, **nets[precision]), onnx)
         return write_device_script(
-            read_onnx(onnx, step="test"),
+            open_model(onnx, step="test"),
             device.folder / (out or name.removesuffix(".onnx") + ".engine"),
             target=find_target(target),
             precision=precision,
@@ -154,7 +155,7 @@ def test_an_open_batch_gets_its_range(write, device):
 
 def test_more_than_an_open_batch_is_refused(save, device):
     device.folder.mkdir()
-    model = read_onnx(save(batch="N", size="S"), step="test")
+    model = open_model(save(batch="N", size="S"), step="test")
     target = find_target("orin-nano")
     with pytest.raises(InputError, match="leaves more than the batch open"):
         write_device_script(model, device.folder / "x.engine", target=target, precision="fp32", options=BuildOptions())

@@ -8,8 +8,8 @@ onnx = pytest.importorskip("onnx")
 from onnx import TensorProto, helper  # noqa: E402
 
 from msn_deploy.core.errors import GateError  # noqa: E402
-from msn_deploy.engine import read_onnx  # noqa: E402
 from msn_deploy.engine.dla import DlaLayer, check_fallback, documented, plan_of  # noqa: E402
+from msn_deploy.model.opened import open_model  # noqa: E402
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def judged(tmp_path):
         )
         path = tmp_path / "one.onnx"
         onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
-        [row] = documented(read_onnx(path, step="test"), precision=precision, batch=batch)
+        [row] = documented(open_model(path, step="test"), precision=precision, batch=batch)
         return row
 
     return judge
@@ -92,7 +92,7 @@ def test_an_open_batch_counts_as_the_one_asked_for(judged):
 
 
 def test_nodes_that_only_change_types_are_no_layers(save):
-    rows = documented(read_onnx(save(int8=True), step="test"), precision="int8", batch=1)
+    rows = documented(open_model(save(int8=True), step="test"), precision="int8", batch=1)
     assert [row.kind for row in rows] == ["Conv", "Relu", "GlobalAveragePool", "Flatten"]
     assert rows[0].macs == 5 * 8 * 8 * 3 * 3 * 3
 

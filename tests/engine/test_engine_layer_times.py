@@ -13,12 +13,13 @@ from test_engine_trt import images, load
 
 from msn_deploy.core.errors import InputError
 from msn_deploy.engine.layer_times import fusions, time_ort_layers, time_trt_layers
+from msn_deploy.model.opened import open_model
 
 pytest.importorskip("onnxruntime", reason="these tests run ONNX files")
 
 
 def timed(path, batch, **options):
-    times = time_ort_layers(path, [batch(1)], threads=1, runs=7, **options)
+    times = time_ort_layers(open_model(path, step="test"), [batch(1)], threads=1, runs=7, **options)
     return times, {layer.name: layer for layer in times.layers}
 
 

@@ -16,6 +16,7 @@ torch = pytest.importorskip("torch", reason="the networks are built with torch")
 from msn_deploy.core.recipes import load_recipe  # noqa: E402
 from msn_deploy.engine import BuildOptions, build_engine_file, find_target  # noqa: E402
 from msn_deploy.graph import fold_graph, to_onnx  # noqa: E402
+from msn_deploy.model.opened import open_model  # noqa: E402
 from msn_deploy.model.opset import to_opset  # noqa: E402
 from msn_deploy.msn import fold_layers  # noqa: E402
 from msn_deploy.nets import build_net  # noqa: E402
@@ -77,7 +78,7 @@ def _built(graphs, tmp_path, name, precision, target):
     path = tmp_path / f"{name}.{precision}.onnx"
     path.write_bytes(graphs(name, precision).SerializeToString())
     options = BuildOptions(backend="tensorrt-rtx", target=find_target(target))
-    return build_engine_file(path, path.with_suffix(".engine"), options=options)
+    return build_engine_file(open_model(path, step="test"), path.with_suffix(".engine"), options=options)
 
 
 def _convolutions(graph):

@@ -8,7 +8,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from msn_deploy.core.errors import InputError
-from msn_deploy.engine import OrtRunner, read_onnx
+from msn_deploy.engine import OrtRunner
+from msn_deploy.model.opened import open_model
 
 IMAGE = np.random.default_rng(0).standard_normal((1, 3, 8, 8)).astype(np.float32)
 
@@ -96,11 +97,11 @@ def test_tensors_of_rare_kinds_hold_what_they_claim(save, kind, values, fields):
     model = onnx.load(path)
     model.graph.initializer.append(tensor)
     path.write_bytes(model.SerializeToString())
-    read_onnx(path, step="test")
+    open_model(path, step="test")
     model.graph.initializer[-1].dims[0] = 9
     path.write_bytes(model.SerializeToString())
     with pytest.raises(InputError, match="'rare' claims 9"):
-        read_onnx(path, step="test")
+        open_model(path, step="test")
 
 
 def test_a_shape_that_is_computed_as_exporters_do(runs):

@@ -7,7 +7,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx_fixtures import conv_net
 
-from msn_deploy.model.cost import cost_of, cost_of_file
+from msn_deploy.model.cost import cost_of
 
 
 def model_of(nodes, *, x=(1, 4, 8, 8), weights=None, inputs=(), outputs=("y",)):
@@ -143,9 +143,9 @@ def test_unknown_operators_are_named_and_open_sizes_give_nothing():
     assert cost_of(conv_net(size="side"), batch=1) is None
 
 
-def test_the_batch_of_the_file_or_of_the_query(save):
-    path = save(batch="batch")
-    one, eight = (cost_of_file(path, batch=batch) for batch in (1, 8))
+def test_the_batch_of_the_file_or_of_the_query():
+    model = conv_net(batch="batch")
+    one, eight = (cost_of(model, batch=batch) for batch in (1, 8))
     assert (eight.flops, eight.activation_bytes) == (8 * one.flops, 8 * one.activation_bytes)
     assert eight.weight_bytes == one.weight_bytes
     assert eight.intensity > one.intensity

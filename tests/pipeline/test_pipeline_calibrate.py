@@ -20,7 +20,7 @@ from msn_deploy.core.errors import InputError
 from msn_deploy.core.model_info import ModelInfo, Preprocess
 from msn_deploy.data import load_split
 from msn_deploy.data.preprocess import measured_preprocess
-from msn_deploy.model.files import with_info
+from msn_deploy.model.opened import with_info
 from msn_deploy.pipeline.calibrate import calibrate
 from msn_deploy.pipeline.calibration_cache import cache_folder
 from msn_deploy.quant.trt_table import parse_table

@@ -17,7 +17,7 @@ from msn_deploy.core.model_info import ModelInfo
 from msn_deploy.data import load_split
 from msn_deploy.data.preprocess import measured_preprocess, to_input
 from msn_deploy.engine import OrtRunner
-from msn_deploy.model.files import with_info
+from msn_deploy.model.opened import with_info
 from msn_deploy.pipeline.fp16 import cast_to_fp16
 
 

@@ -11,8 +11,7 @@ import pytest
 from onnx import ModelProto, TensorProto, numpy_helper
 
 from msn_deploy.core.errors import InputError
-from msn_deploy.core.model_info import ModelInfo, Preprocess
-from msn_deploy.model.files import with_info
+from msn_deploy.core.model_info import Preprocess
 from msn_deploy.quant import METHODS, calibrate_ranges
 from msn_deploy.quant.calibrate import quantised_tensors
 from msn_deploy.quant.calibration_checks import MINIMUM_SAMPLES
@@ -250,13 +249,12 @@ def test_the_preprocessing_that_the_model_names_is_what_images_are_held_against(
     exported: Callable[..., Any], digits: Callable[..., Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     prep = Preprocess(height_px=28, width_px=28, channels=1, mean=(0.2,), std=(0.3,))
-    content = with_info(exported("cnn3", "msn").graph, ModelInfo(net="cnn3", norm="msn", preprocess=prep))
-    graph = onnx.load_model_from_string(content)
-    assert calibrate_ranges(graph, digits(40) + 2)
+    graph = exported("cnn3", "msn").graph
+    assert calibrate_ranges(graph, digits(40) + 2, preprocess=prep)
     assert "mean 2.00 and deviation 1.00 after the model's own preprocessing" in caplog.text
     assert "40 calibration images are few" in caplog.text
     with pytest.raises(InputError, match=r"mean 6\.00 and"):
-        calibrate_ranges(graph, digits(40) + 6)
+        calibrate_ranges(graph, digits(40) + 6, preprocess=prep)
 
 
 def test_a_tensor_that_is_always_zero(exported: Callable[..., Any], digits: Callable[..., Any]) -> None:

@@ -11,7 +11,7 @@ import pytest
 from onnx import ModelProto, TensorProto
 
 from msn_deploy.core.errors import InputError
-from msn_deploy.model.graph_constants import activations
+from msn_deploy.model.graphs import activations
 from msn_deploy.quant import quantize, to_fp16
 from msn_deploy.quant.placement import place
 from msn_deploy.quant.precision import fp16_overflows, in_fp16

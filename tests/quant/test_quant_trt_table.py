@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from msn_deploy.core.errors import InputError
-from msn_deploy.model.graph_constants import activations
+from msn_deploy.model.graphs import activations
 from msn_deploy.quant.trt_table import format_table, parse_release, parse_table
 
 WRITTEN = "TRT-8600-EntropyCalibration2\ninput: 3f800000\nrelu/a: 3c010204\n"

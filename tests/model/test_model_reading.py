@@ -11,11 +11,10 @@ import onnx
 import pytest
 from onnx import ModelProto, TensorProto, numpy_helper
 
+from msn_deploy.core.artifacts import open_input
 from msn_deploy.core.errors import InputError
-from msn_deploy.engine import read_onnx
-from msn_deploy.model import external
-from msn_deploy.model.external import read_merged
-from msn_deploy.model.files import read_foreign
+from msn_deploy.model import reading
+from msn_deploy.model.opened import OpenModel, open_model
 
 WEIGHT = np.arange(12, dtype=np.float32).reshape(3, 4)
 Write = Callable[..., Path]
@@ -45,23 +44,27 @@ def write(tiny: Callable[..., ModelProto], tmp_path: Path) -> Write:
     return make
 
 
+def _merged(path: Path) -> OpenModel:
+    return open_model(path, step="test", merge=True)
+
+
 def _refused(path: Path, said: str) -> None:
     with pytest.raises(InputError, match=said) as caught:
-        read_merged(path)
+        _merged(path)
     assert 2 <= len(str(caught.value).splitlines()) <= 3
 
 
 @pytest.mark.parametrize("length", [48, None])
 def test_weights_beside_the_model_are_taken_in(write: Write, tmp_path: Path, length: int | None) -> None:
     path = write(length=length)
-    merged = read_foreign(path)
-    (tensor,) = merged.model.graph.initializer
+    merged = _merged(path)
+    (tensor,) = merged.proto.graph.initializer
     np.testing.assert_array_equal(numpy_helper.to_array(tensor), WEIGHT)
-    assert merged.files == (tmp_path / "models" / "weights.bin",)
+    assert merged.weight_files == (tmp_path / "models" / "weights.bin",)
     one = tmp_path / "one.onnx"
-    one.write_bytes(merged.model.SerializeToString())
-    read_onnx(one, step="test")
-    assert read_merged(one).files == ()
+    one.write_bytes(merged.proto.SerializeToString())
+    open_model(one, step="test")
+    assert _merged(one).weight_files == ()
 
 
 def test_from_any_working_directory_and_folder_below(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,7 +72,7 @@ def test_from_any_working_directory_and_folder_below(write: Write, monkeypatch: 
     (path.parent / "deep").mkdir()
     os.rename(path.parent / "weights.bin", path.parent / "deep" / "weights.bin")
     monkeypatch.chdir(path.parent)
-    assert read_merged(Path("net.onnx")).files == (Path("deep/weights.bin"),)
+    assert _merged(Path("net.onnx")).weight_files == (Path("deep/weights.bin"),)
 
 
 def test_what_onnx_itself_writes_is_merged(exported: Callable[..., object], tmp_path: Path) -> None:
@@ -77,10 +80,10 @@ def test_what_onnx_itself_writes_is_merged(exported: Callable[..., object], tmp_
     whole = graph.SerializeToString(deterministic=True)
     path = tmp_path / "net.onnx"
     onnx.save_model(graph, path, save_as_external_data=True, location="net.data", size_threshold=0)
-    merged = read_foreign(path)
-    assert merged.files == (tmp_path / "net.data",)
+    merged = _merged(path)
+    assert merged.weight_files == (tmp_path / "net.data",)
     before = ModelProto.FromString(whole)
-    for old, new in zip(before.graph.initializer, merged.model.graph.initializer, strict=True):
+    for old, new in zip(before.graph.initializer, merged.proto.graph.initializer, strict=True):
         np.testing.assert_array_equal(numpy_helper.to_array(old), numpy_helper.to_array(new))
 
 
@@ -103,7 +106,7 @@ def test_a_link_that_leaves_the_folder_is_refused_and_one_that_stays_is_not(writ
     _refused(path, r"'w' in 'link\.bin', a link that leaves its own folder.*\n.*cp -L")
     link.unlink()
     link.symlink_to("weights.bin")
-    assert read_merged(path).files == (link,)
+    assert _merged(path).weight_files == (link,)
     (path.parent / "out").symlink_to(tmp_path)
     _refused(write("out/secret.bin"), "a link that leaves its own folder")
 
@@ -174,7 +177,7 @@ def test_two_gib_in_all_are_refused_before_anything_is_read(write: Write, monkey
     path.write_bytes(model.SerializeToString())
     with (path.parent / "weights.bin").open("r+b") as stream:
         stream.truncate(1 << 30)
-    monkeypatch.setattr(external, "open_input", None)
+    monkeypatch.setattr(reading, "open_input", {path: open_input(path)}.__getitem__)  # of no other file
     _refused(path, r"net\.onnx has 2\.25 GiB with its weights from other files; .* less than 2 GiB")
 
 

@@ -1,4 +1,4 @@
-"""ONNX files and the metadata in them."""
+"""A file opened once: its metadata, its inputs, and what is refused at the door of what edits graphs."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from onnx import ModelProto
 
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.model_info import ModelInfo
-from msn_deploy.model.files import check, info_of, input_of, read_graph, with_info
+from msn_deploy.model.checks import check_editable, check_valid
 from msn_deploy.model.identity import structural_hash
+from msn_deploy.model.opened import inputs_of, made_model, only_input, open_model, with_info
 
 INFO = ModelInfo(net="cnn3", norm="msn", folded=True, classes=("a", "b"), data="digits")
 
@@ -23,18 +24,18 @@ def test_the_info_travels_in_the_file(tmp_path: Path, tiny: Callable[..., ModelP
     onnx.helper.set_model_props(graph, {"made_by": "something else", "stale": "yes"})
     path = tmp_path / "net.onnx"
     path.write_bytes(with_info(graph, INFO))
-    read = read_graph(path)
-    assert info_of(read, source=str(path)) == replace(INFO, graph=structural_hash(tiny()))
-    assert [entry.key for entry in read.metadata_props] == ["msn_deploy"]
+    read = open_model(path, step="test")
+    assert read.info == replace(INFO, graph=structural_hash(tiny()))
+    assert [entry.key for entry in read.proto.metadata_props] == ["msn_deploy"]
     assert with_info(tiny(), INFO) == path.read_bytes()
 
 
 def test_a_file_of_others_has_no_info_and_a_damaged_one_is_named(tiny: Callable[..., ModelProto]) -> None:
     graph = tiny()
-    assert info_of(graph, source="net.onnx") is None
+    assert made_model(Path("net.onnx"), graph, b"").info is None
     onnx.helper.set_model_props(graph, {"msn_deploy": "{"})
     with pytest.raises(InputError, match=r"net\.onnx holds damaged metadata"):
-        info_of(graph, source="net.onnx")
+        made_model(Path("net.onnx"), graph, b"")
 
 
 def test_every_truncation_is_refused(saved: Callable[..., Path], tiny: Callable[..., ModelProto]) -> None:
@@ -43,32 +44,32 @@ def test_every_truncation_is_refused(saved: Callable[..., Path], tiny: Callable[
     for kept in range(len(whole)):
         path.write_bytes(whole[:kept])
         with pytest.raises(InputError, match=r"net\.onnx"):
-            read_graph(path)
+            open_model(path, step="test")
 
 
 def test_an_invalid_graph_is_refused(saved: Callable[..., Path], tiny: Callable[..., ModelProto]) -> None:
     graph = tiny()
     graph.graph.node[0].op_type = "Convolve"
     with pytest.raises(InputError, match=r"net\.onnx is not valid ONNX: .*Convolve") as caught:
-        read_graph(saved(graph))
+        check_editable(open_model(saved(graph), step="test").proto, source="net.onnx")
     assert len(str(caught.value).splitlines()) == 1
     graph = tiny()
     graph.graph.input[0].type.tensor_type.shape.dim[2].dim_value = 5  # what shape inference alone can see
     with pytest.raises(InputError, match="the graph is not valid ONNX"):
-        check(graph, source="the graph")
+        check_valid(graph, source="the graph")
 
 
 def test_the_input_and_its_open_sizes(tiny: Callable[..., ModelProto]) -> None:
     graph = tiny()
-    assert input_of(graph, source="x") == ("x", (1, 2, 3, 3))
+    assert only_input(inputs_of(graph), source="x") == ("x", (1, 2, 3, 3))
     graph.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "batch"
-    assert input_of(graph, source="x") == ("x", (None, 2, 3, 3))
+    assert only_input(inputs_of(graph), source="x") == ("x", (None, 2, 3, 3))
 
 
 def test_weights_among_the_inputs_do_not_count_as_such(tiny: Callable[..., ModelProto]) -> None:
     graph = tiny()
     graph.graph.input.append(onnx.helper.make_tensor_value_info("w", onnx.TensorProto.FLOAT, (2, 2, 1, 1)))
-    assert input_of(graph, source="net.onnx")[0] == "x"
+    assert only_input(inputs_of(graph), source="net.onnx")[0] == "x"
     graph.graph.input.append(onnx.helper.make_tensor_value_info("mask", onnx.TensorProto.FLOAT, (1,)))
     with pytest.raises(InputError, match=r"net\.onnx has 2 inputs"):
-        input_of(graph, source="net.onnx")
+        only_input(inputs_of(graph), source="net.onnx")

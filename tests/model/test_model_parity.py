@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from msn_deploy.core.errors import ParityError
-from msn_deploy.graph.ladder import require_ladder, rung
+from msn_deploy.model.parity import require_ladder, rung
 
 BEFORE = np.array([[1.0, 2.0, 3.0], [6.0, 5.0, 4.0], [0.0, 9.0, 1.0], [2.0, 3.0, 1.0]], dtype=np.float32)
 
