@@ -20,7 +20,7 @@ import torch
 
 from msn_deploy.core.artifacts import write_json
 from msn_deploy.core.recipes import load_recipe, recipe_from_dict
-from msn_deploy.engine import OrtRunner
+from msn_deploy.engine import load_runner, run_images
 from msn_deploy.machine.environment import read_environment
 from msn_deploy.nets.dcgan import latents
 from msn_deploy.pipeline.build import build_engine
@@ -50,8 +50,8 @@ def one(name: str, work: Path, classifier: Path, data: str) -> dict[str, Any]:
     inputs = latents(64, recipe.network_input[0], torch.Generator().manual_seed(2))
     with torch.no_grad():
         wanted = load_checkpoint(checkpoint)[0](inputs).numpy()
-    runner = OrtRunner(onnx)
-    made = np.concatenate([runner.run(each[None].numpy()) for each in inputs])
+    runner = load_runner(onnx)
+    made = np.concatenate([run_images(runner, each[None].numpy()) for each in inputs])
     far = float(np.abs(made - wanted).max())
     built = build_engine(onnx, work / f"{name}.fp16.engine", precision="fp16")
     shutil.copyfile(work / f"{name}.epoch-{last['epoch']:03}.png", ROOT / "docs" / f"{name}.png")

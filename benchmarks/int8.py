@@ -23,8 +23,9 @@ from paper import HERE, TABLES, Run, runs_of
 from msn_deploy.core.artifacts import sha256_of, write_json
 from msn_deploy.core.model_info import DEFAULT_METHOD
 from msn_deploy.data import load_split, to_input
-from msn_deploy.engine import OrtRunner
+from msn_deploy.engine import OrtRunner, run_images
 from msn_deploy.machine.environment import read_environment
+from msn_deploy.model.opened import made_model
 
 RESULT = HERE / "results" / "int8.json"
 METHODS = ("entropy", "minmax", "percentile", "mse")
@@ -69,8 +70,9 @@ class Network:
 
     def run(self, graph: Any) -> np.ndarray:
         """Return the logits of all test images."""
-        runner = OrtRunner(Path("model"), content=graph.SerializeToString())
-        return np.concatenate([runner.run(self.images[at : at + 256]) for at in range(0, len(self.images), 256)])
+        runner = OrtRunner(made_model(Path("model"), graph, graph.SerializeToString()))
+        chunks = (self.images[at : at + 256] for at in range(0, len(self.images), 256))
+        return np.concatenate([run_images(runner, chunk) for chunk in chunks])
 
     def against_fp32(self, graph: Any) -> dict[str, float]:
         """Return how many answers are lost and won, and how far the logits are off."""

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 from torch import nn
 
-from msn_deploy.engine import OrtRunner
+from msn_deploy.engine import OrtRunner, run_images
 from msn_deploy.graph.export import _quiet
+from msn_deploy.model.opened import open_model
 from msn_deploy.msn import fold
 
 OPSET = 18  # the lowest that torch's exporter writes without converting
@@ -34,7 +35,7 @@ def run_float64(graph: ModelProto, x: NDArray[np.float64]) -> NDArray[np.float64
 
 def run_float32(graph: ModelProto, x: NDArray[np.float32]) -> NDArray[np.float32]:
     with runner_of(graph, threads=1) as runner:
-        return runner.run(x)
+        return run_images(runner, x)
 
 
 @contextlib.contextmanager
@@ -42,7 +43,7 @@ def runner_of(graph: ModelProto, *, threads: int) -> Iterator[OrtRunner]:
     with tempfile.TemporaryDirectory(prefix="msn-deploy-") as folder:
         path = Path(folder) / "graph.onnx"
         path.write_bytes(graph.SerializeToString())
-        runner = OrtRunner(path, threads=threads)
+        runner = OrtRunner(open_model(path, step="the benchmark"), threads=threads)
         yield runner
         runner.close()
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from msn_deploy.bench.layers import layers_as_json, layers_from_json
 from msn_deploy.bench.measure import BLOCKS_PER_ROUND
-from msn_deploy.bench.profile import Profile
+from msn_deploy.bench.profile import profile_from
 from msn_deploy.bench.result import SCHEMA, ArmResult, BenchResult
 from msn_deploy.bench.stats import VERDICTS, Ratio
 from msn_deploy.bench.validity import STATES, Validity
@@ -50,7 +50,7 @@ def from_json(text: str, *, source: str = "the benchmark result") -> BenchResult
                 f"{source} has schema {schema!r}; this version reads {SCHEMA!r}.\nMeasure again to compare."
             )
         arms = tuple(_arm_from(arm) for arm in value.pop("arms"))
-        profile = Profile(**value.pop("profile"))
+        profile = profile_from(value.pop("profile"))
         validity = {name: value["validity"][name] for name in ("blocks", "dirty_blocks", "causes")}
         control = None if value["control"] is None else Ratio(**value["control"])
         value |= {"validity": Validity(**validity), "control": control}

@@ -11,6 +11,7 @@ from msn_deploy.cli import output
 from msn_deploy.cli.bench_show import live_bench, show
 from msn_deploy.cli.options import MINIMUM_SECONDS, BatchSize, Json, Threads, Trust, new_file, new_text
 from msn_deploy.core.errors import InputError, InvalidMeasurement
+from msn_deploy.pipeline.bench_request import BenchRequest
 
 
 def _gate_file(path: Path | None) -> Path | None:
@@ -26,19 +27,22 @@ def command(
         Path | None,
         typer.Option(help="Compare with this file; auto: make BN's rows from a RECIPE.", show_default="the first"),
     ] = None,
-    provider: Annotated[str, typer.Option("--device", help="Where ONNX files run: cpu, cuda or tensorrt.")] = "cpu",
+    provider: Annotated[
+        str, typer.Option("--device", help="Where ONNX files run: cpu, cuda or tensorrt.")
+    ] = BenchRequest.provider,
     compiled: Annotated[bool, typer.Option("--compile", help="Run checkpoints compiled by torch, too.")] = False,
     runs: Annotated[
         Path | None, typer.Option(help="With --baseline auto: take and keep checkpoints here.", show_default="a cache")
     ] = None,
-    batch: BatchSize = 1,
+    batch: BatchSize = BenchRequest.batch,
     threads: Threads = None,
     seconds: Annotated[
         float | None,
         typer.Option(min=MINIMUM_SECONDS, help="Measured time per model, s.", show_default="10; 600 with mlperf"),
     ] = None,
-    profile: Annotated[str, typer.Option(help="Timing profile: single-stream or mlperf.")] = "single-stream",
-    builds: Annotated[int, typer.Option(min=1, help="Load each model so many times.")] = 1,
+    profile: Annotated[str, typer.Option(help="Timing profile: single-stream or mlperf.")] = BenchRequest.profile,
+    cuda_graph: Annotated[bool, typer.Option("--cuda-graph", help="Replay each engine from a CUDA graph.")] = False,
+    builds: Annotated[int, typer.Option(min=1, help="Load each model so many times.")] = BenchRequest.builds,
     energy: Annotated[bool, typer.Option("--energy", help="Measure energy per query too (Jetson).")] = False,
     layers: Annotated[bool, typer.Option("--layers", help="Time each model's layers afterwards.")] = False,
     trust: Trust = False,
@@ -66,9 +70,28 @@ def command(
     names: dict[Path, str] = {}
     accuracies: dict[Path, float] = {}
     if str(baseline) == "auto":
+        if cuda_graph:
+            raise InputError("--cuda-graph is for engines, and `--baseline auto` makes ONNX files.\nLeave one out.")
         names, accuracies = _rows_of_recipe(models, runs, batch=batch, threads=threads)
         models, baseline = list(names), None
-    measured = list(dict.fromkeys([*([baseline] if baseline is not None else []), *models]))
+    request = BenchRequest(
+        models=models,
+        baseline=baseline,
+        provider=provider,
+        compiled=compiled,
+        batch=batch,
+        threads=threads,
+        profile=profile,
+        cuda_graph=cuda_graph,
+        builds=builds,
+        energy=energy,
+        layers=layers,
+        trust=trust,
+        options=MeasureOptions(seconds=seconds_for(profile, seconds)),
+        names=names,
+        accuracies=accuracies,
+    )
+    measured = request.files
     gated = against is not None or fail_if is not None
     if not gated and (markdown or junit):
         raise InputError("--markdown and --junit write a gate.\nAdd `--against base.json` or `--fail-if slower:3%`.")
@@ -84,24 +107,7 @@ def command(
         result = read_result(measured[0])
     else:
         with live_bench(shown=str(json) != "-") as (progress, watch):
-            result = bench(
-                models,
-                baseline=baseline,
-                provider=provider,
-                compiled=compiled,
-                batch=batch,
-                threads=threads,
-                profile=profile,
-                builds=builds,
-                energy=energy,
-                layers=layers,
-                trust=trust,
-                options=MeasureOptions(seconds=seconds_for(profile, seconds)),
-                names=names,
-                accuracies=accuracies,
-                progress=progress,
-                watch=watch,
-            )
+            result = bench(request, progress=progress, watch=watch)
     if html is not None:
         write_html(result, html, measured, title="msn-deploy bench")
     if json is not None and str(json) == "-":

@@ -40,9 +40,15 @@ def show(result: BenchResult) -> None:
         head = ("model", "ms", *head[2:])
     room = max(_LEAST_NAME, _room([*rows, head]))
     output.show_table([(shortened(row[0], room), *row[1:]) for row in rows], head=head, right=(1, 2, 3, 4), gap=_GAP)
-    graphs: dict[str, list[str]] = {}
+    graphs: dict[tuple[str, str | None], list[str]] = {}
     for arm in result.arms:
-        graphs.setdefault(arm.facts.get("graph") or arm.name, []).append(shortened(arm.name, _COLUMNS // 3))
+        same = arm.facts.get("graph") or arm.name, arm.facts.get("precision")
+        graphs.setdefault(same, []).append(shortened(arm.name, _COLUMNS // 3))
+        if arm.facts.get("changed"):
+            _say(
+                f"{shortened(arm.name, _COLUMNS // 2)}: changed by another tool after its export; its graph is "
+                f"{arm.facts['precision'].upper()} with {arm.facts['norms_left'] or 'no'} norms"
+            )
     for names in graphs.values():
         if names[1:]:
             _say(f"same graph: {', '.join(names)}; a difference between them is noise, not the network")
@@ -63,8 +69,9 @@ def show(result: BenchResult) -> None:
             f"({result.control.ratio:.3f}); this machine is too unsteady for these verdicts"
         )
     profile = result.profile
+    graphed = ", CUDA graph" if profile.cuda_graph else ""
     _say(
-        f"{profile.name}: {profile.provider}, batch {profile.batch}, {profile.threads} threads, input: "
+        f"{profile.name}: {profile.provider}{graphed}, batch {profile.batch}, {profile.threads} threads, input: "
         f"{profile.input}; ratio below 1 is faster; p90 and p99 are 99 % upper bounds, in ms"
     )
     for arm in result.arms:

@@ -19,7 +19,33 @@ Messages have one to three lines: what happened, with numbers; the likely cause;
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
+
+# What libraries put around what happened: error numbers, names of their own functions, source positions.
+_NOISE = (
+    r"^\[ONNXRuntimeError\] : \d+ : \w+ : ",
+    r"^(Load model from .*? failed:)?\s*\S*\.(cc|h):\d+ .*?\) (?=[A-Z])",
+    r"^(IBuilder::\w+: )?(Error Code \d+: )?",
+    r"^(ModelImporter|WeightsContext)\.cpp:\d+: ",
+    r"^(Myelin )?\(\[\w+\.cpp:\d+: \w+\] ",
+    r"[.\s]*\bIn \w+ at \S+?:\d+\)?$",
+    r"Assertion failed: (.*\): )?",
+)
+
+
+def shorten(text: object, limit: int = 240) -> str:
+    """Reduce what a library says, such as its exception, to what happened: one line of at most `limit` characters."""
+    short = " ".join(str(text).split())
+    for noise in _NOISE:
+        short = re.sub(noise, "", short)
+    short = short.rstrip(". ")
+    return short if len(short) <= limit else short[: limit - 6] + " [...]"
+
+
+def first_line(cause: BaseException, limit: int = 200) -> str:
+    """Return the first line of an exception's message, or its class where it has none."""
+    return (str(cause).splitlines() or [type(cause).__name__])[0][:limit]
 
 
 class MsnDeployError(Exception):

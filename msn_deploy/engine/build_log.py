@@ -6,13 +6,13 @@ builder of TensorRT-RTX 1.7.1 when the network dies before it.
 
 from __future__ import annotations
 
-import re
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from msn_deploy.core.errors import shorten
 from msn_deploy.core.progress import Progress
 
 _ERROR, _WARNING = 1, 2  # ILogger.Severity: 0 internal error, 1 error, 2 warning, 3 info, 4 verbose; all releases
@@ -156,15 +156,3 @@ class PhaseShare:
             if above == parent and name != parent
         ]
         return max(shares, default=0.0)
-
-
-def shorten(text: str, limit: int = 240) -> str:
-    """Reduce a TensorRT message to what happened: one line, no source positions, at most `limit` characters."""
-    text = " ".join(text.split())
-    text = re.sub(r"^(IBuilder::\w+: )?(Error Code \d+: )?", "", text)
-    text = re.sub(r"^(ModelImporter|WeightsContext)\.cpp:\d+: ", "", text)
-    text = re.sub(r"^(Myelin )?\(\[\w+\.cpp:\d+: \w+\] ", "", text)
-    text = re.sub(r"[.\s]*\bIn \w+ at \S+?:\d+\)?$", "", text)
-    text = re.sub(r"Assertion failed: (.*\): )?", "", text)
-    text = text.rstrip(". ")
-    return text if len(text) <= limit else text[: limit - 6] + " [...]"

@@ -132,8 +132,8 @@ class PyCuda:
         PyCuda._users += 1
         self._held.callback(self._leave)
         self._held.callback(self._drop)
-        self._stream = self._driver.Stream(_NON_BLOCKING)
-        self._events = (self._driver.Event(), self._driver.Event())
+        self._stream: Any = self._driver.Stream(_NON_BLOCKING)
+        self._events: Any = (self._driver.Event(), self._driver.Event())
         self.stream: int = self._stream.handle
 
     def _drop(self) -> None:
@@ -238,7 +238,7 @@ class BindingsCuda:
         self._later("cuMemFreeHost", address)
         memory = self._call("cuMemAlloc", size)
         self._later("cuMemFree", memory)
-        block = (ctypes.c_char * size).from_address(int(address))
+        block: Any = (ctypes.c_char * size).from_address(int(address))
         pair = Pair(np.frombuffer(block, dtype).reshape(shape), int(memory))
         self._held.callback(pair.forget)
         return pair

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 from msn_deploy.core.errors import InputError
 from msn_deploy.engine.inspector import layers_from_json
 from msn_deploy.engine.ort import OrtRunner
+from msn_deploy.engine.runner import run_images
 from msn_deploy.engine.trt import TrtRunner
-from msn_deploy.model.opened import OpenModel
+from msn_deploy.model.opened import OpenModel, made_model
 
 if TYPE_CHECKING:
     import numpy as np
@@ -78,7 +79,7 @@ def time_ort_layers(
     fuse_norms: bool = True,
     runs: int = RUNS,
 ) -> LayerTimes:
-    """Run an ONNX file in a session of its own, with ONNX Runtime's profiler on; what it writes is removed.
+    """Run an opened model in a session of its own, with ONNX Runtime's profiler on; what it writes is removed.
 
     Raises InputError for a provider other than cpu, whose layers run on a device while the profiler times the launch.
     """
@@ -95,17 +96,16 @@ def time_ort_layers(
     with tempfile.TemporaryDirectory(prefix="msn-deploy-layers-") as folder:
         optimized = Path(folder) / "optimized.onnx"
         runner = OrtRunner(
-            model.path,
+            made_model(model.path, named, named.SerializeToString()),
             threads=threads,
             provider=provider,
             fuse_norms=fuse_norms,
             optimized_to=optimized,
             profile_to=Path(folder) / "profile",
-            content=named.SerializeToString(),
         )
         try:
             for at in range(_WARM_UP + runs):
-                runner.run(batches[at % len(batches)])
+                run_images(runner, batches[at % len(batches)])
             profile = runner.end_profiling()
         finally:
             runner.close()
@@ -123,7 +123,7 @@ def time_trt_layers(runner: TrtRunner, batches: Sequence[NDArray[np.float32]], *
     taken: defaultdict[str, list[float]] = defaultdict(list)
     inspected = runner.report_layers(lambda name, ms: taken[name].append(1e3 * ms))
     for at in range(_WARM_UP + runs):
-        runner.run(batches[at % len(batches)])
+        run_images(runner, batches[at % len(batches)])
     rows = {row.name: row for row in layers_from_json(inspected)}
     origins = _origins(inspected)
     timed = []

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from msn_deploy.core.errors import InputError, MissingDependency, MissingDevice
-from msn_deploy.core.model_info import METADATA_KEY, ModelInfo, info_from_json
+from msn_deploy.core.errors import InputError, MissingDependency, MissingDevice, shorten
 from msn_deploy.core.optional import require
-from msn_deploy.engine.runner import PROVIDERS, check_images
-from msn_deploy.model.opened import open_model
+from msn_deploy.engine.runner import PROVIDERS, check_feeds
+from msn_deploy.model.opened import OpenModel
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
 _STEP = "running an ONNX file"
@@ -26,7 +24,6 @@ _PROVIDER = {
 }
 # Graph passes that merge a normalisation, whole or taken apart into Mul and Add, into the layer before it.
 _NORM_FUSIONS = ["ConvBNFusion", "ConvMulFusion", "ConvAddFusion", "MatMul_BatchNormalization_Fusion"]
-_DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}
 
 
 class OrtRunner:
@@ -34,31 +31,39 @@ class OrtRunner:
 
     def __init__(
         self,
-        path: Path,
+        model: OpenModel,
         *,
         threads: int | None = None,
         provider: str = "cpu",
         fuse_norms: bool = True,
         optimized_to: Path | None = None,
         profile_to: Path | None = None,
-        content: bytes | None = None,
     ) -> None:
-        """Load the file, or `content` if it is given; then `path` only names it, and the caller has looked through it.
+        """Load an opened model.
 
-        threads: of one operator, None = ONNX Runtime's choice (all cores). provider: one of PROVIDERS; it is used or
-        refused, never replaced. fuse_norms: False keeps every normalisation a layer of its own (on x86, ONNX Runtime
-        may still run it as a 1x1 depthwise Conv). optimized_to: also write the graph that really runs, to look at.
-        profile_to: how the file begins that `end_profiling` writes.
-        Raises InputError, MissingDependency, MissingDevice.
+        Args:
+            model: What `open_model` or `made_model` returned.
+            threads: Of one operator; None leaves the choice to ONNX Runtime (all cores).
+            provider: One of PROVIDERS; it is used or refused, never replaced.
+            fuse_norms: False keeps every normalisation a layer of its own (on x86, ONNX Runtime may still run it as a
+                1x1 depthwise Conv).
+            optimized_to: Where to write the graph that really runs, to look at.
+            profile_to: How the name of the file begins that `end_profiling` writes.
+
+        Raises:
+            InputError: ONNX Runtime does not load the model, or an option cannot be used.
+            MissingDependency: onnxruntime, or its provider, is not installed.
+            MissingDevice: The provider does not start.
         """
         if provider not in PROVIDERS:
             raise InputError(f"there is no provider {provider!r}.\nChoose one of {', '.join(PROVIDERS)}.")
         if threads is not None and threads < 1:
             raise InputError(f"{threads} threads cannot run anything.\nGive `--threads` 1 or more.")
         ort: Any = require("onnxruntime", step=_STEP)
-        self.path = path
-        self.name = path.name
-        data = open_model(path, step=_STEP).data if content is None else content
+        self.path, self.name, self.info = model.path, model.name, model.info
+        self.inputs, self.outputs = model.inputs, model.outputs
+        fixed = self.inputs[0].shape[0] if self.inputs and self.inputs[0].shape else None
+        self.batch_range: tuple[int, int | None] = (fixed or 1, fixed)
         _check_provider(ort, provider)
         options = ort.SessionOptions()
         options.log_severity_level = _FATAL
@@ -73,10 +78,10 @@ class OrtRunner:
         off = {} if fuse_norms else {"disabled_optimizers": _NORM_FUSIONS}
         ort.set_default_logger_severity(_FATAL)  # warnings about the machine do not belong to a session's logger
         try:
-            session = ort.InferenceSession(data, options, providers=_PROVIDER[provider], **off)
+            session = ort.InferenceSession(model.data, options, providers=_PROVIDER[provider], **off)
         except Exception as cause:  # ONNX Runtime's classes share no base below Exception
             raise InputError(
-                f"ONNX Runtime {ort.__version__} cannot load {path}: {_said(cause)}.\n"
+                f"ONNX Runtime {ort.__version__} cannot load {self.path}: {shorten(cause)}.\n"
                 "Export it again, or update onnxruntime if the file is newer than it."
             ) from cause
         # A provider whose libraries do not load is dropped by ONNX Runtime with no more than a log line.
@@ -86,58 +91,20 @@ class OrtRunner:
                 "Its GPU, driver or CUDA libraries are not there. `msn-deploy doctor` shows what is."
             )
         session.disable_fallback()
-        self._take_contract(session)
         self._session = session
 
-    def _take_contract(self, session: Any) -> None:
-        """Read input, output and metadata; refuse graphs that are not one batch in, one batch out."""
-        inputs, outputs = session.get_inputs(), session.get_outputs()
-        if len(inputs) != 1 or len(outputs) != 1:
-            raise InputError(f"{self.path} has {len(inputs)} inputs and {len(outputs)} outputs; one of each is run.")
-        given, made = inputs[0], outputs[0]
-        if given.type not in _DTYPES or made.type not in _DTYPES or not given.shape:
-            raise InputError(
-                f"{self.path} maps {given.type} {given.shape} to {made.type}; images in floats to floats are run."
-            )
-        self.input_name: str = given.name
-        self.input_shape: tuple[int | None, ...] = tuple(
-            size if isinstance(size, int) and size >= 0 else None for size in given.shape
-        )
-        self._dtype = _DTYPES[given.type]
-        text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
-        self.info: ModelInfo | None = None if text is None else info_from_json(text, source=str(self.path))
-
-    def run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Map float32 (N, C, H, W) to float32 (N, classes).
-
-        A graph with a fixed batch size B runs in chunks of B; the last one is filled up by repeating its last image,
-        and the outputs of the repeats are dropped. Raises InputError if the shape does not fit the graph.
-        """
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """See Runner. Raises InputError also for a network that does not run."""
         import numpy as np  # late: importing this module must stay light
-
-        check_images(batch, self.input_shape, name=self.name)
-        fixed = self.input_shape[0]
-        if fixed is None or fixed == len(batch):
-            return self._run_once(batch)
-        parts = []
-        for start in range(0, len(batch), fixed):
-            chunk = batch[start : start + fixed]
-            if len(chunk) < fixed:
-                chunk = np.concatenate([chunk, np.repeat(chunk[-1:], fixed - len(chunk), axis=0)])
-            parts.append(self._run_once(chunk))
-        return np.concatenate(parts)[: len(batch)]
-
-    def _run_once(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        import numpy as np
 
         if self._session is None:
             raise RuntimeError(f"{self.name} was closed")
-        feed = {self.input_name: np.ascontiguousarray(batch, dtype=self._dtype)}
+        check_feeds(feeds, self.inputs, name=self.name)
         try:
-            (output,) = self._session.run(None, feed)
+            made = self._session.run(None, {name: np.ascontiguousarray(each) for name, each in feeds.items()})
         except Exception as cause:  # as at loading: no common base
-            raise InputError(f"{self.path} loads but does not run: {_said(cause)}.\nExport it again.") from cause
-        return np.asarray(output, dtype=np.float32)
+            raise InputError(f"{self.path} loads but does not run: {shorten(cause)}.\nExport it again.") from cause
+        return {spec.name: each for spec, each in zip(self.outputs, made, strict=True)}
 
     def end_profiling(self) -> Path:
         """Write what each node took in each run, and return the file: a Chrome trace. Needs `profile_to`."""
@@ -156,12 +123,3 @@ def _check_provider(ort: Any, provider: str) -> None:
             f"this onnxruntime ({ort.__version__}) has no provider {provider}; it has: {', '.join(known)}.\n"
             "Choose one of those with `--device`, or install an onnxruntime built with it (onnxruntime-gpu on x86)."
         )
-
-
-def _said(cause: Exception) -> str:
-    """The heart of an ONNX Runtime message: one line, no error number, no source position, at most 200 characters."""
-    text = " ".join(str(cause).split())
-    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
-    text = re.sub(r"^(Load model from .*? failed:)?\s*\S*\.(cc|h):\d+ .*?\) (?=[A-Z])", "", text)
-    text = text.rstrip(". ")
-    return text if len(text) <= 200 else text[:194] + " [...]"

@@ -1,9 +1,10 @@
-"""What is a runner, and which one serves a model file?"""
+"""What is a runner? Named arrays in, named arrays out, whatever the runtime; and batches of images on top of that."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from msn_deploy.core.errors import InputError
 
@@ -11,31 +12,30 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from msn_deploy.core.model_info import ModelInfo
+    from msn_deploy.core.model_info import ModelInfo, TensorSpec
 
 PROVIDERS = ("cpu", "cuda", "tensorrt")
+_FLOATS = ("float32", "float16")
 
 
 class Runner(Protocol):
-    """A loaded network that maps a batch of images to logits.
+    """A loaded network."""
 
-    name: of its file. input_shape: N, C, H, W; None where the graph leaves the size open. info: what the file says
-    of itself, None if it says nothing.
-    """
+    name: str
+    """Of its file, without the folder."""
+    path: Path
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    info: ModelInfo | None
+    """What the file says of itself; None if it says nothing."""
+    batch_range: tuple[int, int | None]
+    """The fewest and the most rows of its first input that one run takes; None: any number."""
 
-    @property
-    def name(self) -> str: ...
-    @property
-    def path(self) -> Path: ...
-    @property
-    def input_name(self) -> str: ...
-    @property
-    def input_shape(self) -> tuple[int | None, ...]: ...
-    @property
-    def info(self) -> ModelInfo | None: ...
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Map an array for each of `inputs` to one for each of `outputs`, by name, of the types and shapes told there.
 
-    def run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Map float32 (N, C, H, W) to float32 (N, classes), for any N. Raises InputError if the shape does not fit."""
+        The arrays returned are the caller's. Raises InputError for feeds that do not fit `inputs`.
+        """
         ...
 
     def close(self) -> None:
@@ -43,49 +43,74 @@ class Runner(Protocol):
         ...
 
 
-def load_runner(
-    path: Path,
-    *,
-    threads: int | None = None,
-    provider: str = "cpu",
-    fuse_norms: bool = True,
-    trust: bool = False,
-    cuda_graph: bool = False,
-) -> Runner:
-    """Load a model file into the runner that serves its kind.
+def check_feeds(feeds: Mapping[str, NDArray[Any]], inputs: Sequence[TensorSpec], *, name: str) -> None:
+    """Raise InputError if a runner called `name` is not fed what its inputs take."""
+    if len(feeds) != len(inputs) or any(spec.name not in feeds for spec in inputs):
+        wanted = ", ".join(spec.name for spec in inputs)
+        raise InputError(f"{name} takes the inputs {wanted}; it is fed {', '.join(feeds) or 'nothing'}.")
+    for spec in inputs:
+        array = feeds[spec.name]
+        if array.dtype.name != spec.dtype or not _fits(array.shape, spec.shape):
+            wanted, given = sizes_text(spec.shape), sizes_text(array.shape)
+            raise InputError(
+                f"{name}: the input {spec.name} takes {spec.dtype} of {wanted}; it is fed {array.dtype} of {given}."
+            )
 
-    Of an ONNX file: threads: of one inference, None = the runtime's choice; provider: one of PROVIDERS; fuse_norms: let
-    the runtime merge normalisation layers into convolutions; False measures a network as it is written.
-    Of an engine, which is checked before it is loaded: trust: add it to the local list of trusted plans; cuda_graph:
-    queue the network with one call.
-    Raises InputError for a file that cannot be used, MissingDependency or MissingDevice for what is not there.
+
+def image_input(runner: Runner) -> TensorSpec:
+    """Return the only input of a network that maps a batch of images to one tensor.
+
+    Raises InputError for a network of several inputs or outputs, or of other types than floats.
     """
-    suffix = path.suffix.lower()
-    if suffix == ".engine":
-        from msn_deploy.engine.preflight import preflight
-        from msn_deploy.engine.trt import TrtRunner
-
-        return TrtRunner(preflight(path, trusting=trust), cuda_graph=cuda_graph)
-    if suffix != ".onnx":
+    if len(runner.inputs) != 1 or len(runner.outputs) != 1:
+        named = [", ".join(spec.name for spec in specs) for specs in (runner.inputs, runner.outputs)]
         raise InputError(
-            f"{path} cannot be run: its name ends in {suffix or 'nothing'!r}; .onnx and .engine files are accepted.\n"
-            "Make one with `msn-deploy export`."
+            f"{runner.path} has {len(runner.inputs)} inputs ({named[0]}) and {len(runner.outputs)} outputs "
+            f"({named[1]}); a network that is fed images has one of each."
         )
-    from msn_deploy.engine.ort import OrtRunner
+    given, made = runner.inputs[0], runner.outputs[0]
+    if given.dtype not in _FLOATS or made.dtype not in _FLOATS or not given.shape:
+        raise InputError(
+            f"{runner.path} maps {given.dtype} of {sizes_text(given.shape)} to {made.dtype}; images in floats to "
+            "floats are run."
+        )
+    return given
 
-    return OrtRunner(path, threads=threads, provider=provider, fuse_norms=fuse_norms)
+
+def run_images(runner: Runner, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Map float32 (N, C, H, W) to float32 (N, ...), for any N, by a network of one input and one output.
+
+    More images than one run takes are run in several. Where one run takes more, the last image is repeated, and what
+    comes of the repeats is dropped. Raises InputError if the images or the network do not fit.
+    """
+    import numpy as np  # late: importing this module must stay light
+
+    given = image_input(runner)
+    check_images(batch, given.shape or (), name=runner.name)
+    least, most = runner.batch_range
+    step = most or len(batch)
+    made = []
+    for start in range(0, len(batch), step):
+        part = batch[start : start + step]
+        if len(part) < least:
+            part = np.concatenate([part, np.repeat(part[-1:], least - len(part), axis=0)])
+        (output,) = runner.run({given.name: part.astype(given.dtype, copy=False)}).values()
+        if len(part) != len(batch) and output.shape[:1] != part.shape[:1]:
+            raise InputError(f"{runner.path} makes {output.shape} of {len(part)} images; one row for each is read.")
+        made.append(output)
+    whole = made[0] if len(made) == 1 else np.concatenate(made)
+    if least > 1:
+        whole = whole[: len(batch)]
+    return np.asarray(whole, dtype=np.float32)
 
 
-def check_images(batch: NDArray[np.float32], input_shape: tuple[int | None, ...], *, name: str) -> None:
+def check_images(batch: NDArray[np.float32], input_shape: Sequence[int | None], *, name: str) -> None:
     """Raise InputError if these are no images for a network of that input, or none at all."""
     if batch.dtype != "float32":
         raise InputError(f"{name} is fed {batch.dtype}; images have to be prepared to float32 first.")
-    fits = batch.ndim == len(input_shape) and all(
-        wanted in (None, got) for wanted, got in zip(input_shape[1:], batch.shape[1:], strict=True)
-    )
-    if not fits:
+    if not _fits(batch.shape, (None, *input_shape[1:])):
         raise InputError(
-            f"model wants {_sizes(input_shape[1:])} images, the data gives {_sizes(batch.shape[1:])}; "
+            f"model wants {sizes_text(input_shape[1:])} images, the data gives {sizes_text(batch.shape[1:])}; "
             f"{name} was made for other data.\n"
             "Give the data it was trained on, or export it again with a fitting `--input-shape`."
         )
@@ -93,5 +118,14 @@ def check_images(batch: NDArray[np.float32], input_shape: tuple[int | None, ...]
         raise InputError(f"{name} is given no image at all.\nCheck the data folder.")
 
 
-def _sizes(shape: tuple[int | None, ...]) -> str:
-    return "x".join("any" if size is None else str(size) for size in shape)
+def sizes_text(shape: Sequence[int | None] | None) -> str:
+    """Write a shape, such as "anyx3x32x32"."""
+    if shape is None:
+        return "any shape"
+    return "x".join("any" if size is None else str(size) for size in shape) or "no dimensions"
+
+
+def _fits(shape: Sequence[int], wanted: Sequence[int | None] | None) -> bool:
+    if wanted is None:
+        return True
+    return len(shape) == len(wanted) and all(size in (None, got) for size, got in zip(wanted, shape, strict=True))

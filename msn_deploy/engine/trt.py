@@ -3,32 +3,80 @@
 from __future__ import annotations
 
 import atexit
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from msn_deploy.core.errors import InputError, MissingDependency, MissingDevice
+from msn_deploy.core.errors import InputError, MissingDependency, MissingDevice, shorten
+from msn_deploy.core.model_info import TensorSpec
 from msn_deploy.core.optional import require
-from msn_deploy.engine.build_log import logger_of, shorten
-from msn_deploy.engine.cuda import Cuda, CudaError, Pair, open_cuda
+from msn_deploy.engine.build_log import logger_of
+from msn_deploy.engine.cuda import Cuda, CudaError, Pair, Work, open_cuda
 from msn_deploy.engine.plan import TITLES, Plan, what_is_here
 from msn_deploy.engine.preflight import check_version
-from msn_deploy.engine.runner import check_images
+from msn_deploy.engine.runner import check_feeds, sizes_text
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
 _STEP = "running an engine"
+_TYPES = {
+    "FLOAT": "float32",
+    "HALF": "float16",
+    "INT8": "int8",
+    "UINT8": "uint8",
+    "INT32": "int32",
+    "INT64": "int64",
+    "BOOL": "bool",
+}  # by the names of trt.DataType; numpy lacks the others
+_Shape = tuple[int, ...]
+
+
+class Runtime(Protocol):
+    """What is used of trt.Runtime."""
+
+    num_DLA_cores: int  # noqa: N815
+    DLA_core: int
+    engine_host_code_allowed: bool
+    deserialize_cuda_engine: Callable[[bytes], Any]
+
+
+class Engine(Protocol):
+    """What is used of trt.ICudaEngine."""
+
+    num_io_tensors: int
+    get_tensor_name: Callable[[int], str]
+    get_tensor_mode: Callable[[str], Any]
+    get_tensor_shape: Callable[[str], _Shape]
+    get_tensor_profile_shape: Callable[[str, int], tuple[_Shape, _Shape, _Shape]]
+    get_tensor_dtype: Callable[[str], Any]
+    create_runtime_config: Callable[[], Any]
+    create_execution_context: Callable[..., Any]
+    create_engine_inspector: Callable[[], Any]
+
+
+class Context(Protocol):
+    """What is used of trt.IExecutionContext."""
+
+    profiler: Any
+    set_input_shape: Callable[[str, _Shape], bool]
+    get_tensor_shape: Callable[[str], _Shape]
+    set_tensor_address: Callable[[str, int], bool]
+    execute_async_v3: Callable[[int], bool]
 
 
 class TrtRunner:
-    """A plan in TensorRT or TensorRT-RTX, with one stream and page-locked buffers for its largest batch.
+    """A plan in TensorRT or TensorRT-RTX, with one stream and page-locked buffers for its largest inputs.
 
-    largest_batch: that runs in one piece. last_gpu_ms: what the network alone took on the GPU in the last call, ms,
-    without the copies; of several batches their sum. To be used from the thread that made it. Give it a plan that
-    `preflight` returned: loading one runs the code in it.
+    last_gpu_ms: what the network alone took on the GPU in the last run, ms, without the copies. To be used from the
+    thread that made it. Give it a plan that `preflight` returned: loading one runs the code in it.
     """
+
+    # From loading to `close`; each points into the next.
+    _context: Context
+    _engine: Engine
+    _runtime: Runtime
 
     def __init__(
         self,
@@ -41,15 +89,12 @@ class TrtRunner:
         """Load the plan and run it once, since TensorRT-RTX compiles kernels for this GPU on the way.
 
         cuda_graph: queue the whole network with one call. trt: the TensorRT module, imported if not given.
-        Raises InputError for a plan that does not load or has other than one input and output, MissingDependency,
+        Raises InputError for a plan that does not load or has tensors of types that numpy lacks, MissingDependency,
         MissingDevice (CudaError too).
         """
         trt = trt if trt is not None else _module(plan)
         check_version(plan, str(trt.__version__), what_is_here())  # what is imported counts, not what is installed
-        self.path = plan.path
-        self.name = plan.path.name
-        self.info = plan.info
-        self.precision = plan.precision
+        self.path, self.name, self.info = plan.path, plan.path.name, plan.info
         self.last_gpu_ms = 0.0
         self._logger, self._messages = logger_of(trt)
         self._messages.start()
@@ -58,21 +103,24 @@ class TrtRunner:
         self._title = f"{TITLES[plan.backend]} {trt.__version__}"
         rtx_graph = cuda_graph and hasattr(trt, "CudaGraphStrategy")
         self._graph = cuda_graph and not rtx_graph  # TensorRT-RTX captures by itself, when its kernels are final
-        self._runtime = self._engine = self._context = self._launch = None
-        self._rows = 0
+        self._launch: Work | None = None
+        self._shapes: dict[str, _Shape] = {}
+        self._made: dict[str, _Shape] = {}
         self._cuda = cuda(graphs=self._graph)
         atexit.register(self.close)  # after CUDA's own, so that it runs before
         try:
             self._load(trt, plan, rtx_graph=rtx_graph)
-            self._input.host[:] = 0
-            self._run_rows(self.largest_batch)
+            self._take_contract(trt)
+            for spec in self.inputs:
+                self._pairs[spec.name].host[:] = 0
+            self._run_shapes(self._shapes)
         except BaseException:
             with suppress(CudaError):  # after a failed call, others fail too
                 self.close()
             raise
 
     def _load(self, trt: Any, plan: Plan, *, rtx_graph: bool) -> None:
-        """Deserialise, and take the contract from the engine: one input with its range of batches, one output.
+        """Deserialise and set up.
 
         No TensorRT object is kept in a local variable: the traceback of an error would keep it past `close`.
         """
@@ -104,10 +152,9 @@ class TrtRunner:
                 f"{self._title} cannot set {self.path} up: {self._said('it gave no reason')}.\n"
                 "Most often the GPU has too little memory. Close other programs, or build for a smaller `--batch-size`."
             )
-        self._take_contract(trt)
 
     def _new_context(self, trt: Any, *, rtx_graph: bool) -> Any:
-        strategies = getattr(trt, "CudaGraphStrategy", None)
+        strategies: Any = getattr(trt, "CudaGraphStrategy", None)
         if rtx_graph and hasattr(strategies, "WHOLE_GRAPH_CAPTURE") and hasattr(self._engine, "create_runtime_config"):
             settings = self._engine.create_runtime_config()
             if hasattr(settings, "cuda_graph_strategy"):
@@ -116,81 +163,85 @@ class TrtRunner:
         return self._engine.create_execution_context()
 
     def _take_contract(self, trt: Any) -> None:
+        """Take inputs and outputs from the engine, and give each a buffer for its largest shape."""
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
-        inputs = [name for name in names if self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
-        outputs = [name for name in names if self._engine.get_tensor_mode(name) == trt.TensorIOMode.OUTPUT]
-        if len(inputs) != 1 or len(outputs) != 1:
-            raise InputError(f"{self.path} has {len(inputs)} inputs and {len(outputs)} outputs; one of each is run.")
-        self.input_name, output = inputs[0], outputs[0]
-        shape = tuple(int(size) for size in self._engine.get_tensor_shape(self.input_name))
-        if not shape or -1 in shape[1:]:
-            raise InputError(f"{self.path} takes {shape}; only the batch may be open.\nBuild it for one image size.")
-        self.input_shape: tuple[int | None, ...] = tuple(None if size == -1 else size for size in shape)
-        self._least = self.largest_batch = shape[0]
-        if shape[0] == -1:
-            smallest, _, largest = self._engine.get_tensor_profile_shape(self.input_name, 0)
-            self._least, self.largest_batch = int(smallest[0]), int(largest[0])
-        self._set_rows(self.largest_batch)
-        made = tuple(int(size) for size in self._context.get_tensor_shape(output))
-        if made[:1] != (self.largest_batch,) or -1 in made:
-            raise InputError(f"{self.path} makes {made} of {self.largest_batch} images; one row for each is read.")
-        self._input = self._bind(trt, self.input_name, (self.largest_batch, *shape[1:]))
-        self._output = self._bind(trt, output, made)
+        modes = {name: self._engine.get_tensor_mode(name) for name in names}
+        self.inputs = tuple(self._spec(name) for name in names if modes[name] == trt.TensorIOMode.INPUT)
+        self.outputs = tuple(self._spec(name) for name in names if modes[name] == trt.TensorIOMode.OUTPUT)
+        self._ranges = {spec.name: self._range(spec) for spec in self.inputs}
+        least, most = next(iter(self._ranges.values()), ((), ()))
+        self.batch_range: tuple[int, int | None] = (least[0], most[0]) if least else (1, None)
+        self._set_shapes({name: most for name, (_, most) in self._ranges.items()})
+        self._pairs = {spec.name: self._bind(spec) for spec in (*self.inputs, *self.outputs)}
 
-    def _bind(self, trt: Any, name: str, shape: tuple[int, ...]) -> Pair:
-        """Give a tensor its buffers."""
-        dtype = self._engine.get_tensor_dtype(name)
-        known = {trt.DataType.FLOAT: "float32", trt.DataType.HALF: "float16"}
-        if dtype not in known:
-            raise InputError(f"{self.path} has tensor {name} of {dtype}; floats are fed and read.")
-        pair = self._cuda.allocate(shape, known[dtype])
-        self._must(self._context.set_tensor_address(name, pair.device), f"take the address of {name}")
+    def _spec(self, name: str) -> TensorSpec:
+        dtype = self._engine.get_tensor_dtype(name).name
+        if dtype not in _TYPES:
+            raise InputError(f"{self.path} has tensor {name} of {dtype}; numpy has no such type.")
+        shape = tuple(None if size == -1 else int(size) for size in self._engine.get_tensor_shape(name))
+        return TensorSpec(name, _TYPES[dtype], shape)
+
+    def _range(self, spec: TensorSpec) -> tuple[_Shape, _Shape]:
+        """Return the smallest and the largest shape that an input takes."""
+        shape = self._engine.get_tensor_shape(spec.name)
+        least = most = shape
+        if -1 in shape:
+            least, _, most = self._engine.get_tensor_profile_shape(spec.name, 0)
+        return tuple(int(size) for size in least), tuple(int(size) for size in most)
+
+    def _bind(self, spec: TensorSpec) -> Pair:
+        """Give a tensor its buffers: flat, since its shape may be another in each run."""
+        shape = self._shapes.get(spec.name) or self._made.get(spec.name, ())
+        if -1 in shape:
+            raise InputError(f"{self.path} makes {spec.name} of {shape}: a size that the data decide cannot be read.")
+        pair = self._cuda.allocate((math.prod(shape),), spec.dtype)
+        self._must(self._context.set_tensor_address(spec.name, pair.device), f"take the address of {spec.name}")
         return pair
 
-    def run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Map float32 (N, C, H, W) to float32 (N, classes), for any N.
-
-        More images than the engine's largest batch run in several. Fewer than its smallest share the buffer with images
-        from before, and what comes of those is dropped. Raises InputError if the shape does not fit.
-        """
-        import numpy as np  # late: importing this module must stay light
-
-        if self._context is None:
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """See Runner. Raises InputError also for shapes outside the range that the engine was built for."""
+        if not hasattr(self, "_context"):
             raise RuntimeError(f"{self.name} was closed")
-        check_images(batch, self.input_shape, name=self.name)
-        logits = np.empty((len(batch), *self._output.host.shape[1:]), dtype=np.float32)
-        gpu_ms = 0.0
-        for start in range(0, len(batch), self.largest_batch):
-            part = batch[start : start + self.largest_batch]
-            rows = max(len(part), self._least)
-            self._input.host[: len(part)] = part
-            self._run_rows(rows)
-            logits[start : start + len(part)] = self._output.host[: len(part)]
-            gpu_ms += self.last_gpu_ms
-        self.last_gpu_ms = gpu_ms
-        return logits
+        check_feeds(feeds, self.inputs, name=self.name)
+        for name, (least, most) in self._ranges.items():
+            array = feeds[name]
+            if any(not low <= size <= high for low, size, high in zip(least, array.shape, most, strict=True)):
+                raise InputError(
+                    f"{self.name}: the input {name} takes {sizes_text(least)} to {sizes_text(most)}; it is fed "
+                    f"{sizes_text(array.shape)}.\nBuild the engine for those sizes."
+                )
+            self._pairs[name].host[: array.size].reshape(array.shape)[...] = array
+        self._run_shapes({name: feeds[name].shape for name in self._ranges})
+        return {
+            name: self._pairs[name].host[: math.prod(shape)].reshape(shape).copy() for name, shape in self._made.items()
+        }
 
-    def _run_rows(self, rows: int) -> None:
-        """Run what lies in the first rows of the input buffer."""
-        self._set_rows(rows)
-        self._cuda.copy(self._input, rows, to_device=True)
+    def _run_shapes(self, shapes: dict[str, _Shape]) -> None:
+        """Run what lies in the input buffers, taken as of these shapes."""
+        self._set_shapes(shapes)
+        for name, shape in shapes.items():
+            self._cuda.copy(self._pairs[name], math.prod(shape), to_device=True)
         self._cuda.timed(self._launch or self._enqueue)
-        self._cuda.copy(self._output, rows, to_device=False)
+        for name, shape in self._made.items():
+            self._cuda.copy(self._pairs[name], math.prod(shape), to_device=False)
         self.last_gpu_ms = self._cuda.wait()
         if self._profiler is not None:
             self._messages.raise_held()
         if self._graph and self._launch is None:
-            # Not before a plain run of this shape: that is when TensorRT allocates, which a capture may not hold.
+            # Not before a plain run of these shapes: that is when TensorRT allocates, which a capture may not hold.
             self._launch = self._cuda.capture(self._enqueue)
 
-    def _set_rows(self, rows: int) -> None:
-        if rows == self._rows:
+    def _set_shapes(self, shapes: dict[str, _Shape]) -> None:
+        if shapes == self._shapes:
             return
-        self._launch = None  # a graph holds one shape
-        self._must(
-            self._context.set_input_shape(self.input_name, (rows, *self.input_shape[1:])), f"take a batch of {rows}"
-        )
-        self._rows = rows
+        self._launch = None  # a graph holds one set of shapes
+        self._shapes = {}
+        for name, shape in shapes.items():
+            self._must(self._context.set_input_shape(name, shape), f"take {sizes_text(shape)} as {name}")
+        self._made = {
+            spec.name: tuple(int(size) for size in self._context.get_tensor_shape(spec.name)) for spec in self.outputs
+        }
+        self._shapes = shapes
 
     def _enqueue(self) -> None:
         self._must(self._context.execute_async_v3(self._cuda.stream), "run")
@@ -200,12 +251,13 @@ class TrtRunner:
 
         TensorRT then waits after each run, so runs take longer, and they are not replayed from a graph.
         """
-        if self._context is None:
+        if not hasattr(self, "_context"):
             raise RuntimeError(f"{self.name} was closed")
         messages = self._messages
+        trt: Any = self._trt
 
-        class Profiler(self._trt.IProfiler):  # type: ignore[misc]
-            def __init__(self, trt: Any) -> None:
+        class Profiler(trt.IProfiler):  # type: ignore[misc]
+            def __init__(self) -> None:
                 trt.IProfiler.__init__(self)  # pybind11 needs the base called by name
 
             def report_layer_time(self, layer_name: str, ms: float) -> None:
@@ -214,10 +266,10 @@ class TrtRunner:
                 except BaseException as cause:  # into C++ it would abort the process
                     messages.hold(cause)
 
-        self._profiler = Profiler(self._trt)  # the context keeps a bare pointer
+        self._profiler = Profiler()  # the context keeps a bare pointer
         self._context.profiler = self._profiler
         self._graph, self._launch = False, None
-        form = self._trt.LayerInformationFormat.JSON
+        form = trt.LayerInformationFormat.JSON
         return str(self._engine.create_engine_inspector().get_engine_information(form))
 
     def _must(self, done: bool, what: str) -> None:
@@ -235,10 +287,8 @@ class TrtRunner:
         """Free the engine, then the buffers, then CUDA; `run` cannot be called afterwards. May be called twice."""
         atexit.unregister(self.close)
         self._launch = None
-        self._context = None  # before its engine, which goes before its runtime: each points into the next
-        self._profiler = None
-        self._engine = None
-        self._runtime = None
+        for name in ("_context", "_profiler", "_engine", "_runtime"):
+            self.__dict__.pop(name, None)
         self._cuda.close()
 
 

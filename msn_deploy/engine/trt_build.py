@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from msn_deploy.core.errors import InputError, MissingDevice
+from msn_deploy.core.errors import InputError, MissingDevice, shorten
 from msn_deploy.core.progress import Progress
 from msn_deploy.engine.backends import Backend
-from msn_deploy.engine.build_log import Messages, ctrl_c_held, logger_of, monitor_of, shorten
+from msn_deploy.engine.build_log import Messages, ctrl_c_held, logger_of, monitor_of
 from msn_deploy.engine.build_options import BuildOptions
 from msn_deploy.engine.dla import DlaPlan, ask_builder, check_fallback, check_quantised, use_dla
 from msn_deploy.engine.timing_cache import use_timing_cache

@@ -14,7 +14,7 @@ import torch
 from onnx import ModelProto
 from torch import nn
 
-from msn_deploy.core.errors import InputError
+from msn_deploy.core.errors import InputError, first_line
 from msn_deploy.model.opset import from_18_to_17
 from msn_deploy.msn.pairs import BATCH_NORMS
 from msn_deploy.msn.plain import copied
@@ -100,8 +100,7 @@ def require_one_output(model: nn.Module, example: torch.Tensor) -> None:
 
 
 def _said(cause: Exception) -> str:
-    first = str(cause).splitlines()[0][:200] if str(cause) else ""
-    return f"{type(cause).__name__}: {first}"
+    return f"{type(cause).__name__}: {first_line(cause)}"
 
 
 def _spell_out(model: nn.Module) -> None:

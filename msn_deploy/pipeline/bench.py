@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import itertools
 import os
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,105 +16,123 @@ from numpy.typing import NDArray
 from msn_deploy.bench import Arm, BenchResult, MeasureOptions, compare, from_json, measure
 from msn_deploy.bench import to_json as bench_json
 from msn_deploy.bench.gate import Gate
+from msn_deploy.bench.layers import LayerProfile, limits_of
 from msn_deploy.bench.live import Watch
 from msn_deploy.bench.power import find_sensor, measure_energy
 from msn_deploy.bench.profile import preset
-from msn_deploy.core.artifacts import Parent, open_input, parent_of, publish, sha256_of
+from msn_deploy.core.artifacts import Parent, open_input, parent_of, publish, read_sidecar, sha256_of
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.progress import Progress, silent
 from msn_deploy.data import to_input
-from msn_deploy.engine import PROVIDERS, Runner, load_runner
+from msn_deploy.engine import Plan, Runner, run_images, target_of, what_machine
+from msn_deploy.engine.layer_times import time_ort_layers, time_trt_layers
+from msn_deploy.engine.runner import image_input
+from msn_deploy.engine.trt import TrtRunner
 from msn_deploy.machine.environment import read_environment
 from msn_deploy.machine.state import Probe, pinned_mhz
+from msn_deploy.model.opened import OpenModel, open_model
+from msn_deploy.pipeline.bench_request import BenchRequest
 from msn_deploy.pipeline.images import preprocess_for, split_for
-from msn_deploy.pipeline.layers import Loaded, check_layers, with_layers
+from msn_deploy.pipeline.models import ModelFile, open_file
 from msn_deploy.report.bench import render_html
 from msn_deploy.report.gate_text import junit, markdown
-from msn_deploy.training.runner import TorchRunner, torch_provider
+
+if TYPE_CHECKING:
+    from msn_deploy.model.cost import Cost
 
 _VERSIONS = ("onnxruntime", "onnx", "numpy", "pillow")
-_REPLICATE = re.compile(r"(.+)\.r\d+\.engine")
 _DIFFERENT_INPUTS = 64  # batches that the queries cycle through
 
 
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A file that is measured: its first build, what runs it, and the batches (N, C, H, W) that it is fed."""
+
+    file: ModelFile
+    provider: str
+    runner: Runner
+    batches: Sequence[NDArray[np.float32]]
+    images: Parent | None
+
+    @property
+    def fuses(self) -> bool:
+        """Whether the runtime may merge normalisations into other layers."""
+        return not self.file.keeps_norms and self.provider not in ("torch", "torch-cuda")
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the result says of the file."""
+        info, told = self.runner.info, self.file.described(self.runner)
+        facts = {
+            "file": self.file.path.name,
+            "bytes": self.file.path.stat().st_size,
+            "runtime_norm_fusions": "on" if self.fuses else "off",
+            **{key: value for key, value in asdict(told).items() if value is not None},
+            "provider": self.provider,
+            "images": None if self.images is None else asdict(self.images),
+        }
+        return facts if info is None else {**facts, "net": info.net, "norm": info.norm, "folded": info.folded}
+
+
 def bench(
-    models: Sequence[Path],
+    models: Sequence[Path] | BenchRequest,
     *,
-    baseline: Path | None = None,
-    provider: str = "cpu",
-    compiled: bool = False,
-    batch: int = 1,
-    threads: int | None = None,
-    profile: str = "single-stream",
-    builds: int = 1,
-    energy: bool = False,
-    layers: bool = False,
-    trust: bool = False,
-    options: MeasureOptions | None = None,
     root: Path = Path("/"),
-    names: Mapping[Path, str] | None = None,
-    accuracies: Mapping[Path, float] | None = None,
     progress: Progress = silent,
     watch: Watch | None = None,
+    **request: Any,
 ) -> BenchResult:
-    """Time every model against the baseline (the first model if None), each query on another real image.
+    """Time every model against the baseline, each query on another real image.
 
-    provider: of ONNX files; a checkpoint runs in torch on the same device, with `compiled` once more by torch.compile.
-    threads: None takes every core that this process may use. profile: one that
-    `bench.profile.preset` takes. builds: how many times each model is loaded, so that one lucky load does not decide.
-    energy: measure it too. layers: time each model's layers too, when all is measured. trust: load engines from
-    elsewhere. root: where /proc and /sys are looked for. names: of the rows; file names without suffix if None.
-    accuracies: 0 to 1, of models where it is known. watch: see `measure`. X.r2.engine, X.r3.engine, ... beside X.engine
-    are further builds of its row.
     ONNX files that say they are not folded run with the runtime's own norm fusions off, and their row says so.
     The result may be invalid (a throttled machine): look at its `validity`.
-    Raises InputError (exit 2), MissingDependency or MissingDevice (exit 3), InvalidMeasurement (exit 4).
+
+    Args:
+        models: The files, or all that is asked.
+        root: Where /proc and /sys are looked for.
+        progress: Called between the blocks.
+        watch: See `measure`.
+        **request: The other fields of BenchRequest, where `models` are files.
+
+    Raises:
+        InputError: Models or options that do not go together.
+        MissingDependency: A runtime that is not installed.
+        MissingDevice: Hardware that is not here.
+        InvalidMeasurement: Too poor conditions to measure at all.
     """
-    if builds < 1:
-        raise InputError(f"{builds} builds cannot be measured.\nGive `--builds` 1 or more.")
-    options = options or MeasureOptions()
-    sensor = find_sensor(root) if energy else None
-    paths = list(dict.fromkeys([*([baseline] if baseline is not None else []), *models]))
-    if threads is None:
-        threads = len(os.sched_getaffinity(0))
-    paths, further = _further_builds(paths)
-    rows = _rows(paths, names or {}, provider, compiled=compiled)
-    provided = " and ".join(sorted({each for _, each in rows.values()}))
-    conditions = preset(profile, provider=provided, batch=batch, threads=threads, input="random")
-    if conditions.sync != "query":
-        raise InputError(
-            f"profile {profile} does not wait for every query, and `bench` does.\n"
-            "Time it with `trtexec --loadEngine=...`, or use `--profile single-stream`."
-        )
-    if layers:
-        check_layers([path for path, _ in rows.values()], provider=provider)
-    load = partial(_load, batch=batch, threads=threads, trust=trust)
-    arms, inputs, loaded = [], set(), []
-    for name, (path, provided_by) in rows.items():
-        runner = load(path, provided_by)
-        unfolded = runner.info is not None and not runner.info.folded and runner.info.norm != "none"
-        unfolded = unfolded and provided_by in PROVIDERS  # TensorRT fuses what it can, torch only when it compiles
-        if unfolded:
-            runner.close()
-            runner = load(path, provided_by, fuse_norms=False)
-        samples, kind, images = _samples(runner, batch)
-        inputs.add(kind)
-        loaded.append(Loaded(name, runner, samples, fuse_norms=not unfolded))
-        facts = {
-            **_facts(runner, fuses=not unfolded and provided_by not in ("torch", "torch-cuda")),
-            "provider": provided_by,
-            "images": None if images is None else asdict(images),
-        }
-        if path in (accuracies or {}):
-            facts["accuracy"] = accuracies[path]
-        again = [
-            load(each, provided_by, fuse_norms=not unfolded)
-            for each in [*[path] * (builds - 1), *further.get(path, ())]
-        ]
+    asked = models if isinstance(models, BenchRequest) else BenchRequest(models=models, **request)
+    options = asked.options or MeasureOptions()
+    sensor = find_sensor(root) if asked.energy else None
+    threads = asked.threads or len(os.sched_getaffinity(0))
+    named, further = asked.rows(), asked.further_builds()
+    provided = " and ".join(sorted({each for _, each in named.values()}))
+    conditions = preset(
+        asked.profile,
+        provider=provided,
+        batch=asked.batch,
+        threads=threads,
+        input="random",
+        cuda_graph=asked.cuda_graph,
+    )
+    if asked.layers:
+        _check_layers([path for path, _ in named.values()], provider=asked.provider)
+    arms, rows = [], {}
+    for name, (path, provider) in named.items():
+        file = open_file(path, trust=asked.trust)
+        load = partial(
+            ModelFile.runner, provider=provider, threads=threads, batch=asked.batch, fuse_norms=not file.keeps_norms,
+            cuda_graph=asked.cuda_graph,
+        )  # fmt: skip
+        runner = load(file)
+        rows[name] = row = _Row(file, provider, runner, *_samples(runner, asked.batch))
+        facts = row.facts()
+        if path in asked.accuracies:
+            facts["accuracy"] = asked.accuracies[path]
+        others = [file] * (asked.builds - 1) + [open_file(each, trust=asked.trust) for each in further.get(path, ())]
         arms += [
-            Arm(name=name, run=_query(each, samples), build=number, facts=facts)
-            for number, each in enumerate([runner, *again])
+            Arm(name=name, run=_query(each, row.batches), build=number, facts=facts)
+            for number, each in enumerate([runner, *map(load, others)])
         ]
+    inputs = {"random" if row.images is None else "real samples" for row in rows.values()}
     if len(inputs) > 1:
         raise InputError("some models say what data they were trained on and others do not: their inputs would differ.")
     taken = measure(arms, options=options, progress=progress, probe=Probe(root), watch=watch)
@@ -126,11 +143,9 @@ def bench(
         environment=read_environment(root),
         profile=replace(conditions, input=inputs.pop()),
         pinned_mhz=pinned_mhz(root),
-        energies=sensor and measure_energy(firsts, sensor, seconds=options.seconds, progress=progress),
+        energies=measure_energy(firsts, sensor, seconds=options.seconds, progress=progress) if sensor else None,
     )
-    if layers:
-        result = with_layers(result, loaded, threads=threads, provider=provider, root=root, progress=progress)
-    return result
+    return _with_layers(result, rows, threads=threads, root=root, progress=progress) if asked.layers else result
 
 
 def read_result(path: Path) -> BenchResult:
@@ -182,88 +197,89 @@ def _publish(
     )
 
 
-def _query(runner: Runner, samples: list[NDArray[np.float32]]) -> Any:
+def _query(runner: Runner, samples: Sequence[NDArray[np.float32]]) -> Callable[[], object]:
     """Bind a runner to an endless supply of inputs: one call, one query."""
-    run, supply = runner.run, itertools.cycle(samples)
-    return lambda: run(next(supply))
+    supply = itertools.cycle(samples)
+    return lambda: run_images(runner, next(supply))
 
 
-def _further_builds(paths: Sequence[Path]) -> tuple[list[Path], dict[Path, list[Path]]]:
-    """Return the files that get a row, and the replicates (as `build-engine` names them) of those that have some."""
-    further: dict[Path, list[Path]] = {}
-    for path in paths:
-        replicate = _REPLICATE.fullmatch(path.name)
-        if replicate and (first := path.with_name(f"{replicate[1]}.engine")) in paths:
-            further.setdefault(first, []).append(path)
-    return [path for path in paths if not any(path in each for each in further.values())], further
-
-
-def _rows(
-    paths: Sequence[Path], names: Mapping[Path, str], provider: str, *, compiled: bool
-) -> dict[str, tuple[Path, str]]:
-    """Return by name of the row: which file, run by what, as the timing profile calls it."""
-    named = {path: names.get(path, path.name.removesuffix(path.suffix)) for path in paths}
-    if len(set(named.values())) < len(paths):
-        named = {path: str(path) for path in paths}
-    rows = {}
-    for path, name in named.items():
-        if path.suffix.lower() != ".safetensors":
-            rows[name] = (path, "engine" if path.suffix.lower() == ".engine" else provider)
-            continue
-        rows[name] = (path, torch_provider(provider, compiled=False))
-        if compiled:
-            rows[f"{name} compiled"] = (path, torch_provider(provider, compiled=True))
-    if compiled and len(rows) == len(paths):
-        raise InputError("--compile is for checkpoints, and none is among the models.\nAdd one, or leave it out.")
-    return rows
-
-
-def _load(
-    path: Path, provider: str, *, batch: int, threads: int, trust: bool, fuse_norms: bool = True
-) -> Runner:  # fmt: skip
-    if provider.startswith("torch"):
-        return TorchRunner(path, provider=provider, batch=batch, threads=threads)
-    return load_runner(path, threads=threads, provider=provider, fuse_norms=fuse_norms, trust=trust)
-
-
-def _samples(runner: Runner, batch: int) -> tuple[list[NDArray[np.float32]], str, Parent | None]:
-    fixed = runner.input_shape[0]
-    if fixed is not None and fixed != batch:
+def _samples(runner: Runner, batch: int) -> tuple[Sequence[NDArray[np.float32]], Parent | None]:
+    """Return the batches that a model is fed, and which images they are: None for random numbers."""
+    given = image_input(runner)
+    shape = given.shape or ()
+    if shape[0] is not None and shape[0] != batch:
         raise InputError(
-            f"{runner.name} has a fixed batch of {fixed}, {batch} was asked for.\n"
+            f"{runner.name} has a fixed batch of {shape[0]}, {batch} was asked for.\n"
             f"Export it with `--batch-size {batch}` or `--batch-size dynamic`."
         )
-    most = getattr(runner, "largest_batch", None)  # of an engine: more would be several queries
+    most = runner.batch_range[1]  # more would be several queries
     if most is not None and batch > most:
         raise InputError(f"{runner.name} takes at most {most} images at once.\nBuild it with `--batch-size {batch}`.")
     rng = np.random.default_rng(0)
     if runner.info is None or not runner.info.data:
-        if None in runner.input_shape[1:]:
+        if None in shape[1:]:
             raise InputError(f"{runner.name} leaves sizes other than the batch open; they have to be fixed.")
-        shape = (_DIFFERENT_INPUTS, batch, *(int(size or 0) for size in runner.input_shape[1:]))
-        return list(rng.standard_normal(shape, dtype=np.float32)), "random", None
-    prep = preprocess_for(runner.info, runner.input_shape, model=runner.name)
+        sizes = (_DIFFERENT_INPUTS, batch, *(int(size or 0) for size in shape[1:]))
+        return list(rng.standard_normal(sizes, dtype=np.float32)), None
+    prep = preprocess_for(runner.info, shape, model=runner.name)
     split = split_for(runner.info, prep, None, "test")
     images = to_input(split.images, prep)
     chosen = rng.permutation(max(len(images), _DIFFERENT_INPUTS * batch)) % len(images)
     batches = [images[chosen[at * batch : (at + 1) * batch]] for at in range(_DIFFERENT_INPUTS)]
-    return batches, "real samples", split.as_parent()
+    return batches, split.as_parent()
 
 
-def _facts(runner: Runner, *, fuses: bool) -> dict[str, Any]:
-    info = runner.info
-    facts = {
-        "file": runner.path.name,
-        "sha256": sha256_of(runner.path),
-        "bytes": runner.path.stat().st_size,
-        "runtime_norm_fusions": "on" if fuses else "off",
-    }
-    if info is not None:
-        facts |= {
-            "net": info.net,
-            "norm": info.norm,
-            "precision": info.precision,
-            "folded": info.folded,
-            "graph": info.graph,
-        }
-    return facts
+def _check_layers(paths: Sequence[Path], *, provider: str) -> None:
+    """Refuse, before measuring, what cannot be profiled afterwards. Raises InputError."""
+    if provider != "cpu" and any(path.suffix.lower() == ".onnx" for path in paths):
+        raise InputError(
+            f"--layers: on {provider}, ONNX Runtime's profiler times the launches, not the layers.\n"
+            "Leave `--layers` out, take `--device cpu`, or build an engine with `msn-deploy build-engine`."
+        )
+    checkpoint = next((path for path in paths if path.suffix.lower() == ".safetensors"), None)
+    if checkpoint is not None:
+        raise InputError(f"--layers times ONNX files and engines; {checkpoint} runs in torch.\nExport it first.")
+
+
+def _with_layers(
+    result: BenchResult, rows: Mapping[str, _Row], *, threads: int, root: Path, progress: Progress
+) -> BenchResult:
+    """Return the result with a layer profile in every arm."""
+    target = target_of(what_machine(root))
+    profiles = {}
+    for at, (name, row) in enumerate(rows.items()):
+        progress(at, len(rows), f"layers of {name}")
+        opened, limits = row.file.opened, None
+        if isinstance(opened, OpenModel):  # on the CPU, whose limits the table of targets does not have
+            model: OpenModel | None = opened
+            times = time_ort_layers(opened, row.batches, threads=threads, fuse_norms=row.fuses)
+        else:
+            times = time_trt_layers(cast(TrtRunner, row.runner), row.batches)
+            source = onnx_of(row.file.path)
+            model = None if source is None else open_model(source, step="counting operations")
+            limits = limits_of(target, cast(Plan, opened).precision)
+        profiles[name] = LayerProfile(
+            source=times.source,
+            runs=times.runs,
+            layers=times.layers,
+            cost=_cost(model, batch=len(row.batches[0])),
+            limits=limits,
+        )
+    return replace(result, arms=tuple(replace(arm, layers=profiles[arm.name]) for arm in result.arms))
+
+
+def _cost(model: OpenModel | None, *, batch: int) -> Cost | None:
+    if model is None:
+        return None
+    from msn_deploy.model.cost import cost_of  # late: it imports onnx, which a device that times engines can lack
+
+    return cost_of(model.proto, batch=batch)
+
+
+def onnx_of(engine: Path) -> Path | None:
+    """Return the ONNX file that an engine was built from, if it lies beside it unchanged."""
+    parent = next((each for each in read_sidecar(engine).parents if each.role == "onnx"), None)
+    if parent is None:
+        return None
+    path = engine.with_name(Path(parent.file).name)
+    return path if path.is_file() and sha256_of(path) == parent.sha256 else None

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from msn_deploy.core.errors import GateError, InputError
 from msn_deploy.core.progress import Progress, silent
-from msn_deploy.engine import OrtRunner
+from msn_deploy.engine import OrtRunner, run_images
+from msn_deploy.model.opened import made_model
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -221,10 +222,10 @@ class _Budget:
         return self.right[key]
 
     def _logits(self, graph: ModelProto, images: NDArray[np.float32], note: str = "") -> NDArray[np.float32]:
-        runner = OrtRunner(Path("the graph"), content=graph.SerializeToString())
+        runner = OrtRunner(made_model(Path("the graph"), graph, graph.SerializeToString()))
         parts = []
         for start in range(0, len(images), _CHUNK):
-            parts.append(runner.run(images[start : start + _CHUNK]))
+            parts.append(run_images(runner, images[start : start + _CHUNK]))
             if note:
                 self.progress(min(start + _CHUNK, len(images)), len(images), f"measuring {note}")
         runner.close()

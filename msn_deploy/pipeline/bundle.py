@@ -148,7 +148,7 @@ def _models(contents: Mapping[str, bytes | Path]) -> list[tuple[BundledModel, by
     found = []
     for name, path in _model_files(contents).items():
         model = open_model(path, step="bundle")
-        OrtRunner(path, threads=1, content=model.data).close()  # what ONNX Runtime does not load is not packed
+        OrtRunner(model, threads=1).close()  # what ONNX Runtime does not load is not packed
         info = model.info
         recipe = (json.dumps(info.recipe, indent=2, sort_keys=True) + "\n").encode() if info and info.recipe else None
         entry = BundledModel(

@@ -15,7 +15,7 @@ from msn_deploy.core.errors import InputError
 from msn_deploy.core.model_info import DEFAULT_METHOD, ModelInfo
 from msn_deploy.core.progress import Progress, silent
 from msn_deploy.data import to_input
-from msn_deploy.engine import OrtRunner
+from msn_deploy.engine import OrtRunner, run_images
 from msn_deploy.model.opened import OpenModel, made_model, open_model, with_info
 from msn_deploy.model.parity import Rung, rung
 from msn_deploy.pipeline.budget import Verdict, int8_graph, within_budget
@@ -239,9 +239,9 @@ def _within_budget(
 
 
 def _outputs(model: OpenModel, inputs: Any) -> NDArray[np.float32]:
-    runner = OrtRunner(model.path, content=model.data)
+    runner = OrtRunner(model)
     most = min(len(inputs), DEFAULT_SAMPLES)
-    return np.concatenate([runner.run(inputs[at : min(at + _CHUNK, most)]) for at in range(0, most, _CHUNK)])
+    return np.concatenate([run_images(runner, inputs[at : min(at + _CHUNK, most)]) for at in range(0, most, _CHUNK)])
 
 
 def check_door(model: OpenModel, out: Path) -> None:

@@ -17,8 +17,8 @@ from msn_deploy.core.artifacts import Parent, publish, sidecar_path, write_json
 from msn_deploy.core.errors import FoldError, GateError, InputError
 from msn_deploy.core.model_info import ModelInfo
 from msn_deploy.data import to_input
-from msn_deploy.engine import OrtRunner
-from msn_deploy.model.opened import inputs_of, norms_in, only_input, with_info
+from msn_deploy.engine import OrtRunner, run_images
+from msn_deploy.model.opened import inputs_of, made_model, norms_in, only_input, with_info
 from msn_deploy.pipeline.images import split_for
 from msn_deploy.pipeline.source import Source, open_source, require_packages
 
@@ -250,10 +250,11 @@ def _require_exact(certificate: Certificate, source: str, *, fully: bool) -> Non
 
 def _outputs(content: bytes, images: NDArray[np.float32], *, fuse_norms: bool = True) -> NDArray[np.float32]:
     """Run a file in ONNX Runtime, whose own fusions are those that users get; the unfolded graph is nobody's file."""
-    runner = OrtRunner(
-        Path("the exported graph"), content=content, fuse_norms=fuse_norms, threads=1 if len(images) <= _FEW else None
-    )
-    outputs = runner.run(images)
+    import onnx
+
+    model = made_model(Path("the exported graph"), onnx.load_model_from_string(content), content)
+    runner = OrtRunner(model, fuse_norms=fuse_norms, threads=1 if len(images) <= _FEW else None)
+    outputs = run_images(runner, images)
     runner.close()
     return outputs
 

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from msn_deploy.core.errors import InputError
-from msn_deploy.core.model_info import ModelInfo, Preprocess
+from msn_deploy.core.errors import InputError, first_line
 from msn_deploy.core.optional import require
 from msn_deploy.data import to_input
 from msn_deploy.data.images import SUFFIXES, fit_images, read_image
-from msn_deploy.pipeline.evaluate import Predict, open_model
+from msn_deploy.pipeline.evaluate import Classifier, open_classifier
+from msn_deploy.tasks.classification import likeliest
 
 VIDEO_SUFFIXES = (".avi", ".mkv", ".mov", ".mp4", ".mpg", ".webm")
 _CAMERA = "camera:"  # and a number
@@ -46,26 +46,23 @@ def infer(model: Path, sources: Sequence[Path], *, threads: int | None = None, t
     answer with an `error`. trust: load an engine from elsewhere. Raises InputError before the first answer for a model
     or a source that cannot be used, MissingDependency for a video without OpenCV.
     """
-    predict, info, prep = open_model(model, threads, trust=trust)
+    classifier = open_classifier(model, threads, trust=trust)
+    prep = classifier.prep
     for source in sources:
         _check(source)
-    predict(np.zeros((1, prep.channels, prep.height_px, prep.width_px), dtype=np.float32))  # pays for memory
-    return (_answer(name, image, predict, info, prep) for name, image in _images(sources, prep.image_size))
+    classifier.predict(np.zeros((1, prep.channels, prep.height_px, prep.width_px), dtype=np.float32))  # pays for memory
+    return (_answer(name, image, classifier) for name, image in _images(sources, prep.image_size))
 
 
-def _answer(
-    name: str, image: NDArray[np.uint8] | InputError, predict: Predict, info: ModelInfo | None, prep: Preprocess
-) -> Answer:
+def _answer(name: str, image: NDArray[np.uint8] | InputError, classifier: Classifier) -> Answer:
     if isinstance(image, InputError):
-        return Answer(image=name, error=str(image).splitlines()[0])
-    batch = to_input(image[np.newaxis], prep)
+        return Answer(image=name, error=first_line(image))
+    batch = to_input(image[np.newaxis], classifier.prep)
     began = time.perf_counter()
-    logits = predict(batch)[0].astype(np.float64).ravel()
+    logits = classifier.predict(batch)[0]
     latency_ms = (time.perf_counter() - began) * 1e3
-    scores = np.exp(logits - logits.max())
-    best = int(scores.argmax())
-    label = info.classes[best] if info is not None and best < len(info.classes) else str(best)
-    return Answer(image=name, label=label, score=float(scores[best] / scores.sum()), latency_ms=latency_ms)
+    (best,) = likeliest(logits, classifier.info.classes if classifier.info else ())
+    return Answer(image=name, label=best.label, score=best.score, latency_ms=latency_ms)
 
 
 def _check(source: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from msn_deploy.core.errors import InputError
 from msn_deploy.core.model_info import ModelInfo
 from msn_deploy.core.optional import require
 from msn_deploy.core.recipes import recipe_from_dict
-from msn_deploy.engine import OrtRunner
+from msn_deploy.engine import OrtRunner, run_images
 from msn_deploy.model.opened import open_model
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def open_source(
     from msn_deploy.graph.export import LOWEST_OPSET
     from msn_deploy.graph.layers import certify_layers
     from msn_deploy.msn import fold_layers
-    from msn_deploy.nets.predict import logits_of
+    from msn_deploy.training.runner import logits_of
 
     if ".py:" in source:
         model, info, parents = _own_network(source, weights)
@@ -111,7 +112,7 @@ def _predicted(model: nn.Module, images: NDArray[np.float32], chunk: int) -> NDA
     import torch
 
     from msn_deploy.graph.export import require_one_output
-    from msn_deploy.nets.predict import logits_of
+    from msn_deploy.training.runner import logits_of
 
     try:
         return logits_of(model, images, chunk=chunk)
@@ -144,11 +145,10 @@ def _open_onnx(path: Path) -> Source:
     _, shape = model.only_input
     if None in shape[1:]:
         raise InputError(f"{path} leaves sizes other than the batch open; export it with fixed ones.")
-    runner = OrtRunner(path, content=model.data)
     return Source(
         graph=model.proto,
         info=model.info or ModelInfo(net="custom", norm="custom"),
-        predict=runner.run,
+        predict=partial(run_images, OrtRunner(model)),
         graph_is_truth=True,
         input_shape=tuple(size or 1 for size in shape),
         parents=(model.as_parent(), *(parent_of(file, role="weights") for file in model.weight_files)),

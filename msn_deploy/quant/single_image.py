@@ -15,7 +15,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, numpy_helper
 
-from msn_deploy.core.errors import InputError
+from msn_deploy.core.errors import InputError, shorten
 from msn_deploy.core.optional import require
 from msn_deploy.model.graphs import constants_of
 from msn_deploy.model.opened import inputs_of, only_input
@@ -120,15 +120,11 @@ def _session(model: ModelProto) -> Any:
     try:
         return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as cause:  # ONNX Runtime's classes share no base below Exception
-        raise InputError(f"ONNX Runtime {ort.__version__} cannot load the network: {_first(cause)}.") from cause
+        raise InputError(f"ONNX Runtime {ort.__version__} cannot load the network: {shorten(cause)}.") from cause
 
 
 def _run(session: Any, names: list[str], feed: dict[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
     try:
         return dict(zip(names, session.run(names, feed), strict=True))
     except Exception as cause:  # as at loading
-        raise InputError(f"the network loads but does not run: {_first(cause)}.\nExport it again.") from cause
-
-
-def _first(cause: Exception) -> str:
-    return " ".join(str(cause).split())[:200]
+        raise InputError(f"the network loads but does not run: {shorten(cause)}.\nExport it again.") from cause

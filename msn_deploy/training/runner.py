@@ -1,41 +1,37 @@
-"""A checkpoint in torch itself, eager or compiled: what a runtime has to beat."""
+"""A network in torch itself: a checkpoint, eager or compiled, and the logits of a module in memory."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from msn_deploy.core.errors import InputError, MissingDependency, MissingDevice
-from msn_deploy.core.model_info import ModelInfo
+from msn_deploy.core.errors import MissingDependency, MissingDevice, first_line
+from msn_deploy.core.model_info import ModelInfo, TensorSpec
 from msn_deploy.core.optional import require
 from msn_deploy.core.recipes import recipe_from_dict
-from msn_deploy.engine.runner import check_images
+from msn_deploy.engine.runner import check_feeds, run_images
 
-
-def torch_provider(provider: str, *, compiled: bool) -> str:
-    """Return what a timing profile calls torch on the device of a provider: "torch", "torch-cuda-compile", ...
-
-    Raises InputError for a provider that is no device of torch's.
-    """
-    if provider not in ("cpu", "cuda"):
-        raise InputError(f"a checkpoint runs in torch, on cpu or cuda, not on {provider}.\nExport it first.")
-    return f"torch{'-cuda' * (provider == 'cuda')}{'-compile' * compiled}"
+if TYPE_CHECKING:
+    from torch import nn
 
 
 class TorchRunner:
-    """A Runner over torch. Not `nets.predict.logits_of`, which walks through all modules in every call."""
+    """A Runner over torch. Not `logits_of`, which walks through all modules in every call."""
 
-    def __init__(self, path: Path, *, provider: str, batch: int, threads: int | None = None) -> None:
+    batch_range: tuple[int, int | None] = (1, None)
+
+    def __init__(self, path: Path, *, provider: str, batch: int = 1, threads: int | None = None) -> None:
         """Load a checkpoint; compile it too if asked for, for batches of `batch`, so that no query pays for that.
 
-        provider: what `torch_provider` returns. threads: of the whole process.
+        provider: what `torch_provider` of pipeline/ returns. threads: of the whole process.
         Raises InputError, MissingDevice, and MissingDependency without torch or a C++ compiler that it can use.
         """
-        torch = require("torch", step="bench of a checkpoint")
+        torch = require("torch", step="running a checkpoint")
         from msn_deploy.training import load_checkpoint
 
         self._torch: Any = torch
@@ -44,39 +40,56 @@ class TorchRunner:
             raise MissingDevice("torch sees no CUDA GPU on this machine.\nChoose `--device cpu`.")
         if threads is not None:
             torch.set_num_threads(threads)
-        self.path, self.name, self.input_name = path, path.name, "input"
+        self.path, self.name = path, path.name
         model, info = load_checkpoint(path)
         self.info: ModelInfo | None = info
-        self.input_shape: tuple[int | None, ...] = (
-            None,
-            *recipe_from_dict(info.recipe, source=str(path)).network_input,
-        )
+        sizes = recipe_from_dict(info.recipe, source=str(path)).network_input
+        self.inputs: tuple[TensorSpec, ...] = (TensorSpec("input", "float32", (None, *sizes)),)
+        self.outputs: tuple[TensorSpec, ...] = (TensorSpec("logits", "float32", None),)
         self._model: Any = model.to(self._device)
         if provider.endswith("-compile"):
-            self._compile(batch)
+            self._compile((batch, *sizes))
 
-    def _compile(self, batch: int) -> None:
+    def _compile(self, shape: tuple[int, ...]) -> None:
         from torch._inductor import config
 
-        sizes = [int(size or 0) for size in self.input_shape[1:]]
         try:
             with warnings.catch_warnings(), config.patch(compile_threads=1):  # no workers that outlive this
                 warnings.simplefilter("ignore")  # torch's about its own deprecated parts
                 self._model = self._torch.compile(self._model, dynamic=False)
-                self.run(np.zeros((batch, *sizes), np.float32))
+                run_images(self, np.zeros(shape, np.float32))
         except Exception as cause:  # the compiler's classes share no base below Exception
-            first = (str(cause).splitlines() or [type(cause).__name__])[0][:150]
             raise MissingDependency(
-                f"torch.compile does not work here: {first}.\nInstall a C++ compiler (g++), or leave `--compile` out."
+                f"torch.compile does not work here: {first_line(cause, 150)}.\n"
+                "Install a C++ compiler (g++), or leave `--compile` out."
             ) from cause
 
-    def run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Map float32 (N, C, H, W) to float32 (N, classes), copies to and from the device included."""
-        check_images(batch, self.input_shape, name=self.name)
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """See Runner; copies to and from the device are included."""
+        check_feeds(feeds, self.inputs, name=self.name)
+        given = [self._torch.from_numpy(feeds[spec.name]).to(self._device) for spec in self.inputs]
         with self._torch.inference_mode():
-            logits: NDArray[np.float32] = self._model(self._torch.from_numpy(batch).to(self._device)).cpu().numpy()
-        return logits
+            made = self._model(*given)
+        each = made if isinstance(made, tuple) else (made,)
+        return {spec.name: tensor.cpu().numpy() for spec, tensor in zip(self.outputs, each, strict=True)}
 
     def close(self) -> None:
         """Free the network; it cannot run afterwards."""
         self._model = None
+
+
+def logits_of(model: nn.Module, batch: NDArray[np.float32], *, chunk: int = 256) -> NDArray[np.float32]:
+    """Return the model's output (N, classes) for a batch (N, C, H, W), in evaluation mode, on the model's device.
+
+    Images run in chunks; the model's own state and mode stay as they are.
+    """
+    import torch
+
+    was_training = model.training
+    model.eval()
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    with torch.inference_mode():
+        parts = [model(part.to(device)).float().cpu() for part in torch.split(torch.from_numpy(batch), chunk)]
+    model.train(was_training)
+    made: NDArray[np.float32] = torch.cat(parts).numpy()
+    return made

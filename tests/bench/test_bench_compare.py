@@ -103,9 +103,6 @@ def test_json_of_an_arm_begins_with_the_promised_keys():
         "h2d": None,
         "d2h": None,
         "cuda_graph": False,
-        "spin_wait": False,
-        "streams": 1,
-        "sync": "query",
     }
     assert value["options"]["seconds"] == 2.5
 

@@ -138,9 +138,6 @@ def test_what_a_kernel_keeps_of_the_memory_makes_no_other_device():
         ("h2d", True),
         ("d2h", True),
         ("cuda_graph", True),
-        ("spin_wait", True),
-        ("streams", 2),
-        ("sync", "end"),
     ],
 )
 def test_another_timing_profile_is_refused_by_its_first_difference(field, value):

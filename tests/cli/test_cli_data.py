@@ -11,11 +11,11 @@ from PIL import Image
 
 from msn_deploy.core.model_info import ModelInfo, Preprocess
 from msn_deploy.data import load_split, to_input
-from msn_deploy.nets.predict import logits_of
 from msn_deploy.pipeline.evaluate import evaluate
 from msn_deploy.pipeline.images import split_for
 from msn_deploy.pipeline.infer import infer
 from msn_deploy.training.checkpoint import save_checkpoint
+from msn_deploy.training.runner import logits_of
 
 PADDED = Preprocess(height_px=28, width_px=28, channels=1, mean=(0.3,), std=(0.4,), fit="pad")
 

@@ -20,8 +20,7 @@ from msn_deploy.engine.preflight import preflight
 from msn_deploy.machine.device import Gpu
 from msn_deploy.model.cost import cost_of
 from msn_deploy.model.opened import open_model
-from msn_deploy.pipeline.bench import bench
-from msn_deploy.pipeline.layers import onnx_of
+from msn_deploy.pipeline.bench import bench, onnx_of
 
 NATIVE = {"tensorrt", "tensorrt_rtx", "pycuda", "cuda"}
 
@@ -164,25 +163,26 @@ def engine(monkeypatch, run_folder, tmp_path):
     path = run_folder / "cnn3_msn.int8.engine"
 
     class Runner(OrtRunner):
-        largest_batch = 8
+        most, graphs = 1, []
 
         def __init__(self, plan, *, cuda_graph):
-            super().__init__(run_folder / plan.onnx.file, threads=1)
+            super().__init__(open_model(run_folder / plan.onnx.file, step="test"), threads=1)
             self.path, self.name, self.info = plan.path, plan.path.name, plan.info
-            self.precision, self.report = plan.precision, None
+            self.batch_range, self.report = (1, self.most), None
+            self.graphs.append(cuda_graph)
 
         def report_layers(self, report):
             self.report = report
             return '{"Layers": [{"Name": "conv", "LayerType": "CaskConvolution", "Inputs": [{"Datatype": "Int8"}]}]}'
 
-        def run(self, batch):
+        def run(self, feeds):
             if self.report is not None:
                 self.report("conv", 0.02)
-            return super().run(batch)
+            return super().run(feeds)
 
     here = replace(what_is_here(), gpu=Gpu(name="a GPU", compute_capability="8.6"))
     monkeypatch.setattr("msn_deploy.engine.preflight.what_is_here", lambda: here)
-    monkeypatch.setattr("msn_deploy.engine.trt.TrtRunner", Runner)
+    monkeypatch.setattr("msn_deploy.engine.load.TrtRunner", Runner)
     return path
 
 
@@ -207,10 +207,20 @@ def test_bench_names_the_engine_and_says_that_it_is_no_onnx_file_on_the_cpu(engi
     assert [arm.facts["net"] for arm in result.arms] == ["cnn3", "cnn3"]
 
 
+@pytest.mark.parametrize("asked", [False, True])
+def test_bench_replays_a_cuda_graph_if_asked_and_says_so(engine, asked):
+    from msn_deploy.engine import load
+
+    quick = MeasureOptions(seconds=0.1, block_ms=2, warmup_seconds=0, warmup_queries=1)
+    result = bench([engine], threads=1, builds=2, cuda_graph=asked, options=quick)
+    assert load.TrtRunner.graphs == [asked, asked]
+    assert result.profile.cuda_graph is asked
+
+
 def test_bench_leaves_the_norms_of_an_engine_to_tensorrt(engine, monkeypatch):
     plan = preflight(engine)
     plan = replace(plan, info=replace(plan.info, folded=False))
-    monkeypatch.setattr("msn_deploy.engine.preflight.preflight", lambda path, *, trusting: plan)
+    monkeypatch.setattr("msn_deploy.engine.load.preflight", lambda path, *, trusting: plan)
     quick = MeasureOptions(seconds=0.1, block_ms=2, warmup_seconds=0, warmup_queries=1)
     (arm,) = bench([engine], threads=1, options=quick).arms
     assert (arm.facts["folded"], arm.facts["runtime_norm_fusions"]) == (False, "on")
@@ -218,7 +228,7 @@ def test_bench_leaves_the_norms_of_an_engine_to_tensorrt(engine, monkeypatch):
 
 def test_bench_times_the_layers_of_an_engine_and_counts_its_onnx_file(engine, run_folder, tmp_path, monkeypatch):
     machine = SimpleNamespace(jetson="NVIDIA Jetson Orin Nano Developer Kit", memory_gib=7.4)
-    monkeypatch.setattr("msn_deploy.pipeline.layers.what_machine", lambda root: machine)
+    monkeypatch.setattr("msn_deploy.pipeline.bench.what_machine", lambda root: machine)
     quick = MeasureOptions(seconds=0.1, block_ms=2, warmup_seconds=0, warmup_queries=1)
     (arm,) = bench([engine], threads=1, options=quick, layers=True).arms
     profile = arm.layers
@@ -240,5 +250,5 @@ def test_bench_times_the_layers_of_an_engine_and_counts_its_onnx_file(engine, ru
 
 
 def test_bench_refuses_a_batch_that_would_be_several_queries(cli, engine, monkeypatch):
-    monkeypatch.setattr("msn_deploy.engine.trt.TrtRunner.largest_batch", 0)
+    monkeypatch.setattr("msn_deploy.engine.load.TrtRunner.most", 0)
     assert_explained(cli("bench", engine, "--batch", 1), 2, "cnn3_msn.int8.engine at most 0 images --batch 1")

@@ -13,7 +13,7 @@ from PIL import Image
 
 from msn_deploy.core.model_info import METADATA_KEY
 from msn_deploy.core.recipes import load_recipe
-from msn_deploy.engine import OrtRunner
+from msn_deploy.engine import load_runner, run_images
 from msn_deploy.training import load_checkpoint, train, train_gan
 from msn_deploy.training.checkpoint import read_tensors, write_tensors
 
@@ -53,13 +53,13 @@ def test_training_says_its_losses(cli, folder, tmp_path):
 def test_the_folded_onnx_is_torch_and_an_engine_is_built_from_it(cli, folder, tmp_path):
     onnx = tmp_path / "small.onnx"
     assert cli("export", folder / "small.safetensors", "--out", onnx).code == 0
-    runner = OrtRunner(onnx)
+    runner = load_runner(onnx)
     assert runner.input_shape == (1, 16, 1, 1)
     model, _ = load_checkpoint(folder / "small.safetensors")
     inputs = np.random.default_rng(3).standard_normal((4, 16, 1, 1)).astype(np.float32)
     with torch.no_grad():
         wanted = model(torch.from_numpy(inputs)).numpy()
-    got = np.concatenate([runner.run(each[None]) for each in inputs])
+    got = np.concatenate([run_images(runner, each[None]) for each in inputs])
     assert float(np.abs(got - wanted).max()) < 1e-5
     assert float(wanted.std()) > 0.01
     operators = json.loads((tmp_path / "small.onnx.json").read_text())["facts"]["operators"]
@@ -71,7 +71,7 @@ def test_the_folded_onnx_is_torch_and_an_engine_is_built_from_it(cli, folder, tm
     calibrated = json.loads((tmp_path / "small.int8.onnx.json").read_text())
     assert calibrated["config"]["data"] == "latents of the standard normal distribution"
     assert 3 < calibrated["facts"]["ranges"][runner.input_name] < 6  # of 256 x 100 draws
-    int8 = np.concatenate([OrtRunner(tmp_path / "small.int8.onnx").run(each[None]) for each in inputs])
+    int8 = np.concatenate([run_images(load_runner(tmp_path / "small.int8.onnx"), each[None]) for each in inputs])
     assert float(np.abs(int8 - wanted).std()) < 0.2 * float(wanted.std())
     outcome = cli("bench", onnx, "--seconds", "0.5")
     assert (outcome.code, "small" in outcome.out) == (0, True), outcome

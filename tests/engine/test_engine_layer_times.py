@@ -13,6 +13,7 @@ from test_engine_trt import images, load
 
 from msn_deploy.core.errors import InputError
 from msn_deploy.engine.layer_times import fusions, time_ort_layers, time_trt_layers
+from msn_deploy.engine.runner import run_images
 from msn_deploy.model.opened import open_model
 
 pytest.importorskip("onnxruntime", reason="these tests run ONNX files")
@@ -165,7 +166,7 @@ def test_layers_of_an_engine():
     ]
     assert [row[2] for row in found] == pytest.approx([1e3 * ms * 10 for ms in TAKES_MS.values()])
     assert [row[3] for row in found] == pytest.approx([0.75, 0.2, 0.05])
-    np.testing.assert_allclose(runner.run(given), logits(given), atol=1e-4)
+    np.testing.assert_allclose(run_images(runner, given), logits(given), atol=1e-4)
     runner.close()
     assert gpu.log.index("context") < gpu.log.index("engine")
 
@@ -183,7 +184,7 @@ def test_an_engine_built_without_details_still_has_names_and_times():
 
 def test_a_captured_graph_is_left_for_plain_runs_that_report():
     runner, gpu, _ = load(cuda_graph=True, inspected="", layers=TAKES_MS)
-    runner.run(images(4))
+    run_images(runner, images(4))
     launches = gpu.launches
     assert launches > 0
     times = time_trt_layers(runner, [images(4)], runs=3)
@@ -200,7 +201,7 @@ def test_ctrl_c_in_the_profiler_is_raised_by_the_run():
 
     runner.report_layers(stop)
     with pytest.raises(KeyboardInterrupt):
-        runner.run(images(4))
+        run_images(runner, images(4))
     runner.close()
     with pytest.raises(RuntimeError, match="was closed"):
         runner.report_layers(stop)

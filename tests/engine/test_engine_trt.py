@@ -15,8 +15,8 @@ from numpy_trt import Gpu, logits, module
 
 from msn_deploy.core.artifacts import Parent
 from msn_deploy.core.errors import InputError, MissingDependency, MissingDevice
-from msn_deploy.core.model_info import ModelInfo
-from msn_deploy.engine import load_runner
+from msn_deploy.core.model_info import ModelInfo, TensorSpec
+from msn_deploy.engine import load_runner, run_images
 from msn_deploy.engine.cuda import CudaError
 from msn_deploy.engine.plan import Plan
 from msn_deploy.engine.trt import TrtRunner
@@ -56,7 +56,9 @@ def test_the_checked_bytes_are_loaded_and_run_once_before_anyone_asks():
     runner, gpu, trt = load()
     assert trt.seen.plan is PLAN.data
     assert (runner.name, runner.path, runner.info) == ("net.engine", PLAN.path, PLAN.info)
-    assert (runner.input_name, runner.input_shape, runner.largest_batch) == ("x", (4, 3, 8, 8), 4)
+    assert runner.inputs == (TensorSpec("x", "float32", (4, 3, 8, 8)),)
+    assert runner.outputs == (TensorSpec("logits", "float32", (4, 5)),)
+    assert runner.batch_range == (4, 4)
     assert not np.isnan(gpu.pairs[1].host).any()  # the warm-up went all the way, on zeros
     assert (gpu.pairs[0].host == 0).all()
     runner.close()
@@ -67,21 +69,21 @@ def test_the_checked_bytes_are_loaded_and_run_once_before_anyone_asks():
 def test_a_fixed_batch_takes_any_number_of_images(count, cuda_graph):
     runner, _, trt = load(cuda_graph=cuda_graph)
     given = images(count)
-    made = runner.run(given)
+    made = run_images(runner, given)
     assert made.dtype == np.float32
     np.testing.assert_allclose(made, logits(given), atol=1e-4)
     assert set(trt.seen.shapes) == {4}
-    assert runner.last_gpu_ms == 2.0 * -(-count // 4)
+    assert runner.last_gpu_ms == 2.0
     runner.close()
 
 
 @given(counts=st.lists(st.integers(1, 20), min_size=1, max_size=4), cuda_graph=st.booleans())
 def test_an_open_batch_takes_any_sequence_of_sizes(counts, cuda_graph):
     runner, _, trt = load(shape=DYNAMIC, profile=RANGE, cuda_graph=cuda_graph)
-    assert (runner.input_shape, runner.largest_batch) == ((None, 3, 8, 8), 6)
+    assert (runner.inputs[0].shape, runner.batch_range) == ((None, 3, 8, 8), (2, 6))
     for seed, count in enumerate(counts):
         given = images(count, seed)
-        np.testing.assert_allclose(runner.run(given), logits(given), atol=1e-4)
+        np.testing.assert_allclose(run_images(runner, given), logits(given), atol=1e-4)
     assert min(trt.seen.shapes) >= 2
     assert max(trt.seen.shapes) <= 6
     runner.close()
@@ -89,9 +91,9 @@ def test_an_open_batch_takes_any_sequence_of_sizes(counts, cuda_graph):
 
 def test_the_answer_is_the_callers_and_not_a_window_on_the_buffer():
     runner, _, _ = load()
-    first = runner.run(images(4, 0))
+    first = run_images(runner, images(4, 0))
     before = first.copy()
-    runner.run(images(4, 1))
+    run_images(runner, images(4, 1))
     np.testing.assert_array_equal(first, before)
     runner.close()
 
@@ -99,7 +101,7 @@ def test_the_answer_is_the_callers_and_not_a_window_on_the_buffer():
 def test_half_precision_buffers_and_strided_images():
     runner, gpu, _ = load(dtypes=("float16", "float16"))
     given = images(4).transpose(0, 1, 3, 2)
-    made = runner.run(given)
+    made = run_images(runner, given)
     assert made.dtype == np.float32
     assert {pair.host.dtype for pair in gpu.pairs} == {np.dtype("float16")}
     np.testing.assert_allclose(made, logits(given), rtol=5e-3, atol=5e-2)
@@ -118,8 +120,54 @@ def test_half_precision_buffers_and_strided_images():
 def test_images_that_do_not_fit_are_refused_and_the_runner_goes_on(given, words):
     runner, _, _ = load()
     with pytest.raises(InputError, match=words):
-        runner.run(given)
-    np.testing.assert_array_equal(runner.run(images(4)), logits(images(4)))
+        run_images(runner, given)
+    np.testing.assert_array_equal(run_images(runner, images(4)), logits(images(4)))
+    runner.close()
+
+
+def test_several_inputs_and_outputs_run_by_name():
+    runner, _, _ = load(inputs=("a", "b"), outputs=("one", "two"), shape=DYNAMIC, profile=RANGE)
+    assert [spec.name for spec in (*runner.inputs, *runner.outputs)] == ["a", "b", "one", "two"]
+    for count in (6, 2, 3):
+        a, b = images(count, 1), images(count, 2)
+        made = runner.run({"b": b, "a": a})
+        np.testing.assert_allclose(made["one"], logits(a + b), atol=1e-4)
+        np.testing.assert_allclose(made["two"], 2 * logits(a + b), atol=1e-4)
+    with pytest.raises(InputError, match=r"2 inputs \(a, b\) and 2 outputs \(one, two\)"):
+        run_images(runner, images(3))
+    runner.close()
+
+
+@pytest.mark.parametrize("count", [1, 7])
+def test_a_run_outside_the_range_that_was_built_for_is_refused(count):
+    runner, _, _ = load(shape=DYNAMIC, profile=RANGE)
+    with pytest.raises(InputError, match=f"2x3x8x8 to 6x3x8x8; it is fed {count}x3x8x8"):
+        runner.run({"x": images(count)})
+    runner.close()
+
+
+def test_image_sizes_may_be_open_too():
+    profile = ((1, 3, 4, 8), (2, 3, 8, 8), (4, 3, 8, 8))
+    runner, _, _ = load(shape=(-1, 3, -1, 8), profile=profile)
+    assert runner.inputs[0].shape == (None, 3, None, 8)
+    np.testing.assert_allclose(run_images(runner, images(3)), logits(images(3)), atol=1e-4)
+    runner.close()
+
+
+@pytest.mark.parametrize(
+    ("engine", "words"),
+    [
+        ({"dtypes": ("int32", "float32")}, "maps int32 of 4x3x8x8 to float32"),
+        ({"dtypes": ("float32", "int32")}, "to int32"),
+        ({"made": (5,)}, r"makes \(5,\) of 4 images"),
+        ({"outputs": ("boxes", "scores")}, "1 inputs .* 2 outputs"),
+        ({"outputs": ()}, "0 outputs"),
+    ],
+)
+def test_an_engine_that_does_not_map_images_to_floats_is_not_fed_images(engine, words):
+    runner, _, _ = load(**engine)
+    with pytest.raises(InputError, match=words):
+        run_images(runner, images(5))
     runner.close()
 
 
@@ -130,19 +178,19 @@ def test_a_graph_is_captured_after_a_plain_run_and_again_for_another_shape():
     runner, gpu, _ = load(shape=DYNAMIC, profile=RANGE, cuda_graph=True)
     assert gpu.graphs
     assert (gpu.captures, gpu.launches) == (1, 0)  # the warm-up ran plainly
-    runner.run(images(6))
-    runner.run(images(12))
+    run_images(runner, images(6))
+    run_images(runner, images(12))
     assert (gpu.captures, gpu.launches) == (1, 3)
-    runner.run(images(2))
+    run_images(runner, images(2))
     assert (gpu.captures, gpu.launches) == (2, 3)
-    runner.run(images(2))
+    run_images(runner, images(2))
     assert (gpu.captures, gpu.launches) == (2, 4)
     runner.close()
 
 
 def test_without_it_nothing_is_captured():
     runner, gpu, _ = load()
-    runner.run(images(4))
+    run_images(runner, images(4))
     assert (gpu.graphs, gpu.captures, gpu.launches) == (False, 0, 0)
     runner.close()
 
@@ -154,7 +202,7 @@ def test_tensorrt_rtx_captures_by_itself(cuda_graph, strategy):
     runner, gpu, trt = load(plan=plan, rtx=True, version="1.7.1.116", cuda_graph=cuda_graph)
     assert trt.seen.strategy == strategy
     assert (gpu.graphs, gpu.captures) == (False, 0)
-    np.testing.assert_array_equal(runner.run(images(4)), logits(images(4)))
+    np.testing.assert_array_equal(run_images(runner, images(4)), logits(images(4)))
     runner.close()
 
 
@@ -188,17 +236,12 @@ def test_the_version_that_is_imported_counts():
 @pytest.mark.parametrize(
     ("engine", "words"),
     [
-        ({"outputs": ("boxes", "scores")}, "1 inputs and 2 outputs"),
-        ({"outputs": ()}, "1 inputs and 0 outputs"),
-        ({"shape": (4, 3, -1, -1)}, "only the batch may be open"),
-        ({"shape": ()}, "only the batch may be open"),
-        ({"dtypes": ("int32", "float32")}, "tensor x of INT32"),
-        ({"dtypes": ("float32", "int32")}, "tensor logits of INT32"),
-        ({"made": (5,)}, r"makes \(5,\) of 4 images"),
-        ({"made": (4, -1)}, r"makes \(4, -1\) of 4 images"),
+        ({"dtypes": ("bfloat16", "float32")}, "tensor x of BF16"),
+        ({"dtypes": ("float32", "bfloat16")}, "tensor logits of BF16"),
+        ({"made": (4, -1)}, r"makes logits of \(4, -1\)"),
     ],
 )
-def test_other_engines_than_images_to_floats_are_refused_and_freed(engine, words):
+def test_an_engine_whose_tensors_cannot_be_fed_or_read_is_refused_and_freed(engine, words):
     gpu = Gpu()
     with pytest.raises(InputError, match=words):
         load(gpu, **engine)
@@ -239,8 +282,8 @@ def test_a_failing_clean_up_does_not_hide_what_failed():
         def close(self):
             raise CudaError("CUDA says cuMemFree failed: an illegal memory access was encountered.")
 
-    with pytest.raises(InputError, match="2 outputs"):
-        load(Broken(), outputs=("boxes", "scores"))
+    with pytest.raises(InputError, match="BF16"):
+        load(Broken(), dtypes=("float32", "bfloat16"))
 
 
 def test_closing_frees_each_thing_before_what_it_points_into_and_only_once():
@@ -250,7 +293,7 @@ def test_closing_frees_each_thing_before_what_it_points_into_and_only_once():
     runner.close()
     assert gpu.log == ["context", "engine", "runtime", "cuda"]
     with pytest.raises(RuntimeError, match=r"net\.engine was closed"):
-        runner.run(images(4))
+        run_images(runner, images(4))
 
 
 def test_a_runner_that_nobody_closes_is_closed_at_the_end(monkeypatch):
@@ -277,7 +320,7 @@ def test_an_engine_file_goes_through_the_preflight_into_the_runner(forge_plan, o
     assert loaded["tensorrt"].seen.plan is None
     runner = load_runner(path, trust=True)
     assert loaded["tensorrt"].seen.plan == b"from a file"
-    np.testing.assert_allclose(runner.run(images(5)), logits(images(5)), atol=1e-4)
+    np.testing.assert_allclose(run_images(runner, images(5)), logits(images(5)), atol=1e-4)
     runner.close()
 
 

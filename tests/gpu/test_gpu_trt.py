@@ -18,7 +18,7 @@ pytest.importorskip("onnxruntime", reason="these tests hold engines against ONNX
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 from msn_deploy.core.errors import InputError, MissingDependency, MsnDeployError  # noqa: E402
-from msn_deploy.engine import TARGETS, BuildOptions, OrtRunner, build_engine_file, load_runner, pick_backend  # noqa: E402
+from msn_deploy.engine import TARGETS, BuildOptions, build_engine_file, load_runner, pick_backend, run_images  # noqa: E402
 from msn_deploy.engine.cuda import BindingsCuda, CudaError, PyCuda  # noqa: E402
 from msn_deploy.engine.preflight import preflight  # noqa: E402
 from msn_deploy.engine.trt import TrtRunner  # noqa: E402
@@ -103,8 +103,8 @@ def load(path, kind, *, cuda_graph=False):
 
 
 def expected(path, given):
-    runner = OrtRunner(path.with_suffix(".onnx"), threads=1)
-    logits = runner.run(given)
+    runner = load_runner(path.with_suffix(".onnx"), threads=1)
+    logits = run_images(runner, given)
     runner.close()
     return logits
 
@@ -124,10 +124,10 @@ def test_an_engine_computes_what_onnx_runtime_does(built, kind, name, cuda_graph
             load(path, kind, cuda_graph=True)
         return
     runner = load(path, kind, cuda_graph=cuda_graph)
-    assert runner.largest_batch == {"open": LARGEST, "four": 4}[name]
+    assert runner.batch_range[1] == {"open": LARGEST, "four": 4}[name]
     for count in (1, 4, 3, 8, 8, 8, 11, 1):  # the same again, so that graphs are used, and others, so that they go
         given = images(count, seed=count)
-        assert_close(runner.run(given), path, given)
+        assert_close(run_images(runner, given), path, given)
         assert 0 < runner.last_gpu_ms < 1000
     runner.close()
     runner.close()
@@ -137,16 +137,16 @@ def test_two_runners_live_side_by_side_and_close_in_any_order(built, kind):
     given = images(5)
     one, two = load(built / "open.engine", kind), load(built / "four.engine", kind)
     for runner in (one, two, one):
-        assert_close(runner.run(given), built / "open.engine", given)
+        assert_close(run_images(runner, given), built / "open.engine", given)
     one.close()
-    assert_close(two.run(given), built / "open.engine", given)
+    assert_close(run_images(two, given), built / "open.engine", given)
     two.close()
 
 
 def test_load_runner_takes_an_engine_built_here(built):
     runner = load_runner(built / "open.engine")
     given = images(3)
-    assert_close(runner.run(given), built / "open.engine", given)
+    assert_close(run_images(runner, given), built / "open.engine", given)
     runner.close()
 
 
@@ -158,9 +158,10 @@ def test_a_process_that_closes_nothing_ends_well(built, kind):
         import numpy as np
         from msn_deploy.engine import cuda
         from msn_deploy.engine.preflight import preflight
+        from msn_deploy.engine.runner import run_images
         from msn_deploy.engine.trt import TrtRunner
         runner = TrtRunner(preflight(Path(sys.argv[1])), cuda=lambda *, graphs: cuda.{kind.__name__}())
-        print(runner.run(np.zeros((2, 3, 16, 16), np.float32)).shape)
+        print(run_images(runner, np.zeros((2, 3, 16, 16), np.float32)).shape)
     """
     command = [sys.executable, "-c", textwrap.dedent(code), built / "open.engine"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)

@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from msn_deploy.core.errors import InputError
-from msn_deploy.engine import OrtRunner
+from msn_deploy.engine import load_runner, run_images
 from msn_deploy.model.opened import open_model
 
 IMAGE = np.random.default_rng(0).standard_normal((1, 3, 8, 8)).astype(np.float32)
@@ -30,7 +30,7 @@ def runs(tmp_path):
         model = helper.make_model(graph, opset_imports=opsets, functions=functions, ir_version=8)
         path = tmp_path / "net.onnx"
         path.write_bytes(model.SerializeToString())
-        return OrtRunner(path, threads=1).run(IMAGE)
+        return run_images(load_runner(path, threads=1), IMAGE)
 
     return run
 
@@ -130,7 +130,7 @@ def test_an_open_batch_however_it_is_written(save, batch, open_size):
         elif open_size:
             dim.dim_param = open_size
     path.write_bytes(model.SerializeToString())
-    assert OrtRunner(path, threads=1).run(batch(3)).shape == (3, 5)
+    assert run_images(load_runner(path, threads=1), batch(3)).shape == (3, 5)
 
 
 def test_large_weights_do_not_go_through_shape_inference(runs, monkeypatch):

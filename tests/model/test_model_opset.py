@@ -10,7 +10,7 @@ from torch import nn
 
 from msn_deploy.graph import to_onnx
 from msn_deploy.model.opset import from_18_to_17
-from msn_deploy.nets.predict import logits_of
+from msn_deploy.training.runner import logits_of
 
 
 def logits_in_onnxruntime(model, batch):

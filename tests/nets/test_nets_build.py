@@ -21,7 +21,7 @@ from msn_deploy.data.preprocess import measured_preprocess
 from msn_deploy.msn import MSNConv2d, SNConv2d, SNLinear
 from msn_deploy.nets import build_net
 from msn_deploy.nets.blocks import Norm, classifier_layer, conv_norm
-from msn_deploy.nets.predict import logits_of
+from msn_deploy.training.runner import logits_of
 
 BUILT_IN = sorted(path.stem for path in builtin_folder("models").glob("*.toml"))
 CONVS = {"cnn3": 3, "vgg7": 7}

@@ -1,6 +1,5 @@
 """`bench` of files and checkpoints: what runs a row, what its facts say, which files are builds of one row."""
 
-import importlib
 import shutil
 import sys
 
@@ -13,13 +12,15 @@ from msn_deploy.bench.profile import preset
 from msn_deploy.core.errors import InputError, MissingDependency, MissingDevice, NotComparable
 from msn_deploy.core.model_info import ModelInfo
 from msn_deploy.data.preprocess import measured_preprocess
-from msn_deploy.engine import OrtRunner
+from msn_deploy.engine import OrtRunner, run_images
+from msn_deploy.model.opened import open_model
 from msn_deploy.pipeline.bench import bench
-from msn_deploy.pipeline.evaluate import open_model
+from msn_deploy.pipeline.bench_request import torch_provider
+from msn_deploy.pipeline.evaluate import open_classifier
 from msn_deploy.pipeline.export import export_onnx
-from msn_deploy.training.runner import TorchRunner, torch_provider
+from msn_deploy.training.runner import TorchRunner
 
-QUICK = MeasureOptions(seconds=0.05, block_ms=1, warmup_seconds=0, warmup_queries=2)
+QUICK = MeasureOptions(seconds=0.2, block_ms=1, warmup_seconds=0, warmup_queries=2)
 
 
 @pytest.fixture(scope="module")
@@ -72,11 +73,12 @@ def test_replicates_are_builds_of_one_row(onnx, tmp_path, monkeypatch):
     """As `build-engine --replicates` names them; a device runs the engines, ONNX Runtime stands in for it."""
     loaded = []
 
-    def load(path, **options):
+    def opened(path, *, trust):
         loaded.append(path.name)
-        return OrtRunner(path, content=onnx.read_bytes(), threads=1)
+        return open_model(onnx, step="test")
 
-    monkeypatch.setattr(importlib.import_module("msn_deploy.pipeline.bench"), "load_runner", load)
+    monkeypatch.setattr("msn_deploy.pipeline.models.open_runnable", opened)
+    monkeypatch.setattr("msn_deploy.pipeline.models.runner_of", lambda model, **options: OrtRunner(model, threads=1))
     files = [shutil.copy(onnx, tmp_path / f"{name}.engine") for name in ("a", "a.r2", "b.r2", "b", "lone.r3")]
     result = bench(files[:4], threads=1, options=QUICK)
     assert [(arm.name, arm.builds) for arm in result.arms] == [("a", 2), ("b", 2)]
@@ -101,10 +103,10 @@ def test_a_compiled_checkpoint_is_a_row_of_its_own_and_compiled_before_it_is_tim
     compiled_with = []
     compile_it = TorchRunner._compile
 
-    def watched(self, batch):
-        compiled_with.append((batch, self.path))
+    def watched(self, shape):
+        compiled_with.append((shape, self.path))
         monkeypatch.setattr(self._torch, "compile", lambda model, dynamic: torch_compile(model, backend="eager"))
-        compile_it(self, batch)
+        compile_it(self, shape)
 
     import torch
 
@@ -115,18 +117,18 @@ def test_a_compiled_checkpoint_is_a_row_of_its_own_and_compiled_before_it_is_tim
     assert [arm.facts["provider"] for arm in result.arms] == ["torch", "torch-compile"]
     assert [arm.facts["runtime_norm_fusions"] for arm in result.arms] == ["off", "on"]
     assert result.profile.provider == "torch and torch-compile"
-    assert compiled_with == [(2, checkpoint)]
+    assert compiled_with == [((2, 1, 28, 28), checkpoint)]
 
 
 def test_torch_eager_and_compiled_give_the_logits_of_the_checkpoint(checkpoint, digits, one_thread):
     images = digits(2)
-    truth = open_model(checkpoint, 1)[0](images)
+    truth = open_classifier(checkpoint, 1).predict(images)
     for provider in ("torch", "torch-compile"):
         runner = TorchRunner(checkpoint, provider=provider, batch=2, threads=1)
-        assert np.abs(runner.run(images) - truth).max() < 1e-5 * np.abs(truth).max()
-        assert runner.input_shape == (None, 1, 28, 28)
+        assert np.abs(run_images(runner, images) - truth).max() < 1e-5 * np.abs(truth).max()
+        assert [spec.shape for spec in runner.inputs] == [(None, 1, 28, 28)]
         with pytest.raises(InputError, match="1x28x28"):
-            runner.run(images[..., :20])
+            run_images(runner, images[..., :20])
         runner.close()
 
 
@@ -144,7 +146,7 @@ def test_torch_without_its_compiler_or_gpu_says_so(checkpoint, monkeypatch, one_
     with pytest.raises(MissingDependency, match=r"No working C\+\+ compiler found\.\nInstall"):
         bench([checkpoint], compiled=True, threads=1, options=QUICK)
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(MissingDependency, match="`bench of a checkpoint` needs torch"):
+    with pytest.raises(MissingDependency, match="`running a checkpoint` needs torch"):
         bench([checkpoint], threads=1, options=QUICK)
 
 

@@ -16,7 +16,7 @@ from msn_deploy.core.errors import InputError
 from msn_deploy.core.model_info import ModelInfo
 from msn_deploy.data import load_split
 from msn_deploy.data.preprocess import measured_preprocess, to_input
-from msn_deploy.engine import OrtRunner
+from msn_deploy.engine import load_runner, run_images
 from msn_deploy.model.opened import with_info
 from msn_deploy.pipeline.fp16 import cast_to_fp16
 
@@ -72,7 +72,10 @@ def test_what_would_overflow_stays_in_fp32_and_is_named(
     assert report.in_fp32
     assert all("reaches" in why and float(why.split()[-1]) > 32752 for why in report.in_fp32.values())
     assert "stays in FP32" in caplog.text
-    wanted, got = OrtRunner(path).run(images), OrtRunner(report.path).run(images)
+    wanted, got = (
+        run_images(load_runner(path), images),
+        run_images(load_runner(report.path), images),
+    )
     np.testing.assert_allclose(got, wanted, atol=2e-2 * np.abs(wanted).max())
     convs = [node.name for node in onnx.load(path).graph.node if node.op_type == "Conv"]
     assert set(convs) & set(report.in_fp32) == set(convs[1:])  # it makes, or it reads, what is too large
@@ -83,7 +86,10 @@ def test_without_the_look_it_would_be_wrong(make: Callable[..., Any], tmp_path: 
     path, images = make(1e6, data="")
     report = cast_to_fp16(path, tmp_path / "net.fp16.onnx")
     assert (report.samples, report.in_fp32) == (0, {})
-    wanted, got = OrtRunner(path).run(images), OrtRunner(report.path).run(images)
+    wanted, got = (
+        run_images(load_runner(path), images),
+        run_images(load_runner(report.path), images),
+    )
     assert not np.allclose(got, wanted, atol=2e-2 * np.abs(wanted).max())
 
 

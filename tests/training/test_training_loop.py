@@ -15,10 +15,10 @@ from msn_deploy.core.artifacts import read_sidecar
 from msn_deploy.core.errors import GateError, InputError, MissingDevice
 from msn_deploy.core.recipes import Recipe
 from msn_deploy.data import load_split, to_input
-from msn_deploy.nets.predict import logits_of
 from msn_deploy.pipeline.verify import verify_folder
 from msn_deploy.training import TrainResult, load_checkpoint, train
 from msn_deploy.training.checkpoint import read_tensors
+from msn_deploy.training.runner import logits_of
 
 EPOCHS, BATCH, IMAGES = 3, 16, 64
 STEPS = EPOCHS * (IMAGES // BATCH)

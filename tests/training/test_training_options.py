@@ -16,10 +16,10 @@ from msn_deploy.core.errors import InputError
 from msn_deploy.core.recipes import Recipe, TrainOptions, validated
 from msn_deploy.data import load_split, to_input
 from msn_deploy.msn import MSNConv2d
-from msn_deploy.nets.predict import logits_of
 from msn_deploy.training import TrainResult, load_checkpoint, train
 from msn_deploy.training.checkpoint import read_tensors
 from msn_deploy.training.optimizer import averaged, settled
+from msn_deploy.training.runner import logits_of
 
 EPOCHS, BATCH, IMAGES = 3, 16, 64
 STEPS = EPOCHS * (IMAGES // BATCH)

@@ -7,7 +7,6 @@ here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
 root=${MSN_DEPLOY_ROOT:-}
 python=$here/.venv/bin/python
 msn_deploy=$here/.venv/bin/msn-deploy
-export ORT_DISABLE_TELEMETRY=1
 
 say() { printf '%s\n' "$@"; }
 

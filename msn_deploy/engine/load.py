@@ -1,0 +1,78 @@
+"""Which runner serves a model file? The file is opened first, once; the runner is made from what was opened."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TypeAlias
+
+from msn_deploy.core.errors import InputError
+from msn_deploy.engine.ort import OrtRunner
+from msn_deploy.engine.plan import Plan
+from msn_deploy.engine.preflight import preflight
+from msn_deploy.engine.runner import Runner
+from msn_deploy.engine.trt import TrtRunner
+from msn_deploy.model.opened import OpenModel, open_model
+
+Opened: TypeAlias = OpenModel | Plan
+_STEP = "running an ONNX file"
+
+
+def open_runnable(path: Path, *, trust: bool = False) -> Opened:
+    """Open an ONNX file, or an engine that runs here; trust: add the engine to the local list of trusted plans.
+
+    Raises InputError for a file that cannot be used, MissingDependency or MissingDevice for what is not there.
+    """
+    suffix = path.suffix.lower()
+    if suffix == ".engine":
+        return preflight(path, trusting=trust)
+    if suffix != ".onnx":
+        raise InputError(
+            f"{path} cannot be run: its name ends in {suffix or 'nothing'!r}; .onnx and .engine files are accepted.\n"
+            "Make one with `msn-deploy export`."
+        )
+    return open_model(path, step=_STEP)
+
+
+def runner_of(
+    model: Opened,
+    *,
+    threads: int | None = None,
+    provider: str = "cpu",
+    fuse_norms: bool = True,
+    cuda_graph: bool = False,
+) -> Runner:
+    """Return a runner of an opened model.
+
+    Args:
+        model: What `open_runnable` returned.
+        threads: Of one inference of an ONNX file; None leaves the choice to the runtime.
+        provider: Of an ONNX file, one of PROVIDERS.
+        fuse_norms: Let the runtime merge normalisation layers into convolutions. False measures an ONNX file as it is
+            written.
+        cuda_graph: Queue an engine's network with one call.
+
+    Raises:
+        InputError: The model does not load, or `cuda_graph` is asked of an ONNX file.
+        MissingDependency: The runtime, or its provider, is not installed.
+        MissingDevice: The GPU is not there.
+    """
+    if isinstance(model, Plan):
+        return TrtRunner(model, cuda_graph=cuda_graph)
+    if cuda_graph:
+        raise InputError(f"{model.path} is not an engine, and only TensorRT replays a CUDA graph.")
+    return OrtRunner(model, threads=threads, provider=provider, fuse_norms=fuse_norms)
+
+
+def load_runner(
+    path: str | os.PathLike[str],
+    *,
+    threads: int | None = None,
+    provider: str = "cpu",
+    fuse_norms: bool = True,
+    trust: bool = False,
+    cuda_graph: bool = False,
+) -> Runner:
+    """Load a model file into the runner that serves its kind: `open_runnable`, then `runner_of`, which see."""
+    model = open_runnable(Path(path), trust=trust)
+    return runner_of(model, threads=threads, provider=provider, fuse_norms=fuse_norms, cuda_graph=cuda_graph)
