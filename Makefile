@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 ON_PATH := PATH="$(CURDIR)/$(BIN):$$PATH"
 TORCH := torch==2.13.0
-SCRIPTS := .ci/run $(wildcard benchmarks/*.sh msn_deploy/pipeline/bundle_scripts/* tests/container/*.sh)
+SCRIPTS := .ci/run $(wildcard benchmarks/*.sh msn_deploy/engine/*.sh msn_deploy/pipeline/bundle_scripts/* tests/container/*.sh)
 
 .PHONY: setup demo quick test gpu-test nightly check hooks fmt results train-step throughput overhead control peers paper int8 readme \
 	container-test jetson-wheels clean

@@ -7,9 +7,10 @@ precision from flags, 10 builds what the file says if told so, 11 knows nothing 
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
-from string import Template
 
 from msn_deploy.core.artifacts import publish
 from msn_deploy.engine.backends import why_elsewhere
@@ -20,98 +21,21 @@ from msn_deploy.machine.targets import Target
 from msn_deploy.model.opened import OpenModel
 
 IMAGE = "msn-deploy"  # as Dockerfile.jetson says to name it
-_SCRIPT = Template("""\
+LIBRARY = "device_build.sh"  # how engines are built, for NAME.build.sh and for the build.sh of a bundle
+_SCRIPT = """\
 #!/bin/sh
-# Builds $engine for $title, on that device. Written by msn-deploy build-engine.
-# Needs $onnx beside it, and one of: msn-deploy, its container image, trtexec of JetPack.
+# Builds {engine} for {title}, on that device. Written by msn-deploy build-engine.
+# Needs {onnx} beside it, and one of: msn-deploy, its container image, trtexec of JetPack.
 set -eu
-cd "$$(dirname "$$0")"
-onnx=$quoted_onnx
-engine=$quoted_engine
-
-if [ ! -f "$$onnx" ]; then
-    echo "$$onnx is not here: copy it beside this script." >&2
-    exit 2
-fi
-
-check_built() {  # elsewhere than on the device it would only write this script again
-    if [ -f "$$engine" ]; then
-        exit 0
-    fi
-    echo "no $$engine was built: this is no $title." >&2
-    exit 3
-}
-
-if command -v msn-deploy >/dev/null 2>&1; then
-    msn-deploy build-engine $arguments
-    check_built
-fi
-
-image=$${MSN_DEPLOY_IMAGE:-$image}
-if command -v docker >/dev/null 2>&1 && docker image inspect "$$image" >/dev/null 2>&1; then
-    set -- -v "$$PWD":/data
-    if [ -e /etc/nv_tegra_release ]; then
-        set -- "$$@" -v /etc/nv_tegra_release:/etc/nv_tegra_release:ro
-    fi
-    if [ -r /proc/device-tree/model ]; then  # files below /proc can't be mounted
-        model=$$(mktemp)
-        tr -d '\\0' </proc/device-tree/model >"$$model"
-        set -- "$$@" -v "$$model":/tmp/nv_jetson_model:ro
-    fi
-    docker run --rm --runtime nvidia "$$@" "$$image" build-engine $arguments
-    check_built
-fi
-
-trtexec=$${TRTEXEC:-$$(command -v trtexec || echo /usr/src/tensorrt/bin/trtexec)}
-if [ ! -x "$$trtexec" ]; then
-    echo "neither msn-deploy, nor the image $$image, nor trtexec is here." >&2
-    echo "JetPack brings trtexec: sudo apt install tensorrt" >&2
-    exit 3
-fi
-# It calls itself "TensorRT v8502" (8.5.2) or "TensorRT v100300" (10.3.0).
-number=$$("$$trtexec" --help 2>&1 | sed -n 's/.*\\[TensorRT v\\([0-9][0-9]*\\)\\].*/\\1/p' | head -n 1)
-if [ -z "$$number" ]; then
-    echo "$$trtexec does not say its version; it should print [TensorRT v...]." >&2
-    exit 3
-fi
-if [ "$$number" -ge 10000 ]; then
-    version=$$((number / 100))
-else
-    version=$$((number / 1000 * 100 + number / 100 % 10))
-fi
-$checks
-build() {  # build ENGINE OPTION...: written whole, or not at all
-    built=$$1
-    shift
-    "$$trtexec" --onnx="$$onnx" --saveEngine="$$built.partial" "$$@"
-    mv "$$built.partial" "$$built"
-    echo "$$built: built with trtexec"
-}
-
-for each in $engines; do
-    if [ "$$version" -ge 1100 ]; then
-        build "$$each" $trt11
-    elif [ "$$version" -ge 1000 ]; then
-        build "$$each" $trt10
-    elif [ "$$version" -ge 804 ]; then
-        build "$$each" $trt8
-    else
-        build "$$each" $trt80
-    fi
-done
-""")
-_DLA_CHECK = """
-if [ "$version" -ge 1008 ] && [ "$version" -lt 1104 ]; then
-    echo "this TensorRT has no DLA: 8 to 10.7 have it, and 11.4 on AGX Orin." >&2
-    exit 3
-fi
+cd -- "$(dirname -- "$0")"
+image=${{MSN_DEPLOY_IMAGE:-{image}}}
+{values}
+{options}
+{library}
+build_here
 """
-_DLA_INT8_CHECK = """
-if [ "$version" -lt 1104 ]; then
-    echo "this TensorRT takes no Q/DQ network on DLA: 11.4 does, on AGX Orin." >&2
-    exit 3
-fi
-"""
+# What the caller of `with_options` decides about msn-deploy, as sh says it.
+_DECIDED = '${timing_cache:+--timing-cache "$timing_cache"} ${many:+--replicates "$many"} --out "$engine"'
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,23 +67,27 @@ def write_device_script(
     if options.dla is not None:
         dla = plan_of(options.dla, documented(model, precision=precision, batch=options.batch))
         check_fallback(dla, options.max_dla_fallback)
-    arguments = _arguments(model.path.name, out.name, target, precision, options)
-    shapes = batch_options(model, options)
-    routes = {route: trtexec_options(route, shapes, precision, options) for route in ROUTES}
-    text = _SCRIPT.substitute(
+    onnx, engine = _no_option(model.path.name), _no_option(out.name)
+    cache = options.timing_cache.name if options.timing_cache else ""
+    values = {
+        "title": target.title,
+        "name": "engine",
+        "onnx": onnx,
+        "stem": engine.removesuffix(out.suffix),
+        "suffix": out.suffix,
+        "precision": precision,
+        "replicates": str(options.replicates),
+        "timing_cache": cache,
+        "dla": "" if options.dla is None else str(options.dla),
+    }
+    text = _SCRIPT.format(
         title=target.title,
         engine=_one_line(out.name),
         onnx=_one_line(model.path.name),
-        quoted_onnx=shlex.quote(_no_option(model.path.name)),
-        quoted_engine=shlex.quote(_no_option(out.name)),
-        arguments=shlex.join(arguments),
         image=IMAGE,
-        checks=_checks(options, precision),
-        engines=shlex.join(_no_option(name) for name in engine_names(out, options.replicates)),
-        trt80=shlex.join(routes["8.0"]),
-        trt8=shlex.join(routes["8"]),
-        trt10=shlex.join(routes["10"]),
-        trt11=shlex.join(routes["11"]),
+        values=assignments(values),
+        options=with_options({"engine": (model, precision)}, target=target, options=options),
+        library=library_text(),
     )
     script = out.with_name(f"{out.stem}.build.sh")
     publish(
@@ -170,17 +98,60 @@ def write_device_script(
         config={**options.as_config(), "precision": precision, "target": target.name},
     )
     script.chmod(0o755)
-    served = dict.fromkeys(route_of(version) for version in target.tensorrt)
-    both = [f"--onnx={model.path.name}", f"--saveEngine={out.name}"]
-    command = shlex.join(["build-engine", *arguments])
+    decided = ["--timing-cache", cache] if cache else []
+    decided += ["--replicates", str(options.replicates)] if options.replicates > 1 else []
+    words = [*_msn_deploy_options(target, precision, options), *decided, "--out", engine]
+    command = shlex.join(["build-engine", onnx, *words])
     container = 'docker run --rm --runtime nvidia -v "$PWD":/data'
+    both = [f"--onnx={model.path.name}", f"--saveEngine={out.name}", *([f"--timingCacheFile={cache}"] if cache else [])]
+    served = dict.fromkeys(route_of(version) for version in target.tensorrt)
+    shapes = batch_options(model, options)
     return DeviceBuild(
         dla=dla,
         script=script,
         target=target.name,
         why=why_elsewhere(target),
         commands=() if target.weakly_typed else (f"msn-deploy {command}", f"{container} {IMAGE} {command}"),
-        trtexec={ROUTES[route]: shlex.join(["trtexec", *both, *routes[route]]) for route in served},
+        trtexec={
+            ROUTES[route]: shlex.join(["trtexec", *both, *trtexec_options(route, shapes, precision, options)])
+            for route in served
+        },
+    )
+
+
+def library_text() -> str:
+    """Return the functions of sh that build engines on a device."""
+    return (resources.files("msn_deploy.engine") / LIBRARY).read_text(encoding="utf-8")
+
+
+def assignments(values: Mapping[str, str]) -> str:
+    """Return variables as assignments of sh, a line each."""
+    return "".join(f"{name}={shlex.quote(value)}\n" for name, value in values.items())
+
+
+def with_options(engines: Mapping[str, tuple[OpenModel, str]], *, target: Target, options: BuildOptions) -> str:
+    """Return the function of sh that runs a command with the options of an engine.
+
+    Args:
+        engines: The ONNX file and the precision of each, by a name that the scripts call it.
+        target: The device.
+        options: Those that the script does not decide on the device (replicates and timing cache are its own).
+
+    Raises:
+        InputError: A network leaves more than its batch open.
+    """
+    arms = []
+    for name, (model, precision) in engines.items():
+        ours, shapes = shlex.join(_msn_deploy_options(target, precision, options)), batch_options(model, options)
+        arms.append(f'{shlex.quote(name)}:msn-deploy) "$@" {ours} {_DECIDED} ;;')
+        arms += [
+            f'{shlex.quote(name)}:{route}) "$@" {shlex.join(trtexec_options(route, shapes, precision, options))} ;;'
+            for route in ROUTES
+        ]
+    lines = "\n".join(f"        {arm}" for arm in arms)
+    return (
+        "with_options() {  # with_options NAME HOW COMMAND...: HOW is msn-deploy, or a release of trtexec\n"
+        f"    what=$1:$2\n    shift 2\n    case $what in\n{lines}\n    esac\n}}\n"
     )
 
 
@@ -195,8 +166,8 @@ def engine_names(out: Path, replicates: int) -> list[str]:
     return [out.name, *(f"{out.stem}.r{number}{out.suffix}" for number in range(2, replicates + 1))]
 
 
-def _arguments(onnx: str, engine: str, target: Target, precision: str, options: BuildOptions) -> list[str]:
-    """What follows `msn-deploy build-engine` on the device; options at their default are left out."""
+def _msn_deploy_options(target: Target, precision: str, options: BuildOptions) -> list[str]:
+    """What follows `msn-deploy build-engine ONNX` on the device; options at their default are left out."""
     default = BuildOptions()
     given = {
         "--batch": (options.batch, default.batch),
@@ -204,24 +175,16 @@ def _arguments(onnx: str, engine: str, target: Target, precision: str, options: 
         "--opt-batch": (options.opt_batch, default.opt_batch),
         "--workspace-mib": (options.workspace_mib, default.workspace_mib),
         "--optimization-level": (options.optimization_level, default.optimization_level),
-        "--timing-cache": (options.timing_cache.name if options.timing_cache else None, None),
         "--dla": (options.dla, default.dla),
         "--max-dla-fallback": (options.max_dla_fallback, default.max_dla_fallback),
-        "--replicates": (options.replicates, default.replicates),
     }
-    words = [_no_option(onnx), "--precision", precision, "--target", target.name]
+    words = ["--precision", precision, "--target", target.name]
     for name, (value, otherwise) in given.items():
         if value != otherwise:
             words += [name, f"{value:g}" if isinstance(value, float) else str(value)]
     if options.version_compatible:
         words.append("--version-compatible")
-    return [*words, "--out", _no_option(engine)]
-
-
-def _checks(options: BuildOptions, precision: str) -> str:
-    if options.dla is None:
-        return ""
-    return _DLA_INT8_CHECK if precision == "int8" else _DLA_CHECK
+    return words
 
 
 def _no_option(name: str) -> str:

@@ -18,7 +18,7 @@ def route_of(version: str) -> str:
 
 
 def trtexec_options(route: str, shapes: list[str], precision: str, options: BuildOptions) -> list[str]:
-    """What follows --onnx and --saveEngine, for "8.0" (to 8.3, without memory pools), "8", "10" or "11"."""
+    """What follows --onnx, --saveEngine and --timingCacheFile on one of ROUTES."""
     pool = "--workspace=" if route == "8.0" else "--memPoolSize=workspace:"
     words = [f"{pool}{options.workspace_mib}", *shapes]
     weak = route in ("8.0", "8") or (route == "10" and options.dla is not None)
@@ -32,8 +32,6 @@ def trtexec_options(route: str, shapes: list[str], precision: str, options: Buil
         words.append(f"--builderOptimizationLevel={options.optimization_level}")
     if options.version_compatible and route != "8.0":
         words.append("--versionCompatible")
-    if options.timing_cache is not None:
-        words.append(f"--timingCacheFile={options.timing_cache.name}")
     return words
 
 

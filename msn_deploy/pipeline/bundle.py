@@ -18,13 +18,14 @@ from importlib import resources
 from pathlib import Path
 
 from msn_deploy import __version__
-from msn_deploy.core.artifacts import parent_of, publish, read_sidecar, sidecar_path
+from msn_deploy.core.artifacts import publish, read_sidecar, sidecar_path
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.progress import Progress, silent
-from msn_deploy.engine import OrtRunner, Target
+from msn_deploy.engine import BuildOptions, OrtRunner, Target
+from msn_deploy.engine.device_script import LIBRARY, assignments, library_text, with_options
 from msn_deploy.machine.device import board_words
 from msn_deploy.machine.jetpacks import l4t_majors
-from msn_deploy.model.opened import open_model
+from msn_deploy.model.opened import OpenModel, open_model
 from msn_deploy.pipeline.run_files import read_folder
 from msn_deploy.pipeline.tarball import write_tarball
 from msn_deploy.pipeline.wheels import PYTHONS, gather_wheels
@@ -76,22 +77,37 @@ def bundle(
     target: Target,
     wheels: Path | None = None,
     with_wheels: bool = True,
+    options: BuildOptions | None = None,
     pythons: Sequence[str] = PYTHONS,
     progress: Progress = silent,
 ) -> BundleReport:
-    """Pack a run folder for a device. wheels: a folder to take wheels from; None downloads them.
+    """Pack a run folder for a device.
 
-    Raises InputError for a folder without usable ONNX files, for names that a shell would have to quote, and for wheels
-    that are missing or must not come along.
+    Args:
+        run: The folder.
+        out: The tarball to write.
+        target: A Jetson.
+        wheels: A folder to take wheels from; None downloads them.
+        with_wheels: False packs none: scripts and trtexec only.
+        options: How build.sh builds engines; it decides by itself about replicates and the timing cache.
+        pythons: Versions of Python on the device.
+        progress: Told of the wheels.
+
+    Raises:
+        InputError: The folder has no usable ONNX files, or one that leaves more than its batch open; a name would have
+            to be quoted in a shell; wheels are missing or must not come along.
     """
+    options = options or BuildOptions()
     if not target.jetson:
         raise InputError(f"{target.name} is no Jetson; a bundle is for one.\n`msn-deploy targets` lists them.")
     contents: dict[str, bytes | Path] = dict(_run_files(run))
     models = _models(contents)
-    contents |= {f"recipes/{Path(model.file).stem}.json": recipe for model, recipe in models if recipe is not None}
-    names = [model for model, _ in models]
+    contents |= {f"recipes/{Path(model.file).stem}.json": recipe for model, recipe, _ in models if recipe is not None}
+    names = [model for model, _, _ in models]
     contents["models.list"] = "".join(f"{m.precision} {m.file} {Path(m.file).stem}\n" for m in names).encode()
     contents["bundle.env"] = _environment(target, _baseline(names), _timing_cache(contents)).encode()
+    contents["options.sh"] = _options([onnx for _, _, onnx in models], target, options).encode()
+    contents[LIBRARY] = library_text().encode()
     folder = resources.files("msn_deploy.pipeline") / "bundle_scripts"
     contents |= {name: (folder / name).read_bytes() for name in _SCRIPTS}
     readme = _README.format(title=target.title, target=target.name, version=__version__)
@@ -109,7 +125,7 @@ def bundle(
             out,
             lambda partial: write_tarball(partial, contents, top=out.stem, executable=(*_SCRIPTS,)),
             kind="bundle",
-            parents=[parent_of(path, role="onnx") for path in _model_files(contents).values()],
+            parents=[onnx.as_parent() for _, _, onnx in models],
             config={"target": target.name, "pythons": list(pythons) if with_wheels else []},
         )
     return BundleReport(
@@ -143,7 +159,7 @@ def _run_files(run: Path) -> Mapping[str, Path]:
     return found
 
 
-def _models(contents: Mapping[str, bytes | Path]) -> list[tuple[BundledModel, bytes | None]]:
+def _models(contents: Mapping[str, bytes | Path]) -> list[tuple[BundledModel, bytes | None, OpenModel]]:
     """Look through every ONNX file, with its recipe as JSON where it carries one; InputError if there is none."""
     found = []
     for name, path in _model_files(contents).items():
@@ -158,10 +174,10 @@ def _models(contents: Mapping[str, bytes | Path]) -> list[tuple[BundledModel, by
             net=info.net if info else "",
             norm=info.norm if info else "",
         )
-        found.append((entry, recipe))
+        found.append((entry, recipe, model))
     if not found:
         raise InputError("the folder holds no ONNX file to build an engine from.\nMake one with `msn-deploy export`.")
-    stems = [Path(model.file).stem for model, _ in found]
+    stems = [Path(model.file).stem for model, _, _ in found]
     twice = next((stem for stem in stems if stems.count(stem) > 1), None)
     if twice:
         raise InputError(f"the folder holds {twice}.onnx twice; their engines would have one name.\nRename one.")
@@ -205,6 +221,14 @@ def _environment(target: Target, baseline: str, timing_cache: str) -> str:
         "TIMING_CACHE": timing_cache,
     }
     return "".join(f"{name}={shlex.quote(value)}\n" for name, value in values.items())
+
+
+def _options(models: Sequence[OpenModel], target: Target, options: BuildOptions) -> str:
+    """Return options.sh: how each engine is built. TensorRT 8 makes FP16 from the FP32 file, NAME.fp16 of NAME."""
+    engines = {model.path.stem: (model, model.precision) for model in models}
+    halves = {f"{model.path.stem}.fp16": (model, "fp16") for model in models if model.precision == "fp32"}
+    dla = "" if options.dla is None else str(options.dla)
+    return assignments({"dla": dla}) + with_options({**halves, **engines}, target=target, options=options)
 
 
 def _manifest(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -101,6 +102,28 @@ def test_msn_deploy_comes_first(write, device):
     assert " ".join(words) == expected
     assert made.commands[0] == expected
     assert (device.folder / "net.int8.engine").read_text() == "plan\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "decided", "of_trtexec"),
+    [
+        ({"replicates": 2}, "--replicates 2", []),
+        ({"timing_cache": Path("it's.cache")}, "--timing-cache it's.cache", ["--timingCacheFile=it's.cache"]),
+    ],
+)
+def test_replicates_and_the_timing_cache_are_given_to_both(write, device, options, decided, of_trtexec):
+    made = write(**options)
+    device.has("msn-deploy")
+    words, _ = device.run(made.script)
+    assert " ".join(words[-4:]) == f"{decided} --out net.int8.engine"
+    assert shlex.split(made.commands[0]) == words
+    (device.bin / "msn-deploy").unlink()
+    device.log.write_text("")
+    device.has("trtexec")
+    words, _ = device.run(made.script)
+    assert words[3 : 3 + len(of_trtexec)] == of_trtexec
+    shown = shlex.split(made.trtexec["TensorRT 10"])
+    assert shown[3:] == words[3 : len(shown)]
 
 
 def test_then_its_container(write, device):

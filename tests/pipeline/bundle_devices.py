@@ -14,12 +14,12 @@ ORIN_NANO = find_target("orin-nano")
 BOARD = "NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super"
 
 
-def onnx_bytes(*, norm="msn", half=False, quantised=False) -> bytes:
+def onnx_bytes(*, norm="msn", half=False, quantised=False, batch=1) -> bytes:
     from onnx import TensorProto, helper, numpy_helper
 
     np = pytest.importorskip("numpy")
     weight = np.random.default_rng(5).uniform(-0.5, 0.5, (4, 1, 3, 3)).astype(np.float32)
-    shapes = [("x", [1, 1, 8, 8]), ("y", [1, 4, 6, 6])]
+    shapes = [("x", [batch, 1, 8, 8]), ("y", [batch, 4, 6, 6])]
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes)
     nodes, inits, image = [], [numpy_helper.from_array(weight.astype(np.float16) if half else weight, "w")], "x"
     if quantised:
@@ -59,7 +59,8 @@ def device(root: Path, *, model=BOARD, release="36 4.3", tensorrt="10.3.0", trte
     if tensorrt:
         files[f"usr/lib/aarch64-linux-gnu/libnvinfer.so.{tensorrt}"] = ""
     files["usr/src/tensorrt/bin/trtexec"] = (
-        f'#!/bin/sh\necho "$@" >>{root}/calls\n'
+        f'#!/bin/sh\nif [ "$1" = --help ]; then echo "[TensorRT v{_number(tensorrt)}]"; exit; fi\n'
+        f'echo "$@" >>{root}/calls\n'
         'for each in "$@"; do case $each in --saveEngine=*) echo plan >"${each#*=}" ;; esac; done\n'
         'echo "GPU Compute Time: min = 1 ms, median = 2 ms"\n'
         f"exit {trtexec}\n"
@@ -70,6 +71,12 @@ def device(root: Path, *, model=BOARD, release="36 4.3", tensorrt="10.3.0", trte
         path.write_text(content)
     (root / "usr/src/tensorrt/bin/trtexec").chmod(0o755)
     return root
+
+
+def _number(tensorrt: str) -> str:
+    """Write "8.5.2" as trtexec does: 8502, and "10.3.0" 100300."""
+    major, minor, patch = (int(part) for part in (tensorrt or "0.0.0").split("."))
+    return f"{major}{minor:02}{patch:02}" if major >= 10 else f"{major}{minor}{patch:02}"
 
 
 def sh(script: Path, *args: str, root: Path | None = None) -> subprocess.CompletedProcess:

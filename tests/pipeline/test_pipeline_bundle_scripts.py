@@ -1,14 +1,17 @@
 """The scripts of a bundle, run with sh below faked roots of devices, with faked trtexec and msn-deploy."""
 
 import os
+import shutil
 import subprocess
 import tarfile
 
 import pytest
-from bundle_devices import BOARD, ORIN_NANO, calls, device, sh, wheel
+from bundle_devices import BOARD, ORIN_NANO, calls, device, onnx_bytes, sh, wheel
 
-from msn_deploy.engine import TARGETS, find_target
+from msn_deploy.core.artifacts import publish
+from msn_deploy.engine import TARGETS, BuildOptions, find_target, write_device_script
 from msn_deploy.machine.device import board_words
+from msn_deploy.model.opened import open_model
 from msn_deploy.pipeline.bundle import bundle
 
 
@@ -79,11 +82,64 @@ def test_trtexec_of_tensorrt_8_takes_flags_and_fp16_from_the_fp32_file(unpacked,
     assert done.returncode == 0, done.stderr
     options = {call.split("--onnx=")[1].split()[0].rpartition("/")[2]: call.split()[3:] for call in calls(root)}
     assert options == {
-        "net.onnx": ["--fp16"],
-        "net_bn.onnx": ["--fp16"],
-        "net.int8.onnx": ["--int8", "--fp16"],
+        "net.onnx": ["--memPoolSize=workspace:256", "--fp16"],
+        "net_bn.onnx": ["--memPoolSize=workspace:256", "--fp16"],
+        "net.int8.onnx": ["--memPoolSize=workspace:256", "--int8", "--fp16"],
     }
     assert (unpacked / "engines/net.fp16.engine").read_text() == "plan\n"
+
+
+@pytest.mark.parametrize("tensorrt", ["8.2.1", "8.5.2", "10.3.0", "11.4.1"])
+def test_a_bundle_builds_with_the_options_of_the_script_of_one_engine(tmp_path, tensorrt):
+    """A range of batches, workspace, DLA, two engines: both scripts give trtexec the same words."""
+    folder = tmp_path / "run"
+    for name, half in (("net.onnx", False), ("net.fp16.onnx", True)):
+        content = onnx_bytes(half=half, batch="N")
+        publish(folder / name, lambda path, content=content: path.write_bytes(content), kind="onnx")
+    target = find_target("agx-orin")
+    options = BuildOptions(batch=4, workspace_mib=512, optimization_level=2, dla=1, replicates=2)
+    root = device(tmp_path / "root", model="NVIDIA Jetson AGX Orin Developer Kit", tensorrt=tensorrt)
+    bundle(folder, tmp_path / "b.tar", target=target, with_wheels=False, options=options)
+    with tarfile.open(tmp_path / "b.tar") as archive:
+        archive.extractall(tmp_path, filter="data")
+    done = sh(tmp_path / "b/build.sh", "fp16", "--replicates", "2", root=root)
+    assert done.returncode == 0, done.stderr
+    bundled = calls(root)
+    made = write_device_script(
+        open_model(folder / "net.fp16.onnx", step="test"),
+        folder / "net.fp16.engine",
+        target=target,
+        precision="fp16",
+        options=options,
+    )
+    env = {"PATH": "/usr/bin:/bin", "TRTEXEC": str(root / "usr/src/tensorrt/bin/trtexec")}
+    subprocess.run([made.script], env=env, check=True, capture_output=True, timeout=60)
+    own = calls(root)[len(bundled) :]
+    assert [line.split()[2:] for line in bundled] == [line.split()[2:] for line in own]
+    engines = [line.split()[1].rpartition("/")[2].removeprefix("--saveEngine=") for line in [*bundled, *own]]
+    assert engines == ["net.fp16.engine.partial", "net.fp16.r2.engine.partial"] * 2
+    for word in ("512", "--minShapes=x:4x1x8x8", "--useDLACore=1"):
+        assert word in bundled[0]
+
+
+def test_a_bundle_for_the_dla_is_refused_where_tensorrt_has_none(run, tmp_path):
+    bundle(run, tmp_path / "b.tar", target=find_target("orin-nx"), with_wheels=False, options=BuildOptions(dla=0))
+    with tarfile.open(tmp_path / "b.tar") as archive:
+        archive.extractall(tmp_path, filter="data")
+    for tensorrt, precision, says in (("10.16.2", "fp16", "has no DLA"), ("10.3.0", "int8", "no Q/DQ network")):
+        root = device(tmp_path / tensorrt, model="NVIDIA Orin NX Developer Kit", tensorrt=tensorrt)
+        done = sh(tmp_path / "b/build.sh", precision, root=root)
+        assert (done.returncode, says in done.stderr, calls(root)) == (3, True, [])
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="no shellcheck here")
+def test_what_is_written_for_a_device_passes_shellcheck(unpacked, run, tmp_path):
+    onnx = open_model(run / "net.int8.onnx", step="test")
+    made = write_device_script(
+        onnx, tmp_path / "it's.engine", target=ORIN_NANO, precision="int8", options=BuildOptions()
+    )
+    for script, left_out in ((made.script, ()), (unpacked / "options.sh", ("-s", "sh", "-e", "SC2034,SC2154"))):
+        subprocess.run(["shellcheck", *left_out, script], check=True, timeout=60)
 
 
 def test_msn_deploy_builds_where_it_is_installed(unpacked, tmp_path):

@@ -3,8 +3,10 @@
 #   ./build.sh [fp32] [fp16] [int8] [--replicates N]     only those precisions; N engines of each
 # Engines of one file differ, for TensorRT times kernels anew for each; bench.sh measures all N as one row.
 # msn-deploy builds where install.sh could install it; trtexec of JetPack does where Python is too old.
+# shellcheck disable=SC1091,SC2034 # device_build.sh reads what is set here; options.sh is written with the bundle
 set -eu
 . "$(dirname -- "$0")/common.sh"
+. "$here/options.sh"
 wanted=''
 replicates=1
 while [ $# -gt 0 ]; do
@@ -29,37 +31,36 @@ version=$(tensorrt_version)
 say "TensorRT $version"
 mkdir -p "$here/engines"
 built=0
-timing=''
+timing_cache=''
 if [ -n "$TIMING_CACHE" ] && [ "$replicates" = 1 ]; then  # with one, all replicates would be the same engine
-    timing=$here/engines/timing.cache
-    [ -f "$timing" ] || cp "$here/$TIMING_CACHE" "$timing"  # a copy, for builds add to it
+    timing_cache=$here/engines/timing.cache
+    [ -f "$timing_cache" ] || cp "$here/$TIMING_CACHE" "$timing_cache"  # a copy, for builds add to it
+fi
+route=''
+if [ ! -x "$msn_deploy" ]; then
+    trtexec=$(find_trtexec) || fail 3 "trtexec is not here; it comes with JetPack: sudo apt install tensorrt"
+    find_route
 fi
 
-build() {  # build PRECISION ONNX NAME TRTEXEC-OPTION...
-    precision=$1 onnx=$here/$2 name=$3
-    shift 3
-    number=1
-    while [ "$number" -le "$replicates" ]; do
-        engine=$here/engines/$name.engine
-        [ "$number" = 1 ] || engine=$here/engines/$name.r$number.engine
-        build_one "$@"
-        number=$((number + 1))
-    done
+build() {  # build PRECISION ONNX NAME
+    precision=$1 onnx=$here/$2 name=$3 stem=$here/engines/$3 suffix=.engine
+    if [ -x "$msn_deploy" ]; then
+        each_engine remove
+        by_msn_deploy "$msn_deploy" || exit $?
+    else
+        check_dla
+    fi
+    each_engine build_one
 }
 
+remove() { rm -f "$engine"; }
+
 build_one() {
-    if [ -x "$msn_deploy" ]; then
-        rm -f "$engine"
-        "$msn_deploy" build-engine "$onnx" --precision "$precision" --target "$TARGET" \
-            ${timing:+--timing-cache "$timing"} --out "$engine" || exit $?
+    if [ -z "$route" ]; then
         [ -f "$engine" ] || fail 3 "$engine was not built (see above)."
     else
-        trtexec=$(find_trtexec) || fail 3 "trtexec is not here; it comes with JetPack: sudo apt install tensorrt"
-        # Written whole, or not at all.
-        "$trtexec" --onnx="$onnx" --saveEngine="$engine.partial" ${timing:+--timingCacheFile="$timing"} "$@" \
-            >"$engine.log" 2>&1 ||
+        by_trtexec >"$engine.log" 2>&1 ||
             fail 3 "trtexec built no $engine; the end of $engine.log:" "$(tail -n 3 "$engine.log")"
-        mv "$engine.partial" "$engine"
     fi
     built=$((built + 1))
     say "$engine"
@@ -75,11 +76,10 @@ while read -r precision model name <&3; do
             case $precision in
                 fp32)
                     is_wanted fp32 && build fp32 "$model" "$name"
-                    is_wanted fp16 && build fp16 "$model" "$name.fp16" --fp16
+                    is_wanted fp16 && build fp16 "$model" "$name.fp16"
                     ;;
-                int8) is_wanted int8 && build int8 "$model" "$name" --int8 --fp16 ;;
+                int8) is_wanted int8 && build int8 "$model" "$name" ;;
             esac ;;
-        9 | 10) is_wanted "$precision" && build "$precision" "$model" "$name" --stronglyTyped ;;
         *) is_wanted "$precision" && build "$precision" "$model" "$name" ;;
     esac || :
 done 3<"$here/models.list"

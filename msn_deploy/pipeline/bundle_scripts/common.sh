@@ -4,18 +4,10 @@
 
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
 . "$here/bundle.env"
+. "$here/device_build.sh"
 root=${MSN_DEPLOY_ROOT:-}
 python=$here/.venv/bin/python
 msn_deploy=$here/.venv/bin/msn-deploy
-
-say() { printf '%s\n' "$@"; }
-
-fail() {  # fail CODE LINE...
-    code=$1
-    shift
-    say "$@" >&2
-    exit "$code"
-}
 
 board() {
     for file in "$root/proc/device-tree/model" "$root/sys/firmware/devicetree/base/model" "$root/tmp/nv_jetson_model"; do
@@ -66,14 +58,6 @@ tensorrt_version() {  # 10.3.0, 8 (where only the link is there), or nothing
             return
         fi
     done
-}
-
-find_trtexec() {
-    if [ -x "$root/usr/src/tensorrt/bin/trtexec" ]; then
-        say "$root/usr/src/tensorrt/bin/trtexec"
-    else
-        command -v trtexec
-    fi
 }
 
 subjects() {  # what bench.sh and eval.sh look at, a line each: engines, or the ONNX files where nothing was built
