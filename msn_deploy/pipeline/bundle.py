@@ -162,7 +162,9 @@ def _run_files(run: Path) -> Mapping[str, Path]:
 def _models(contents: Mapping[str, bytes | Path]) -> list[tuple[BundledModel, bytes | None, OpenModel]]:
     """Look through every ONNX file, with its recipe as JSON where it carries one; InputError if there is none."""
     found = []
-    for name, path in _model_files(contents).items():
+    for name, path in sorted(contents.items()):
+        if not (isinstance(path, Path) and name.startswith("models/") and name.endswith(".onnx")):
+            continue
         model = open_model(path, step="bundle")
         OrtRunner(model, threads=1).close()  # what ONNX Runtime does not load is not packed
         info = model.info
@@ -182,15 +184,6 @@ def _models(contents: Mapping[str, bytes | Path]) -> list[tuple[BundledModel, by
     if twice:
         raise InputError(f"the folder holds {twice}.onnx twice; their engines would have one name.\nRename one.")
     return found
-
-
-def _model_files(contents: Mapping[str, bytes | Path]) -> dict[str, Path]:
-    """Return the ONNX files that are packed, by their path in the bundle, in its order."""
-    return {
-        name: path
-        for name, path in sorted(contents.items())
-        if isinstance(path, Path) and name.startswith("models/") and name.endswith(".onnx")
-    }
 
 
 def _baseline(models: Sequence[BundledModel]) -> str:
