@@ -50,6 +50,7 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/python tests/words.py
 	$(ON_PATH) shellcheck $(SCRIPTS)
 	$(ON_PATH) hadolint Dockerfile.jetson
 

@@ -17,7 +17,7 @@ COMMANDS = {
     "demo": "the whole chain on bundled real data, a few minutes on two CPU cores",
     "train": "train a recipe: RECIPE is a file or a built-in name such as vgg7_msn",
     "study": "train a recipe with several norms and compare what happens inside",
-    "import-checkpoint": "turn a checkpoint of the MSN paper's authors into one of ours",
+    "import-checkpoint": "convert a checkpoint published by the MSN paper's authors",
     "export": "fold a checkpoint or a network of your own and write one checked ONNX file",
     "calibrate": "quantise an ONNX file to INT8 on real images",
     "build-engine": "build a TensorRT engine in FP32, FP16 or INT8",
@@ -172,7 +172,7 @@ def _told(error: BaseException) -> tuple[str, int]:
     if isinstance(error, MsnDeployError):
         return str(error), error.exit_code
     if isinstance(error, KeyboardInterrupt):
-        return str(error) or "interrupted; finished files are whole, unfinished ones were not written.", _INTERRUPTED
+        return str(error) or "interrupted; finished files are complete, unfinished ones were not written.", _INTERRUPTED
     if isinstance(error, MemoryError):
         return (
             f"the machine has too little memory for this{f' ({error})' if str(error) else ''}.\n"

@@ -15,7 +15,7 @@ from msn_deploy.pipeline.bench_request import BenchRequest
 
 
 def _gate_file(path: Path | None) -> Path | None:
-    """Refuse, before the work, to replace what is no gate, such as a model. Raises InputError."""
+    """Refuse, before the work, to replace a file that is not a gate's, such as a model. Raises InputError."""
     if path is not None and path.suffix not in (".md", ".xml"):
         raise InputError(f"{path} is written as .md (--markdown) or .xml (--junit).\nGive it that ending.")
     return new_file(path)
@@ -42,13 +42,13 @@ def command(
     ] = None,
     profile: Annotated[str, typer.Option(help="Timing profile: single-stream or mlperf.")] = BenchRequest.profile,
     cuda_graph: Annotated[bool, typer.Option("--cuda-graph", help="Replay each engine from a CUDA graph.")] = False,
-    builds: Annotated[int, typer.Option(min=1, help="Load each model so many times.")] = BenchRequest.builds,
+    builds: Annotated[int, typer.Option(min=1, help="Load each model N times.")] = BenchRequest.builds,
     energy: Annotated[bool, typer.Option("--energy", help="Measure energy per query too (Jetson).")] = False,
     layers: Annotated[bool, typer.Option("--layers", help="Time each model's layers afterwards.")] = False,
     trust: Trust = False,
     json: Json = None,
     html: Annotated[Path | None, typer.Option("--html", callback=new_text, help="Write the report page.")] = None,
-    against: Annotated[Path | None, typer.Option(help="Hold every model against this earlier --json.")] = None,
+    against: Annotated[Path | None, typer.Option(help="Compare every model with this earlier --json.")] = None,
     fail_if: Annotated[
         str | None,
         typer.Option(help="Exit 1 if slower than --against, or else than the baseline.", show_default="slower:3%"),
@@ -58,7 +58,7 @@ def command(
 ) -> None:
     """Measure latency side by side, in interleaved blocks, against a baseline.
 
-    A result in place of the models is held --against another one, and nothing is measured.
+    A result instead of models is compared with that of --against, and nothing is measured.
     """
     from msn_deploy.bench import MeasureOptions, to_json
     from msn_deploy.bench.gate import judge_baseline, judge_regression, parse_limit
@@ -96,13 +96,13 @@ def command(
     if not gated and (markdown or junit):
         raise InputError("--markdown and --junit write a gate.\nAdd `--against base.json` or `--fail-if slower:3%`.")
     if fail_if is not None and against is None and len(measured) < 2:
-        raise InputError("--fail-if has nothing to hold the only model against.\nAdd `--against` or `--baseline`.")
+        raise InputError("--fail-if needs something to compare the only model with.\nAdd `--against` or `--baseline`.")
     limit = parse_limit(fail_if or "slower:3%")
     base = None if against is None else read_result(against)
     if [path.suffix for path in measured] == [".json"]:
         if base is None:
             raise InputError(
-                f"{measured[0]} is a result, not a model.\nSay what to hold it against: `--against base.json`."
+                f"{measured[0]} is a result, not a model.\nSay what to compare it with: `--against base.json`."
             )
         result = read_result(measured[0])
     else:

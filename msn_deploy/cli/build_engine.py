@@ -29,11 +29,11 @@ def command(
     target: Annotated[str, typer.Option(help="Device; `msn-deploy targets` lists them.")] = "auto",
     backend: Annotated[str, typer.Option(help="auto, tensorrt or tensorrt-rtx.")] = "auto",
     batch: Annotated[
-        int, typer.Option("--batch-size", min=1, help="Largest batch, where the file leaves it open.")
+        int, typer.Option("--batch-size", min=1, help="Maximum batch size (dynamic-batch files only).")
     ] = 8,
-    min_batch: Annotated[int, typer.Option(min=1, help="Smallest batch, likewise.")] = 1,
+    min_batch: Annotated[int, typer.Option(min=1, help="Minimum batch size, likewise.")] = 1,
     opt_batch: Annotated[
-        int | None, typer.Option(min=1, help="Batch to be fastest at, likewise.", show_default="the largest")
+        int | None, typer.Option(min=1, help="Batch size to optimise for, likewise.", show_default="the largest")
     ] = None,
     workspace: Annotated[
         str,
@@ -68,7 +68,7 @@ def command(
 ) -> None:
     """Build a TensorRT engine: on a Jetson for that Jetson, elsewhere with TensorRT-RTX ahead of time.
 
-    For a Jetson that this machine is not, write the typed ONNX file and a script that builds the engine there.
+    If the target is another device, write an ONNX file and a build script for it instead.
     """
     from msn_deploy.engine import BuildOptions, find_target
     from msn_deploy.engine.build_options import parse_mib

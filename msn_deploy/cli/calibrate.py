@@ -22,17 +22,19 @@ def command(
     ] = None,
     method: Annotated[str | None, typer.Option(help="entropy, minmax, percentile or mse.", show_default="mse")] = None,
     percentile: Annotated[
-        float | None, typer.Option(help="Of values left unclipped by `percentile`.", show_default="99.99")
+        float | None, typer.Option(help="Percentile for `--method percentile`.", show_default="99.99")
     ] = None,
     samples: Annotated[int | None, typer.Option(min=1, help="Images to calibrate on.", show_default="256")] = None,
     seed: Annotated[
         int | None,
-        typer.Option(min=0, max=2**32 - 1, help="Draw the images by it.", show_default="evenly spread"),
+        typer.Option(min=0, max=2**32 - 1, help="Seed for drawing images at random.", show_default="evenly spread"),
     ] = None,
     max_drop: MaxDrop = None,
     leave_out: LeaveOut = None,
-    cache: Annotated[bool, typer.Option("--cache/--no-cache", help="Take scales that were calibrated before.")] = True,
-    sufficiency: Annotated[bool, typer.Option("--sufficiency", help="Show the drift with fewer images.")] = False,
+    cache: Annotated[bool, typer.Option("--cache/--no-cache", help="Reuse cached scales.")] = True,
+    sufficiency: Annotated[
+        bool, typer.Option("--sufficiency", help="Also report how scales change with fewer images.")
+    ] = False,
     table: Annotated[
         str | None,
         typer.Option(help="Also write NAME.cache for TensorRT 8 to 10 and the FP32 file: trt-8.6, trt-10.3."),

@@ -15,7 +15,7 @@ from msn_deploy.machine.checks import checks
 
 def command(
     model: Annotated[
-        Path | None, typer.Argument(help="ONNX file whose build has to fit the memory.", show_default=False)
+        Path | None, typer.Argument(help="Also check that building this ONNX file fits in memory.", show_default=False)
     ] = None,
     json: Json = None,
 ) -> int:

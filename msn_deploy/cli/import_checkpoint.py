@@ -20,7 +20,7 @@ def command(
     ] = None,
     json: Json = None,
 ) -> None:
-    """Turn a checkpoint of the MSN paper's authors into one of ours, with the same outputs."""
+    """Convert a checkpoint published by the MSN paper's authors into one of ours, with the same outputs."""
     require("torch", step="import-checkpoint")
     require("safetensors", step="import-checkpoint")
     from msn_deploy.training import import_checkpoint

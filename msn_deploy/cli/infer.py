@@ -41,4 +41,4 @@ def command(
     if kept:
         output.emit(kept, json, made_from=[model])
     if unread:
-        raise InputError(f"{len(unread)} of {count} images gave no answer, the first: {unread[0].error}")
+        raise InputError(f"{len(unread)} of {count} images failed, the first: {unread[0].error}")

@@ -39,12 +39,14 @@ def _require_folder(folder: Path, *, shown: Path) -> None:
 
 
 def new_text(path: Path | None) -> Path | None:
-    """Refuse also to replace what is no result: a model, or the sidecar of one. Raises InputError."""
+    """Refuse also to replace what is not a result: a model, or the sidecar of one. Raises InputError."""
     new_file(path)
     if path is None or not os.path.isfile(path):
         return path
     if path.suffix not in (".json", ".html", ".htm"):
-        raise InputError(f"{path} is there already and no JSON or HTML file; it would be overwritten.\nChoose another.")
+        raise InputError(
+            f"{path} already exists and is not a JSON or HTML file; it would be overwritten.\nChoose another."
+        )
     owner = path.with_name(path.name.removesuffix(".plan.json") + ".engine")
     for described in (path.with_suffix(""), owner):
         if described.is_file() and sidecar_path(described) == path:

@@ -101,7 +101,7 @@ def note(text: str) -> None:
 def emit(value: Any, json_to: Path | None, *, made_from: Sequence[Path | Parent] = ()) -> bool:
     """Write a result as JSON to a file or, for "-", to stdout; tell whether stdout is taken (no table then).
 
-    made_from: what the result speaks of; the sidecar of the file names it.
+    made_from: what the result describes; the sidecar of the file names it.
     """
     if json_to is None:
         return False

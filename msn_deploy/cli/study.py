@@ -15,13 +15,15 @@ from msn_deploy.core.optional import require
 
 def command(
     recipe: Annotated[str, typer.Argument(help="Recipe file, or a built-in name such as cnn3_msn.")],
-    norms: Annotated[str, typer.Option(help="Which to train, with commas between.")] = "bn,sn,msn",
+    norms: Annotated[str, typer.Option(help="Norms to train, comma-separated.")] = "bn,sn,msn",
     data: Annotated[str | None, typer.Option(help="Known name or folder.", show_default="the recipe's")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the data.", show_default="the recipe's")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of weights and order.", show_default="the recipe's")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Random seed for weights and shuffling.", show_default="the recipe's")
+    ] = None,
     device: Device = "auto",
     limit_train: AtMost = None,
-    every: Annotated[int, typer.Option(min=1, help="Steps from one look to the next.")] = 5,
+    every: Annotated[int, typer.Option(min=1, help="Measure every N steps.")] = 5,
     settings: Settings = None,
     out: Annotated[Path, typer.Option("--out", "-o", callback=new_folder, help="Folder for page and checkpoints.")] = (
         Path("study")

@@ -36,7 +36,7 @@ def command(
     plan: Annotated[bool, typer.Option("--plan", help="Only list the steps, and what is done already.")] = False,
     json: Json = None,
 ) -> None:
-    """Train, export, quantise and measure all networks of a suite; go on where an interruption left off."""
+    """Train, export, quantise and measure all networks of a suite; the same command resumes after an interruption."""
     from msn_deploy.core.suites import load_suite  # pydantic, which --help does not wait for
 
     chosen = load_suite(suite).override(seconds=seconds, threads=threads)

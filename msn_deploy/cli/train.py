@@ -22,13 +22,15 @@ def command(
     epochs: Annotated[int | None, typer.Option(help="Passes over the data.", show_default="the recipe's")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images per step.", show_default="the recipe's")] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.", show_default="the recipe's")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of weights and order.", show_default="the recipe's")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Random seed for weights and shuffling.", show_default="the recipe's")
+    ] = None,
     device: Device = "auto",
     limit_train: AtMost = None,
     out: Annotated[Path, typer.Option("--out", "-o", callback=new_folder, help="Folder for the checkpoint.")] = Path(
         "runs"
     ),
-    resume: Annotated[bool, typer.Option("--resume", help="Go on after an interruption.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume an interrupted run.")] = False,
     settings: Settings = None,
     json: Json = None,
 ) -> None:
@@ -56,7 +58,7 @@ def command(
         if not state.is_file():
             raise KeyboardInterrupt("interrupted before the end of the first epoch; nothing was written.") from None
         raise KeyboardInterrupt(
-            f"interrupted; {checkpoint} holds the last whole epoch.\nGo on with the same command and `--resume`."
+            f"interrupted; {checkpoint} holds the last whole epoch.\nResume with the same command and `--resume`."
         ) from None
     if int(os.environ.get("RANK", "0")):  # torchrun: the first process speaks for all
         return

@@ -47,7 +47,7 @@ def command(
 def chains(findings: list[Finding]) -> list[str]:
     """Return one line per file that nothing here was made from: what it was made from, and so on down to the data.
 
-    A file with several parents is followed along the first, and the number of the others is told.
+    A file with several parents is followed along the first, and the others are counted.
     """
     known = {finding.file: finding for finding in findings}
     above = {link.name for finding in findings for link in finding.parents}
@@ -70,6 +70,6 @@ def chains(findings: list[Finding]) -> list[str]:
 
 
 def outside(findings: list[Finding]) -> list[str]:
-    """Return one line per parent that is no file of the folder: what it is, its digest, and what is known of it."""
+    """Return one line per parent that is not a file of the folder: what it is, its digest, and what is known of it."""
     links = (link for finding in findings for link in finding.parents if link.state not in ("here", "changed"))
     return [f"{link.name}: {link.role} {link.sha256}, {link.state}" for link in dict.fromkeys(links)]

@@ -38,6 +38,7 @@ def test_demo_leaves_the_whole_chain(ok, tmp_path, monkeypatch):
         accuracy = next(cell for cell in row if cell.endswith("%"))
         assert 80 < float(accuracy.rstrip("%")) <= 100
         assert accuracy.rstrip("%").rstrip("0").rstrip(".")[:4] in page
-    assert f"msn-deploy verify {out}" in outcome.out
+    *_, wrote, following = outcome.err.splitlines()
+    assert (wrote.startswith(f"wrote {out}/ ("), following) == (True, f"next: msn-deploy verify {out}")
     assert all(finding["verdict"] == "ok" for finding in json.loads(ok("verify", out, "--json").out))
     assert "BN: training cnn3_bn for 2 epochs on digits" in outcome.err

@@ -28,4 +28,4 @@ def test_infer_tells_what_it_could_not_read_and_answers_the_rest(cli, run_folder
     assert [bool(answer["label"]) for answer in answers] == [True, False, True]
     assert "text.png is not a readable image" in answers[1]["error"]
     assert outcome.code == 2
-    assert "1 of 3 images gave no answer, the first: " in outcome.err
+    assert "1 of 3 images failed, the first: " in outcome.err
