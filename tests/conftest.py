@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,6 +52,27 @@ def home_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MSN_DEPLOY_HOME", str(folder))
         yield folder
+
+
+@pytest.fixture(scope="session")
+def steady_clock() -> Callable[[], AbstractContextManager[None]]:
+    """Return a context in which `bench` takes about 1 ms for each query, however busy the machine is."""
+    from msn_deploy.bench import measure
+
+    @contextmanager
+    def steady() -> Iterator[None]:
+        draw, now = random.Random(0), 0
+
+        def clock() -> int:
+            nonlocal now
+            now += draw.randrange(900_000, 1_100_000)
+            return now
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(measure.__kwdefaults__, "clock", clock)
+            yield
+
+    return steady
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,6 +69,13 @@ def _succeed(*args: object) -> Outcome:
 def plain_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever debugs the tests with MSN_DEPLOY_DEBUG=1 in the shell still tests what users see."""
     monkeypatch.delenv("MSN_DEPLOY_DEBUG", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def no_real_time(steady_clock: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    """What `bench` measures here hangs neither on the machine nor on what else it does."""
+    with steady_clock():
+        yield
 
 
 @pytest.fixture
@@ -137,7 +145,9 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole_run(
+    tmp_path_factory: pytest.TempPathFactory, steady_clock: Callable[[], AbstractContextManager[None]]
+) -> Path:
     """What every command of the pipeline leaves, made in seconds: one epoch on few images. Never write to it."""
     from msn_deploy.bench import MeasureOptions
     from msn_deploy.pipeline.bench import bench, write_html, write_json
@@ -152,7 +162,7 @@ def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         _succeed("build-engine", int8, "--precision", "int8")
     _succeed("eval", int8, "--threads", 1, "--json", folder / "accuracy.json")
     quick = MeasureOptions(seconds=0.1, block_ms=2, warmup_seconds=0, warmup_queries=1)
-    with _one_thread():
+    with _one_thread(), steady_clock():
         result = bench([onnx, int8], threads=1, options=quick)
     write_json(result, folder / "bench.json", [onnx, int8])
     write_html(result, folder / "report.html", [onnx, int8], title="a run")

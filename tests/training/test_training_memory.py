@@ -7,18 +7,19 @@ import sys
 
 import pytest
 
-# Blocks above glibc's largest threshold of its own accord (32 MiB), so that by default each one is unmapped when freed.
+# A bytearray is allocated and filled as a tensor of ones is. Blocks above glibc's largest threshold of its own accord
+# (32 MiB), so that by default each one is unmapped when freed.
 STEPS = """
-import resource, sys, torch
+import resource, sys
 if sys.argv[1] == "kept":
     from msn_deploy.training.memory import keep_freed_memory
     keep_freed_memory()
 def step():
-    torch.ones(12 * 2**20)
-for _ in range(40):
+    bytearray(48 * 2**20)
+for _ in range(3):
     step()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(10):
+for _ in range(3):
     step()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
