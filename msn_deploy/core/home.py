@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from msn_deploy.core.artifacts import open_input
 from msn_deploy.core.errors import InputError, did_you_mean
@@ -16,14 +16,23 @@ else:
     import tomli as tomllib
 
 
-def home_folder() -> Path:
-    """Return `$MSN_DEPLOY_HOME`, else `$XDG_CACHE_HOME/msn-deploy`, else `~/.cache/msn-deploy`; it need not exist.
+_XDG = {"cache": ("XDG_CACHE_HOME", "~/.cache"), "data": ("XDG_DATA_HOME", "~/.local/share")}
 
-    Whatever lies there may be deleted at any time.
+
+def home_folder(kind: Literal["cache", "data"] = "cache") -> Path:
+    """Return `$MSN_DEPLOY_HOME`, else the user's folder of that kind; it need not exist."""
+    own = os.environ.get("MSN_DEPLOY_HOME")
+    return Path(own) if own else user_folder(kind)
+
+
+def user_folder(kind: Literal["cache", "data"] = "cache") -> Path:
+    """Return msn-deploy's folder for what may be deleted at any time ("cache"), or for what may not, by the XDG rules.
+
+    `$XDG_CACHE_HOME/msn-deploy`, else `~/.cache/msn-deploy`; `$XDG_DATA_HOME`, `~/.local/share`.
     """
-    if own := os.environ.get("MSN_DEPLOY_HOME"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")) / "msn-deploy"
+    variable, otherwise = _XDG[kind]
+    # Not Path.home(), which raises for a user without one, as in a container run with any --user.
+    return Path(os.environ.get(variable) or os.path.expanduser(otherwise)) / "msn-deploy"
 
 
 def builtin_folder(name: str) -> Path:

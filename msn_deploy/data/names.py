@@ -17,7 +17,7 @@ from urllib.parse import urlparse
 import numpy as np
 
 from msn_deploy.core.errors import InputError
-from msn_deploy.core.home import builtin_folder
+from msn_deploy.core.home import builtin_folder, user_folder
 from msn_deploy.data import cifar, svhn
 from msn_deploy.data.raw import DIGITS, Raw
 
@@ -96,8 +96,7 @@ def from_hub(loaded: Any, name: str) -> Raw:
 def _places(name: str) -> Iterator[Path]:
     if own := os.environ.get("MSN_DEPLOY_DATA"):
         yield Path(own) / name
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    yield Path(cache) / "msn-deploy" / "data" / name
+    yield user_folder() / "data" / name
     if KNOWN[name].packaged:
         yield Path(KNOWN[name].packaged)
 

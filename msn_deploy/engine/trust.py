@@ -14,18 +14,14 @@ import stat
 from pathlib import Path
 
 from msn_deploy.core.errors import InputError
+from msn_deploy.core.home import home_folder
 
 _LOG = logging.getLogger(__name__)
 
 
 def manifest() -> Path:
     """Return the list: in $MSN_DEPLOY_HOME if it is set, else in $XDG_DATA_HOME/msn-deploy or ~/.local/share/...."""
-    home = os.environ.get("MSN_DEPLOY_HOME")
-    if home:
-        return Path(home) / "trusted.jsonl"
-    # Not Path.home(), which raises for a user without one, as in a container run with any --user.
-    data = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
-    return Path(data) / "msn-deploy" / "trusted.jsonl"
+    return home_folder("data") / "trusted.jsonl"
 
 
 def trusted() -> frozenset[str]:

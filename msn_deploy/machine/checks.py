@@ -67,14 +67,6 @@ def _ok(name: str, found: str, hint: str = "") -> Check:
     return Check(name=name, verdict="ok", found=found, hint=hint)
 
 
-def _may_open(path: Path) -> bool:
-    return os.access(path, os.R_OK | os.W_OK)
-
-
-def _free_bytes(folder: Path) -> int:
-    return shutil.disk_usage(folder).free
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
     """How a machine is looked at; the defaults look at this one, a test gives those of another."""
@@ -86,11 +78,11 @@ class Host:
     """Version and path of its interpreter."""
     installed: Callable[[str], str | None] = installed_version
     """The version of a Python module ("?" if it has none), None if it is not there."""
-    may_open: Callable[[Path], bool] = _may_open
+    may_open: Callable[[Path], bool] = lambda path: os.access(path, os.R_OK | os.W_OK)
     """Whether this process may read and write a device file."""
     folder: Path = Path()
     """Where the work is done."""
-    free_bytes: Callable[[Path], int] = _free_bytes
+    free_bytes: Callable[[Path], int] = lambda folder: shutil.disk_usage(folder).free
     """Of the disk under a folder; may raise OSError."""
 
 
@@ -296,11 +288,10 @@ def _image(root: Path, machine: DeviceFacts, *, tensorrt: str | None) -> Check:
         return _ok("image", found)
     if tensorrt is None:
         return _warning("image", f"{found}, no TensorRT in the image", f"Engines can't be built in it. {rebuild}")
-    found += f", TensorRT {tensorrt}"
     if not same_release(tensorrt, stock.tensorrt):
         its = ".".join(stock.tensorrt.split(".")[:2])
-        return _warning("image", f"{found} where JetPack {stock.major} has {its}", rebuild)
-    return _ok("image", found)
+        return _warning("image", f"{found}, TensorRT {tensorrt} where JetPack {stock.major} has {its}", rebuild)
+    return _ok("image", f"{found}, TensorRT {tensorrt}")
 
 
 def _runtime(root: Path, machine: DeviceFacts) -> Check:

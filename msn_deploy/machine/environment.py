@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import re
 from collections.abc import Mapping
@@ -12,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from msn_deploy.machine.device import board_text, what_machine
-from msn_deploy.machine.files import paths, read_text
+from msn_deploy.machine.files import paths, read_number, read_text
 from msn_deploy.machine.libraries import installed_version
-from msn_deploy.machine.state import clocks_pinned, gpu_node, gpu_range, load_average, read_power_mode
+from msn_deploy.machine.state import clocks_pinned, gpu_node, gpu_range, load_average, read_power_mode, usable_cores
 
 _PACKAGES = ("onnxruntime", "numpy", "tensorrt", "tensorrt-rtx")
 
@@ -88,18 +87,21 @@ def read_environment(root: Path = Path("/")) -> Environment:
 
     root: where /proc and /sys are looked for; cores_usable, python and versions are those of this process.
     """
-    cores, facts, limits = root / "sys/devices/system/cpu", what_machine(root), gpu_range(root)
+    cores = paths(root, "sys/devices/system/cpu/cpu[0-9]*/cpufreq")
+    mhz = [khz // 1000 for core in cores if (khz := read_number(core / "scaling_cur_freq"))]
+    governors = {name for core in cores if (name := read_text(core / "scaling_governor"))}
+    facts, limits = what_machine(root), gpu_range(root)
     return Environment(
         time_utc=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         host=read_text(root / "proc/sys/kernel/hostname"),
         machine=board_text(root) or read_text(root / "sys/class/dmi/id/product_name"),
         cpu=_cpu_model(root),
-        cores_usable=_cores_usable(),
+        cores_usable=len(usable_cores()),
         memory_mib=None if facts.memory_gib is None else int(1024 * facts.memory_gib),
         kernel=read_text(root / "proc/sys/kernel/osrelease"),
         python=platform.python_version(),
-        governor=", ".join(sorted(set(_per_core(cores, "scaling_governor")))) or None,
-        frequency_mhz=_frequency_mhz(cores),
+        governor=", ".join(sorted(governors)) or None,
+        frequency_mhz=(min(mhz), max(mhz)) if mhz else None,
         load_average=load_average(root / "proc/loadavg") or None,
         gpu=_gpu(root),
         l4t=facts.l4t,
@@ -122,33 +124,11 @@ def machine_name(environment: Environment) -> str:
 def _cpu_model(root: Path) -> str | None:
     """x86 says "model name", some ARM kernels "Model" or "Hardware", others only an implementer and a part number."""
     found = read_text(root / "proc/cpuinfo") or ""
-    fields = dict(re.findall(r"^([^:\n]+?)[ \t]*:[ \t]*(.+)$", found, flags=re.MULTILINE))
-    for key in ("model name", "Model", "Hardware"):
-        if key in fields:
-            return str(fields[key]).strip()
-    if "CPU part" in fields:
-        return (
-            f"{platform.machine()} implementer {fields.get('CPU implementer', '?')} part {fields['CPU part']}".strip()
-        )
-    return None
-
-
-def _cores_usable() -> int | None:
-    """Count the cores this process may run on; a container or taskset may leave fewer than the machine has."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except (AttributeError, OSError):
-        return os.cpu_count()
-
-
-def _per_core(cores: Path, name: str) -> list[str]:
-    values = (read_text(path) for path in paths(cores, f"cpu[0-9]*/cpufreq/{name}"))
-    return [value for value in values if value]
-
-
-def _frequency_mhz(cores: Path) -> tuple[int, int] | None:
-    mhz = [int(value) // 1000 for value in _per_core(cores, "scaling_cur_freq") if value.isdigit()]
-    return (min(mhz), max(mhz)) if mhz else None
+    fields: dict[str, str] = dict(re.findall(r"^([^:\n]+?)[ \t]*:[ \t]*(.+)$", found, flags=re.MULTILINE))
+    model = next((fields[key] for key in ("model name", "Model", "Hardware") if key in fields), None)
+    if model is None and "CPU part" in fields:
+        model = f"{platform.machine()} implementer {fields.get('CPU implementer', '?')} part {fields['CPU part']}"
+    return model and model.strip()
 
 
 def _gpu(root: Path) -> str | None:

@@ -88,11 +88,6 @@ def l4t_majors(compute_capability: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(str(row.l4t[0]) for row in JETPACKS if compute_capability in row.serves))
 
 
-def pythons() -> tuple[str, ...]:
-    """Return the Python versions of the releases that run msn-deploy itself."""
-    return tuple(dict.fromkeys(row.python for row in JETPACKS if row.runs_package))
-
-
 def jetpack_of_kernel(release: str) -> str | None:
     """Return the major number of the JetPack whose kernel it is ("5.15.148-tegra": "6"); None if it is of none."""
     return next((row.major for row in JETPACKS if numbers_of(release)[:2] == numbers_of(row.kernel)), None)

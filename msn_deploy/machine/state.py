@@ -131,7 +131,7 @@ class Probe:
     def __init__(self, root: Path = Path("/")) -> None:
         gpu = gpu_folder(root)
         self._load = root / "proc/loadavg"
-        usable = _usable_cores() if root == Path("/") else None
+        usable = usable_cores() if root == Path("/") else None
         cores = [each for each in _cores(root) if usable is None or int(each.name.removeprefix("cpu")) in usable]
         self._cores = [each / "cpufreq/scaling_cur_freq" for each in cores]
         self._devices = {"gpu": None if gpu is None else gpu / "cur_freq", "emc": _emc_file(root)}
@@ -188,7 +188,8 @@ def _cores(root: Path) -> list[Path]:
     return [each for each in cores if re.fullmatch(r"cpu[0-9]{1,4}", each.name)]
 
 
-def _usable_cores() -> set[int]:
+def usable_cores() -> set[int]:
+    """Return the cores that this process may run on; a container or taskset may leave fewer than the machine has."""
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
 
 

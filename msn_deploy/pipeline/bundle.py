@@ -7,15 +7,17 @@ The same inputs give the same bytes: names sorted, no times, no owners, no compr
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import re
 import shlex
+import tarfile
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from msn_deploy import __version__
 from msn_deploy.core.artifacts import publish, read_sidecar, sidecar_path
@@ -27,7 +29,6 @@ from msn_deploy.machine.device import board_words
 from msn_deploy.machine.jetpacks import l4t_majors
 from msn_deploy.model.opened import OpenModel, open_model
 from msn_deploy.pipeline.run_files import read_folder
-from msn_deploy.pipeline.tarball import write_tarball
 from msn_deploy.pipeline.wheels import PYTHONS, gather_wheels
 
 _KINDS = ("onnx", "timing-cache", "calibration-table", "fold-certificate", "device-script")
@@ -137,6 +138,23 @@ def bundle(
         files=len(contents),
         wheels=tuple(path.name for path in packed),
     )
+
+
+def write_tarball(path: Path, contents: Mapping[str, bytes | Path], *, top: str, executable: Collection[str]) -> None:
+    """Write a ustar archive of one folder `top`: names sorted, times and owners zero, nothing but plain files.
+
+    contents: path in the folder -> bytes, or the file that holds them. Raises ValueError for a path that leads out.
+    """
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
+        for name in sorted(contents):
+            if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or top in ("", ".", ".."):
+                raise ValueError(f"{top}/{name} would unpack outside of its folder")
+            content = contents[name]
+            entry = tarfile.TarInfo(f"{top}/{name}")
+            entry.mode = 0o755 if name in executable else 0o644
+            entry.size = len(content) if isinstance(content, bytes) else content.stat().st_size
+            with io.BytesIO(content) if isinstance(content, bytes) else content.open("rb") as stream:
+                archive.addfile(entry, stream)
 
 
 def _run_files(run: Path) -> Mapping[str, Path]:

@@ -18,10 +18,10 @@ from pathlib import Path
 import msn_deploy
 from msn_deploy.core.errors import InputError, MissingDependency
 from msn_deploy.core.progress import Progress, silent
-from msn_deploy.machine.jetpacks import pythons
+from msn_deploy.machine.jetpacks import JETPACKS
 
 PLATFORMS = ("manylinux_2_28_aarch64", "manylinux_2_27_aarch64", "manylinux_2_17_aarch64", "manylinux2014_aarch64")
-PYTHONS = pythons()
+PYTHONS = tuple(dict.fromkeys(jetpack.python for jetpack in JETPACKS if jetpack.runs_package))
 _FORBIDDEN = re.compile(r"(tensorrt|torch|nvidia)", re.I)
 _BUILDS_PYCUDA = ("setuptools", "wheel")
 _DISTRIBUTION = "msn-deploy"

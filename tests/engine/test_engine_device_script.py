@@ -13,8 +13,7 @@ import pytest
 from msn_deploy.core.artifacts import read_sidecar, sha256_of
 from msn_deploy.core.errors import GateError, InputError
 from msn_deploy.engine import BuildOptions, find_target, write_device_script
-from msn_deploy.engine.device_script import check_dla_precision, engine_names
-from msn_deploy.engine.trtexec import route_of
+from msn_deploy.engine.device_script import check_dla_precision, engine_names, route_of
 from msn_deploy.model.opened import open_model
 
 TOOLS = ("sh", "dirname", "sed", "head", "mv", "cat", "mktemp", "tr")

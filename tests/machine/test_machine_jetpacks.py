@@ -8,7 +8,7 @@ import pytest
 from doctor_machines import Machine, jetson
 
 from msn_deploy.cli.targets import command
-from msn_deploy.engine.trtexec import ROUTES, route_of
+from msn_deploy.engine.device_script import ROUTES, route_of
 from msn_deploy.machine.checks import checks
 from msn_deploy.machine.jetpacks import (
     JETPACKS,
@@ -16,7 +16,6 @@ from msn_deploy.machine.jetpacks import (
     jetpack_of_kernel,
     l4t_majors,
     numbers_of,
-    pythons,
     same_release,
 )
 from msn_deploy.machine.targets import TARGETS
@@ -68,7 +67,7 @@ def test_what_is_newer_than_the_table_counts_as_its_last_row():
 
 
 def test_the_releases_that_run_msn_deploy_itself():
-    assert pythons() == ("3.10", "3.12")
+    assert PYTHONS == ("3.10", "3.12")
     assert [row.name for row in JETPACKS if not row.runs_package] == ["4.6.0", "4.6", "5.0", "5.0.2", "5.1"]
 
 

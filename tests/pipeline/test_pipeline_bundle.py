@@ -12,8 +12,7 @@ from bundle_devices import ORIN_NANO
 from msn_deploy.core.artifacts import read_sidecar
 from msn_deploy.core.errors import InputError
 from msn_deploy.engine import find_target
-from msn_deploy.pipeline.bundle import bundle
-from msn_deploy.pipeline.tarball import write_tarball
+from msn_deploy.pipeline.bundle import bundle, write_tarball
 
 
 def test_it_holds_what_a_device_needs_and_nothing_else(run, unpacked):
