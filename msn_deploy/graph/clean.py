@@ -1,125 +1,112 @@
-"""A graph without what only hides it: constants computed once, no identities, no dead nodes, shapes known."""
+"""A graph without what only hides it: constants computed once, no identities, no dead nodes, shapes known.
+
+onnxscript computes the constants and onnx_ir removes what nobody reads. Neither fuses anything: every norm stays.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import math
+import sys
+from collections.abc import Iterable, Iterator
 
-import numpy as np
-import onnx
 import onnx_ir as ir
-from onnx.reference import ReferenceEvaluator
 from onnx_ir.passes import common
+from onnxscript.optimizer import FOLDED_FROM_KEY, fold_constants
 
-from msn_deploy.graph.affine import attribute, constant
-
-_MOST_ELEMENTS = 1 << 24  # of a constant that is computed; what repeats a number more often stays an operator
+_MOST_GROWTH = 1 << 22  # numbers (16 MiB of float32) that a file may gain, beside as many as it has
 _WEIGHTS_ARE_NO_INPUTS = 4  # version of ONNX's representation since which they need not be listed as such
-_NEVER = ("QuantizeLinear", "DequantizeLinear", "RandomNormal", "RandomUniform", "RandomNormalLike", "Multinomial")
 _SAME_NUMBERS = ("Reshape", "Unsqueeze", "Squeeze")
-_LOG = logging.getLogger(__name__)
 
 
 def clean(model: ir.Model) -> None:
     """Clean a model in place."""
     common.RemoveInitializersFromInputsPass()(model)
     model.ir_version = max(model.ir_version, _WEIGHTS_ARE_NO_INPUTS)
-    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    _drop_dropout(model.graph)
-    _infer_shapes(model)
-    common.IdentityEliminationPass()(model)
-    _fold_constants(model)
-    common.RemoveUnusedNodesPass()(model)
-    _infer_shapes(model)
-
-
-def _infer_shapes(model: ir.Model) -> None:
-    """Fill in what shapes can be inferred; where the model contradicts itself, its own stay (and no traceback)."""
-    loud = logging.getLogger("onnx_ir.passes.common")
-    level = loud.level
-    loud.setLevel(logging.CRITICAL)
-    try:
+    with _quiet():
+        _lift(model)
+        names = _prepare(model.graph)
         common.ShapeInferencePass()(model)
-    finally:
-        loud.setLevel(level)
-
-
-def _drop_dropout(graph: ir.Graph) -> None:
-    for node in list(graph):
-        if node.op_type == "Dropout" and not node.domain and not node.outputs[1:]:
-            training = constant(node.inputs[2]) if len(node.inputs) > 2 else None
-            if len(node.inputs) < 3 or node.inputs[2] is None or (training is not None and not training.any()):
-                node.op_type = "Identity"
-                node.attributes.clear()
-                node.resize_inputs(1)
-
-
-def _fold_constants(model: ir.Model) -> None:
-    """Compute what depends on no input. What the reference implementation can't compute stays."""
-    opset = [onnx.helper.make_opsetid(domain, version) for domain, version in model.graph.opset_imports.items()]
-    for node in list(model.graph):
-        if node.op_type == "CastLike" and node.inputs[1] is not None and node.inputs[1].dtype is not None:
-            _make_cast(node, node.inputs[1].dtype)
-        inputs = [constant(value) for value in node.inputs]
-        graphs = any(
-            entry.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for entry in node.attributes.values()
+        common.IdentityEliminationPass()(model)
+        fold_constants(
+            model,
+            onnx_shape_inference=True,
+            input_size_limit=sys.maxsize,
+            output_size_limit=sys.maxsize,
+            should_fold=_Budget(model.graph),
         )
-        if node.op_type in _NEVER or node.domain or graphs or not inputs or _is_large(node, inputs):
-            continue
-        if any(array is None and value is not None for array, value in zip(inputs, node.inputs, strict=True)):
-            continue
-        if node.op_type == "Shape" or any(value is not None and value.is_graph_output() for value in node.outputs):
-            continue
-        feeds = {str(v.name): a for v, a in zip(node.inputs, inputs, strict=True) if v is not None}
-        try:
-            results = _evaluated(node, feeds, opset)
-        except Exception as cause:  # whatever the reference raises: the node is computed at run time then, as before
-            _LOG.debug("%s %s is left to the runtime: %s", node.op_type, node.name, cause)
-            continue
-        _replace_by_constants(node, results)
+        _lift(model)
+        common.IdentityEliminationPass()(model)
+        common.RemoveUnusedNodesPass()(model)
+        common.ShapeInferencePass()(model)
+    for graph in model.graphs():
+        for value in (*graph.initializers.values(), *(output for node in graph for output in node.outputs)):
+            value.metadata_props.pop(FOLDED_FROM_KEY, None)
+    for value in list(model.graph.initializers.values()):
+        if names.get(str(value.name), value.name) not in model.graph.initializers:
+            value.name = names[str(value.name)]
 
 
-def _make_cast(node: ir.Node, dtype: ir.DataType) -> None:
-    """CastLike reads nothing but the type of its second input."""
-    node.op_type = "Cast"
-    node.resize_inputs(1)
-    node.attributes["to"] = ir.AttrInt64("to", int(dtype))
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave out the warnings (with tracebacks) of what can't be inferred or computed: it stays as it was."""
+    loud = [logging.getLogger(name) for name in ("onnx_ir.passes.common", "onnxscript.optimizer")]
+    levels = [logger.level for logger in loud]
+    for logger in loud:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loud, levels, strict=True):
+            logger.setLevel(level)
 
 
-def _evaluated(node: ir.Node, feeds: dict[str, np.ndarray], opset: list[onnx.OperatorSetIdProto]) -> list[np.ndarray]:  # type: ignore[type-arg]
-    proto = ir.to_proto(node)
-    given = [
-        onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
-        for name, array in feeds.items()
-    ]
-    wanted = [onnx.ValueInfoProto(name=name) for name in proto.output]
-    graph = onnx.helper.make_graph([proto], "constant", given, wanted)
-    results: list[np.ndarray] = ReferenceEvaluator(onnx.helper.make_model(graph, opset_imports=opset)).run(None, feeds)  # type: ignore[type-arg]
-    return results
+def _lift(model: ir.Model) -> None:
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
 
 
-def _replace_by_constants(node: ir.Node, results: list[np.ndarray]) -> None:  # type: ignore[type-arg]
-    graph, first = node.graph, node.inputs[0]
-    assert isinstance(graph, ir.Graph)
-    for output, result in zip(node.outputs, results, strict=True):
-        tensor = ir.tensor(np.ascontiguousarray(result))
-        name = str(output.name)
-        # A parameter that is only reshaped keeps the name that people know it by.
-        if node.op_type in _SAME_NUMBERS and first is not None and len(first.uses()) == 1 and first.is_initializer():
-            name = str(first.name)
-            del graph.initializers[name]
-        value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
-        output.name = None
-        graph.register_initializer(value)
-        output.replace_all_uses_with(value)
-    graph.remove(node, safe=True)
+def _prepare(graph: ir.Graph) -> dict[str, str]:
+    """Make ready for the passes; return the names of constants that are parameters in another shape, and of those.
+
+    Nodes without a name get that of their output, which they are called by elsewhere, before a pass makes one up. What
+    a file says of the shapes of its constants goes: sizes are trusted later, and it may say anything.
+    """
+    names: dict[str, str] = {}
+    constants = {value for value in graph.initializers.values() if not value.is_graph_input()}
+    for node in graph:
+        node.name = node.name or node.outputs[0].name
+        if node.op_type == "Dropout" and not node.domain and len(node.inputs) == 1 and not node.outputs[1:]:
+            node.op_type = "Identity"  # before opset 12; later ones are known to the library
+            node.attributes.clear()
+        if node.op_type in ("Shape", "Size") or all(value is None or value in constants for value in node.inputs):
+            for output in node.outputs:
+                output.shape = None
+                constants.add(output)
+        first = node.inputs[0] if node.op_type in _SAME_NUMBERS else None
+        if first is not None and first in constants and len(first.uses()) == 1:
+            names[str(node.outputs[0].name)] = names.get(str(first.name), str(first.name))
+    return names
 
 
-def _is_large(node: ir.Node, inputs: list[np.ndarray | None]) -> bool:  # type: ignore[type-arg]
-    """Whether a node makes much of little, so that its result would fill the file."""
-    if node.op_type in ("ConstantOfShape", "Expand") and inputs[-1] is not None:
-        sizes = [float(size) for size in inputs[-1].ravel()]
-        return float(np.prod(sizes, initial=1.0)) > _MOST_ELEMENTS
-    if node.op_type == "Range" and all(each is not None and each.size == 1 for each in inputs):
-        start, stop, step = (float(each.item()) for each in inputs)  # type: ignore[union-attr]
-        return step == 0 or abs((stop - start) / step) > _MOST_ELEMENTS
-    return node.op_type in ("Tile", "Resize", "Pad", "OneHot", "Upsample") or bool(attribute(node, "sequence", None))
+class _Budget:
+    """Which nodes may be computed: together they may not make the file much larger. Q/DQ is refused by the library."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self.left = _MOST_GROWTH + _numbers(graph.initializers.values())
+
+    def __call__(self, node: ir.Node) -> bool | None:
+        """Return False for a node that stays, None where the library decides, and True where it would not."""
+        (output, *others), shape = node.outputs, node.outputs[0].shape
+        if others or output.is_graph_output() or shape is None or not shape.is_static() or node.op_type == "Bernoulli":
+            return False
+        gone = {value for value in node.inputs if value is not None and len(value.uses()) == 1}
+        growth = math.prod(shape.numpy()) - _numbers(gone)
+        if growth > self.left:
+            return False
+        self.left -= growth
+        return True if node.op_type == "ConstantOfShape" else None
+
+
+def _numbers(constants: Iterable[ir.Value]) -> int:
+    return sum(value.const_value.size for value in constants if value.const_value is not None)
