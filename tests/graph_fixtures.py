@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, numpy_helper
 from torch import nn
 
-from msn_deploy.graph import to_onnx
+from msn_deploy.graph.export import to_onnx
 from msn_deploy.msn import fold
 
 SIDE = {"cnn3": 28, "vgg7": 32}

@@ -24,8 +24,9 @@ from graphs_nets import Case
 from onnx import ModelProto
 from torch import nn
 
-from msn_deploy.graph import fold_graph, simplify, to_onnx
-from msn_deploy.graph.export import _quiet
+from msn_deploy.graph.export import _quiet, to_onnx
+from msn_deploy.graph.fold import fold_graph
+from msn_deploy.graph.simplify import simplify
 from msn_deploy.msn import fold, fold_layers
 from msn_deploy.nets.densenet_bc import Shift
 from msn_deploy.pipeline.export import export_onnx

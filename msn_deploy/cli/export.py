@@ -13,7 +13,7 @@ from msn_deploy.cli import output
 from msn_deploy.cli.options import Json, Out, parse_batch, parse_shape
 
 if TYPE_CHECKING:
-    from msn_deploy.graph import Certificate
+    from msn_deploy.graph.certificate import Certificate
 
 
 def command(
@@ -37,11 +37,10 @@ def command(
 ) -> None:
     """Fold a network, write one checked ONNX file, and prove that it agrees with its source."""
     from msn_deploy.pipeline.export import export_onnx
+    from msn_deploy.pipeline.source import ExportOptions
 
     size, dynamic = parse_batch(batch)
-    report = export_onnx(
-        source,
-        out,
+    options = ExportOptions(
         weights=weights,
         input_shape=parse_shape(input_shape) if input_shape else None,
         dynamic_batch=dynamic,
@@ -52,6 +51,7 @@ def command(
         require_fully_folded=require_fully_folded,
         ladder=ladder,
     )
+    report = export_onnx(source, out, options)
     output.follow("calibrate", report.path)
     if output.emit(report, json, made_from=[report.path]):
         return

@@ -1,4 +1,8 @@
-"""The fold certificate: what became of every norm of a network, and by how much its outputs moved in float64."""
+"""The fold certificate: what became of every norm of a network, and by how much its outputs moved in float64.
+
+Norms of the graph are proved by the graph before and after the fold; layers that normalise their own weight (MSN, SN,
+torch's), which are folded before the graph is exported, by each layer and its plain twin.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +10,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import onnx
+import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
+from msn_deploy.graph.affine import shape_of
 from msn_deploy.graph.evaluate import Values, values_float64
-from msn_deploy.graph.fold import FoldedGraph, NormFold
-from msn_deploy.model.opened import inputs_of, only_input
+from msn_deploy.graph.fold import FoldedGraph, NormFold, Rule
+from msn_deploy.graph.rules import Code
+from msn_deploy.msn.plain import FoldedLayer, copied, fold_layers, raw_weight
 
 INPUTS = ("normal", "lit corners")
 _LARGEST = 1e-9  # difference in float64 that is still rounding, times the largest value where that is above 1
@@ -22,32 +29,33 @@ class CertifiedNorm:
     """One norm: its rule, and what proves it.
 
     norm, operator, rule, code, why: see NormFold; a layer that normalises its own weight has the rule "into-weight".
-    sigma: that its weight was divided by, sigma_svd: the largest singular value; None for norms without one.
-    difference: largest absolute one in float64 on INPUTS, of values as large as `of`; None for a norm that was kept.
     """
 
     norm: str
     operator: str
-    rule: str
-    code: str = ""
+    rule: Rule
+    code: Code = ""
     why: str = ""
     sigma: float | None = None
+    """What its weight was divided by; None for norms without one."""
     sigma_svd: float | None = None
+    """The largest singular value."""
     difference: float | None = None
+    """Largest absolute difference in float64 on INPUTS; None for a norm that was kept."""
     of: float | None = None
+    """Largest absolute value that differs by it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Certificate:
-    """What `export` did to the norms of a network, and to its output.
-
-    pooled_first: tensors whose average pooling was moved. inputs: what was run.
-    """
+    """What `export` did to the norms of a network, and to its output."""
 
     norms: tuple[CertifiedNorm, ...]
     output: CertifiedNorm
     pooled_first: tuple[str, ...] = ()
+    """Tensors whose average pooling was moved."""
     inputs: tuple[str, ...] = INPUTS
+    """What was run."""
 
     @property
     def kept(self) -> list[CertifiedNorm]:
@@ -76,7 +84,9 @@ def certify(folded: FoldedGraph, layers: Sequence[CertifiedNorm] = ()) -> Certif
     """
     name = str(folded.before.graph.outputs[0].name)
     same = {name, *(each for fold in folded.folds for each in fold.same)}
-    before, after = values_float64([folded.before, folded.after], edge_batches(folded.model), same)
+    before, after = values_float64(
+        [folded.before, folded.after], edge_batches(shape_of(folded.before.graph.inputs[0])), same
+    )
     norms = [_certified(fold, before, after) for fold in folded.folds]
     whole = NormFold(norm=name, operator="the whole graph", rule="output", same=(name,))
     return Certificate(
@@ -101,9 +111,8 @@ def _certified(fold: NormFold, before: list[Values], after: list[Values]) -> Cer
     )
 
 
-def edge_batches(model: onnx.ModelProto) -> list[NDArray[np.float64]]:
-    """Return INPUTS in batches that the graph takes: numbers, and ones (which show borders) with lit corners."""
-    _, shape = only_input(inputs_of(model), source="the graph")
+def edge_batches(shape: tuple[int | None, ...]) -> list[NDArray[np.float64]]:
+    """Return INPUTS in batches of a shape (N, ...): numbers, and ones (which show borders) with lit corners."""
     sizes = tuple(1 if size is None else size for size in shape[1:])
     images = np.ones((len(INPUTS), *sizes))
     images[0] = np.random.default_rng(0).standard_normal(sizes)
@@ -113,3 +122,49 @@ def edge_batches(model: onnx.ModelProto) -> list[NDArray[np.float64]]:
     count = -(-len(INPUTS) // batch) * batch
     repeated = np.concatenate([images] * -(-count // len(INPUTS)))[:count]
     return [repeated[start : start + batch] for start in range(0, count, batch)]
+
+
+@torch.no_grad()
+def certify_layers(layers: Sequence[FoldedLayer]) -> list[CertifiedNorm]:
+    """Compare every layer with its plain twin in float64, and its sigma with the largest singular value."""
+    return [_certified_layer(layer) for layer in layers]
+
+
+def _certified_layer(layer: FoldedLayer) -> CertifiedNorm:
+    before = copied(layer.before).double().eval()
+    after, _ = fold_layers(before)
+    x, raw = _layer_inputs(before), raw_weight(before)
+    expected, got = before(x), after(x)
+    return CertifiedNorm(
+        norm=layer.name,
+        operator=layer.kind,
+        rule="into-weight",
+        sigma=layer.sigma,
+        sigma_svd=None if layer.sigma is None or raw is None else _largest_singular_value(raw, before),
+        difference=float((expected - got).abs().max()),
+        of=float(expected.abs().max()),
+    )
+
+
+def _largest_singular_value(raw: Tensor, layer: nn.Module) -> float:
+    """Of the raw weight as (C_out, ...), by the eigenvalues of the smaller Gram matrix."""
+    is_transposed = isinstance(layer, nn.modules.conv._ConvTransposeNd)
+    matrix = (raw.transpose(0, 1) if is_transposed else raw).flatten(1)
+    gram = matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix
+    return float(torch.linalg.eigvalsh(gram)[-1].clamp(min=0).sqrt())
+
+
+def _layer_inputs(layer: nn.Module) -> Tensor:
+    """Return normal numbers, ones, and a lit first pixel, just large enough for the layer's kernel."""
+    if isinstance(layer, nn.Linear):
+        sizes = [layer.in_features]
+    elif isinstance(layer, nn.modules.conv._ConvNd):
+        spans = zip(layer.kernel_size, layer.dilation, layer.stride, strict=True)
+        sizes = [layer.in_channels, *(dilation * (width - 1) + 2 * stride + 1 for width, dilation, stride in spans)]
+    else:
+        raise TypeError(f"{type(layer).__name__} does not normalise its own weight")
+    x = torch.zeros(3, *sizes, dtype=torch.float64)
+    x[0] = torch.randn(sizes, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x[1] = 1.0
+    x[2].view(sizes[0], -1)[:, 0] = 100.0
+    return x

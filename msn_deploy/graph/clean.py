@@ -13,10 +13,11 @@ from collections.abc import Iterable, Iterator
 
 import onnx_ir as ir
 from onnx_ir.passes import common
-from onnxscript.optimizer import FOLDED_FROM_KEY, fold_constants
+from onnxscript.optimizer import fold_constants
 
 _MOST_GROWTH = 1 << 22  # numbers (16 MiB of float32) that a file may gain, beside as many as it has
 _WEIGHTS_ARE_NO_INPUTS = 4  # version of ONNX's representation since which they need not be listed as such
+_TRACE = "pkg.onnxscript.optimizer.folded_from"  # which names of tensors fold_constants leaves in the file
 _SAME_NUMBERS = ("Reshape", "Unsqueeze", "Squeeze")
 
 
@@ -42,7 +43,7 @@ def clean(model: ir.Model) -> None:
         common.ShapeInferencePass()(model)
     for graph in model.graphs():
         for value in (*graph.initializers.values(), *(output for node in graph for output in node.outputs)):
-            value.metadata_props.pop(FOLDED_FROM_KEY, None)
+            value.metadata_props.pop(_TRACE, None)
     for value in list(model.graph.initializers.values()):
         if names.get(str(value.name), value.name) not in model.graph.initializers:
             value.name = names[str(value.name)]

@@ -1,26 +1,25 @@
-"""How an operator takes a per-channel affine map into its weights. Arithmetic in the graph's own precision."""
+"""How an operator takes a per-channel affine map into its weights. Arithmetic in the graph's own precision.
+
+Each edit reads the node as it is when the edit is made: a plan may change a node more than once.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
-from msn_deploy.graph.affine import Affine, affine_of, attribute, channels_of, constant
-
-Array = NDArray  # type: ignore[type-arg]
+from msn_deploy.graph.affine import Affine, Array, affine_of, constant, present, shape_of
 
 
 def scale_conv_outputs(node: ir.Node, of: Affine) -> None:
     """Make it of(conv): W'[o] = s[o] * W[o], b' = s * b + t."""
-    weight = _weight(node)
-    _set(node, 1, _by_output(node, weight, of.scale))
+    _set(node, 1, _by_output(node, _weight(node), of.scale))
     _set(node, 2, of.scale * _bias(node, len(of.scale)) + of.shift)
 
 
 def scale_conv_inputs(node: ir.Node, of: Affine) -> None:
     """conv(of(x)) as a convolution of x: W'[:, c] = s[c] * W[:, c], b' = b + sum of W[:, c] * t[c]."""
-    weight, groups = _weight(node), _groups(node)
+    weight, groups = _weight(node), node.attributes.get_int("group", 1)
     if node.op_type == "ConvTranspose":  # (C_in, C_out / groups, ...), and only scales come here
         _set(node, 1, weight * of.scale.reshape(-1, *[1] * (weight.ndim - 1)))
         return
@@ -37,14 +36,14 @@ def scale_conv_inputs(node: ir.Node, of: Affine) -> None:
 def scale_matmul_outputs(node: ir.Node, of: Affine) -> None:
     """Make x @ W + b of(x @ W + b), as a Gemm."""
     weight, bias = _as_gemm(node, len(of.scale))
-    by_output = of.scale.reshape((-1, 1) if attribute(node, "transB", 0) else (1, -1))
+    by_output = of.scale.reshape((-1, 1) if node.attributes.get_int("transB", 0) else (1, -1))
     _set(node, 1, weight * by_output)
     _set(node, 2, of.scale * bias + of.shift)
 
 
 def scale_matmul_inputs(node: ir.Node, of: Affine) -> None:
     """of(x) @ W + b as a product of x."""
-    transposed = bool(attribute(node, "transB", 0))
+    transposed = bool(node.attributes.get_int("transB", 0))
     outputs = _weight(node).shape[0 if transposed else 1]
     weight, bias = _as_gemm(node, outputs)
     _set(node, 1, weight * of.scale.reshape((1, -1) if transposed else (-1, 1)))
@@ -53,33 +52,34 @@ def scale_matmul_inputs(node: ir.Node, of: Affine) -> None:
 
 def add_to_bound(node: ir.Node, of: Affine) -> None:
     """Make the bound c of max(x, c) `of(c)`; a ReLU, which is max(x, 0), becomes a Max where that is not zero."""
-    value = node.inputs[0]
-    assert value is not None
-    assert value.shape is not None
-    bound = np.zeros_like(of.scale) if node.op_type == "Relu" else np.asarray(constant(node.inputs[1])).reshape(-1)
+    is_relu, rank = node.op_type == "Relu", len(shape_of(node.inputs[0]))
+    bound = np.zeros_like(of.scale) if is_relu else present(constant(node.inputs[1])).reshape(-1)
     bound = of.scale * bound + of.shift
-    if node.op_type == "Relu":
+    if is_relu:
         if not bound.any():
             return
         _replace(node, "Max", 2)
-    _set(node, 1, bound.reshape(-1, *[1] * (len(value.shape) - 2)))
+    _set(node, 1, bound.reshape(-1, *[1] * (rank - 2)))
+
+
+def map_outputs(node: ir.Node, of: Affine) -> None:
+    """Make an affine node what it was, and then `of`."""
+    rewrite_affine(node, of.after(present(affine_of(node)).of))
+
+
+def map_inputs(node: ir.Node, of: Affine) -> None:
+    """Make an affine node `of`, and then what it was."""
+    rewrite_affine(node, present(affine_of(node)).of.after(of))
 
 
 def rewrite_affine(node: ir.Node, of: Affine) -> None:
     """Make an affine node compute `of`, in as few passes over its input as it takes."""
-    own = affine_of(node)
-    assert own is not None
-    mapped, _ = own
-    value = node.inputs[mapped]
-    assert value is not None
-    assert value.shape is not None
-    assert channels_of(value) == len(of.scale)
-    shape = (-1, *[1] * (len(value.shape) - 2))
-    only_shifts = bool((of.scale == 1).all())
+    value = present(affine_of(node)).value
+    shape = (-1, *[1] * (len(shape_of(value)) - 2))
     node.replace_input_with(0, value)
-    if only_shifts or of.only_scales:
-        _replace(node, "Add" if only_shifts else "Mul", 2)
-        _set(node, 1, (of.shift if only_shifts else of.scale).reshape(shape))
+    if of.only_shifts or of.only_scales:
+        _replace(node, "Add" if of.only_shifts else "Mul", 2)
+        _set(node, 1, (of.shift if of.only_shifts else of.scale).reshape(shape))
         return
     _replace(node, "BatchNormalization", 5)
     node.attributes["epsilon"] = ir.AttrFloat32("epsilon", 0.0)
@@ -97,6 +97,13 @@ def free_name(graph: ir.Graph, stem: str) -> str:
     return name
 
 
+def graph_of(node: ir.Node) -> ir.Graph:
+    """Return the graph of a node."""
+    if not isinstance(node.graph, ir.Graph):
+        raise ValueError(f"{node.name} is not in a graph")
+    return node.graph
+
+
 def _replace(node: ir.Node, kind: str, inputs: int) -> None:
     node.op_type = kind
     node.attributes.clear()
@@ -105,8 +112,8 @@ def _replace(node: ir.Node, kind: str, inputs: int) -> None:
 
 def _as_gemm(node: ir.Node, outputs: int) -> tuple[Array, Array]:
     """Turn a MatMul into a Gemm, and alpha and beta into the numbers that they multiply; return weight and bias."""
-    weight = _weight(node) * np.float64(attribute(node, "alpha", 1.0))  # type: ignore[arg-type]
-    bias = _bias(node, outputs) * np.float64(attribute(node, "beta", 1.0))  # type: ignore[arg-type]
+    weight = _weight(node) * node.attributes.get_float("alpha", 1.0)
+    bias = _bias(node, outputs) * node.attributes.get_float("beta", 1.0)
     node.op_type = "Gemm"
     for name in ("alpha", "beta"):
         node.attributes.pop(name, None)
@@ -117,22 +124,14 @@ def _by_output(node: ir.Node, weight: Array, scale: Array) -> Array:
     """Scale a weight along its output channels; a transposed convolution keeps (C_in, C_out / groups, ...)."""
     if node.op_type == "Conv":
         return np.asarray(weight * scale.reshape(-1, *[1] * (weight.ndim - 1)))
-    groups = _groups(node)
+    groups = node.attributes.get_int("group", 1)
     grouped = weight.reshape(groups, weight.shape[0] // groups, *weight.shape[1:])
     scaled = grouped * scale.reshape(groups, 1, weight.shape[1], *[1] * (weight.ndim - 2))
     return np.asarray(scaled.reshape(weight.shape))
 
 
-def _groups(node: ir.Node) -> int:
-    groups = attribute(node, "group", 1)
-    assert isinstance(groups, int)
-    return groups
-
-
 def _weight(node: ir.Node) -> Array:
-    weight = constant(node.inputs[1])
-    assert weight is not None
-    return weight
+    return present(constant(node.inputs[1]))
 
 
 def _bias(node: ir.Node, size: int) -> Array:
@@ -144,15 +143,12 @@ def _set(node: ir.Node, index: int, array: Array) -> None:
     """Give a node an array of its own as an input, under the name of the one before where nothing else reads that."""
     if index >= len(node.inputs):
         node.resize_inputs(index + 1)
-    old, graph = node.inputs[index], node.graph
-    assert isinstance(graph, ir.Graph)
-    tensor = ir.tensor(np.ascontiguousarray(array))
+    old, graph = node.inputs[index], graph_of(node)
+    tensor, shape = ir.tensor(np.ascontiguousarray(array)), ir.Shape(array.shape)
     if old is not None and old.is_initializer() and len(old.uses()) == 1 and not old.is_graph_input():
-        old.const_value, old.shape, old.dtype = tensor, tensor.shape, tensor.dtype
+        old.const_value, old.shape, old.dtype = tensor, shape, tensor.dtype
         return
     stem = f"{node.outputs[0].name}.{('', 'weight', 'bias')[index] if index < 3 else index}"
-    value = ir.Value(
-        name=free_name(graph, stem), shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor
-    )
+    value = ir.Value(name=free_name(graph, stem), shape=shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(value)
     node.replace_input_with(index, value)

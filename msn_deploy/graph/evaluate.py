@@ -1,22 +1,25 @@
-"""What does an ONNX graph compute in float64? The truth that folds and other tools' graphs are held against."""
+"""What does an ONNX graph compute in float64? The truth that folds and other tools' graphs are compared with.
+
+Computed by onnx's reference implementation, with convolutions and poolings by torch: its own transposed convolution is
+wrong for groups, its max pooling for rounded-up sizes with padding (onnx 1.23), and its convolution is slow.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import os
 import warnings
-from collections.abc import Collection, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import islice, product
+from collections.abc import Collection, Sequence
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
+import torch
 from numpy.typing import NDArray
 from onnx import ModelProto
 from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
+from torch.nn import functional as F
 
 from msn_deploy.core.errors import InputError
-from msn_deploy.graph.reference import OPERATORS
 
 Array = NDArray[Any]
 Values = dict[str, Array]
@@ -33,15 +36,13 @@ def run_float64(model: ModelProto, x: Array) -> Array:
 def values_float64(models: Sequence[ir.Model], batches: Sequence[Array], wanted: Collection[str]) -> list[list[Values]]:
     """Return the wanted tensors of graphs of doubles (see `to_double`) by name, per graph and input batch (N, ...).
 
-    Every graph and batch is a task for a thread. Raises InputError for a graph that the reference implementation can't
-    run.
+    Raises InputError for a graph that the reference implementation can't run.
     """
     try:
-        evaluators = [_evaluator(model) for model in models]
-        with ThreadPoolExecutor(os.cpu_count()) as pool, one_thread_each(), warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # torch warns of read-only weights; nothing here writes
-            found = pool.map(lambda task: _run(*task, wanted), product(evaluators, batches))
-            return [list(islice(found, len(batches))) for _ in models]
+            evaluators = [_evaluator(model) for model in models]
+            return [[_run(evaluator, batch, wanted) for batch in batches] for evaluator in evaluators]
     except Exception as cause:  # whatever numpy or the reference raises on an operator that it can't run
         first = (str(cause).splitlines() or [""])[0][:160]
         raise InputError(
@@ -62,25 +63,8 @@ def _evaluator(model: ir.Model) -> ReferenceEvaluator:
 
 def _run(evaluator: ReferenceEvaluator, x: Array, wanted: Collection[str]) -> Values:
     given = next(name for name in evaluator.input_names if name not in evaluator.rt_inits_)
-    found = evaluator.run(None, {given: x.astype("float64")}, intermediate=True)
+    found: Any = evaluator.run(None, {given: x.astype("float64")}, intermediate=True)
     return {name: value for name, value in found.items() if name in wanted}  # the next run takes the others' memory
-
-
-@contextlib.contextmanager
-def one_thread_each() -> Iterator[None]:
-    """Let each thread's operators of torch run in that thread alone.
-
-    The threads of small operators mostly wait for each other, busily, and where a core is taken by somebody else (the
-    simplifier's process, say) an export takes several times as long.
-    """
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def to_double(model: ir.Model) -> None:
@@ -112,3 +96,98 @@ def _convert(model: ir.Model, old: ir.DataType, new: ir.DataType) -> None:
 
 def _converted(tensor: ir.TensorProtocol, old: ir.DataType, new: ir.DataType) -> ir.TensorProtocol:
     return ir.tensor(tensor.numpy().astype(new.numpy()), name=tensor.name) if tensor.dtype == old else tensor
+
+
+class Conv(OpRun):
+    """Convolution of one to three dimensions; the name of the class is that of its operator."""
+
+    op_domain = ""
+
+    def _run(self, x: Array, w: Array, b: Array | None = None, **given: Any) -> tuple[Array]:
+        at = _Window(given, x, w.shape[2:])
+        x, pads = at.padded(x, 0.0, ceil=False)
+        convolve: Any = (torch.conv1d, torch.conv2d, torch.conv3d)[at.sides - 1]
+        tensors = [None if each is None else _tensor(each) for each in (x, w, b)]
+        y = convolve(*tensors, at.strides, pads, at.dilations, given.get("group") or 1)
+        return (y.numpy(),)
+
+
+class ConvTranspose(OpRun):
+    """Transposed convolution of one to three dimensions; padding here is cutting off."""
+
+    op_domain = ""
+
+    def _run(self, x: Array, w: Array, b: Array | None = None, **given: Any) -> tuple[Array]:
+        if given.get("output_shape") or given.get("auto_pad") not in (None, "NOTSET", "VALID"):
+            raise NotImplementedError("a transposed convolution with auto_pad or output_shape")
+        at = _Window(given, x, w.shape[2:])
+        convolve: Any = (torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d)[at.sides - 1]
+        group = given.get("group") or 1
+        y = convolve(_tensor(x), _tensor(w), None, at.strides, 0, 0, group, at.dilations).numpy()
+        y = np.pad(y, [(0, 0), (0, 0), *((0, each) for each in given.get("output_padding") or [0] * at.sides)])
+        before, behind = at.pads[: at.sides], at.pads[at.sides :]
+        inner = [slice(before[i], y.shape[2 + i] - behind[i]) for i in range(at.sides)]
+        y = y[(slice(None), slice(None), *inner)]
+        return (y if b is None else y + b.reshape(-1, *[1] * at.sides),)
+
+
+class MaxPool(OpRun):
+    """Largest value of each window; its second output, the indices, is not computed."""
+
+    op_domain = ""
+
+    def _run(self, x: Array, **given: Any) -> tuple[Array]:
+        at, ceil = _Window(given, x, given["kernel_shape"]), bool(given.get("ceil_mode"))
+        x, pads = at.padded(x, -np.inf, ceil=ceil)
+        pool: Any = (torch.max_pool1d, torch.max_pool2d, torch.max_pool3d)[at.sides - 1]
+        return (pool(_tensor(x), at.kernel, at.strides, pads, at.dilations, ceil).numpy(),)
+
+
+class AveragePool(OpRun):
+    """Mean of each window."""
+
+    op_domain = ""
+
+    def _run(self, x: Array, **given: Any) -> tuple[Array]:
+        at, ceil = _Window(given, x, given["kernel_shape"]), bool(given.get("ceil_mode"))
+        counted = bool(given.get("count_include_pad"))
+        if set(at.dilations) != {1} or (at.pads[: at.sides] != at.pads[at.sides :] and not counted):
+            raise NotImplementedError("an average pooling with dilation or uneven padding")
+        x, pads = at.padded(x, 0.0, ceil=ceil)
+        pool: Any = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[at.sides - 1]
+        return (pool(_tensor(x), at.kernel, at.strides, pads, ceil, counted).numpy(),)
+
+
+class _Window:
+    """Where the windows of a convolution or pooling lie, every attribute spelled out."""
+
+    def __init__(self, given: dict[str, Any], x: Array, kernel: Any) -> None:
+        self.sides, self.kernel = x.ndim - 2, list(kernel)
+        self.strides = list(given.get("strides") or [1] * self.sides)
+        self.dilations = list(given.get("dilations") or [1] * self.sides)
+        self.pads = self._pads(given.get("auto_pad"), given.get("pads"), x.shape[2:])
+
+    def _pads(self, auto: str | None, pads: Any, sizes: tuple[int, ...]) -> list[int]:
+        if auto in (None, "NOTSET", "VALID"):
+            return list(pads or [0] * 2 * self.sides)
+        missing = []
+        for size, width, stride, dilation in zip(sizes, self.kernel, self.strides, self.dilations, strict=True):
+            missing.append(max(0, (-(-size // stride) - 1) * stride + dilation * (width - 1) + 1 - size))
+        before = [each // 2 if auto == "SAME_UPPER" else each - each // 2 for each in missing]
+        return before + [each - first for each, first in zip(missing, before, strict=True)]
+
+    def padded(self, x: Array, value: float, *, ceil: bool) -> tuple[Array, list[int]]:
+        """Return the input and the padding per axis that torch takes, which is the same on both sides."""
+        before, behind = self.pads[: self.sides], self.pads[self.sides :]
+        if before == behind:
+            return x, before
+        if ceil:
+            raise NotImplementedError("a pooling with rounded-up sizes and uneven padding")
+        return np.pad(x, [(0, 0), (0, 0), *zip(before, behind, strict=True)], constant_values=value), [0] * self.sides
+
+
+def _tensor(array: Array) -> Any:
+    return torch.from_numpy(np.ascontiguousarray(array))
+
+
+OPERATORS = [Conv, ConvTranspose, MaxPool, AveragePool]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import io
 import logging
 import warnings
@@ -23,7 +22,6 @@ INPUT_NAME = "input"
 OUTPUT_NAME = "logits"
 LOWEST_OPSET = 18  # that torch's exporter writes; below it, converters are at work
 DEFAULT_OPSET = 17  # what TensorRT 8.5 and 8.6 still read; the exporter writes 18 and converts
-_TABLES: dict[Any, Any] = {}  # of operators, see _operators_kept
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
@@ -51,8 +49,8 @@ def to_onnx(
     dtype = next((each.dtype for each in model.parameters() if each.is_floating_point()), torch.float32)
     example = torch.zeros((2 if dynamic_batch else input_shape[0], *input_shape[1:]), dtype=dtype)
     try:
-        with _quiet(), _operators_kept():
-            program = torch.onnx.export(
+        with _quiet():
+            program: Any = torch.onnx.export(  # not None, with dynamo
                 model,
                 (example,),
                 dynamo=True,
@@ -67,9 +65,7 @@ def to_onnx(
     except Exception as cause:  # errors of its own, and what its converters raise
         require_one_output(model, example)
         raise InputError(f"torch could not export the network: {_said(cause)}") from cause
-    assert program is not None
-    assert program.exported_program is not None
-    proto = program.model_proto
+    proto: ModelProto = program.model_proto
     returned = program.exported_program.call_spec.out_spec
     if len(proto.graph.output) != 1 or (returned is not None and not returned.is_leaf()):
         require_one_output(model, example)
@@ -123,41 +119,6 @@ def _drop_traces(proto: ModelProto) -> None:
     for entry in (proto.graph, *proto.graph.node, *proto.graph.value_info, *proto.graph.input, *proto.graph.output):
         del entry.metadata_props[:]
         entry.ClearField("doc_string")
-
-
-@contextlib.contextmanager
-def _operators_kept() -> Iterator[None]:
-    """Let torch's exporter build its table of operators, a quarter of its work, once per process and opset.
-
-    It builds one per export and takes none from its caller. A release that keeps the table elsewhere is left alone.
-    """
-    try:
-        from torch.onnx._internal.exporter._registration import ONNXRegistry
-
-        original = vars(ONNXRegistry).get("from_torchlib")
-    except ImportError:
-        original = None
-    if not isinstance(original, classmethod):
-        yield
-        return
-
-    def from_torchlib(cls: type, *args: Any, **options: Any) -> Any:
-        key = (args, tuple(options.items()))
-        table = _TABLES.get(key)
-        if table is None:
-            table = original.__func__(cls, *args, **options)
-            if not isinstance(getattr(table, "functions", None), dict):
-                return table
-            _TABLES[key] = table
-        copied = copy.copy(table)  # another thread's export may register operators of its own
-        copied.functions = {name: list(found) for name, found in table.functions.items()}
-        return copied
-
-    ONNXRegistry.from_torchlib = classmethod(from_torchlib)  # type: ignore[method-assign,assignment]
-    try:
-        yield
-    finally:
-        ONNXRegistry.from_torchlib = original  # type: ignore[method-assign]
 
 
 @contextlib.contextmanager

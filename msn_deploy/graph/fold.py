@@ -6,53 +6,55 @@ reason. The arithmetic is done in float64 and rounded once, so that a chain of f
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import onnx_ir as ir
 from onnx import ModelProto, TensorProto
 
-from msn_deploy.graph.affine import Affine, affine_of, attribute
+from msn_deploy.graph.affine import Mapped, affine_of
 from msn_deploy.graph.clean import clean
-from msn_deploy.graph.edits import rewrite_affine
+from msn_deploy.graph.edits import graph_of, map_inputs
 from msn_deploy.graph.evaluate import to_double, to_single
 from msn_deploy.graph.reorder import pool_before_concat, pool_before_pointwise
-from msn_deploy.graph.rules import Plan, Refused, plan_into_producers, plan_into_readers
+from msn_deploy.graph.rules import Code, Refused, plan_into_producers, plan_into_readers
 
 _NORMS_OF_THEIR_INPUT = ("InstanceNormalization", "LayerNormalization", "GroupNormalization", "LpNormalization")
 
-_VAGUE = ("NONLINEAR_BETWEEN", "READ_ELSEWHERE", "GRAPH_INPUT")  # the vaguest last
+Rule = Literal["into-producer", "into-readers", "into-weight", "kept", "output"]
+_VAGUE: tuple[Code, ...] = ("NONLINEAR_BETWEEN", "READ_ELSEWHERE", "GRAPH_INPUT")  # the vaguest last
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NormFold:
     """What became of one norm (or of any other per-channel affine map) of a graph.
 
-    norm: its name. operator: of the node that it was. rule: "into-producer", "into-readers" or "kept". code, why: why
-    it was kept; empty where it was folded. same: names of tensors that hold the same before and after the fold.
+    code and why are empty where it was folded.
     """
 
     norm: str
+    """Its name."""
     operator: str
-    rule: str
-    code: str = ""
+    """Of the node that it was."""
+    rule: Rule
+    code: Code = ""
     why: str = ""
     same: tuple[str, ...] = ()
+    """Names of tensors that hold the same before and after the fold."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoldedGraph:
-    """A folded graph in the precision of its source, and what the folds are proved with.
-
-    before: the unfolded graph in float64. after: the folded one, not yet rounded. pooled_first: names of the tensors
-    for which an average pooling was moved before its 1x1 convolution.
-    """
+    """A folded graph in the precision of its source, and what the folds are proved with."""
 
     model: ModelProto
     before: ir.Model
+    """The unfolded graph in float64."""
     after: ir.Model
+    """The folded one, not yet rounded."""
     folds: tuple[NormFold, ...]
     pooled_first: tuple[str, ...] = ()
+    """Names of the tensors for which an average pooling was moved before its 1x1 convolution."""
 
 
 def fold_graph(model: ModelProto) -> FoldedGraph:
@@ -66,15 +68,18 @@ def fold_graph(model: ModelProto) -> FoldedGraph:
         to_double(graph)
     clean(graph)
     before = graph.clone()
-    refusal = _why_none(model)
-    if refusal:
-        folds, moved, split = _keep_all(graph.graph, *refusal), {}, {}
+    refusal, moved = _why_none(model), {}
+    if refusal is not None:
+        norms = (*_NORMS_OF_THEIR_INPUT, "BatchNormalization")
+        folds = [_kept(node, refusal) for node in graph.graph if node.op_type in norms]
     else:
-        folds = _fold(graph.graph)
+        folder = _Folder(graph.graph)
+        folder.run()
         moved = pool_before_pointwise(graph.graph)
-        split = pool_before_concat(graph.graph, {str(value.name) for node in before.graph for value in node.outputs})
-    now = {**{gone: (pooled,) for gone, pooled in moved.items()}, **split}
-    folds = [_renamed(told, now) for told in folds]
+        known = {str(value.name) for node in before.graph for value in node.outputs}
+        folder.shown_by |= {gone: (pooled,) for gone, pooled in moved.items()}
+        folder.shown_by |= pool_before_concat(graph.graph, known)
+        folds = folder.found()
     clean(graph)
     rounded = graph.clone()
     if single:
@@ -88,13 +93,16 @@ def fold_graph(model: ModelProto) -> FoldedGraph:
     )
 
 
-def _why_none(model: ModelProto) -> tuple[str, str] | None:
-    if len(_float_types(model)) > 1:
-        return "MIXED_PRECISION", "the graph computes in more than one floating precision"
+def _why_none(model: ModelProto) -> Refused | None:
+    found = _float_types(model)
+    if len(found) > 1:
+        return Refused("MIXED_PRECISION", "the graph computes in more than one floating precision")
+    if found & {TensorProto.FLOAT16, TensorProto.BFLOAT16}:
+        return Refused("HALF_PRECISION", "the graph computes in half precision; fold it before it is made so")
     if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.node):
-        return "QUANTISED", "the graph is quantised, and a fold would move its scales"
+        return Refused("QUANTISED", "the graph is quantised, and a fold would move its scales")
     if any(entry.HasField("g") or entry.graphs for node in model.graph.node for entry in node.attribute):
-        return "CONTROL_FLOW", "the graph branches or loops"
+        return Refused("CONTROL_FLOW", "the graph branches or loops")
     return None
 
 
@@ -109,43 +117,61 @@ def _float_types(model: ModelProto) -> set[int]:
     return found & set(floats)
 
 
-def _fold(graph: ir.Graph) -> list[NormFold]:
-    """Fold until nothing moves any more; return what became of each norm, in graph order."""
-    _join_arithmetic(graph)
-    order = {id(node): at for at, node in enumerate(graph)}
-    done: dict[int, NormFold] = {}
-    now: dict[str, tuple[str, ...]] = {}  # of a tensor that a later fold did away with: what shows the same instead
-    kept: dict[int, NormFold] = {}
-    moved = True
-    while moved:
-        moved = False
-        kept = {}
-        for node in list(graph):
-            if node.op_type in _NORMS_OF_THEIR_INPUT and not node.domain:
-                why = "it normalises by statistics of its own input"
-                kept[id(node)] = _told(node, rule="kept", code="INPUT_DEPENDENT", why=why)
-            elif node.op_type == "BatchNormalization" and affine_of(node) is None:
-                kept[id(node)] = _told(node, rule="kept", **_why_no_affine(node))
-            elif (own := affine_of(node)) is not None:
-                read = str(node.inputs[own[0]].name)  # type: ignore[union-attr]
-                result = _fold_one(node, *own)
-                if result.rule != "kept":
-                    now[read if result.rule == "into-producer" else str(node.outputs[0].name)] = result.same
-                moved |= result.rule != "kept"
-                (kept if result.rule == "kept" else done)[id(node)] = result
-    found = {**kept, **done}
-    return [_renamed(found[key], now) for key in sorted(found, key=lambda key: order.get(key, len(order)))]
+@dataclass(slots=True)
+class _Folder:
+    """One pass over a graph, until nothing moves any more."""
 
+    graph: ir.Graph
+    folded: dict[int, NormFold] = field(default_factory=dict)
+    """By the id of the node that is gone."""
+    kept: dict[int, NormFold] = field(default_factory=dict)
+    """By the id of the node, as the last round found it."""
+    shown_by: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """The names of tensors that are gone, and of those that show the same instead."""
+    order: dict[int, int] = field(default_factory=dict)
+    """Where each node stood."""
 
-def _renamed(told: NormFold, now: Mapping[str, tuple[str, ...]]) -> NormFold:
-    """Follow the tensors of a fold through the folds after it."""
-    same: list[str] = []
-    left = list(told.same)
-    while left:
-        name = left.pop(0)
-        left = [*now[name], *left] if name in now else left
-        same += [] if name in now else [name]
-    return replace(told, same=tuple(dict.fromkeys(same)))
+    def run(self) -> None:
+        """Fold what can be folded."""
+        _join_arithmetic(self.graph)
+        self.order = {id(node): at for at, node in enumerate(self.graph)}
+        moved = True
+        while moved:
+            before = len(self.folded)
+            self.kept = {}
+            for node in list(self.graph):
+                self._try(node)
+            moved = len(self.folded) > before
+
+    def _try(self, node: ir.Node) -> None:
+        own = affine_of(node)
+        if own is None:
+            refusal = _why_no_affine(node)
+            if refusal is not None:
+                self.kept[id(node)] = _kept(node, refusal)
+            return
+        read, made = str(own.value.name), str(node.outputs[0].name)
+        result = _fold_one(node, own)
+        if result.rule == "kept":
+            self.kept[id(node)] = result
+            return
+        self.folded[id(node)] = result
+        self.shown_by[read if result.rule == "into-producer" else made] = result.same
+
+    def found(self) -> list[NormFold]:
+        """Return what became of each norm, in graph order, told by tensors that are left."""
+        found = {**self.kept, **self.folded}
+        ordered = sorted(found, key=lambda key: self.order.get(key, len(self.order)))
+        return [self._in_tensors_left(found[key]) for key in ordered]
+
+    def _in_tensors_left(self, result: NormFold) -> NormFold:
+        same: list[str] = []
+        left = list(result.same)
+        while left:
+            name = left.pop(0)
+            left = [*self.shown_by.get(name, ()), *left]
+            same += [] if name in self.shown_by else [name]
+        return replace(result, same=tuple(dict.fromkeys(same)))
 
 
 def _join_arithmetic(graph: ir.Graph) -> None:
@@ -154,77 +180,63 @@ def _join_arithmetic(graph: ir.Graph) -> None:
         own, output = affine_of(node), node.outputs[0]
         if own is None or node.op_type == "BatchNormalization" or len(output.uses()) != 1 or output.is_graph_output():
             continue
-        ((reader, index),) = output.uses()
+        ((reader, _),) = output.uses()
         other = affine_of(reader)
-        if other is None or other[0] != index or reader.op_type == "BatchNormalization":
+        if other is None or other.value is not output or reader.op_type == "BatchNormalization":
             continue
         names = [norm_name(node), norm_name(reader)]
         reader.meta["norm"] = next((name for name in names if "." in name), names[1])
-        first = node.inputs[own[0]]
-        assert first is not None
-        rewrite_affine(reader, other[1].after(own[1]))
-        reader.replace_input_with(0, first)
-        _remove(node)
+        map_inputs(reader, own.of)
+        reader.replace_input_with(0, own.value)
+        graph.remove(node, safe=True)
 
 
-def _fold_one(node: ir.Node, mapped: int, own: Affine) -> NormFold:
-    value, output = node.inputs[mapped], node.outputs[0]
-    assert value is not None
-    told = _told(node, rule="kept")
-    if not own.is_finite:
-        return replace(told, code="NOT_FINITE", why="its scale or shift is not finite (a variance below zero, or NaN)")
-    refusals: list[Refused] = []
+def _fold_one(node: ir.Node, own: Mapped) -> NormFold:
+    """Fold one norm, or return why it is kept."""
+    output = node.outputs[0]
+    if not own.of.is_finite:
+        return _kept(node, Refused("NOT_FINITE", "its scale or shift is not finite (a variance below zero, or NaN)"))
+    folded = NormFold(norm=norm_name(node), operator=node.op_type, rule="into-producer", same=(str(output.name),))
     try:
-        if output.is_graph_output() and value.producer() is None:
+        if output.is_graph_output() and own.value.producer() is None:
             raise Refused("GRAPH_INPUT", "it reads the input of the network")
-        plan = plan_into_producers(value, own)
+        plan = plan_into_producers(own.value, own.of)
     except Refused as refused:
-        refusals.append(refused)
+        by_producers = refused
     else:
-        _carry_out(plan)
+        plan.carry_out()
         name = output.name
-        output.replace_all_uses_with(value, replace_graph_outputs=True)
-        _remove(node)
-        value.name = name
-        return replace(told, rule="into-producer", same=(str(name),))
+        output.replace_all_uses_with(own.value, replace_graph_outputs=True)
+        graph_of(node).remove(node, safe=True)
+        own.value.name = name
+        return folded
     try:
-        plan = []
-        same = plan_into_readers(output, own, plan)
-    except Refused as refused:
-        refusals.append(refused)
-    else:
-        _carry_out(plan)
-        output.replace_all_uses_with(value)
-        _remove(node)
-        return replace(told, rule="into-readers", same=tuple(dict.fromkeys(same)))
-    # Of the two sides that refused, the one that says more about the norm itself is the reason.
-    main, other = sorted(refusals, key=lambda refused: _VAGUE.index(refused.code) if refused.code in _VAGUE else -1)
-    return replace(told, code=main.code, why=f"{main.why}; {other.why}")
+        plan = plan_into_readers(output, own.of)
+    except Refused as by_readers:
+        # Of the two sides that refused, the one that says more about the norm itself is the reason.
+        main, other = sorted(
+            (by_producers, by_readers), key=lambda each: _VAGUE.index(each.code) if each.code in _VAGUE else -1
+        )
+        return replace(_kept(node, main), why=f"{main.why}; {other.why}")
+    plan.carry_out()
+    output.replace_all_uses_with(own.value)
+    graph_of(node).remove(node, safe=True)
+    return replace(folded, rule="into-readers", same=tuple(dict.fromkeys(plan.same)))
 
 
-def _carry_out(plan: Plan) -> None:
-    for edit in plan:
-        edit()
+def _kept(node: ir.Node, refusal: Refused) -> NormFold:
+    return NormFold(norm=norm_name(node), operator=node.op_type, rule="kept", code=refusal.code, why=refusal.why)
 
 
-def _remove(node: ir.Node) -> None:
-    assert isinstance(node.graph, ir.Graph)
-    node.graph.remove(node, safe=True)
-
-
-def _told(node: ir.Node, *, rule: str, code: str = "", why: str = "") -> NormFold:
-    return NormFold(norm=norm_name(node), operator=node.op_type, rule=rule, code=code, why=why)
-
-
-def _why_no_affine(node: ir.Node) -> dict[str, str]:
-    if attribute(node, "training_mode", 0):
-        return {"code": "TRAIN_MODE", "why": "it normalises by the batch, as in training"}
-    return {"code": "COMPUTED_WEIGHT", "why": "its statistics are computed from the input"}
-
-
-def _keep_all(graph: ir.Graph, code: str, why: str) -> list[NormFold]:
-    norms = (*_NORMS_OF_THEIR_INPUT, "BatchNormalization")
-    return [_told(node, rule="kept", code=code, why=why) for node in graph if node.op_type in norms]
+def _why_no_affine(node: ir.Node) -> Refused | None:
+    """Return why a norm is not an affine map; None for a node that is not a norm."""
+    if node.op_type in _NORMS_OF_THEIR_INPUT and not node.domain:
+        return Refused("INPUT_DEPENDENT", "it normalises by statistics of its own input")
+    if node.op_type != "BatchNormalization":
+        return None
+    if node.attributes.get_int("training_mode", 0):
+        return Refused("TRAIN_MODE", "it normalises by the batch, as in training")
+    return Refused("COMPUTED_WEIGHT", "its statistics are computed from the input")
 
 
 def norm_name(node: ir.Node) -> str:

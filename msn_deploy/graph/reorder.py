@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 import onnx_ir as ir
 
-from msn_deploy.graph.affine import attribute, constant, integers
+from msn_deploy.graph.affine import constant, present
 from msn_deploy.graph.edits import free_name
-from msn_deploy.graph.operators import is_channel_axis, keeps_constants
-
-_POOLINGS = ("AveragePool", "MaxPool")
+from msn_deploy.graph.operators import is_channel_axis, keeps_constants, makes_smaller
 
 
 def pool_before_pointwise(graph: ir.Graph) -> dict[str, str]:
@@ -19,15 +17,10 @@ def pool_before_pointwise(graph: ir.Graph) -> dict[str, str]:
     Returns, for each, the name of the tensor that is gone and of the pooled one that the convolution makes instead.
     """
     moved = {}
-    for pool in [node for node in graph if node.op_type == "AveragePool" and not node.domain]:
-        value, pooled = pool.inputs[0], pool.outputs[0]
-        conv = None if value is None else value.producer()
-        if value is None or conv is None or not _is_pointwise(conv) or not keeps_constants(pool):
+    for pool, value, conv in _poolings(graph, "AveragePool"):
+        if not _is_pointwise(conv) or not keeps_constants(pool):
             continue
-        if len(value.uses()) > 1 or value.is_graph_output() or max(integers(pool, "strides") or [1]) == 1:
-            continue
-        first = conv.inputs[0]
-        assert first is not None
+        pooled, first = pool.outputs[0], present(conv.inputs[0])
         moved[str(value.name)] = str(pooled.name)
         pool.replace_input_with(0, first)
         conv.replace_input_with(0, pooled)
@@ -49,22 +42,18 @@ def pool_before_concat(graph: ir.Graph, known: Collection[str]) -> dict[str, tup
     ones that show the same: the pooled tensor, or what is made of it.
     """
     gone = {}
-    for pool in [node for node in graph if node.op_type in _POOLINGS and not node.domain and len(node.outputs) == 1]:
-        whole, pooled = pool.inputs[0], pool.outputs[0]
-        concat = None if whole is None else whole.producer()
-        if whole is None or concat is None or concat.op_type != "Concat" or not is_channel_axis(concat, whole):
-            continue
-        if len(whole.uses()) > 1 or whole.is_graph_output() or max(integers(pool, "strides") or [1]) == 1:
+    for pool, whole, concat in _poolings(graph, "AveragePool", "MaxPool"):
+        if concat.op_type != "Concat" or not is_channel_axis(concat, whole):
             continue
         parts = [part for part in concat.inputs if part is not None]
         if any(constant(part) is not None for part in parts):
             continue
+        pooled = pool.outputs[0]
         shown = [pooled] if pooled.name in known else [reader.outputs[0] for reader, _ in pooled.uses()]
         gone[str(whole.name)] = tuple(str(value.name) for value in shown)
         for index, part in enumerate(parts):
             own = ir.Node("", pool.op_type, [part], attributes=list(pool.attributes.values()), num_outputs=1)
-            own.outputs[0].name = free_name(graph, f"{pooled.name}.{index}")
-            own.outputs[0].dtype = pooled.dtype
+            own.outputs[0].name, own.outputs[0].type = free_name(graph, f"{pooled.name}.{index}"), pooled.type
             concat.prepend(own)
             concat.replace_input_with(index, own.outputs[0])
         pooled.replace_all_uses_with(whole, replace_graph_outputs=True)
@@ -73,10 +62,19 @@ def pool_before_concat(graph: ir.Graph, known: Collection[str]) -> dict[str, tup
     return gone
 
 
+def _poolings(graph: ir.Graph, *kinds: str) -> Iterator[tuple[ir.Node, ir.Value, ir.Node]]:
+    """Yield each pooling that makes images smaller, what it alone reads, and the node that computes that."""
+    for pool in [node for node in graph if node.op_type in kinds and not node.domain and len(node.outputs) == 1]:
+        value = present(pool.inputs[0])
+        producer = value.producer()
+        if producer is not None and len(value.uses()) == 1 and not value.is_graph_output() and makes_smaller(pool):
+            yield pool, value, producer
+
+
 def _is_pointwise(conv: ir.Node) -> bool:
     if conv.op_type != "Conv" or conv.domain or len(conv.inputs) < 2:
         return False
-    weight = constant(conv.inputs[1])
-    plain = not any(integers(conv, "pads")) and set(integers(conv, "strides")) <= {1}
-    plain = plain and attribute(conv, "auto_pad", "NOTSET") in ("NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER")
+    weight, given = constant(conv.inputs[1]), conv.attributes
+    plain = not any(given.get_ints("pads", ())) and set(given.get_ints("strides", ())) <= {1}
+    plain = plain and given.get_string("auto_pad", "NOTSET") in ("NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER")
     return weight is not None and plain and set(weight.shape[2:]) == {1}

@@ -2,158 +2,169 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from msn_deploy.core.artifacts import Parent, publish, sidecar_path, write_json
 from msn_deploy.core.errors import FoldError, GateError, InputError
 from msn_deploy.core.model_info import ModelInfo
 from msn_deploy.data import to_input
-from msn_deploy.engine import OrtRunner, run_images
-from msn_deploy.model.opened import inputs_of, made_model, norms_in, only_input, with_info
+from msn_deploy.model.opened import OpenModel, norms_in, with_info
+from msn_deploy.model.parity import Rung, require_ladder, rung
 from msn_deploy.pipeline.images import split_for
-from msn_deploy.pipeline.source import Source, open_source, require_packages
+from msn_deploy.pipeline.source import (
+    FEW,
+    ExportOptions,
+    Images,
+    Source,
+    in_memory,
+    open_source,
+    require_packages,
+    run_in_ort,
+)
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-    from msn_deploy.graph import Certificate, Rung
-    from msn_deploy.graph.simplify import Simplified
+    from msn_deploy.graph.certificate import Certificate
 
 _LOG = logging.getLogger(__name__)
 _MOST_SAMPLES = 512
-_RANDOM_NUMBERS = 1 << 14  # of which random inputs consist, at most _FEW of them, and two where the batch is open
-_FEW = 32  # images, for which a pool of threads, which wait busily for work, costs more than it saves
+_RANDOM_NUMBERS = 1 << 14  # of which random inputs consist, at most FEW of them, and two where the batch is open
 _CALIBRATION_SAMPLES = 128
 _VERSIONS = ("torch", "onnx", "onnxscript", "onnxsim", "onnxruntime")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ExportReport:
-    """What an export wrote: the file, its operators with counts, and how far it is from where it came from.
+class ExportFacts:
+    """What the sidecar of an exported file says of it."""
 
-    ladder: every stage held against the source. certificate: what became of every norm (None without folding), also in
-    the file NAME.fold.json. unsimplified_because: why onnxsim's graph was not taken; empty if it was, or not asked for.
-    """
+    operators: dict[str, int]
+    """How many nodes of each operator it has."""
+    ladder: tuple[Rung, ...]
+    """Every stage compared with the source."""
+    parity_on: str
+    """What it was compared on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportReport(ExportFacts):
+    """What an export wrote: the file, its operators with counts, and how far it is from where it came from."""
 
     path: Path
     bytes: int
-    operators: dict[str, int]
     folded: bool
-    ladder: tuple[Rung, ...]
-    parity_on: str
     certificate: Certificate | None
+    """What became of every norm (None without folding), also in the file NAME.fold.json."""
     unsimplified_because: str
+    """Why onnxsim's graph was not taken; empty if it was, or not asked for."""
 
 
-def export_onnx(
-    source: str,
-    out: Path,
-    *,
-    weights: Path | None = None,
-    input_shape: tuple[int, ...] | None = None,
-    dynamic_batch: bool = False,
-    batch: int = 1,
-    opset: int | None = None,
-    fold: bool = True,
-    simplify: bool = True,
-    require_fully_folded: bool = False,
-    ladder: bool = False,
-) -> ExportReport:
-    """Export a checkpoint, FILE.py:FACTORY or another ONNX file; write `out` only if it agrees with its source.
+def export_onnx(source: str, out: Path, options: ExportOptions | None = None, **changes: Any) -> ExportReport:
+    """Export a network: load it, fold it, certify the folds, simplify, compare every stage with the source, write.
 
-    input_shape: (N, C, H, W), for a network of the user's own. fold=False keeps every norm a node of its own (and
-    leaves the simplifier out, which would fuse it). ladder: go on to FP16 and INT8, which are not written. Agreement is
-    measured on the test images of the data the network was trained on, on seeded random input where they are not to be
-    had. Raises InputError (exit 2; FoldError for a norm that is left where none may be), ParityError (exit 1),
-    MissingDependency (exit 3).
+    Stages are compared on the test images of the data that the network was trained on, or on seeded random input where
+    there are none. `out` is written only if all of them agree.
+
+    Args:
+        source: A checkpoint, FILE.py:FACTORY or another ONNX file.
+        out: Where the ONNX file goes.
+        options: None takes the defaults of ExportOptions.
+        **changes: Fields of ExportOptions, in place of those of `options`.
+
+    Raises:
+        InputError: The source can't be exported (exit 2); FoldError for a norm that is left where none may be.
+        GateError: A fold moves values in float64, or (ParityError) a stage differs from the source (exit 1).
+        MissingDependency: A package is not there (exit 3).
     """
+    options = replace(options or ExportOptions(), **changes)
     if out.suffix != ".onnx":
         raise InputError(f"{out} has to end in .onnx.")
     if out.resolve() == Path(source).resolve():
         raise InputError(f"{out} is the input itself; it would be overwritten.\nChoose another `--out`.")
     require_packages()
-    from msn_deploy.graph import certify, fold_graph, simplifying
-    from msn_deploy.graph.evaluate import one_thread_each
+    from msn_deploy.graph.certificate import certify  # after the packages were asked for, which these import
     from msn_deploy.graph.export import DEFAULT_OPSET
+    from msn_deploy.graph.fold import fold_graph
     from msn_deploy.model.opset import to_opset
-    from msn_deploy.model.parity import require_ladder, rung
 
-    with simplifying() if fold and simplify else nullcontext() as start:
-        made = open_source(
-            source,
-            weights=weights,
-            input_shape=input_shape,
-            dynamic=dynamic_batch,
-            batch=batch,
-            opset=opset or DEFAULT_OPSET,
-            fold=fold,
-        )
-        images, images_are = _comparison_input(made)
-        with ThreadPoolExecutor() as beside, one_thread_each() if len(images) <= _FEW else nullcontext():
-            outputs = {"source": beside.submit(made.predict, images)}
-            if made.with_plain_layers is not None:
-                outputs["layers folded"] = beside.submit(made.with_plain_layers, images)
-            if fold and not made.graph_is_truth:
-                outputs["onnx"] = beside.submit(
-                    lambda: _outputs(made.graph.SerializeToString(), images, fuse_norms=False)
-                )
-            graph, certificate, why = made.graph, None, ""
-            if fold:
-                folded = fold_graph(made.graph)
-                target = opset or (None if source.endswith(".onnx") else DEFAULT_OPSET)
-                graph = folded.model if target is None else to_opset(folded.model, target)
-            finish = None if start is None else start(graph)
-            file = _file_of(graph, made.info, fold=fold)
-            if fold or not made.graph_is_truth:
-                outputs["graph folded" if fold else "onnx"] = beside.submit(_outputs, file.content, images)
-            if fold:
-                try:
-                    certificate = certify(folded, made.layers)
-                except InputError:
-                    outputs["source"].result()  # a network that does not run is the better reason
-                    raise
-            truth = outputs.pop("source").result()
-            rungs = [rung(stage, truth, each.result()) for stage, each in outputs.items()]
-            if finish is not None:
-                file, why = _taken(finish(), file, truth, images, rungs)
-    if ladder:
-        rungs += _lower_rungs(file.graph, made, truth, images)
+    made = open_source(source, options)
+    images, images_are = _comparison_input(made)
+    truth = made.predict(images)
+    rungs = [rung(stage, truth, predict(images)) for stage, predict in made.stages.items()]
+    certificate, why = None, ""
+    if options.fold:
+        folded = fold_graph(made.model.proto)
+        certificate = certify(folded, made.layers)
+        opset = options.opset or (None if made.graph_is_truth else DEFAULT_OPSET)
+        graph = folded.model if opset is None else to_opset(folded.model, opset)
+    else:
+        graph = copy.deepcopy(made.model.proto)  # the file's metadata is set in place
+    file = _file_of(graph, made.info, fold=options.fold)
+    if options.fold or not made.graph_is_truth:
+        rungs.append(rung("graph folded" if options.fold else "onnx", truth, run_in_ort(file, images)))
+    if options.fold and options.simplify:
+        file, why = _simplified(file, made.info, truth, images, rungs)
+    if options.ladder:
+        rungs += _lower_rungs(file.proto, made.info, truth, images)
     require_ladder(rungs, source=source)
     if certificate is not None:
-        _require_exact(certificate, source, fully=require_fully_folded)
-    report = ExportReport(
+        _require_exact(certificate, source, fully=options.require_fully_folded)
+    operators = dict(sorted(Counter(node.op_type for node in file.proto.graph.node).items()))
+    facts = ExportFacts(operators=operators, ladder=tuple(rungs), parity_on=images_are)
+    _publish(file, facts, certificate, made, out, options)
+    return ExportReport(
         path=out,
-        bytes=len(file.content),
-        operators=dict(sorted(Counter(node.op_type for node in file.graph.graph.node).items())),
-        folded=file.info.folded,
-        ladder=tuple(rungs),
+        bytes=len(file.data),
+        operators=operators,
+        folded=options.fold and not file.norms,
+        ladder=facts.ladder,
         parity_on=images_are,
         certificate=certificate,
         unsimplified_because=why,
     )
-    config = {"opset": opset, "dynamic_batch": dynamic_batch, "batch": batch, "fold": fold, "simplify": simplify}
+
+
+def _publish(
+    file: OpenModel,
+    facts: ExportFacts,
+    certificate: Certificate | None,
+    made: Source,
+    out: Path,
+    options: ExportOptions,
+) -> None:
+    """Write the file and its certificate, each with a sidecar."""
+    chosen = {name: getattr(options, name) for name in ("opset", "dynamic_batch", "batch", "fold", "simplify")}
     written = publish(
         out,
-        lambda path: path.write_bytes(file.content),
+        lambda path: path.write_bytes(file.data),
         kind="onnx",
         parents=made.parents,
         versions=_VERSIONS,
-        config=config
-        | {"input_shape": list(made.input_shape), "recipe": file.info.recipe}
-        | {"opsets": {each.domain or "ai.onnx": each.version for each in file.graph.opset_import}},
-        facts={"operators": report.operators, "ladder": [asdict(each) for each in rungs], "parity_on": images_are},
+        config=chosen
+        | {"input_shape": list(made.input_shape), "recipe": made.info.recipe}
+        | {"opsets": {each.domain or "ai.onnx": each.version for each in file.proto.opset_import}},
+        facts=asdict(facts),
     )
-    _publish_certificate(certificate, out, Parent(role="onnx", file=written.file, sha256=written.sha256))
-    return report
+    place = certificate_path(out)
+    if certificate is None:  # an older one would speak of another model
+        for path in (sidecar_path(place), place):
+            path.unlink(missing_ok=True)
+        return
+    value = {"schema": "msn-deploy-fold/1", **asdict(certificate)}
+    publish(
+        place,
+        lambda path: write_json(path, value),
+        kind="fold-certificate",
+        parents=(Parent(role="onnx", file=written.file, sha256=written.sha256),),
+        versions=_VERSIONS,
+    )
 
 
 def certificate_path(model: Path) -> Path:
@@ -161,53 +172,26 @@ def certificate_path(model: Path) -> Path:
     return model.with_suffix(".fold.json")
 
 
-def _publish_certificate(certificate: Certificate | None, out: Path, model: Parent) -> None:
-    if certificate is None:  # an older one would speak of another model
-        for path in (sidecar_path(certificate_path(out)), certificate_path(out)):
-            path.unlink(missing_ok=True)
-        return
-    value = {"schema": "msn-deploy-fold/1", **asdict(certificate)}
-    publish(
-        certificate_path(out),
-        lambda path: write_json(path, value),
-        kind="fold-certificate",
-        parents=(model,),
-        versions=_VERSIONS,
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _File:
-    """What would be written: a graph, what it says of itself, and the very bytes that the parity is measured on."""
-
-    graph: ModelProto
-    info: ModelInfo
-    content: bytes
-
-
-def _file_of(graph: ModelProto, info: ModelInfo, *, fold: bool) -> _File:
+def _file_of(graph: ModelProto, info: ModelInfo, *, fold: bool) -> OpenModel:
     """Return the file, with `folded` told by the graph itself: the simplifier fuses norms of other tools' files too."""
     info = replace(info, folded=fold and not norms_in(graph))
-    return _File(graph=graph, info=info, content=with_info(graph, info))
+    return in_memory(graph, with_info(graph, info))
 
 
-def _taken(
-    result: Simplified,
-    file: _File,
-    truth: NDArray[np.float32],
-    images: NDArray[np.float32],
-    rungs: list[Rung],
-) -> tuple[_File, str]:
+def _simplified(
+    file: OpenModel, info: ModelInfo, truth: Images, images: Images, rungs: list[Rung]
+) -> tuple[OpenModel, str]:
     """Return onnxsim's graph, or the given one and the reason, and append the rung of what is returned."""
-    from msn_deploy.model.parity import rung
+    from msn_deploy.graph.simplify import simplify
 
+    result = simplify(file.proto)
     if result.kept_because is not None:
         return file, result.kept_because
     if result.unchanged:
         rungs.append(replace(rungs[-1], stage="simplified", limit="the same graph"))
         return file, ""
-    other = _file_of(result.model, file.info, fold=True)
-    simplified = rung("simplified", truth, _outputs(other.content, images))
+    other = _file_of(result.model, info, fold=True)
+    simplified = rung("simplified", truth, run_in_ort(other, images))
     if not simplified.passed and rungs[-1].passed:
         why = f"onnxsim changed the outputs by {simplified.worst:.3g}"
         _LOG.warning("kept the unsimplified graph: %s", why)
@@ -216,20 +200,17 @@ def _taken(
     return other, ""
 
 
-def _lower_rungs(
-    graph: ModelProto, made: Source, truth: NDArray[np.float32], images: NDArray[np.float32]
-) -> list[Rung]:
+def _lower_rungs(graph: ModelProto, info: ModelInfo, truth: Images, images: Images) -> list[Rung]:
     """Return the rungs of FP16 and, where there are images to calibrate on, of INT8."""
-    from msn_deploy.model.parity import rung
     from msn_deploy.quant import calibrate_ranges, quantize, to_fp16
 
-    rungs = [rung("fp16", truth, _outputs(to_fp16(graph).SerializeToString(), images))]
-    if made.info.preprocess is None or not made.info.data or made.info.is_generator:
+    rungs = [rung("fp16", truth, run_in_ort(in_memory(to_fp16(graph)), images))]
+    if info.preprocess is None or not info.data or info.is_generator:
         _LOG.warning("no rung for INT8: there are no images of this network's to calibrate on")
         return rungs
-    split = split_for(made.info, made.info.preprocess, None, "train").first(_CALIBRATION_SAMPLES)
-    ranges = calibrate_ranges(graph, to_input(split.images, made.info.preprocess), preprocess=made.info.preprocess)
-    return [*rungs, rung("int8", truth, _outputs(quantize(graph, ranges).SerializeToString(), images))]
+    split = split_for(info, info.preprocess, None, "train").first(_CALIBRATION_SAMPLES)
+    ranges = calibrate_ranges(graph, to_input(split.images, info.preprocess), preprocess=info.preprocess)
+    return [*rungs, rung("int8", truth, run_in_ort(in_memory(quantize(graph, ranges)), images))]
 
 
 def _require_exact(certificate: Certificate, source: str, *, fully: bool) -> None:
@@ -248,18 +229,7 @@ def _require_exact(certificate: Certificate, source: str, *, fully: bool) -> Non
         )
 
 
-def _outputs(content: bytes, images: NDArray[np.float32], *, fuse_norms: bool = True) -> NDArray[np.float32]:
-    """Run a file in ONNX Runtime, whose own fusions are those that users get; the unfolded graph is nobody's file."""
-    import onnx
-
-    model = made_model(Path("the exported graph"), onnx.load_model_from_string(content), content)
-    runner = OrtRunner(model, fuse_norms=fuse_norms, threads=1 if len(images) <= _FEW else None)
-    outputs = run_images(runner, images)
-    runner.close()
-    return outputs
-
-
-def _comparison_input(made: Source) -> tuple[NDArray[np.float32], str]:
+def _comparison_input(made: Source) -> tuple[Images, str]:
     """Return images (N, C, H, W) to compare on, in whole batches, and what they are."""
     info, batch = made.info, made.input_shape[0]
     if info.preprocess is not None and info.data:
@@ -271,8 +241,8 @@ def _comparison_input(made: Source) -> tuple[NDArray[np.float32], str]:
             whole = len(split.labels) // batch * batch
             if whole:
                 return to_input(split.images[:whole], info.preprocess), f"{whole} test images of {info.data}"
-    least = 2 if only_input(inputs_of(made.graph), source="the graph")[1][0] is None else 1
-    wanted = min(_FEW, max(least, _RANDOM_NUMBERS // int(np.prod(made.input_shape[1:]))))
+    least = 2 if made.model.only_input[1][0] is None else 1
+    wanted = min(FEW, max(least, _RANDOM_NUMBERS // int(np.prod(made.input_shape[1:]))))
     count = -(-wanted // batch) * batch
     images = np.random.default_rng(0).standard_normal((count, *made.input_shape[1:])).astype(np.float32)
     return images, f"{count} random inputs"

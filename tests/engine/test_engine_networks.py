@@ -15,7 +15,8 @@ torch = pytest.importorskip("torch", reason="the networks are built with torch")
 
 from msn_deploy.core.recipes import load_recipe  # noqa: E402
 from msn_deploy.engine import BuildOptions, build_engine_file, find_target  # noqa: E402
-from msn_deploy.graph import fold_graph, to_onnx  # noqa: E402
+from msn_deploy.graph.export import to_onnx  # noqa: E402
+from msn_deploy.graph.fold import fold_graph  # noqa: E402
 from msn_deploy.model.opened import open_model  # noqa: E402
 from msn_deploy.model.opset import to_opset  # noqa: E402
 from msn_deploy.msn import fold_layers  # noqa: E402

@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from msn_deploy.graph import certify, fold_graph, to_onnx
+from msn_deploy.graph.certificate import certify
 from msn_deploy.graph.evaluate import run_float64
+from msn_deploy.graph.export import to_onnx
+from msn_deploy.graph.fold import fold_graph
 
 C = 4
 

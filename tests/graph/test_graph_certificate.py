@@ -3,23 +3,61 @@
 from __future__ import annotations
 
 import numpy as np
-import onnx
 import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations
 
-from msn_deploy.graph.certificate import INPUTS, edge_batches
+from msn_deploy.graph.certificate import INPUTS, certify_layers, edge_batches
+from msn_deploy.msn import MSNConv2d, MSNConvTranspose2d, SNLinear, fold_layers
+
+# layer, and where the output channels of its weight are
+LAYERS = {
+    "msn": (lambda: MSNConv2d(4, 6, 3, groups=2), 0),
+    "msn-transposed": (lambda: MSNConvTranspose2d(4, 6, 3, stride=2), 1),
+    "sn-linear": (lambda: SNLinear(7, 5), 0),
+    "torch": (lambda: parametrizations.spectral_norm(nn.Conv2d(4, 6, 3)), 0),
+    "torch-transposed": (lambda: parametrizations.spectral_norm(nn.ConvTranspose2d(4, 6, 3)), 1),
+    "torch-hook": (lambda: torch.nn.utils.spectral_norm(nn.Conv2d(4, 6, 3)), 0),
+}
 
 
-@pytest.mark.parametrize(("batch", "batches"), [("N", 1), ("1", 2), ("2", 1), ("3", 1)])
-def test_numbers_and_ones_with_lit_corners_in_batches_that_the_graph_takes(batch: str, batches: int) -> None:
-    kind = f"float[{batch},2,4,5]"
-    model = onnx.parser.parse_model(
-        f'<ir_version: 8, opset_import: ["" : 17]> one ({kind} x) => ({kind} y) {{ y = Relu(x) }}'
-    )
-    found = edge_batches(model)
+@pytest.mark.parametrize(("batch", "batches"), [(None, 1), (1, 2), (2, 1), (3, 1)])
+def test_numbers_and_ones_with_lit_corners_in_batches_that_the_graph_takes(batch: int | None, batches: int) -> None:
+    found = edge_batches((batch, 2, 4, 5))
     assert len(found) == batches
-    assert {len(each) for each in found} == {int(batch) if batch.isdigit() else len(INPUTS)}
+    assert {len(each) for each in found} == {len(INPUTS) if batch is None else batch}
     images = np.concatenate(found)
     assert images[0].std() > 0.5
     np.testing.assert_array_equal(images[1][:, 0], [[100, 1, 1, 1, 100]] * 2)
     np.testing.assert_array_equal(images[1][:, 3], [[100, 1, 1, 1, 100]] * 2)
     np.testing.assert_array_equal(images[1][:, 1:3], np.ones((2, 2, 5)))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.:FutureWarning")
+@pytest.mark.parametrize("name", LAYERS)
+def test_sigma_is_what_is_used_beside_the_true_one(name: str) -> None:
+    torch.manual_seed(2)
+    make, axis = LAYERS[name]
+    model = nn.Sequential(make()).eval()
+    layer = model[0]
+    chain = getattr(layer, "parametrizations", None)
+    raw = chain["weight"].original if chain else getattr(layer, "weight_orig", layer.weight)
+    _, layers = fold_layers(model)
+    (told,) = certify_layers(layers)
+    largest = torch.linalg.svdvals(raw.detach().double().transpose(0, axis).flatten(1))[0].item()
+    assert told.sigma_svd == pytest.approx(largest, rel=1e-9)
+    assert told.sigma is not None
+    assert told.sigma <= largest * (1 + 1e-6)
+    used = raw.detach().double().norm() / layers[0].after.weight.double().norm()
+    assert told.sigma == pytest.approx(used.item(), rel=1e-5)
+    assert told.difference is not None
+    assert told.of is not None
+    assert told.difference < 1e-13 * told.of
+    assert (told.norm, told.rule) == ("0", "into-weight")
+
+
+def test_weight_norm_has_no_sigma() -> None:
+    _, layers = fold_layers(nn.Sequential(parametrizations.weight_norm(nn.Linear(4, 3))).eval())
+    (told,) = certify_layers(layers)
+    assert (told.operator, told.sigma, told.sigma_svd) == ("WeightNorm", None, None)

@@ -16,7 +16,7 @@ from torch import nn
 
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.model_info import NORMS
-from msn_deploy.graph import to_onnx
+from msn_deploy.graph.export import to_onnx
 from msn_deploy.msn import fold
 
 CONVS = {"cnn3": 3, "vgg7": 7}
@@ -194,33 +194,3 @@ def test_a_network_that_torch_cannot_export_is_refused(capfd: pytest.CaptureFixt
         to_onnx(_Undecided().eval(), input_shape=(1, 1, 4, 4))
     assert len(str(caught.value).splitlines()) <= 3
     assert capfd.readouterr() == ("", "")
-
-
-@pytest.mark.parametrize(("kind", "built"), [(classmethod, 1), (staticmethod, 2)])
-def test_the_table_of_operators_is_built_once_where_torch_lets_it(
-    monkeypatch: pytest.MonkeyPatch, kind: type, built: int
-) -> None:
-    from torch.onnx._internal.exporter._registration import ONNXRegistry
-
-    import msn_deploy.graph.export as module
-
-    calls: list[dict[str, Any]] = []
-    build = vars(ONNXRegistry)["from_torchlib"].__func__
-
-    def counted(*cls: type, **options: Any) -> Any:
-        calls.append(options)
-        table = build(ONNXRegistry, **options)
-        assert len(table.functions["aten::relu"]) == 1
-        return table
-
-    monkeypatch.setattr(module, "_TABLES", {})
-    wrapped = kind(counted)
-    monkeypatch.setattr(ONNXRegistry, "from_torchlib", wrapped)
-    first, second = (to_onnx(nn.ReLU().eval(), input_shape=(1, 2)).SerializeToString() for _ in range(2))
-    assert first == second
-    assert len(calls) == built
-    assert vars(ONNXRegistry)["from_torchlib"] is wrapped
-    with module._operators_kept():
-        table = ONNXRegistry.from_torchlib(**calls[0])
-        table.functions["aten::relu"].clear()
-        assert len(ONNXRegistry.from_torchlib(**calls[0]).functions["aten::relu"]) == 1

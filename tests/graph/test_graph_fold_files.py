@@ -150,6 +150,21 @@ def test_graphs_of_two_precisions_are_left_alone(exported: Callable[..., Any], w
     assert [fold.code for fold in folds] == ["MIXED_PRECISION"] * 3
 
 
+def test_a_graph_in_half_precision_keeps_its_norms_and_its_precision() -> None:
+    nodes = [
+        helper.make_node("Conv", ["input", "w"], ["y"]),
+        helper.make_node("BatchNormalization", ["y", *"gbmv"], ["z"]),
+    ]
+    arrays = {"w": _normal(C, C, 1, 1), **{name: abs(_normal(C)) for name in "gbmv"}}
+    casts = [helper.make_node("Cast", ["z"], ["logits"], to=TensorProto.FLOAT16)]
+    model = _model(nodes + casts, [1, C, 4, 4], [1, C, 4, 4], **{k: a.astype(np.float16) for k, a in arrays.items()})
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.elem_type = TensorProto.FLOAT16
+    folded = fold_graph(model)
+    assert [fold.code for fold in folded.folds] == ["HALF_PRECISION"]
+    assert {tensor.data_type for tensor in folded.model.graph.initializer} == {TensorProto.FLOAT16}
+
+
 def test_a_variance_below_zero_is_kept_and_told(exported: Callable[..., Any]) -> None:
     model = exported("cnn3", "bn", folded=False).graph
     norm = next(node for node in model.graph.node if node.op_type == "BatchNormalization")

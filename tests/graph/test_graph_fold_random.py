@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from random_nets import CHANNELS, SIDE, Program, RandomNet, programs
 from torch import Tensor, nn
 
-from msn_deploy.graph import to_onnx
 from msn_deploy.graph.evaluate import run_float64
+from msn_deploy.graph.export import to_onnx
 from msn_deploy.graph.fold import fold_graph
 from msn_deploy.msn import fold_layers
 

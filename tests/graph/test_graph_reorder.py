@@ -12,8 +12,9 @@ from fold_nets import C, a_norm, folded_and_held
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from msn_deploy.graph import certify, fold_graph
+from msn_deploy.graph.certificate import certify
 from msn_deploy.graph.evaluate import run_float64
+from msn_deploy.graph.fold import fold_graph
 
 
 class Joined(nn.Module):

@@ -13,7 +13,7 @@ import pytest
 from onnx import ModelProto
 
 from msn_deploy.core.errors import MissingDependency
-from msn_deploy.graph import simplify
+from msn_deploy.graph.simplify import simplify
 
 
 def test_a_simplifier_that_hangs_is_ended_with_all_that_it_started(
@@ -78,15 +78,18 @@ def test_an_interrupt_ends_the_simplifier_too(
     assert _is_gone(int(note.read_text()))
 
 
-def test_a_simplifier_that_waits_for_its_graph_does_not_outlive_who_started_it(
-    fake: Callable[[str], Path], tmp_path: Path
+def test_a_simplifier_that_hangs_does_not_outlive_who_started_it(
+    tiny: Callable[..., ModelProto], saved: Callable[..., Path], fake: Callable[[str], Path], tmp_path: Path
 ) -> None:
     note = tmp_path / "worker"
-    folder = fake(f"import os\nopen({str(note)!r}, 'w').write(str(os.getpid()))\n")
+    folder = fake(
+        "import os, time\ndef simplify(model):\n"
+        f"    open({str(note)!r}, 'w').write(str(os.getpid()))\n    time.sleep(60)\n"
+    )
     code = (
-        f"import sys, time; sys.path.insert(0, {str(folder)!r})\n"
-        "from msn_deploy.graph.simplify import simplifying\n"
-        "with simplifying():\n    time.sleep(60)\n"
+        f"import sys; sys.path.insert(0, {str(folder)!r})\n"
+        "import onnx\nfrom msn_deploy.graph.simplify import simplify\n"
+        f"simplify(onnx.load({str(saved(tiny('Relu')))!r}), timeout_s=4)\n"
     )
     with subprocess.Popen([sys.executable, "-c", code]) as parent:
         _until(lambda: note.is_file() and note.read_text() != "")

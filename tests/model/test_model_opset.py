@@ -8,7 +8,7 @@ import torch
 from onnx import TensorProto, helper
 from torch import nn
 
-from msn_deploy.graph import to_onnx
+from msn_deploy.graph.export import to_onnx
 from msn_deploy.model.opset import from_18_to_17
 from msn_deploy.training.runner import logits_of
 

@@ -12,7 +12,7 @@ import pytest
 from onnx import ModelProto, numpy_helper
 
 from msn_deploy.core.errors import GateError, InputError
-from msn_deploy.graph import to_onnx
+from msn_deploy.graph.export import to_onnx
 from msn_deploy.model.graphs import activations
 from msn_deploy.pipeline import budget
 from msn_deploy.pipeline.budget import paired_drop, parse_drop, within_budget

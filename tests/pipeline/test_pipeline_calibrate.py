@@ -37,7 +37,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory, small_net: Callable[..., Any]) -> dict[str, Path]:
     """A narrow cnn3 exported with batch 1, 3 and dynamic; each file says how digits are prepared."""
-    from msn_deploy.graph import to_onnx
+    from msn_deploy.graph.export import to_onnx
     from msn_deploy.msn import fold
 
     images = load_split("digits", "train", height_px=28, width_px=28, channels=1).images

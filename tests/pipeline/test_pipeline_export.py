@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
+import copy
 import importlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,16 @@ import torch
 from onnx import ModelProto, numpy_helper
 from torch import nn
 
-import msn_deploy.graph
 import msn_deploy.graph.certificate
 import msn_deploy.graph.simplify
 import msn_deploy.msn
 import msn_deploy.pipeline.export
+import msn_deploy.pipeline.source
 from msn_deploy.core.errors import FoldError, GateError, InputError, ParityError
+from msn_deploy.graph.fold import fold_graph
 from msn_deploy.graph.simplify import Simplified
 from msn_deploy.model.identity import structural_hash
+from msn_deploy.model.opened import OpenModel
 from msn_deploy.pipeline.export import export_onnx
 
 
@@ -62,15 +64,15 @@ def _wrapped(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _wrong_fold(model: ModelProto) -> Any:
-    folded = msn_deploy.graph.fold.fold_graph(model)
+    folded = fold_graph(model)
     _break(folded.model)
     return folded
 
 
 STAGES = {
     "layers folded": ("msn_deploy.msn", "fold_layers", lambda _: _wrong_layer),
-    "onnx": ("msn_deploy.graph", "to_onnx", _wrapped),
-    "graph folded": ("msn_deploy.graph", "fold_graph", lambda _: _wrong_fold),
+    "onnx": ("msn_deploy.graph.export", "to_onnx", _wrapped),
+    "graph folded": ("msn_deploy.graph.fold", "fold_graph", lambda _: _wrong_fold),
     "fp16": ("msn_deploy.quant", "to_fp16", _wrapped),
     "int8": ("msn_deploy.quant", "quantize", _wrapped),
 }
@@ -92,16 +94,7 @@ def test_an_error_in_a_stage_is_named_at_that_stage(
 def test_a_simplifier_that_changes_the_outputs_is_not_taken(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    @contextlib.contextmanager
-    def wrong() -> Iterator[Callable[[ModelProto], Callable[[], Simplified]]]:
-        def start(model: ModelProto) -> Callable[[], Simplified]:
-            copied = ModelProto()
-            copied.CopyFrom(model)
-            return lambda: Simplified(_break(copied))
-
-        yield start
-
-    monkeypatch.setattr(msn_deploy.graph, "simplifying", wrong)
+    monkeypatch.setattr(msn_deploy.graph.simplify, "simplify", lambda model: Simplified(_break(copy.deepcopy(model))))
     report = export_onnx(str(checkpoint), tmp_path / "m.onnx")
     assert report.unsimplified_because.startswith("onnxsim changed the outputs by ")
     assert report.unsimplified_because in caplog.text
@@ -109,30 +102,32 @@ def test_a_simplifier_that_changes_the_outputs_is_not_taken(
     assert all(each.passed for each in report.ladder)
 
 
+def _runs(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """Note the files that are run."""
+    run: list[bytes] = []
+    real = msn_deploy.pipeline.source.run_in_ort
+
+    def noted(model: OpenModel, images: Any, **options: Any) -> Any:
+        run.append(model.data)
+        return real(model, images, **options)
+
+    for module in (msn_deploy.pipeline.export, msn_deploy.pipeline.source):
+        monkeypatch.setattr(module, "run_in_ort", noted)
+    return run
+
+
 @pytest.mark.parametrize("changed", [False, True])
 def test_a_graph_that_the_simplifier_left_as_it_was_is_not_run_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: bool
 ) -> None:
-    @contextlib.contextmanager
-    def changing() -> Iterator[Callable[[ModelProto], Callable[[], Simplified]]]:
-        def start(model: ModelProto) -> Callable[[], Simplified]:
-            copied = ModelProto()
-            copied.CopyFrom(model)
-            for node in copied.graph.node:
-                node.name = f"other {node.name}"
-            return lambda: Simplified(copied) if changed else Simplified(model, unchanged=True)
+    def changing(model: ModelProto) -> Simplified:
+        copied = copy.deepcopy(model)
+        for node in copied.graph.node:
+            node.name = f"other {node.name}"
+        return Simplified(copied) if changed else Simplified(model, unchanged=True)
 
-        yield start
-
-    run: list[bytes] = []
-    real = msn_deploy.pipeline.export._outputs
-
-    def outputs(content: bytes, images: Any, **options: Any) -> Any:
-        run.append(content)
-        return real(content, images, **options)
-
-    monkeypatch.setattr(msn_deploy.graph, "simplifying", changing)
-    monkeypatch.setattr(msn_deploy.pipeline.export, "_outputs", outputs)
+    monkeypatch.setattr(msn_deploy.graph.simplify, "simplify", changing)
+    run = _runs(monkeypatch)
     source = _own(tmp_path, "self.norm(self.conv(x))")
     *_, folded, simplified = export_onnx(source, tmp_path / "m.onnx", input_shape=(1, 3, 8, 8)).ladder
     assert (simplified.stage, simplified.passed) == ("simplified", True)
@@ -145,14 +140,7 @@ def test_a_graph_that_the_simplifier_left_as_it_was_is_not_run_again(
 def test_the_parity_is_measured_on_the_very_bytes_that_are_written(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run: list[bytes] = []
-    real = msn_deploy.pipeline.export._outputs
-
-    def outputs(content: bytes, images: Any, **options: Any) -> Any:
-        run.append(content)
-        return real(content, images, **options)
-
-    monkeypatch.setattr(msn_deploy.pipeline.export, "_outputs", outputs)
+    run = _runs(monkeypatch)
     export_onnx(str(checkpoint), tmp_path / "m.onnx")
     assert (tmp_path / "m.onnx").read_bytes() in run
     run.clear()

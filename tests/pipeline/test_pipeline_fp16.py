@@ -26,7 +26,7 @@ def make(
     tmp_path_factory: pytest.TempPathFactory, small_net: Callable[..., Any]
 ) -> Callable[..., tuple[Path, np.ndarray]]:
     """A narrow cnn3 whose second convolution gives values `factor` times as large, which the third takes back."""
-    from msn_deploy.graph import to_onnx
+    from msn_deploy.graph.export import to_onnx
     from msn_deploy.msn import fold
 
     images = load_split("digits", "train", height_px=28, width_px=28, channels=1).images

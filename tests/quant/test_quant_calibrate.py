@@ -89,7 +89,7 @@ def test_entropy_never_goes_beyond_what_was_seen(exported: Callable[..., Any], d
 @pytest.fixture(scope="module")
 def batches(small_net: Callable[..., Any]) -> dict[str, ModelProto]:
     """One VGG7, whose flattening is a reshape to a constant shape, exported with several batch sizes."""
-    from msn_deploy.graph import to_onnx
+    from msn_deploy.graph.export import to_onnx
     from msn_deploy.msn import fold
 
     model = fold(small_net("vgg7", "bn"))

@@ -109,7 +109,7 @@ def test_wrong_ranges_would_show(trained: Any, run: Callable[..., Any], digits: 
 
 
 def test_int8_is_a_third_of_the_size_on_vgg7(small_net: Callable[..., Any]) -> None:
-    from msn_deploy.graph import to_onnx
+    from msn_deploy.graph.export import to_onnx
     from msn_deploy.msn import fold
 
     graph = to_onnx(fold(small_net("vgg7", "msn", width=32)), input_shape=(1, 1, 32, 32))
