@@ -10,7 +10,6 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -18,39 +17,14 @@ from msn_deploy.bench.bootstrap import Floats
 from msn_deploy.bench.distributions import student_quantile
 from msn_deploy.bench.measure import Arm, Clock
 from msn_deploy.bench.stats import CONFIDENCE
-from msn_deploy.core.errors import InvalidMeasurement, MissingDevice
+from msn_deploy.core.errors import InvalidMeasurement
 from msn_deploy.core.progress import Progress, silent
-from msn_deploy.machine.files import paths, read_number, read_text
+from msn_deploy.machine.state import Sensor
 
 MIN_UPDATES = 30
 WINDOWS = 6
 # The sensor averages: what it says within two updates of a change still holds the time before the change.
 _STALE_UPDATES = 2
-# Which rails add up to the module, and others by which its kind is known: Orin Nano and NX, AGX Orin, Thor.
-_MODULES = (
-    (("VDD_IN",), ("VDD_CPU_GPU_CV", "VDD_SOC")),
-    (("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"), ()),
-    (("VIN",), ("VDD_GPU", "VDD_CPU_SOC_MSS")),
-)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sensor:
-    """Where the power of the whole module is read. rail: its name, or names with " + ". period_s: of one update."""
-
-    rail: str
-    period_s: float
-    files: tuple[tuple[Path, Path], ...]  # millivolts, milliamperes
-
-    def watts(self) -> float:
-        """Read the power now. Raises MissingDevice if the sensor is gone."""
-        total = 0.0
-        for volts, amperes in self.files:
-            millivolts, milliamperes = read_number(volts), read_number(amperes)
-            if millivolts is None or milliamperes is None:
-                raise MissingDevice(f"the power sensor stopped answering: {volts} or {amperes.name} cannot be read.")
-            total += millivolts * milliamperes / 1e6
-        return total
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,36 +42,6 @@ class Energy:
     sensor_period_ms: float
     updates: int
     source: str = "on-module sensor, indicative"
-
-
-def find_sensor(root: Path = Path("/")) -> Sensor:
-    """Find the INA3221 rails that add up to the module. Raises MissingDevice that says which rail is not there."""
-    found: dict[str, tuple[Path, Path]] = {}
-    period_ms = 0
-    for device in paths(root, "sys/bus/i2c/devices/*"):
-        if "ina3221" not in (read_text(device / "name") or ""):
-            continue
-        for label_file in paths(device, "hwmon/hwmon*/in[1-3]_label"):
-            label, channel = read_text(label_file), label_file.name[2]
-            if label is None or "NC" in label:
-                continue
-            found[label] = (label_file.with_name(f"in{channel}_input"), label_file.with_name(f"curr{channel}_input"))
-            period_ms = max(period_ms, read_number(label_file.with_name("update_interval")) or 0)
-    if not found:
-        raise MissingDevice(
-            "energy needs an INA3221 power sensor, as Jetson modules have; this machine shows none.\n"
-            "In a container, /sys has to be visible. Without `--energy` the latencies are measured."
-        )
-    rails, _ = max(_MODULES, key=lambda module: len({*module[0], *module[1]} & found.keys()))
-    lacking = [label for label in rails if label not in found]
-    if lacking:
-        raise MissingDevice(
-            f"the power of the whole module is not there: rail {', '.join(lacking)} is missing among "
-            f"{', '.join(found)}.\nA part would be reported as all of it. Leave out `--energy`."
-        )
-    if period_ms <= 0:
-        raise MissingDevice("the INA3221 driver does not tell how often it updates (update_interval); energy needs it.")
-    return Sensor(rail=" + ".join(rails), period_s=period_ms / 1e3, files=tuple(found[label] for label in rails))
 
 
 def measure_energy(

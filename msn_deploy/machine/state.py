@@ -1,6 +1,6 @@
-"""In what state is the machine: power mode, clocks, heat, load? From /sys and /proc, without root rights or a daemon.
+"""In what state is the machine: power mode, clocks, heat, load, power? From /sys and /proc, without root or a daemon.
 
-Nothing here raises.
+Nothing here raises but what looks for the power sensor.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from msn_deploy.core.errors import MissingDevice
 from msn_deploy.machine.files import paths, read_number, read_text
 
 # The GPU's node in the device tree: Nano, TX2, Xavier, Orin, Orin with JetPack 7. Thor's folder is called gpu-gpc-0.
@@ -18,6 +19,12 @@ _GPU_NODES = ("gm20b", "gp10b", "gv11b", "ga10b", "gpu")
 # Most containers cannot read the node, which lies in /sys/firmware; then the folder's name tells: "17000000.ga10b".
 _GPU_FOLDER = re.compile(rf"(?:.*\.)?({'|'.join(_GPU_NODES)})|gpu-gpc.*")
 _OFFLINE_C = -256  # what NVIDIA's zones read while their unit is switched off
+# Which rails add up to the module, and others by which its kind is known: Orin Nano and NX, AGX Orin, Thor.
+_MODULES = (
+    (("VDD_IN",), ("VDD_CPU_GPU_CV", "VDD_SOC")),
+    (("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"), ()),
+    (("VIN",), ("VDD_GPU", "VDD_CPU_SOC_MSS")),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +76,25 @@ class Reading:
     """Zones at or above their passive trip point."""
     load: float | None = None
     """Processes that want to run, mean of the last minute."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sensor:
+    """Where the power of the whole module is read. rail: its name, or names with " + ". period_s: of one update."""
+
+    rail: str
+    period_s: float
+    files: tuple[tuple[Path, Path], ...]  # millivolts, milliamperes
+
+    def watts(self) -> float:
+        """Read the power now. Raises MissingDevice if the sensor is gone."""
+        total = 0.0
+        for volts, amperes in self.files:
+            millivolts, milliamperes = read_number(volts), read_number(amperes)
+            if millivolts is None or milliamperes is None:
+                raise MissingDevice(f"the power sensor stopped answering: {volts} or {amperes.name} cannot be read.")
+            total += millivolts * milliamperes / 1e6
+        return total
 
 
 def read_power_mode(root: Path) -> PowerMode:
@@ -172,6 +198,36 @@ class Probe:
             trips=tuple(trips),
             load=next(iter(load_average(self._load)), None),
         )
+
+
+def find_sensor(root: Path = Path("/")) -> Sensor:
+    """Find the INA3221 rails that add up to the module. Raises MissingDevice that says which rail is not there."""
+    found: dict[str, tuple[Path, Path]] = {}
+    period_ms = 0
+    for device in paths(root, "sys/bus/i2c/devices/*"):
+        if "ina3221" not in (read_text(device / "name") or ""):
+            continue
+        for label_file in paths(device, "hwmon/hwmon*/in[1-3]_label"):
+            label, channel = read_text(label_file), label_file.name[2]
+            if label is None or "NC" in label:
+                continue
+            found[label] = (label_file.with_name(f"in{channel}_input"), label_file.with_name(f"curr{channel}_input"))
+            period_ms = max(period_ms, read_number(label_file.with_name("update_interval")) or 0)
+    if not found:
+        raise MissingDevice(
+            "energy needs an INA3221 power sensor, as Jetson modules have; this machine shows none.\n"
+            "In a container, /sys has to be visible. Without `--energy` the latencies are measured."
+        )
+    rails, _ = max(_MODULES, key=lambda module: len({*module[0], *module[1]} & found.keys()))
+    lacking = [label for label in rails if label not in found]
+    if lacking:
+        raise MissingDevice(
+            f"the power of the whole module is not there: rail {', '.join(lacking)} is missing among "
+            f"{', '.join(found)}.\nA part would be reported as all of it. Leave out `--energy`."
+        )
+    if period_ms <= 0:
+        raise MissingDevice("the INA3221 driver does not tell how often it updates (update_interval); energy needs it.")
+    return Sensor(rail=" + ".join(rails), period_s=period_ms / 1e3, files=tuple(found[label] for label in rails))
 
 
 def load_average(path: Path) -> tuple[float, ...]:

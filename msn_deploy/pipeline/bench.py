@@ -18,7 +18,7 @@ from msn_deploy.bench import to_json as bench_json
 from msn_deploy.bench.gate import Gate
 from msn_deploy.bench.layers import LayerProfile, limits_of
 from msn_deploy.bench.live import Watch
-from msn_deploy.bench.power import find_sensor, measure_energy
+from msn_deploy.bench.power import measure_energy
 from msn_deploy.bench.profile import preset
 from msn_deploy.core.artifacts import Parent, open_input, parent_of, publish, read_sidecar, sha256_of
 from msn_deploy.core.errors import InputError
@@ -29,7 +29,7 @@ from msn_deploy.engine.layer_times import time_ort_layers, time_trt_layers
 from msn_deploy.engine.runner import image_input
 from msn_deploy.engine.trt import TrtRunner
 from msn_deploy.machine.environment import read_environment
-from msn_deploy.machine.state import Probe, pinned_mhz
+from msn_deploy.machine.state import Probe, find_sensor, pinned_mhz
 from msn_deploy.model.opened import OpenModel, open_model
 from msn_deploy.pipeline.bench_request import BenchRequest
 from msn_deploy.pipeline.images import preprocess_for, split_for

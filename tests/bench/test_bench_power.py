@@ -6,8 +6,9 @@ import pytest
 from fake_sysfs import WHOLE, FakeJetson
 
 from msn_deploy.bench.measure import Arm
-from msn_deploy.bench.power import MIN_UPDATES, find_sensor, measure_energy
+from msn_deploy.bench.power import MIN_UPDATES, measure_energy
 from msn_deploy.core.errors import InvalidMeasurement, MissingDevice
+from msn_deploy.machine.state import find_sensor
 
 
 def energies(board: FakeJetson, seconds: float = 3.0, **arms: tuple[float, float]) -> dict:

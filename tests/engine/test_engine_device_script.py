@@ -47,10 +47,10 @@ class Device:
         path.write_text(RECORD.format(version=version, image=image, makes=makes, log=self.log), encoding="utf-8")
         path.chmod(0o755)
 
-    def run(self, script: Path, code: int = 0) -> tuple[list[str], str]:
-        """Run the script from elsewhere; returns what was called, and stderr."""
+    def run(self, script: Path, code: int = 0, shell: tuple[str, ...] = ()) -> tuple[list[str], str]:
+        """Run the script from elsewhere; returns what was called, and stderr. shell: () is that of its first line."""
         env = {"PATH": str(self.bin), "TRTEXEC": str(self.bin / "trtexec")}
-        ran = subprocess.run([script], env=env, cwd="/", capture_output=True, text=True, check=False)
+        ran = subprocess.run([*shell, script], env=env, cwd="/", capture_output=True, text=True, check=False)
         assert ran.returncode == code, ran
         return self.log.read_text(encoding="utf-8").splitlines(), ran.stderr
 
@@ -165,6 +165,24 @@ def test_tensorrt_8_takes_the_precision_from_flags(write, device, precision, fla
     device.has("trtexec", version="8502")
     words, _ = device.run(write(precision=precision).script)
     assert words[4:] == flags
+
+
+@pytest.mark.parametrize("shell", [("dash",), ("bash", "--posix"), ("busybox", "sh")], ids=" ".join)
+def test_every_shell_runs_it(write, device, shell):
+    where = shutil.which(shell[0])
+    if where is None:
+        pytest.skip(f"no {shell[0]} here")
+    device.has("trtexec", version="8502")
+    words, _ = device.run(
+        write(replicates=2, batch="N", dla=0, target="agx-orin", precision="fp16").script, shell=(where, *shell[1:])
+    )
+    assert words.count("trtexec") == 2
+    assert words.count("--useDLACore=0") == 2
+    for tool in ("docker", "msn-deploy"):
+        device.log.write_text("")
+        device.has(tool)
+        words, _ = device.run(device.folder / "net.int8.build.sh", shell=(where, *shell[1:]))
+        assert words[0] == tool
 
 
 def test_an_open_batch_gets_its_range(write, device):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from msn_deploy.machine.checks import Host, build_peak_mib, checks
 from msn_deploy.machine.files import exists, names_in, read_text
-from msn_deploy.machine.libraries import cuda_version, find_libraries, has_compiler, version_in
+from msn_deploy.machine.libraries import find_libraries
 
 ELF = b"\x7fELF" + bytes(100)
 
@@ -105,20 +105,6 @@ def test_a_short_library_is_named_with_its_size(tmp_path):
     found = {each.name: each for each in checks(Host(root=tmp_path, installed=lambda name: None))}
     assert found["libraries"].verdict == "problem"
     assert f"/{ARM}/libcudart.so.12" in found["libraries"].found
-
-
-def test_versions_come_from_the_names_of_libraries(tmp_path):
-    for name in ("libnvinfer.so.10", "libnvinfer.so.10.3.0", "libcudart.so.12.6.68"):
-        write(tmp_path, f"{ARM}/{name}", ELF)
-    libraries = find_libraries(tmp_path)
-    assert version_in(libraries, "libnvinfer") == "10.3.0"
-    assert version_in(libraries, "libcuda") is None
-    assert cuda_version(tmp_path, libraries) == "12.6.68"
-    assert not has_compiler(tmp_path)
-    write(tmp_path, "usr/local/cuda-10.2/version.txt", b"CUDA Version 10.2.300\n")
-    write(tmp_path, "usr/local/cuda-10.2/bin/nvcc", b"")
-    assert cuda_version(tmp_path, libraries) == "10.2.300"
-    assert has_compiler(tmp_path)
 
 
 @pytest.mark.parametrize(
