@@ -54,7 +54,7 @@ check: setup
 	$(ON_PATH) shellcheck $(SCRIPTS)
 	$(ON_PATH) hadolint Dockerfile.jetson
 
-# Runs `check` without the imports before each commit, on the files in it.
+# From now on each commit is checked by those tools, on the files in it.
 hooks: setup
 	$(BIN)/pre-commit install
 
