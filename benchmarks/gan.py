@@ -26,8 +26,7 @@ from msn_deploy.nets.dcgan import latents
 from msn_deploy.pipeline.build import build_engine
 from msn_deploy.pipeline.export import export_onnx
 from msn_deploy.pipeline.judge import judge
-from msn_deploy.training import load_checkpoint, train_gan
-from msn_deploy.training.memory import keep_freed_memory
+from msn_deploy.training import keep_freed_memory, load_checkpoint, train_gan
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ("gan_msn", "gan_sn")

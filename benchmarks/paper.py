@@ -69,8 +69,7 @@ def trained(run: Run, work: Path, data: dict[str, str], threads: int) -> dict[st
     import gap_nets
     import torch
 
-    from msn_deploy.training import train
-    from msn_deploy.training.memory import keep_freed_memory
+    from msn_deploy.training import keep_freed_memory, train
 
     gap_nets.register()
     keep_freed_memory()

@@ -37,10 +37,10 @@ from msn_deploy.data import Split, load_split
 from msn_deploy.data.preprocess import measured_preprocess
 from msn_deploy.machine.environment import read_environment
 from msn_deploy.nets import build_net
+from msn_deploy.training import keep_freed_memory
 from msn_deploy.training.batches import Batches
 from msn_deploy.training.distributed import World
 from msn_deploy.training.loop import _Run
-from msn_deploy.training.memory import keep_freed_memory
 from msn_deploy.training.optimizer import make_optimizer
 
 CPU = torch.device("cpu")

@@ -17,7 +17,7 @@ import torch
 
 from msn_deploy.nets.blocks import Norm
 from msn_deploy.nets.densenet_bc import densenet_bc
-from msn_deploy.nets.vgg7 import vgg7
+from msn_deploy.nets.sequential import vgg7
 
 PEERS = Path(__file__).resolve().parent.parent / "benchmarks" / "peers"
 

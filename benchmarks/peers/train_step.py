@@ -34,7 +34,7 @@ DTYPES = ("float32", "bfloat16")
 def _work(connection: Connection, case: dict[str, object], device: str, threads: int, malloc: str) -> None:
     """Answer "facts" and "step" until told to stop."""
     if malloc == "kept":
-        from msn_deploy.training.memory import keep_freed_memory
+        from msn_deploy.training import keep_freed_memory
 
         keep_freed_memory()
     import torch

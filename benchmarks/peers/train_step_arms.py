@@ -127,7 +127,7 @@ ARMS: dict[str, Parts] = {
 
 
 def vgg7(parts: Parts, width: int = 32) -> nn.Module:
-    """Build the network of nets.vgg7 with 3 input channels from an arm's parts."""
+    """Build the network of nets.sequential.vgg7 with 3 input channels from an arm's parts."""
     layers: list[nn.Module] = []
     channels = 3
     for multiple, paddings in ((1, (1, 1)), (2, (1, 1)), (4, (1, 1)), (8, (0,))):

@@ -139,7 +139,7 @@ def _rows_of_recipe(
     from msn_deploy.core.recipes import load_recipe
     from msn_deploy.pipeline.evaluate import evaluate
     from msn_deploy.pipeline.forms import make_all, three_rows
-    from msn_deploy.training.memory import keep_freed_memory
+    from msn_deploy.training import keep_freed_memory
 
     if len(models) != 1:
         raise InputError(f"--baseline auto takes one RECIPE, not {len(models)} models.\nName a file, or vgg7_msn.")

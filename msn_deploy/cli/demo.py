@@ -24,7 +24,7 @@ def command(
 ) -> None:
     """Run the whole chain on bundled real data: train MSN and BN, fold, export, quantise, build engines, measure."""
     from msn_deploy.pipeline.demo import demo
-    from msn_deploy.training.memory import keep_freed_memory
+    from msn_deploy.training import keep_freed_memory
 
     keep_freed_memory()
     with output.progress_bar() as progress:

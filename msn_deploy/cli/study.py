@@ -36,7 +36,7 @@ def command(
     chosen = with_settings(load_recipe(recipe).override(data=data, epochs=epochs, seed=seed), settings or [])
     require("torch", step="study")
     from msn_deploy.pipeline.study import study
-    from msn_deploy.training.memory import keep_freed_memory
+    from msn_deploy.training import keep_freed_memory
 
     keep_freed_memory()
     names = [name.strip() for name in norms.split(",") if name.strip()]

@@ -44,7 +44,7 @@ def command(
         raise InputError("--prepare makes files to be copied to a device: say where.\nAdd `--runs DIR`.")
     from msn_deploy.pipeline.suite import default_out, run_suite
     from msn_deploy.pipeline.suite_index import write_index
-    from msn_deploy.training.memory import keep_freed_memory
+    from msn_deploy.training import keep_freed_memory
 
     out = new_folder(out or default_out(chosen))
     if plan:

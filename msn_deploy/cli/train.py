@@ -44,8 +44,7 @@ def command(
     require("torch", step="train")
     require("safetensors", step="train")
     from msn_deploy.report.curves import write_curves
-    from msn_deploy.training import train, train_gan
-    from msn_deploy.training.memory import keep_freed_memory
+    from msn_deploy.training import keep_freed_memory, train, train_gan
 
     keep_freed_memory()
     state = out / f"{chosen.name}.state.safetensors"

@@ -24,7 +24,7 @@ def command(
     json: Json = None,
 ) -> None:
     """Check every file of a folder against its SHA-256, and every child against its parents, down to the data."""
-    from msn_deploy.data.recorded import is_as_recorded  # numpy, which --help does not wait for
+    from msn_deploy.data.sources import is_as_recorded  # numpy, which --help does not wait for
 
     findings = verify_folder(folder, data=is_as_recorded if data else None)
     if not output.emit(findings, json):

@@ -12,7 +12,7 @@ import numpy as np
 
 from msn_deploy.core.artifacts import open_input
 from msn_deploy.core.errors import InputError
-from msn_deploy.data.raw import Raw
+from msn_deploy.data.images import Raw
 
 PUBLISHED = "cifar-10-binary.tar.gz of www.cs.toronto.edu/~kriz/cifar.html"
 _TRAIN = tuple(f"data_batch_{number}.bin" for number in range(1, 6))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from msn_deploy.core.artifacts import open_input
 from msn_deploy.core.errors import InputError
-from msn_deploy.data.raw import Raw
+from msn_deploy.data.images import Raw
 
 PREFIX = {"train": "train", "test": "t10k"}
 _UNSIGNED_BYTE = 0x08

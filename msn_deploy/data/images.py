@@ -1,8 +1,11 @@
-"""Image files and arrays at the size and number of channels that a network wants."""
+"""Images as files and arrays: as stored, at the size and channels that a network wants, read when looked at."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +15,48 @@ from msn_deploy.core.artifacts import open_input
 from msn_deploy.core.errors import InputError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".pgm", ".ppm", ".webp")
+DIGITS = tuple("0123456789")
 _MODE = {1: "L", 3: "RGB"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Raw:
+    """What the reader of a format returns: images uint8 (N, h, w) or (N, h, w, 3) as they are stored, labels
+    int64 (N,), and the class names that the labels index.
+    """
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LazyImages:
+    """Images uint8 (N, H, W, C), for whoever goes through many of them a few at a time.
+
+    Indexing only picks some; `np.asarray` reads those that were picked.
+
+    picked: which ones. image_shape: (H, W, C). read: from indices to images of that shape.
+    """
+
+    picked: NDArray[np.intp]
+    image_shape: tuple[int, int, int]
+    read: Callable[[NDArray[np.intp]], NDArray[np.uint8]]
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Return (N, H, W, C)."""
+        return (len(self.picked), *self.image_shape)
+
+    def __len__(self) -> int:
+        return len(self.picked)
+
+    def __getitem__(self, index: slice | NDArray[np.intp]) -> LazyImages:
+        return LazyImages(picked=self.picked[index], image_shape=self.image_shape, read=self.read)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        images = self.read(self.picked) if len(self) else np.zeros(self.shape, dtype=np.uint8)
+        return images if dtype is None else images.astype(dtype)
 
 
 def read_image(path: Path, *, height_px: int, width_px: int, channels: int, fit: str = "resize") -> NDArray[np.uint8]:

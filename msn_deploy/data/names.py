@@ -19,7 +19,7 @@ import numpy as np
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.home import builtin_folder, user_folder
 from msn_deploy.data import cifar, svhn
-from msn_deploy.data.raw import DIGITS, Raw
+from msn_deploy.data.images import DIGITS, Raw
 
 BUNDLED = ("digits",)
 _REACHABLE_S = 5.0

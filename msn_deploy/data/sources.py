@@ -16,14 +16,13 @@ from msn_deploy.core.artifacts import Parent
 from msn_deploy.core.errors import InputError, did_you_mean
 from msn_deploy.data.cifar import read_cifar
 from msn_deploy.data.idx import PREFIX, read_idx_folder
-from msn_deploy.data.images import SUFFIXES, fit_images, read_image
-from msn_deploy.data.lazy import LazyImages
+from msn_deploy.data.images import SUFFIXES, LazyImages, Raw, fit_images, read_image
 from msn_deploy.data.names import NAMES, download, folder_of
-from msn_deploy.data.raw import Raw
 from msn_deploy.data.svhn import read_svhn
 
 _FOLDERS = {"train": ("train",), "test": ("test", "val", "valid")}
 _CHUNK = 256  # images that are hashed together
+_LARGEST_PX = 1024  # a side that no network here has: a forged sidecar must not fill the memory
 _TEST_EVERY = 5  # in a folder without a split of its own, every fifth file of a class is for the test
 
 
@@ -32,7 +31,7 @@ class Split:
     """Images uint8 (N, H, W, C), labels int64 (N,), and the class names that the labels index.
 
     images: an array, or LazyImages where that was asked for. read: how they were loaded, which
-    `data.recorded.is_as_recorded` does again; empty for arrays from elsewhere.
+    `is_as_recorded` does again; empty for arrays from elsewhere.
     """
 
     source: str
@@ -147,3 +146,42 @@ def _load_image_folder(source: str, folder: Path, split: str, size: dict[str, An
         )
     images = _lazy(len(files), size, lambda at: np.stack([read_image(files[each], **size) for each in at]))
     return Split(source=source, images=images, labels=np.asarray(labels, dtype=np.int64), classes=classes)
+
+
+def is_as_recorded(parent: Parent) -> bool | None:
+    """Load the images of a data parent again, as they were loaded then, and compare; None if that can't be done here.
+
+    Nothing is downloaded. False also where the source is there and can't be read any more.
+    """
+    if not is_local(parent.file) or not _is_plausible(parent.read):
+        return None
+    read = dict(parent.read)
+    counts = read.pop("first", ())
+    try:
+        split = load_split(parent.file, **read)
+    except InputError:
+        return False
+    for drawn in counts:
+        count, seed = drawn if isinstance(drawn, list | tuple) else (drawn, None)
+        split = split.first(count, seed=seed)
+    return split.sha256() == parent.sha256
+
+
+def _is_plausible(read: Mapping[str, Any]) -> bool:
+    sides = (read.get("height_px"), read.get("width_px"))
+    counts = read.get("first", ())
+    return (
+        set(read) - {"first"} == {"split", "height_px", "width_px", "channels", "fit"}
+        and read["split"] in ("train", "test")
+        and read["channels"] in (1, 3)
+        and read["fit"] in ("resize", "pad")
+        and all(isinstance(side, int) and 0 < side <= _LARGEST_PX for side in sides)
+        and isinstance(counts, list | tuple)
+        and all(map(_is_draw, counts))
+    )
+
+
+def _is_draw(drawn: Any) -> bool:
+    """Whether this is a count, or a count and a seed."""
+    count, seed = drawn if isinstance(drawn, list | tuple) and len(drawn) == 2 else (drawn, 0)
+    return isinstance(count, int) and count > 0 and isinstance(seed, int) and 0 <= seed < 2**32

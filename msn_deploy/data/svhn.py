@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msn_deploy.core.errors import InputError
+from msn_deploy.data.images import DIGITS, Raw
 from msn_deploy.data.matlab import read_matlab
-from msn_deploy.data.raw import DIGITS, Raw
 
 PUBLISHED = "train_32x32.mat and test_32x32.mat of ufldl.stanford.edu/housenumbers (format 2, cropped digits)"
 _FILES = {"train": "train_32x32.mat", "test": "test_32x32.mat"}

@@ -15,7 +15,7 @@ from msn_deploy.msn import MSNConv2d, SNConv2d, SNLinear
 class Norm:
     """Which norm (one of core.model_info.NORMS) a network's convolutions carry, and how it starts and moves.
 
-    power_iterations: per training step. init: one of core.recipes.INITS.
+    power_iterations: per training step. init: "plain" or "kaiming".
     """
 
     name: str
@@ -45,7 +45,7 @@ def conv_norm(
 
 
 def classifier_layer(kind: str, norm: Norm, in_features: int, classes: int) -> nn.Linear:
-    """Return the last layer, (N, in_features) to logits (N, classes); kind is one of core.recipes.CLASSIFIERS."""
+    """Return the last layer, (N, in_features) to logits (N, classes); kind is "linear" or "sn"."""
     if kind == "linear":
         return nn.Linear(in_features, classes)
     if kind == "sn":

@@ -8,12 +8,11 @@ from functools import partial
 from torch import nn
 
 from msn_deploy.core.errors import InputError, did_you_mean
-from msn_deploy.core.recipes import Recipe
+from msn_deploy.core.recipes import GanOptions, Recipe
 from msn_deploy.nets.blocks import Norm
-from msn_deploy.nets.cnn3 import cnn3
 from msn_deploy.nets.dcgan import Discriminator, generator, require_side
 from msn_deploy.nets.densenet_bc import densenet_bc
-from msn_deploy.nets.vgg7 import SIX, vgg7
+from msn_deploy.nets.sequential import SIX, cnn3, vgg7
 
 NETS: dict[str, Callable[..., nn.Module]] = {
     "cnn3": cnn3,
@@ -37,9 +36,8 @@ def build_net(recipe: Recipe, *, classes: int) -> nn.Module:
     Of a recipe for a GAN it is the generator: (N, latent, 1, 1) to images (N, C, 32, 32) from -1 to 1.
     """
     if recipe.gan is not None or recipe.net == GAN:
-        _require_gan(recipe)
-        assert recipe.gan is not None
-        return generator(latent=recipe.gan.latent, channels=recipe.input_shape[1], width=recipe.width)
+        gan = _gan_of(recipe)
+        return generator(latent=gan.latent, channels=recipe.input_shape[1], width=recipe.width)
     if recipe.net not in NETS:
         raise InputError(f"recipe {recipe.name}: unknown net {recipe.net!r}{did_you_mean(recipe.net, [*NETS, GAN])}")
     _, channels, height, width = recipe.input_shape
@@ -56,12 +54,14 @@ def build_net(recipe: Recipe, *, classes: int) -> nn.Module:
 
 def build_discriminator(recipe: Recipe) -> nn.Module:
     """Build the untrained discriminator of a GAN: images (N, C, 32, 32) to logits (N,). Raises InputError."""
-    _require_gan(recipe)
+    _gan_of(recipe)
     norm = Norm(name=recipe.norm, power_iterations=recipe.train.power_iterations)
     return Discriminator(norm, channels=recipe.input_shape[1], width=recipe.width)
 
 
-def _require_gan(recipe: Recipe) -> None:
+def _gan_of(recipe: Recipe) -> GanOptions:
+    """Return the [gan] section of a recipe that can be built. Raises InputError."""
     if recipe.gan is None or recipe.net != GAN:
         raise InputError(f'recipe {recipe.name}: `net = "{GAN}"` and a [gan] section need each other.')
     require_side(*recipe.input_shape[2:])
+    return recipe.gan

@@ -28,7 +28,7 @@ from msn_deploy.engine.device_script import LIBRARY, assignments, library_text, 
 from msn_deploy.machine.device import board_words
 from msn_deploy.machine.jetpacks import l4t_majors
 from msn_deploy.model.opened import OpenModel, open_model
-from msn_deploy.pipeline.run_files import read_folder
+from msn_deploy.pipeline.verify import read_folder
 from msn_deploy.pipeline.wheels import PYTHONS, gather_wheels
 
 _KINDS = ("onnx", "timing-cache", "calibration-table", "fold-certificate", "device-script")

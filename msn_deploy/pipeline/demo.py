@@ -91,7 +91,7 @@ def _one_network(
     tell(f"{network}: training {recipe.name} for {recipe.train.epochs} epochs on {recipe.data}")
     checkpoint = train(recipe, out=out, progress=progress).checkpoint
     trained = evaluate(checkpoint)
-    rows = [Stage(network=network, stage="checkpoint", accuracy=trained.accuracy, bytes=checkpoint.stat().st_size)]
+    rows = [_stage(network, "checkpoint", checkpoint, trained)]
 
     onnx = checkpoint.with_suffix(".onnx")
     if recipe.norm == "bn":
@@ -99,7 +99,7 @@ def _one_network(
         tell(f"{network}: exporting, unfolded and folded")
         export_onnx(str(checkpoint), unfolded, fold=False)
         files.append(unfolded)
-        rows.append(_stage(network, "ONNX unfolded", unfolded, _same(trained, evaluate(unfolded)), None))
+        rows.append(_stage(network, "ONNX unfolded", unfolded, _same(trained, evaluate(unfolded))))
     else:
         tell(f"{network}: exporting, folded")
     export_onnx(str(checkpoint), onnx)
@@ -111,7 +111,8 @@ def _one_network(
         built = build_engine(onnx, engine, precision=precision, progress=progress)
         files += [engine] if built.onnx == onnx else [built.onnx, engine]
         evaluation = folded if precision == "fp32" else evaluate(built.onnx)
-        rows.append(_stage(network, stage, built.onnx, evaluation, built.engine.weight_memory_bytes))
+        weights = built.engine.weight_memory_bytes if built.engine else None
+        rows.append(_stage(network, stage, built.onnx, evaluation, weights))
     lost = folded.accuracy - rows[-1].accuracy
     if lost > _INT8_MAY_LOSE:
         raise GateError(
@@ -121,12 +122,12 @@ def _one_network(
     return rows
 
 
-def _stage(network: str, stage: str, onnx: Path, evaluation: Evaluation, weights: int | None) -> Stage:
+def _stage(network: str, stage: str, file: Path, evaluation: Evaluation, weights: int | None = None) -> Stage:
     return Stage(
         network=network,
         stage=stage,
         accuracy=evaluation.accuracy,
-        bytes=onnx.stat().st_size,
+        bytes=file.stat().st_size,
         engine_weight_bytes=weights,
     )
 

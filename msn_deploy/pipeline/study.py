@@ -55,7 +55,7 @@ def study(
         chosen = recipe.override(norm=norm)
         tell(f"training {chosen.name} for {chosen.train.epochs} epochs on {chosen.data}")
         probe = Dynamics(every=every)
-        trained = train(chosen, out=out, device=device, limit_train=limit_train, progress=progress, probe=probe)
+        trained = train(chosen, out=out, device=device, limit_train=limit_train, progress=progress, observer=probe)
         probe.finish()
         if not probe.windows:
             raise InputError(

@@ -10,11 +10,13 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
-from msn_deploy.core.artifacts import Parent
+from msn_deploy.core.artifacts import PARTIAL_SUFFIX, Parent, Sidecar, parse_sidecar, sha256_of
 from msn_deploy.core.errors import InputError
-from msn_deploy.pipeline.run_files import Entry, read_folder
 
+_PLAN = ".plan.json"
+Verdict = Literal["ok", "broken", "stale", "unknown"]
 DataCheck = Callable[[Parent], bool | None]
 """Whether data is what was recorded; None where that can't be said."""
 
@@ -30,7 +32,7 @@ class Link:
     role: str
     name: str
     sha256: str
-    state: str
+    state: Literal["here", "elsewhere", "as recorded", "changed"]
 
     @property
     def is_data(self) -> bool:
@@ -47,11 +49,30 @@ class Finding:
     """
 
     file: str
-    verdict: str
+    verdict: Verdict
     why: str = ""
     kind: str = ""
     parents: tuple[Link, ...] = ()
     depth: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Entry:
+    """One file, by its path from the folder; sidecars have no entry, unless they are damaged or speak of no file.
+
+    sha256: None if it is gone or unreadable. sidecar: what it recorded, None if there is none that can be read.
+    """
+
+    name: str
+    sha256: str | None
+    sidecar: Sidecar | None = None
+    verdict: Verdict = "ok"
+    why: str = ""
+
+    @property
+    def covered(self) -> bool:
+        """Whether there is a sidecar, damaged or not, that makes the folder one of a run."""
+        return self.verdict != "unknown"
 
 
 def verify_folder(folder: Path, *, data: DataCheck | None = None) -> list[Finding]:
@@ -107,8 +128,8 @@ def first_broken(findings: list[Finding]) -> Finding | None:
 
 def _data_link(parent: Parent, data: DataCheck | None) -> Link:
     same = None if data is None else data(parent)
-    state = "elsewhere" if same is None else "as recorded" if same else "changed"
-    return Link(role=parent.role, name=parent.file, sha256=parent.sha256[:12], state=state)
+    link = Link(role=parent.role, name=parent.file, sha256=parent.sha256[:12], state="elsewhere")
+    return link if same is None else replace(link, state="as recorded" if same else "changed")
 
 
 class _Places:
@@ -134,8 +155,8 @@ class _Places:
                 here = next((entry for entry in near if entry in same), same[0])
                 return Link(role=parent.role, name=here.name, sha256=parent.sha256[:12], state="here")
         other = [entry for entry in near if entry is not child and entry.sha256 is not None]
-        state, name = ("changed", other[0].name) if other else ("elsewhere", parent.file)
-        return Link(role=parent.role, name=name, sha256=parent.sha256[:12], state=state)
+        link = Link(role=parent.role, name=parent.file, sha256=parent.sha256[:12], state="elsewhere")
+        return replace(link, name=other[0].name, state="changed") if other else link
 
     def _near(self, child: Entry, name: str) -> list[Entry]:
         """Return the files of a name beside the child and in the folders above it, the nearest first.
@@ -187,3 +208,88 @@ def _peeled(names: Iterable[str], above: Mapping[str, set[str]], below: Mapping[
             if not waiting[each]:
                 ready.append(each)
     return ready
+
+
+def read_folder(folder: Path) -> list[Entry]:
+    """Return the files below a folder in name order, each with what became of it. What a killed run left is no file."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != PARTIAL_SUFFIX)
+    there = set(files)
+    sidecars: dict[Path, Sidecar] = {}
+    damaged: dict[Path, str] = {}
+    for side in (path for path in files if path.suffix == ".json"):
+        try:
+            sidecars[side] = parse_sidecar(side, side.read_bytes())
+        except OSError as cause:
+            damaged[side] = f"cannot be read: {cause.strerror}"
+        except InputError as cause:
+            damaged[side] = str(cause).splitlines()[0].removeprefix(f"{side} ").rstrip(".")
+    sides = _owners(sidecars, there)
+    digests = {path: _digest(path) for path in files if path not in sidecars or path in sides}
+    _find_renamed(sidecars, sides, digests)
+    entries = [_checked(folder, path, sidecars[side], digests.get(path)) for path, side in sides.items()]
+    covered = {*sides, *sides.values()}
+    for side, why in damaged.items():
+        owner = _place(side, plan=side.name.endswith(_PLAN))
+        # `NAME.json` may be an artifact itself, with `NAME.json.json` as its sidecar.
+        is_artifact = side.with_name(side.name + ".json") in there
+        if not is_artifact and (side.name.endswith(_PLAN) or owner in there):
+            covered |= {side, owner}
+            entries.append(Entry(name=_name(folder, side), sha256=digests.get(owner), verdict="broken", why=why))
+    for path in files:
+        if path not in covered:
+            why = f"speaks of {sidecars[path].file}, which has another sidecar" if path in sidecars else "no sidecar"
+            entries.append(Entry(name=_name(folder, path), sha256=digests.get(path), verdict="unknown", why=why))
+    return sorted(entries, key=lambda entry: entry.name)
+
+
+def _owners(sidecars: dict[Path, Sidecar], there: set[Path]) -> dict[Path, Path]:
+    """Map each file to the sidecar that lies where its sidecar has to."""
+    sides: dict[Path, Path] = {}
+    for side, sidecar in sidecars.items():
+        owner = _place(side, plan=sidecar.file.endswith(".engine"))
+        if owner in there:
+            sides[owner] = side
+    return sides
+
+
+def _find_renamed(sidecars: dict[Path, Sidecar], sides: dict[Path, Path], digests: dict[Path, str | None]) -> None:
+    """Give each sidecar that is left the file that it names; where that is gone, one of its bytes without a sidecar."""
+    used = set(sides.values())
+    for side, sidecar in sidecars.items():
+        named = side.parent / sidecar.file
+        if side in used or named in sides:
+            continue
+        free = (path for path, digest in digests.items() if digest == sidecar.sha256 and path not in sides)
+        sides[named if named in digests else next(free, named)] = side
+
+
+def _place(side: Path, *, plan: bool) -> Path:
+    """Return the file whose sidecar lies at this path."""
+    if plan and side.name.endswith(_PLAN):
+        return side.with_name(side.name[: -len(_PLAN)] + ".engine")
+    return side.with_suffix("")
+
+
+def _checked(folder: Path, path: Path, sidecar: Sidecar, digest: str | None) -> Entry:
+    why = ""
+    if not path.is_file():
+        why = "the file is gone, its sidecar is still there"
+    elif digest is None:
+        why = "cannot be read"
+    elif digest != sidecar.sha256:
+        why = "its bytes are not the ones that its sidecar recorded"
+    verdict: Verdict = "broken" if why else "ok"
+    if path.name != sidecar.file and not why:
+        why = f"recorded as {sidecar.file}"
+    return Entry(name=_name(folder, path), sha256=digest, sidecar=sidecar, verdict=verdict, why=why)
+
+
+def _name(folder: Path, path: Path) -> str:
+    return path.relative_to(folder).as_posix()
+
+
+def _digest(path: Path) -> str | None:
+    try:
+        return sha256_of(path)
+    except InputError:
+        return None

@@ -11,12 +11,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor, distributed, nn
 
 from msn_deploy.core.errors import InputError, MissingDevice
+from msn_deploy.msn.centring import Centring
 
 _LOG = logging.getLogger(__name__)
 
@@ -39,14 +39,14 @@ class World:
         if self.size == 1:
             return model
         for module in model.modules():
-            if hasattr(module, "sync_mean"):
+            if isinstance(module, Centring):
                 module.sync_mean = True
         if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
             if self.device.type == "cuda":
-                model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+                model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
             elif self.leads:
                 _LOG.warning("BatchNorm on the CPU is not shared: each process normalises its own part of a batch.")
-        return cast(nn.Module, nn.parallel.DistributedDataParallel(model))
+        return nn.parallel.DistributedDataParallel(model)
 
     def mean(self, value: Tensor) -> Tensor:
         """Return the mean of a tensor over all processes."""
@@ -71,8 +71,9 @@ def join(device: str) -> Iterator[World]:
     if size == 1:
         yield World(rank=0, size=1, device=torch.device(kind))
         return
-    where = torch.device(kind, int(os.environ["LOCAL_RANK"]) if kind == "cuda" else None)
+    where = torch.device(kind)
     if kind == "cuda":
+        where = torch.device(kind, int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(where)
     distributed.init_process_group("nccl" if kind == "cuda" else "gloo")
     try:

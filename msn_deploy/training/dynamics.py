@@ -1,6 +1,6 @@
 """What a training does to gradients, means and singular values, in a few numbers per layer and window of steps.
 
-A probe of `train`: it looks at every `every`-th step, adds up, and closes a window after some looks. Once there are
+An observer of `train`: it looks at every `every`-th step, adds up, and closes a window after some looks. Once there are
 too many windows they are merged two by two, so memory does not grow with the training. Per layer and window:
 
   sparsity       Hoyer's measure of the weight's gradient, (sqrt(n) - |g|_1 / |g|_2) / (sqrt(n) - 1): 0 where all n
@@ -26,6 +26,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 
 from msn_deploy.msn.layers import SpectralLayer
 
@@ -56,11 +58,11 @@ class Dynamics:
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
         modules = [(name, module) for name, module in model.named_modules() if not list(module.children())]
         for at, (name, module) in enumerate(modules):
-            if isinstance(module, nn.modules.conv._ConvNd):
+            if isinstance(module, _ConvNd):
                 behind = modules[at + 1][1] if at + 1 < len(modules) else None
-                norm = behind if isinstance(behind, nn.modules.batchnorm._BatchNorm) else None
+                norm = behind if isinstance(behind, _BatchNorm) else None
                 self.layers.append(name)
-                self._watched.append(_Layer(module, norm, seed=len(self._watched), probe=self))
+                self._watched.append(_Layer(module, norm, seed=len(self._watched), owner=self))
 
     def before_step(self, step: int) -> None:
         """Look at the gradients, if it is time; close the window, if it is full."""
@@ -100,8 +102,8 @@ class Dynamics:
 class _Layer:
     """The running sums of one convolution."""
 
-    def __init__(self, conv: nn.Module, norm: nn.Module | None, *, seed: int, probe: Dynamics) -> None:
-        self.conv, self.norm, self.probe = conv, norm, probe
+    def __init__(self, conv: _ConvNd, norm: _BatchNorm | None, *, seed: int, owner: Dynamics) -> None:
+        self.conv, self.owner = conv, owner
         weight = conv.weight
         rng = torch.Generator().manual_seed(seed)  # its own: torch's is the training's
         self.bucket = torch.randint(_SKETCH, (weight.numel(),), generator=rng).to(weight.device)
@@ -117,14 +119,13 @@ class _Layer:
         self.moment = torch.zeros(_SKETCH, _SKETCH, device=weight.device)
 
     @torch.no_grad()
-    def _saw(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+    def _saw(self, module: _ConvNd | _BatchNorm, inputs: Any, output: Tensor) -> None:
         """Note how far the channels' means are from zero, before and after the shift."""
-        if not (self.probe.is_looking and module.training):
+        if not (self.owner.is_looking and module.training):
             return
         each = output.detach().float().transpose(0, 1).flatten(1)
         mean, deviation = each.mean(1), each.std(1).clamp_min(1e-12)
-        shift = getattr(module, "shift", None) if isinstance(module, SpectralLayer) else None
-        shift = module.bias if shift is None else shift
+        shift: Tensor | None = getattr(module, "shift", module.bias)
         before = mean if shift is None else mean - shift.float()
         self.sums["drift"] += float((before.abs() / deviation).mean())
         self.sums["shifted"] += float((mean.abs() / deviation).mean())
@@ -174,9 +175,9 @@ class _Layer:
 
 
 @torch.no_grad()
-def applied_weight(layer: nn.Module) -> Tensor:
+def applied_weight(layer: _ConvNd) -> Tensor:
     """Return the weight that a convolution multiplies with: divided by sigma and scaled, where the layer does that."""
-    weight: Tensor = layer.weight.detach()
+    weight = layer.weight.detach()
     if not isinstance(layer, SpectralLayer):
         return weight
     weight = weight / layer.sigma()

@@ -7,7 +7,6 @@ the state that `resume` continues from. Losses: those of Goodfellow et al., 2014
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable
@@ -21,7 +20,6 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from msn_deploy.core.artifacts import publish
 from msn_deploy.core.errors import GateError, InputError
 from msn_deploy.core.model_info import ModelInfo, Preprocess
 from msn_deploy.core.progress import Progress, silent
@@ -31,11 +29,11 @@ from msn_deploy.msn.layers import SpectralLayer
 from msn_deploy.nets import build_discriminator, build_net
 from msn_deploy.nets.dcgan import latents
 from msn_deploy.training.batches import Batches
-from msn_deploy.training.checkpoint import TRAIN_VERSIONS, save_checkpoint, write_tensors
+from msn_deploy.training.checkpoint import write_tensors
 from msn_deploy.training.distributed import World, join
-from msn_deploy.training.loop import TrainResult, run_config
-from msn_deploy.training.schedule import learning_rate
-from msn_deploy.training.state import Parts, remove_state, restore_state, save_state
+from msn_deploy.training.loop import Run, TrainResult
+from msn_deploy.training.optimizer import learning_rate
+from msn_deploy.training.state import remove_state
 
 _TILES = 8  # of a grid's side
 
@@ -59,47 +57,38 @@ def train_gan(
             raise InputError(
                 f"a GAN is trained by one process, torchrun started {world.size}.\nStart it without torchrun."
             )
-        run = _Run(recipe, training, out=out, limit_train=limit_train, world=world)
-        if resume:
-            run.history = restore_state(run.state, recipe, run.parents[0].sha256, run.parts)
+        run = _Training(recipe, training, out=out, limit_train=limit_train, world=world)
+        run.start(resume=resume)
         run.fit(progress)
-    return TrainResult(checkpoint=run.checkpoint, info=run.info, history=run.history)
+    return run.result()
 
 
-class _Run:
-    """The moving parts of one training, and where they are saved."""
+class _Training(Run):
+    """The moving parts of one training."""
 
     def __init__(self, recipe: Recipe, training: Split, *, out: Path, limit_train: int | None, world: World) -> None:
         assert recipe.gan is not None
-        device = world.device
-        self.recipe, self.latent = recipe, recipe.gan.latent
-        self.parents, self.config = [training.as_parent()], run_config(recipe, limit_train, world)
-        torch.manual_seed(recipe.train.seed)
-        self.generator = build_net(recipe, classes=0).to(device)
-        self.discriminator = build_discriminator(recipe).to(device)
-        if recipe.train.channels_last:
-            for model in (self.generator, self.discriminator):
-                model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        # No `data`: what a generator takes are random numbers, and export and bench draw them.
+        info = ModelInfo(net=recipe.net, norm=recipe.norm, recipe=recipe.to_dict())
+        super().__init__(recipe, [training.as_parent()], info=info, out=out, limit_train=limit_train, world=world)
+        self.latent = recipe.gan.latent
+        self.generator = self.placed(build_net(recipe, classes=0))
+        self.discriminator = self.placed(build_discriminator(recipe))
         half = (0.5,) * recipe.input_shape[1]  # images from -1 to 1, as tanh gives them
         prep = Preprocess(**recipe.image_size, mean=half, std=half)
-        self.batches = Batches(training, prep, recipe.train, device=device)
+        self.batches = Batches(training, prep, recipe.train, device=world.device)
         betas = (recipe.gan.beta1, 0.999)
         self.optimizers = [
             torch.optim.Adam(model.parameters(), lr=recipe.train.learning_rate, betas=betas)
             for model in (self.generator, self.discriminator)
         ]
-        self.parts: Parts = {
+        self.parts = {
             "generator": self.generator,
             "discriminator": self.discriminator,
             "g_optimizer": self.optimizers[0],
             "d_optimizer": self.optimizers[1],
         }
-        # No `data`: what a generator takes are random numbers, and export and bench draw them.
-        self.info = ModelInfo(net=recipe.net, norm=recipe.norm, recipe=recipe.to_dict())
-        self.out, self.checkpoint = out, out / f"{recipe.name}.safetensors"
-        self.state = out / f"{recipe.name}.state.safetensors"
-        self.history: list[dict[str, Any]] = []
-        self.fixed = latents(_TILES**2, self.latent, torch.Generator().manual_seed(0)).to(device)
+        self.fixed = latents(_TILES**2, self.latent, torch.Generator().manual_seed(0)).to(world.device)
 
     def fit(self, progress: Progress) -> None:
         options = self.recipe.train
@@ -112,21 +101,18 @@ class _Run:
             entry = {"epoch": epoch + 1, **played, **self._judged(epoch)}
             self.history.append({**entry, "seconds": round(time.perf_counter() - began, 3)})
             if epoch + 1 < options.epochs:
-                save_state(self.state, self.recipe, self.parents, self.history, self.parts)
+                self.save()
             self._publish()
         remove_state(self.state)
 
     def _publish(self) -> None:
         name, entry = self.recipe.name, self.history[-1]
         self.info = replace(self.info, metrics={key: entry[key] for key in ("epoch", "d_loss", "g_loss")})
-        made = {"parents": self.parents, "config": self.config}
-        history = self.out / f"{name}.history.jsonl"
-        publish(history, self._write_history, kind="history", versions=TRAIN_VERSIONS, **made)
-        grid = self.out / f"{name}.epoch-{entry['epoch']:03}.png"
-        publish(grid, self._write_grid, kind="samples", versions=TRAIN_VERSIONS, **made)
+        self.publish_history()
+        self.publish(self.out / f"{name}.epoch-{entry['epoch']:03}.png", self._write_grid, kind="samples")
         judge = self.out / f"{name}.discriminator.safetensors"
-        write_tensors(judge, self.discriminator.state_dict(), {}, **made)
-        save_checkpoint(self.checkpoint, self.generator, self.info, **made)
+        write_tensors(judge, self.discriminator.state_dict(), {}, parents=self.parents, config=self.config)
+        self.publish_network(self.generator, self.info)
 
     def _epoch(self, epoch: int, progress: Progress) -> dict[str, float]:
         """Run one pass over the images; return the mean losses, and mean and deviation of both kinds' logits."""
@@ -173,7 +159,7 @@ class _Run:
 
     def _step(self, which: int, loss: Tensor) -> None:
         self.optimizers[which].zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         self.optimizers[which].step()
 
     @torch.no_grad()
@@ -200,9 +186,6 @@ class _Run:
         numbers = {"singular": singular, "sigma": sigma, "drift": drift}
         return {name: [round(value, 6) for value in each] for name, each in numbers.items()}
 
-    def _write_history(self, path: Path) -> None:
-        path.write_text("".join(json.dumps(entry) + "\n" for entry in self.history), encoding="utf-8")
-
     def _write_grid(self, path: Path) -> None:
         images = generated(self.generator, self.fixed)
         _, height, width, channels = images.shape
@@ -216,6 +199,6 @@ def generated(generator: Callable[[Tensor], Tensor], inputs: Tensor, *, chunk: i
     """Return the images uint8 (N, H, W, C) that a generator makes of latents (N, latent, 1, 1), in evaluation mode."""
     if isinstance(generator, nn.Module):
         generator.eval()
-    parts = [generator(part).float().cpu() for part in inputs.split(chunk)]
+    parts = [generator(part).float().cpu() for part in torch.split(inputs, chunk)]
     images = ((torch.cat(parts) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
     return images.permute(0, 2, 3, 1).contiguous().numpy()

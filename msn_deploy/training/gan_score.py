@@ -45,7 +45,7 @@ def look(model: nn.Module, batch: NDArray[np.float32], *, chunk: int = 256) -> t
     hook = last.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0].double().cpu()))
     try:
         model.eval()
-        logits = torch.cat([model(part).double() for part in torch.from_numpy(batch).split(chunk)])
+        logits = torch.cat([model(part).double() for part in torch.split(torch.from_numpy(batch), chunk)])
     finally:
         hook.remove()
     logs = torch.log_softmax(logits, 1)

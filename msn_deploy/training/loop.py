@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F
 
-from msn_deploy.core.artifacts import publish
+from msn_deploy.core.artifacts import Parent, publish
 from msn_deploy.core.errors import GateError, InputError
 from msn_deploy.core.model_info import ModelInfo
 from msn_deploy.core.progress import Progress, silent
@@ -30,10 +31,8 @@ from msn_deploy.nets import build_net
 from msn_deploy.training.batches import Batches, divided
 from msn_deploy.training.checkpoint import TRAIN_VERSIONS, save_checkpoint
 from msn_deploy.training.distributed import World, join
-from msn_deploy.training.optimizer import averaged, make_optimizer, settled
-from msn_deploy.training.probe import Observer
+from msn_deploy.training.optimizer import averaged, learning_rate, make_optimizer, settled
 from msn_deploy.training.runner import logits_of
-from msn_deploy.training.schedule import learning_rate
 from msn_deploy.training.state import Parts, remove_state, restore_state, save_state
 
 
@@ -46,6 +45,19 @@ class TrainResult:
     history: list[dict[str, float]]
 
 
+class Observer(Protocol):
+    """Looks at a training without changing it; `train` calls it in this order."""
+
+    def begin(self, model: nn.Module) -> None:
+        """See the network before its first step; the place to register hooks."""
+
+    def before_step(self, step: int) -> None:
+        """See the network with the gradients of step `step` (from 0, through all epochs), before the weights move."""
+
+    def after_epoch(self, entry: Mapping[str, float]) -> None:
+        """See the history's entry of an epoch: epoch (from 1), train_loss, test_accuracy, seconds."""
+
+
 def train(
     recipe: Recipe,
     *,
@@ -54,7 +66,7 @@ def train(
     limit_train: int | None = None,
     resume: bool = False,
     progress: Progress = silent,
-    probe: Observer | None = None,
+    observer: Observer | None = None,
 ) -> TrainResult:
     """Train a recipe on its data and save `out/NAME.safetensors` after every epoch (with `patience`: the best one).
 
@@ -76,80 +88,122 @@ def train(
         recipe=recipe.to_dict(),
     )
     with join(device) as world:
-        run = _Run(recipe, training, testing, info=info, out=out, limit_train=limit_train, world=world)
+        run = _Training(recipe, training, testing, info=info, out=out, limit_train=limit_train, world=world)
+        run.start(resume=resume)
+        run.fit(progress if world.leads else silent, observer)
+    return run.result()
+
+
+class Run:
+    """What every training has: its files, what they are made from, its history and the parts that are resumed."""
+
+    parts: Parts
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        parents: list[Parent],
+        *,
+        info: ModelInfo,
+        out: Path,
+        limit_train: int | None,
+        world: World,
+    ) -> None:
+        self.recipe, self.info, self.world, self.parents = recipe, info, world, parents
+        self.config = {
+            "recipe": recipe.to_dict(),
+            "limit_train": limit_train,
+            "device": world.device.type,
+            "threads": torch.get_num_threads(),
+            "processes": world.size,
+        }
+        self.out, self.checkpoint = out, out / f"{recipe.name}.safetensors"
+        self.state, self.log = out / f"{recipe.name}.state.safetensors", out / f"{recipe.name}.history.jsonl"
+        self.history: list[dict[str, Any]] = []
+        torch.manual_seed(recipe.train.seed)
+
+    def placed(self, model: nn.Module) -> nn.Module:
+        """Return a network on this process's device, in the recipe's memory format."""
+        model = model.to(self.world.device)
+        if self.recipe.train.channels_last:
+            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return model
+
+    def start(self, *, resume: bool) -> None:
+        """Take up what an interrupted run left, if asked to. Raises InputError."""
         if resume:
-            run.history = restore_state(run.state, recipe, run.parents[0].sha256, run.parts)
-        run.fit(progress if world.leads else silent, probe)
-    return TrainResult(checkpoint=run.checkpoint, info=run.info, history=run.history)
+            self.history = restore_state(self.state, self.recipe, self.parents[0].sha256, self.parts)
+
+    def save(self) -> None:
+        """Write what `start` takes up."""
+        save_state(self.state, self.recipe, self.parents, self.history, self.parts)
+
+    def publish(self, path: Path, write: Callable[[Path], object], *, kind: str) -> None:
+        """Write a file of the run with its sidecar."""
+        publish(path, write, kind=kind, versions=TRAIN_VERSIONS, parents=self.parents, config=self.config)
+
+    def publish_history(self) -> None:
+        """Write the history, one line per epoch."""
+        text = "".join(json.dumps(entry) + "\n" for entry in self.history)
+        self.publish(self.log, lambda path: path.write_text(text, encoding="utf-8"), kind="history")
+
+    def publish_network(self, model: nn.Module, info: ModelInfo) -> None:
+        """Write the checkpoint."""
+        save_checkpoint(self.checkpoint, model, info, parents=self.parents, config=self.config)
+
+    def result(self) -> TrainResult:
+        """Return what the run has come to."""
+        return TrainResult(checkpoint=self.checkpoint, info=self.info, history=self.history)
 
 
-def run_config(recipe: Recipe, limit_train: int | None, world: World) -> dict[str, Any]:
-    """Return all that the result of a training depends on, beside its data and the versions of its tools."""
-    return {
-        "recipe": recipe.to_dict(),
-        "limit_train": limit_train,
-        "device": world.device.type,
-        "threads": torch.get_num_threads(),
-        "processes": world.size,
-    }
-
-
-class _Run:
-    """The moving parts of one training, and where they are saved."""
+class _Training(Run):
+    """The moving parts of one training."""
 
     def __init__(
         self, recipe: Recipe, training: Split, testing: Split, *, info: ModelInfo, out: Path,
         limit_train: int | None, world: World,
     ) -> None:  # fmt: skip
+        parents = [training.as_parent(), testing.as_parent()]
+        super().__init__(recipe, parents, info=info, out=out, limit_train=limit_train, world=world)
         options, prep = recipe.train, info.preprocess
         assert prep is not None
-        self.recipe, self.info, self.world = recipe, info, world
         self.testing, self.test_input = testing, to_input(testing.images, prep)
-        torch.manual_seed(options.seed)
-        self.model = build_net(recipe, classes=len(training.classes)).to(world.device)
-        if options.channels_last:
-            self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model = self.placed(build_net(recipe, classes=len(training.classes)))
         learned, self.held_out = divided(training, options.validation)
-        self.parents = [training.as_parent(), testing.as_parent()]
-        self.config = run_config(recipe, limit_train, world)
         self.held_input = to_input(self.held_out.images, prep)
         self.batches = Batches(learned, prep, options, device=world.device, rank=world.rank, ranks=world.size)
         self.optimizer = make_optimizer(self.model, options)
         self.average = averaged(self.model, options.ema) if options.ema else None
-        self.parts: Parts = {"model": self.model, "optimizer": self.optimizer}
+        self.parts = {"model": self.model, "optimizer": self.optimizer}
         if self.average is not None:
             self.parts = {**self.parts, "average": self.average}
-        self.checkpoint = out / f"{recipe.name}.safetensors"
-        self.state = out / f"{recipe.name}.state.safetensors"
-        self.log = out / f"{recipe.name}.history.jsonl"
-        self.history: list[dict[str, float]] = []
 
-    def fit(self, progress: Progress, probe: Observer | None) -> None:
+    def fit(self, progress: Progress, observer: Observer | None) -> None:
         shared = self.world.shared(self.model)
-        if probe is not None:
-            probe.begin(self.model)
+        if observer is not None:
+            observer.begin(self.model)
         if self.history and self.world.leads:  # resumed: killed between the state and what belongs to it?
             self._publish(self.model if self.average is None else self.average.module)
         while self._goes_on():
             began = time.perf_counter()
-            loss = self._epoch(len(self.history), shared, progress, probe)
+            loss = self._epoch(len(self.history), shared, progress, observer)
             trained = time.perf_counter() - began
             served = self.model if self.average is None else settled(self.average)
             entry = self._evaluated(served, loss)
             seconds = {"train_seconds": round(trained, 3), "seconds": round(time.perf_counter() - began, 3)}
             self.history.append({**entry, **seconds})
-            if probe is not None:
-                probe.after_epoch(self.history[-1])
+            if observer is not None:
+                observer.after_epoch(self.history[-1])
             if not self.world.leads:
                 continue
             if self._goes_on():
-                save_state(self.state, self.recipe, self.parents, self.history, self.parts)
+                self.save()
             self._publish(served)
         self.info = self._described(self._best())
         if self.world.leads:
             remove_state(self.state)
 
-    def _epoch(self, epoch: int, shared: nn.Module, progress: Progress, probe: Observer | None) -> float:
+    def _epoch(self, epoch: int, shared: nn.Module, progress: Progress, observer: Observer | None) -> float:
         """Run one pass over the data and return the mean loss."""
         options, steps = self.recipe.train, len(self.batches)
         shared.train()
@@ -162,11 +216,11 @@ class _Run:
             with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=options.amp):
                 logits = shared(images)
             loss = F.cross_entropy(logits.float(), labels, label_smoothing=options.label_smoothing)
-            loss.backward()
+            torch.autograd.backward(loss)
             if options.clip_norm:
                 nn.utils.clip_grad_norm_(self.model.parameters(), options.clip_norm)
-            if probe is not None:
-                probe.before_step(at)
+            if observer is not None:
+                observer.before_step(at)
             self.optimizer.step()
             if self.average is not None:
                 self.average.update_parameters(self.model)
@@ -191,10 +245,9 @@ class _Run:
         return entry
 
     def _publish(self, served: nn.Module) -> None:
-        made = {"parents": self.parents, "config": self.config}
-        publish(self.log, self._write_history, kind="history", versions=TRAIN_VERSIONS, **made)
+        self.publish_history()
         if self._best() == len(self.history) - 1:
-            save_checkpoint(self.checkpoint, served, self._described(self._best()), **made)
+            self.publish_network(served, self._described(self._best()))
 
     def _best(self) -> int:
         """Return the index of the epoch to keep: the last, or with `patience` the best on the held-out images."""
@@ -216,9 +269,6 @@ class _Run:
     def _note(self, epoch: int) -> str:
         last = f", test {self.history[-1]['test_accuracy']:.2%}" if self.history else ""
         return f"{self.recipe.name} epoch {epoch + 1}/{self.recipe.train.epochs}{last}"
-
-    def _write_history(self, path: Path) -> None:
-        path.write_text("".join(json.dumps(entry) + "\n" for entry in self.history), encoding="utf-8")
 
 
 def _accuracy(logits: NDArray[np.float32], split: Split) -> float:

@@ -1,6 +1,8 @@
-"""What moves the weights, and the average of where they have been."""
+"""What moves the weights, how far at each point of a training, and the average of where they have been."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import nn
@@ -8,6 +10,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from msn_deploy.core.recipes import TrainOptions
 from msn_deploy.msn.layers import SpectralLayer
+
+_START, _END = 1 / 25, 1e-4  # of the peak, as torch's OneCycleLR has them
 
 
 def make_optimizer(model: nn.Module, options: TrainOptions) -> torch.optim.Optimizer:
@@ -17,17 +21,39 @@ def make_optimizer(model: nn.Module, options: TrainOptions) -> torch.optim.Optim
     groups = [{"params": weights, "weight_decay": options.weight_decay}, {"params": others, "weight_decay": 0.0}]
     if options.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=options.learning_rate, momentum=0.9, nesterov=True)
-    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[options.optimizer](groups, lr=options.learning_rate)
+    kind = torch.optim.Adam if options.optimizer == "adam" else torch.optim.AdamW
+    return kind(groups, lr=options.learning_rate)
+
+
+def learning_rate(share: float, options: TrainOptions) -> float:
+    """Return the learning rate at a share (0 to 1) of the steps: warm-up along a cosine, then the schedule.
+
+    "one-cycle" and "cosine" fall along a cosine to 1e-4 of the peak; "one-cycle" is the name for a long warm-up, 0.3
+    unless the recipe says otherwise (Smith and Topin, Super-Convergence, arXiv 1708.07120, in torch's form).
+    """
+    peak = options.learning_rate
+    if share < options.warm_up:
+        return _between(peak * _START, peak, share / options.warm_up)
+    if options.schedule in ("one-cycle", "cosine"):
+        return _between(peak * _END, peak, (1 - share) / (1 - options.warm_up))
+    if options.schedule == "step":
+        return peak / (100 if share >= 0.75 else 10 if share >= 0.5 else 1)
+    return peak
+
+
+def _between(low: float, high: float, share: float) -> float:
+    return low + (high - low) * (1 - math.cos(math.pi * share)) / 2
 
 
 def averaged(model: nn.Module, decay: float) -> AveragedModel:
     """Return an exponential average of a model's parameters and buffers, to be moved by its `update_parameters`."""
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    moved = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+    return AveragedModel(model, multi_avg_fn=moved, use_buffers=True)
 
 
 def settled(average: AveragedModel) -> nn.Module:
     """Return the averaged network, its u and v made singular vectors of its weights: the averages of them are none."""
-    model: nn.Module = average.module
+    model = average.module
     for module in model.modules():
         if isinstance(module, SpectralLayer):
             module.settle()

@@ -32,7 +32,7 @@ class TorchRunner:
         Raises InputError, MissingDevice, and MissingDependency without torch or a C++ compiler that it can use.
         """
         torch = require("torch", step="running a checkpoint")
-        from msn_deploy.training import load_checkpoint
+        from msn_deploy.training.checkpoint import load_checkpoint
 
         self._torch: Any = torch
         self._device = "cuda" if "-cuda" in provider else "cpu"

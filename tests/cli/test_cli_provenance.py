@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from msn_deploy.core.artifacts import read_sidecar, sidecar_path
-from msn_deploy.data.recorded import is_as_recorded
+from msn_deploy.data.sources import is_as_recorded
 from msn_deploy.pipeline.verify import first_broken, verify_folder
 
 HAS_RTX = importlib.util.find_spec("tensorrt_rtx") is not None

@@ -250,7 +250,7 @@ def test_lazy_image_files_are_read_only_when_they_are_looked_at(tmp_path: Path) 
 
 
 def test_a_draw_by_a_seed_is_frozen_and_recorded() -> None:
-    from msn_deploy.data.recorded import is_as_recorded
+    from msn_deploy.data.sources import is_as_recorded
 
     split = load_split("digits", "train", height_px=8, width_px=8, channels=1)
     drawn = split.first(5, seed=3)

@@ -17,8 +17,7 @@ from msn_deploy.msn import fold
 from msn_deploy.nets import build_net
 from msn_deploy.pipeline.verify import verify_folder
 from msn_deploy.training import import_checkpoint, load_checkpoint
-from msn_deploy.training.authors import state_of
-from msn_deploy.training.authors_layout import layout_of
+from msn_deploy.training.authors import layout_of, state_of
 
 DATA = Path(msn_deploy.__file__).resolve().parents[2] / "shared" / "data"
 KINDS = {  # of synthetic file: our net, norm, classifier, and parameters

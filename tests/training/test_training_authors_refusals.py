@@ -17,7 +17,7 @@ from torch import Tensor
 
 from msn_deploy.core.errors import InputError
 from msn_deploy.training import import_checkpoint
-from msn_deploy.training.authors_layout import read_authors
+from msn_deploy.training.authors import read_authors
 
 
 def _without(name: str) -> Callable[[Tensors], Any]:

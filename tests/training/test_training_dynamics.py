@@ -156,7 +156,7 @@ def test_a_studied_training_has_the_bits_of_an_unstudied_one(
 ) -> None:
     recipe = small_recipe("cnn3", norm, epochs=2, batch_size=16)
     probe = Dynamics(every=2)
-    watched = train(recipe, out=tmp_path / "a", device="cpu", limit_train=160, probe=probe)
+    watched = train(recipe, out=tmp_path / "a", device="cpu", limit_train=160, observer=probe)
     alone = train(recipe, out=tmp_path / "b", device="cpu", limit_train=160)
     assert watched.checkpoint.read_bytes() == alone.checkpoint.read_bytes()
     assert probe.layers == (["0", "2", "4"] if norm == "msn" else ["0", "3", "6"])
@@ -167,6 +167,6 @@ def test_a_studied_training_has_the_bits_of_an_unstudied_one(
 def test_dense_networks_are_watched_too(small_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
     recipe = small_recipe("densenet_bc_22", "msn", epochs=1, batch_size=4, channels_last=False, amp=False)
     probe = Dynamics(every=1)
-    train(recipe.override(data="digits"), out=tmp_path, device="cpu", limit_train=16, probe=probe)
+    train(recipe.override(data="digits"), out=tmp_path, device="cpu", limit_train=16, observer=probe)
     assert len(probe.layers) == 21  # the stem, 9 layers of two, 2 transitions
     assert np.isfinite([window["variance"] for window in probe.windows]).all()

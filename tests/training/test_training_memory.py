@@ -12,7 +12,7 @@ import pytest
 STEPS = """
 import resource, sys
 if sys.argv[1] == "kept":
-    from msn_deploy.training.memory import keep_freed_memory
+    from msn_deploy.training import keep_freed_memory
     keep_freed_memory()
 def step():
     bytearray(48 * 2**20)

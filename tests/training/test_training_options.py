@@ -94,7 +94,7 @@ class _Rates:
 
 def test_a_probe_sees_every_step_and_epoch_and_changes_nothing(recipe: Recipe, tmp_path: Path) -> None:
     probe = _Rates()
-    watched = _train(recipe, tmp_path / "watched", probe=probe)
+    watched = _train(recipe, tmp_path / "watched", observer=probe)
     assert len(probe.norms) == STEPS
     assert probe.entries == watched.history
     assert _train(recipe, tmp_path / "alone").checkpoint.read_bytes() == watched.checkpoint.read_bytes()
@@ -102,8 +102,8 @@ def test_a_probe_sees_every_step_and_epoch_and_changes_nothing(recipe: Recipe, t
 
 def test_no_gradient_is_longer_than_clip_norm(recipe: Recipe, tmp_path: Path) -> None:
     free, clipped = _Rates(), _Rates()
-    _train(recipe, tmp_path / "free", probe=free)
-    _train(recipe.override(clip_norm=0.7), tmp_path / "clipped", probe=clipped)
+    _train(recipe, tmp_path / "free", observer=free)
+    _train(recipe.override(clip_norm=0.7), tmp_path / "clipped", observer=clipped)
     assert max(free.norms) > 1
     assert max(clipped.norms) == pytest.approx(0.7, rel=1e-4)
 

@@ -11,7 +11,7 @@ import torch
 from torch.optim import lr_scheduler
 
 from msn_deploy.core.recipes import Schedule, TrainOptions
-from msn_deploy.training.schedule import learning_rate
+from msn_deploy.training.optimizer import learning_rate
 
 
 def _options(schedule: Schedule, warm_up: float) -> TrainOptions:
