@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from msn_deploy.core.errors import FoldError
-from msn_deploy.msn.layers import scale_channels
 
 
 def fold_msn_weights(
@@ -30,7 +29,8 @@ def fold_msn_weights(
 
     weight (C_out, ...), or (C_in, C_out / groups, ...) if transposed; bias, mean, gain, shift (C_out,); sigma () > 0.
     Returns new tensors W' = gain / sigma * W and b' = gain * (b - mean) + shift in the dtype of weight.
-    Raises FoldError if sigma is not positive and finite. Source: arXiv 1907.04003; SN is mean = 0, gain = 1, shift = 0.
+    Raises FoldError if sigma is not positive, or a value not finite. SN is mean = 0, gain = 1, shift = 0.
+    Source: arXiv 1907.04003.
     """
     value = float(sigma)
     if not 0 < value < float("inf"):
@@ -55,7 +55,8 @@ def fold_bn_weights(
 ) -> tuple[Tensor, Tensor]:
     """Fold y = gain * (conv(x, W) + b - mean) / sqrt(var + eps) + shift into one plain convolution or matrix product.
 
-    Shapes as in `fold_msn_weights`; var (C_out,) >= 0. Raises FoldError if var + eps is not positive and finite.
+    Shapes as in `fold_msn_weights`; var (C_out,) >= 0.
+    Raises FoldError if var + eps is not positive, or a value not finite.
     """
     scale = bn_scale(gain, var, eps)
     return _scaled(weight, scale, transposed, groups), _offset(weight, bias, scale, mean, shift)
@@ -71,9 +72,21 @@ def bn_scale(gain: Tensor, var: Tensor, eps: float) -> Tensor:
     return scale
 
 
+def scale_channels(weight: Tensor, scale: Tensor, *, transposed: bool, groups: int) -> Tensor:
+    """Multiply a weight by scale (C_out,) along its output channels, which a transposed one has in dim 1, per group."""
+    if not transposed:
+        return weight * scale.view(-1, *[1] * (weight.dim() - 1))
+    rest = [1] * (weight.dim() - 2)
+    grouped = weight.view(groups, -1, *weight.shape[1:]) * scale.view(groups, 1, -1, *rest)
+    return grouped.view_as(weight)
+
+
 def _scaled(weight: Tensor, factor: Tensor, transposed: bool, groups: int) -> Tensor:
     return scale_channels(weight.double(), factor.double(), transposed=transposed, groups=groups).to(weight.dtype)
 
 
 def _offset(weight: Tensor, bias: Tensor, factor: Tensor, mean: Tensor, shift: Tensor) -> Tensor:
-    return (factor.double() * (bias.double() - mean.double()) + shift.double()).to(weight.dtype)
+    offset = factor.double() * (bias.double() - mean.double()) + shift.double()
+    if not bool(torch.isfinite(offset).all()):
+        raise FoldError("a gain, mean, bias or shift is not finite.\nLikely cause: a diverged training.")
+    return offset.to(weight.dtype)

@@ -18,12 +18,19 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from msn_deploy.core.errors import FoldError, InputError, did_you_mean
 from msn_deploy.msn import layers as ours
 from msn_deploy.msn.algebra import bn_scale, fold_bn_weights
 from msn_deploy.msn.fold import bn_terms
-from msn_deploy.msn.pairs import LAYERS, UNREGISTERED, calls_only_what_is_registered, find_pairs_of_both_modes
+from msn_deploy.msn.pairs import (
+    LAYERS,
+    UNREGISTERED,
+    Linear,
+    calls_only_what_is_registered,
+    find_pairs_of_both_modes,
+)
 from msn_deploy.msn.plain import copied, replace_module
 
 _NORMS = ("msn", "msn-affine", "sn", "none")
@@ -64,15 +71,14 @@ def convert(model: nn.Module, norm: str, *, power_iterations: int = 1) -> Conver
         pairs, kept = find_pairs_of_both_modes(model)
         names = _names_of_tensors(model)
         for pair in pairs:
-            layer, batch_norm = model.get_submodule(pair.layer), model.get_submodule(pair.norm)
             try:
-                _refuse_what_is_tied(layer, batch_norm, names)
-                new = _new_layer(layer, batch_norm, norm, power_iterations)
+                _refuse_what_is_tied(pair.linear, pair.batch_norm, names)
+                new = _new_layer(pair.linear, pair.batch_norm, norm, power_iterations)
             except FoldError as cause:
                 kept[pair.norm] = str(cause).splitlines()[0].rstrip(".")
                 continue
             replace_module(model, pair.layer, new)
-            new.train(batch_norm.training)
+            new.train(pair.batch_norm.training)
             replace_module(model, pair.norm, nn.Identity())
             converted[pair.layer] = type(new).__name__
         if converted and not calls_only_what_is_registered(model):
@@ -98,12 +104,11 @@ def _refuse_what_is_tied(layer: nn.Module, norm: nn.Module, names: dict[int, lis
             raise FoldError(f"backward hooks on its {type(module).__name__} would be lost")
 
 
-def _new_layer(layer: nn.Module, norm: nn.Module, kind: str, power_iterations: int) -> nn.Module:
+def _new_layer(layer: Linear, norm: _BatchNorm, kind: str, power_iterations: int) -> nn.Module:
     """Return the layer that a layer and its BatchNorm become; for "none" the layer itself, changed in place.
 
     Raises FoldError if the spectral norm is (next to) zero or not finite, or the variance is not.
     """
-    assert isinstance(layer, LAYERS)
     terms = bn_terms(layer, norm)
     weight, offset = fold_bn_weights(layer.weight, **terms)
     frozen = {"requires_grad": layer.weight.requires_grad}
@@ -134,13 +139,12 @@ def _new_layer(layer: nn.Module, norm: nn.Module, kind: str, power_iterations: i
     return new
 
 
-def _untrained_twin(layer: nn.Module, norm: nn.Module, kind: str, power_iterations: int) -> ours.SpectralLayer:
+def _untrained_twin(layer: Linear, norm: _BatchNorm, kind: str, power_iterations: int) -> ours.SpectralLayer:
     """Return an SN or MSN layer of the same shape, whose tensors are all to be set."""
     options: dict[str, Any] = {"power_iterations": power_iterations}
     if kind != "sn":
         options |= {"affine": kind == "msn-affine", "momentum": norm.momentum}
         options["sync_mean"] = isinstance(norm, nn.SyncBatchNorm)
-    assert isinstance(layer, LAYERS)
     torch_kind = next(each for each in LAYERS if isinstance(layer, each))
     our_kind = getattr(ours, f"{'SN' if kind == 'sn' else 'MSN'}{torch_kind.__name__}")
     twin: ours.SpectralLayer = our_kind(**ours.constructor_arguments(layer), **options, dtype=layer.weight.dtype)

@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvTransposeNd
 
 from msn_deploy.core.errors import FoldError
-from msn_deploy.msn import layers as ours
 from msn_deploy.msn.algebra import fold_bn_weights
-from msn_deploy.msn.pairs import LAYERS, UNREGISTERED, evaluation_calls_only_what_is_registered, find_pairs
+from msn_deploy.msn.pairs import UNREGISTERED, Linear, evaluation_calls_only_what_is_registered, find_pairs
 from msn_deploy.msn.plain import fold_layers, replace_module
 
 _LOG = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ def fold(model: nn.Module, *, strict: bool = True) -> nn.Module:
     pairs, refusals = find_pairs(model)
     for pair in pairs:
         try:
-            _merge(model.get_submodule(pair.layer), model.get_submodule(pair.norm))
+            _merge(pair.linear, pair.batch_norm)
         except FoldError as cause:
             raise FoldError(f"{pair.norm}: {cause}") from cause
         replace_module(model, pair.norm, nn.Identity())
@@ -55,18 +56,16 @@ def _refuse_shared_parameters(model: nn.Module) -> None:
         owners[id(parameter)] = name
 
 
-def _merge(layer: nn.Module, norm: nn.Module) -> None:
+def _merge(layer: Linear, norm: _BatchNorm) -> None:
     """Fold a BatchNorm into the layer that feeds it, in place."""
-    assert isinstance(layer, LAYERS)
     weight, offset = fold_bn_weights(layer.weight, **bn_terms(layer, norm))
     layer.weight, layer.bias = nn.Parameter(weight), nn.Parameter(offset)
 
 
-def bn_terms(layer: nn.Module, norm: nn.Module) -> dict[str, Any]:
+def bn_terms(layer: Linear, norm: _BatchNorm) -> dict[str, Any]:
     """Return what `fold_bn_weights` takes besides the weight, of a layer and the BatchNorm that it feeds."""
-    assert isinstance(layer, LAYERS)
     mean = norm.running_mean
-    assert isinstance(mean, Tensor)
+    assert mean is not None  # `find_pairs` takes no other
     return {
         "bias": layer.bias if layer.bias is not None else torch.zeros_like(mean),
         "mean": mean,
@@ -74,6 +73,6 @@ def bn_terms(layer: nn.Module, norm: nn.Module) -> dict[str, Any]:
         "eps": norm.eps,
         "gain": norm.weight if isinstance(norm.weight, Tensor) else torch.ones_like(mean),
         "shift": norm.bias if isinstance(norm.bias, Tensor) else torch.zeros_like(mean),
-        "transposed": isinstance(layer, ours.TRANSPOSED),
+        "transposed": isinstance(layer, _ConvTransposeNd),
         "groups": int(getattr(layer, "groups", 1)),
     }

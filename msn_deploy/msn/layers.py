@@ -24,22 +24,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from msn_deploy.msn.algebra import scale_channels
 from msn_deploy.msn.centring import Centring, in_backward, mean_ahead
 from msn_deploy.msn.spectral import HALF, as_matrix, born_pair, over_sigma, power_iterate, sigma_of
 
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _WORTH_A_BATCH = 8  # images
 _CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
-
-
-def scale_channels(weight: Tensor, scale: Tensor, *, transposed: bool, groups: int) -> Tensor:
-    """Multiply a weight by scale (C_out,) along its output channels, which a transposed one has in dim 1, per group."""
-    if not transposed:
-        return weight * scale.view(-1, *[1] * (weight.dim() - 1))
-    rest = [1] * (weight.dim() - 2)
-    grouped = weight.view(groups, -1, *weight.shape[1:]) * scale.view(groups, 1, -1, *rest)
-    return grouped.view_as(weight)
 
 
 def _is_channels_last(tensor: Tensor) -> bool:
@@ -73,7 +65,7 @@ class SpectralLayer(nn.Module):
     @property
     def is_transposed(self) -> bool:
         """Whether output channels are dim 1 of the weight."""
-        return isinstance(self, TRANSPOSED)
+        return isinstance(self, _ConvTransposeNd)
 
     @property
     def channels(self) -> int:
@@ -115,17 +107,18 @@ class SpectralLayer(nn.Module):
     def _apply_weight(self, x: Tensor, weight: Tensor, bias: Tensor | None, output_size: list[int] | None) -> Tensor:
         if isinstance(self, nn.Linear):
             return F.linear(x, weight, bias)
-        if not isinstance(self, TRANSPOSED):
-            return self._conv_forward(x, weight, bias)  # type: ignore[no-any-return,operator]
+        assert isinstance(self, _ConvNd)
+        if not isinstance(self, _ConvTransposeNd):
+            return self._conv_forward(x, weight, bias)
         spatial = weight.dim() - 2
         padding = self._output_padding(
             x,
             output_size,
-            self.stride,  # type: ignore[arg-type]
-            self.padding,  # type: ignore[arg-type]
-            self.kernel_size,  # type: ignore[arg-type]
+            self.stride,
+            self.padding,
+            self.kernel_size,
             spatial,
-            self.dilation,  # type: ignore[arg-type]
+            self.dilation,
         )
         function: Any = _CONV_TRANSPOSE[spatial]
         y: Tensor = function(x, weight, bias, self.stride, self.padding, padding, self.groups, self.dilation)
@@ -179,28 +172,30 @@ class _MSN(SpectralLayer, Centring):
             weight = scale_channels(weight, self.gain, transposed=self.is_transposed, groups=groups)
         if self.running_mean is not None and not self.training:
             mean = self.running_mean if self.gain is None else self.running_mean * self.gain
-            return self._apply_weight(input, weight, -mean if self.shift is None else self.shift - mean, output_size)
-        if self._reads_less_than_it_writes(input):
-            mean = self._mean_ahead(input, weight)
-            self._track(mean.detach(), self.gain)
-            offset = -mean if self.shift is None else self.shift - mean
-            return self._apply_weight(input, weight, offset.to(weight.dtype), None)
+            return self._apply_weight(input, weight, self._offset(mean), output_size)
+        if (mean_ahead := self._mean_ahead(input, weight)) is not None:
+            self._track(mean_ahead.detach(), self.gain)
+            return self._apply_weight(input, weight, self._offset(mean_ahead).to(weight.dtype), None)
         y = self._apply_weight(input, weight, None, output_size)
         channel_dim = y.dim() - 1 if isinstance(self, nn.Linear) else y.dim() - (weight.dim() - 1)
         return self._centre_(y, channel_dim=channel_dim, gain=self.gain)
 
-    def _reads_less_than_it_writes(self, input: Tensor) -> bool:
-        """Tell whether the mean comes cheaper through the bias, where that can be: measured in benchmarks/peers."""
-        if isinstance(self, (nn.Linear, *TRANSPOSED)) or self.sync_mean or input.dim() != self.weight.dim():
-            return False
-        if not input.is_contiguous():  # in channels_last the sum over the batch costs what it saves
-            return False
-        assert isinstance(self, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
-        # The window mean itself takes some passes over one image, which have to be few beside those over the batch.
-        return input.shape[0] >= _WORTH_A_BATCH and self.in_channels * math.prod(self.stride) <= self.out_channels
+    def _offset(self, mean: Tensor) -> Tensor:
+        """Return the bias that takes a mean off."""
+        return -mean if self.shift is None else self.shift - mean
 
-    def _mean_ahead(self, input: Tensor, weight: Tensor) -> Tensor:
-        assert isinstance(self, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+    def _mean_ahead(self, input: Tensor, weight: Tensor) -> Tensor | None:
+        """Return the mean of the output before there is one, where that is possible and cheaper than centring it.
+
+        Where it is cheaper was measured: benchmarks/peers/train_step.py.
+        """
+        if not isinstance(self, _ConvNd) or self.is_transposed or self.sync_mean or input.dim() != self.weight.dim():
+            return None
+        # In channels_last the sum over the batch costs what it saves. The window mean itself takes some passes over one
+        # image, which have to be few beside those over the batch, and the input has to be no larger than the output.
+        is_large = self.in_channels * math.prod(self.stride) > self.out_channels
+        if not input.is_contiguous() or input.shape[0] < _WORTH_A_BATCH or is_large:
+            return None
         total = input.sum(0, keepdim=True, dtype=torch.float32 if input.dtype in HALF else None)
         sides = self._reversed_padding_repeated_twice
         if any(sides):
@@ -280,6 +275,6 @@ def constructor_arguments(layer: nn.Module) -> dict[str, Any]:
     if isinstance(layer, nn.Linear):
         return {"in_features": layer.in_features, "out_features": layer.out_features}
     names = ["in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"]
-    if isinstance(layer, TRANSPOSED):
+    if isinstance(layer, _ConvTransposeNd):
         names.append("output_padding")
     return {name: getattr(layer, name) for name in names}

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from torch import fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
 from msn_deploy.msn.layers import SpectralLayer
@@ -31,14 +33,18 @@ UNREGISTERED = (
     "Likely cause: a plain list of layers beside their attributes. Make it a torch.nn.ModuleList."
 )
 T = TypeVar("T")
+Linear = _ConvNd | nn.Linear
+"""What a layer of LAYERS is to a type checker."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
-    """The names of a layer and of the norm that alone reads it."""
+    """A layer and the norm that alone reads it, each with its name in the model."""
 
     layer: str
     norm: str
+    linear: Linear
+    batch_norm: _BatchNorm
 
 
 def find_pairs(model: nn.Module) -> tuple[list[Pair], dict[str, str]]:
@@ -152,6 +158,7 @@ def _flow(model: nn.Module) -> _Flow:
 
 def _pair_or_reason(model: nn.Module, node: fx.Node, calls: Counter[str], read: set[str]) -> Pair | str:
     name, norm = str(node.target), model.get_submodule(str(node.target))
+    assert isinstance(norm, _BatchNorm)
     source = node.all_input_nodes[0] if node.all_input_nodes else None
     if not isinstance(source, fx.Node) or source.op != "call_module":
         return "no layer feeds it directly"
@@ -169,10 +176,10 @@ def _pair_or_reason(model: nn.Module, node: fx.Node, calls: Counter[str], read: 
     for named, module in ((feeder, layer), (name, norm)):
         if reason := why_opaque(module):
             return f"{named}: {reason}"
-    return _mismatch(feeder, layer, norm) or Pair(layer=feeder, norm=name)
+    return _mismatch(feeder, layer, norm) or Pair(layer=feeder, norm=name, linear=layer, batch_norm=norm)
 
 
-def _mismatch(feeder: str, layer: nn.Module, norm: nn.Module) -> str | None:
+def _mismatch(feeder: str, layer: Linear, norm: _BatchNorm) -> str | None:
     """Return why a norm does not act on the output channels of a layer as torch computes them, or None."""
     shown = f"{feeder} ({type(layer).__name__})"
     if isinstance(layer, SpectralLayer):

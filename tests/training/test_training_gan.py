@@ -119,7 +119,7 @@ def test_weights_that_the_last_step_ruined_are_not_saved(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: int
 ) -> None:
     """The losses of a step are those of before its update, and NaN pixels would be written as black ones."""
-    real, name = gan._Run._step, ("generator", "discriminator")[which]
+    real, name = gan._Training._step, ("generator", "discriminator")[which]
     steps: list[int] = []
 
     def step(self: Any, of: int, loss: torch.Tensor) -> None:
@@ -128,7 +128,7 @@ def test_weights_that_the_last_step_ruined_are_not_saved(
         if len(steps) == 2 * (IMAGES // BATCH):
             self.optimizers[which].param_groups[0]["params"][0].data.fill_(float("nan"))
 
-    monkeypatch.setattr(gan._Run, "_step", step)
+    monkeypatch.setattr(gan._Training, "_step", step)
     with pytest.raises(GateError, match=rf"in epoch 1: losses \d\S* and \d\S*, weights of the {name} that are no num"):
         _train(recipe, tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -154,7 +154,7 @@ def test_a_run_killed_between_the_state_and_the_rest_of_an_epoch_loses_no_grid(
 ) -> None:
     twice = recipe.override(epochs=2)
     with monkeypatch.context() as patched:
-        patched.setattr(gan._Run, "_publish", lambda run: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr(gan._Training, "_publish", lambda run: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             _train(twice, tmp_path / "killed")
     assert [path.name for path in (tmp_path / "killed").glob("*.safetensors")] == ["gan_msn.state.safetensors"]
