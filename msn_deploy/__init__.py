@@ -1,6 +1,7 @@
 """msn-deploy: train small CNNs with Mean Spectral Normalization, fold, quantise, build and measure them for a Jetson.
 
-`import msn_deploy` imports nothing heavy; each public name below is loaded from its module on first use.
+`import msn_deploy` imports nothing heavy; each public name below is loaded from its module on first use. Type checkers
+read `__init__.pyi`.
 """
 
 from __future__ import annotations
@@ -37,3 +38,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

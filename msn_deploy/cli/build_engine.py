@@ -10,6 +10,7 @@ import typer
 from msn_deploy.cli import output
 from msn_deploy.cli.calibrate import show_verdict
 from msn_deploy.cli.options import Data, Json, LeaveOut, MaxDrop, Method, Samples, new_file
+from msn_deploy.core.errors import size_text
 
 if TYPE_CHECKING:
     from msn_deploy.engine import BuildReport, DeviceBuild, DlaPlan
@@ -121,7 +122,7 @@ def command(
 
 def _show_engine(built: BuildReport, onnx: Path) -> None:
     output.say(
-        f"{built.path}: {output.size(built.plan_bytes)}, {built.precision.upper()}, built in {built.seconds:.1f} s"
+        f"{built.path}: {size_text(built.plan_bytes)}, {built.precision.upper()}, built in {built.seconds:.1f} s"
     )
     output.say(f"  from       {onnx}")
     output.say(
@@ -129,7 +130,7 @@ def _show_engine(built: BuildReport, onnx: Path) -> None:
     )
     output.say(
         f"  layers     {len(built.layers) or '-'}, INT8 convolutions "
-        f"{built.int8_convs if built.int8_convs is not None else '-'}; weights {output.size(built.weight_memory_bytes)}"
+        f"{built.int8_convs if built.int8_convs is not None else '-'}; weights {size_text(built.weight_memory_bytes)}"
     )
     if built.dla is not None:
         _show_dla(built.dla)
@@ -159,7 +160,7 @@ def _show_elsewhere(report: EngineReport, there: DeviceBuild) -> None:
         seen = report.proxy
         output.say(
             f"  checked    with {seen.builder}, {seen.target} in its place: {seen.layers} layers, "
-            f"{seen.int8_convs} INT8 convolutions, weights {output.size(seen.weight_memory_bytes)}"
+            f"{seen.int8_convs} INT8 convolutions, weights {size_text(seen.weight_memory_bytes)}"
         )
     if there.dla is not None:
         _show_dla(there.dla)

@@ -9,7 +9,7 @@ import typer
 
 from msn_deploy.cli import output
 from msn_deploy.cli.options import Json, new_file
-from msn_deploy.core.errors import InputError
+from msn_deploy.core.errors import InputError, size_text
 
 
 def command(
@@ -51,7 +51,7 @@ def command(
     if output.emit(report, json, made_from=[report.path]):
         return
     output.say(
-        f"{report.path}: {output.size(report.bytes)}, {len(report.models)} models, {len(report.wheels)} wheels, for "
+        f"{report.path}: {size_text(report.bytes)}, {len(report.models)} models, {len(report.wheels)} wheels, for "
         f"{found.title}"
     )
     output.say(f"  on the device   tar xf {path.name} && cd {path.stem} && ./verify {report.digest}")

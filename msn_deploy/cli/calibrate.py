@@ -9,6 +9,7 @@ import typer
 
 from msn_deploy.cli import output
 from msn_deploy.cli.options import Data, Json, LeaveOut, MaxDrop, new_file
+from msn_deploy.core.errors import size_text
 
 if TYPE_CHECKING:
     from msn_deploy.pipeline.calibrate import PrecisionReport
@@ -70,7 +71,7 @@ def command(
     output.follow("build-engine", report.path, "--precision", "int8")
     if output.emit(report, json, made_from=[report.path]):
         return
-    output.say(f"{report.path}: {output.size(report.bytes)}, {report.bytes / report.bytes_fp32:.2f} of FP32")
+    output.say(f"{report.path}: {size_text(report.bytes)}, {report.bytes / report.bytes_fp32:.2f} of FP32")
     assert report.parity is not None
     output.say(
         f"  {report.scales} activation scales ({report.method}) from {report.samples} images; same class as FP32 on "

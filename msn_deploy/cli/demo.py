@@ -10,6 +10,7 @@ import typer
 from msn_deploy.cli import output
 from msn_deploy.cli.bench_show import show
 from msn_deploy.cli.options import Json, Seconds, new_folder
+from msn_deploy.core.errors import size_text
 
 
 def command(
@@ -37,8 +38,8 @@ def command(
             row.network,
             row.stage,
             f"{row.accuracy:.2%}",
-            output.size(row.bytes),
-            output.size(row.engine_weight_bytes),
+            size_text(row.bytes),
+            size_text(row.engine_weight_bytes),
             "-" if row.median_ms is None else f"{row.median_ms:.3f}",
         )
         for row in result.stages

@@ -11,6 +11,7 @@ import typer
 
 from msn_deploy.cli import output
 from msn_deploy.cli.options import Json, Out, parse_batch, parse_shape
+from msn_deploy.core.errors import size_text
 
 if TYPE_CHECKING:
     from msn_deploy.graph.certificate import Certificate
@@ -56,7 +57,7 @@ def command(
     if output.emit(report, json, made_from=[report.path]):
         return
     operators = ", ".join(f"{count} {name}" for name, count in report.operators.items())
-    output.say(f"{report.path}: {output.size(report.bytes)}, {'folded' if report.folded else 'not folded'}")
+    output.say(f"{report.path}: {size_text(report.bytes)}, {'folded' if report.folded else 'not folded'}")
     output.say(f"  operators  {operators}")
     if report.certificate is not None:
         _say_folds(report.certificate)

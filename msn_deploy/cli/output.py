@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from msn_deploy.core.artifacts import Parent, parent_of, publish
+from msn_deploy.core.errors import size_text
 from msn_deploy.core.home import home_folder
 from msn_deploy.core.progress import Progress, silent
 
@@ -62,10 +63,10 @@ def finish() -> None:
     for folder in dict.fromkeys(path.parent for path in kept):
         files = {path: path.stat().st_size for path in kept if path.parent == folder}
         if len(files) > _MANY:
-            note(f"wrote {folder}/ ({len(files)} files, {size(sum(files.values()))})")
+            note(f"wrote {folder}/ ({len(files)} files, {size_text(sum(files.values()))})")
             continue
         for path, count in files.items():
-            note(f"wrote {path} ({size(count)})")
+            note(f"wrote {path} ({size_text(count)})")
     if _state.following:
         note(f"next: {_state.following}")
 
@@ -148,13 +149,6 @@ def show_table(rows: Sequence[Sequence[str]], *, head: Sequence[str], right: Seq
     for row in rows:
         table.add_row(*row)
     Console(markup=False, highlight=False, emoji=False).print(table)
-
-
-def size(count: int | None) -> str:
-    """Return bytes as KiB or MiB."""
-    if count is None:
-        return "-"
-    return f"{count / 2**20:.2f} MiB" if count >= 2**20 else f"{count / 2**10:.0f} KiB"
 
 
 @contextmanager

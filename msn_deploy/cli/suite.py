@@ -10,7 +10,7 @@ import typer
 
 from msn_deploy.cli import output
 from msn_deploy.cli.options import MINIMUM_SECONDS, Json, Threads, new_folder
-from msn_deploy.core.errors import InputError, InvalidMeasurement
+from msn_deploy.core.errors import InputError, InvalidMeasurement, size_text
 
 if TYPE_CHECKING:
     from msn_deploy.core.suites import Suite
@@ -95,7 +95,7 @@ def _show(index: dict[str, Any]) -> None:
             (
                 arm["name"],
                 f"{arm['accuracy']:.2%}",
-                output.size(arm["bytes"]),
+                size_text(arm["bytes"]),
                 f"{arm['median_ms']:.3f}",
                 "1" if arm["name"] == case["baseline"] else f"{arm['ratio']:.3f}",
                 _verdict(case, arm),

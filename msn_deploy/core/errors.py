@@ -111,3 +111,13 @@ def did_you_mean(word: str, known: Sequence[str]) -> str:
     """Return "; did you mean X?" or the list of what is known, to finish an error message."""
     close = difflib.get_close_matches(word, known, n=1)
     return f"; did you mean {close[0]!r}?" if close else f"; known are: {', '.join(known)}."
+
+
+def size_text(count: float | None) -> str:
+    """Write a number of bytes, such as "28 GiB"; "-" for None."""
+    if count is None:
+        return "-"
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= size:
+            return f"{count / size:.0f} {unit}" if count >= 100 * size else f"{count / size:.3g} {unit}"
+    return f"{count:.0f} bytes"

@@ -15,7 +15,7 @@ from msn_deploy.core.artifacts import open_input
 from msn_deploy.core.errors import InputError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".pgm", ".ppm", ".webp")
-DIGITS = tuple("0123456789")
+DIGITS: tuple[str, ...] = tuple("0123456789")
 _MODE = {1: "L", 3: "RGB"}
 
 

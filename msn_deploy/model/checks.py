@@ -17,7 +17,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TypeProto, ValueInfoProto
 
-from msn_deploy.core.errors import InputError
+from msn_deploy.core.errors import InputError, size_text
 from msn_deploy.model.graphs import (
     MOST_BYTES,
     OPEN,
@@ -29,7 +29,6 @@ from msn_deploy.model.graphs import (
     inner_graphs,
     nodes_of_model,
     shape_text,
-    size_text,
     sparse_tensors,
     values_of,
     without_weights,

@@ -16,6 +16,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto
 
+from msn_deploy.core.errors import size_text
+
 MOST_BYTES = 2**31  # of one tensor, stored or made on the way: 2 GiB, which is also the most that protobuf takes
 OPEN = -1  # how some exporters write an open size
 _LARGE = 1 << 16  # bytes: larger constants are no shapes, so that their values do not matter to shape inference
@@ -206,14 +208,6 @@ def values_of(tensor: TensorProto) -> NDArray[Any] | None:
     """Return a tensor of a floating-point type as an array, None for any other type."""
     kinds = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
     return onnx.numpy_helper.to_array(tensor) if tensor.data_type in kinds else None
-
-
-def size_text(count: int) -> str:
-    """Write a number of bytes, such as "28 GiB"."""
-    for unit, shift in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
-        if count >= 1 << shift:
-            return f"{count / (1 << shift):.3g} {unit}"
-    return f"{count} bytes"
 
 
 def shape_text(dims: Iterable[int]) -> str:

@@ -17,8 +17,8 @@ import onnx
 from onnx import ModelProto, TensorProto
 
 from msn_deploy.core.artifacts import open_input
-from msn_deploy.core.errors import InputError
-from msn_deploy.model.graphs import MOST_BYTES, all_tensors, bytes_of, flaw_of, size_text
+from msn_deploy.core.errors import InputError, size_text
+from msn_deploy.model.graphs import MOST_BYTES, all_tensors, bytes_of, flaw_of
 
 _OWN = "; export a network of your own with `msn-deploy export FILE.py:FACTORY --weights FILE`"
 _KINDS = {

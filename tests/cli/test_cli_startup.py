@@ -1,10 +1,14 @@
 """The help must answer at once: neither it nor `import msn_deploy` may load what takes long."""
 
+import ast
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+import msn_deploy
 
 HEAVY = ("typer", "pydantic", "rich", "numpy", "PIL", "torch", "onnx", "onnxruntime", "tensorrt_rtx", "safetensors")
 FRAMEWORKS = ("pydantic", "numpy", "torch", "onnx", "onnxruntime", "tensorrt_rtx")
@@ -45,3 +49,11 @@ def test_help_of_a_command_loads_no_framework(process_env, name):
 def test_public_names_exist(process_env):
     code = "import msn_deploy, json; print(json.dumps([n for n in msn_deploy.__all__ if not hasattr(msn_deploy, n)]))"
     assert json.loads(_python(code, process_env)) == []
+
+
+def test_type_checkers_and_dir_know_the_public_names():
+    stub = ast.parse(Path(msn_deploy.__file__).with_suffix(".pyi").read_text(encoding="utf-8"))
+    typed = {alias.name: each.module for each in stub.body if isinstance(each, ast.ImportFrom) for alias in each.names}
+    assert typed == msn_deploy._HOME
+    assert set(msn_deploy.__all__) <= set(dir(msn_deploy))
+    assert Path(msn_deploy.__file__).with_name("py.typed").is_file()

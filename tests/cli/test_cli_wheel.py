@@ -50,6 +50,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
         >= {"paper.toml", "smoke.toml"}
     )
     assert "msn_deploy/_recipes/calibration/digits/train-images-idx3-ubyte.gz" in names
+    assert {"msn_deploy/__init__.pyi", "msn_deploy/py.typed"} <= set(names)
     modules = {name.removeprefix("msn_deploy/") for name in names if name.endswith(".py")}
     package = REPO / "msn_deploy"
     assert modules == {path.relative_to(package).as_posix() for path in package.rglob("*.py")}

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from msn_deploy.core import errors
+from msn_deploy.core.errors import size_text
 from msn_deploy.core.optional import require, version_of
 
 EXIT_CODES = {
@@ -85,3 +86,14 @@ def test_version_of() -> None:
 
     assert version_of("numpy") == numpy.__version__
     assert version_of("no-such-distribution") is None
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        *((0, "0 bytes"), (1023, "1023 bytes"), (1024, "1 KiB"), (1536, "1.5 KiB"), (1_047_552, "1023 KiB")),
+        *((2_350_000, "2.24 MiB"), (28 << 30, "28 GiB"), (5 << 40, "5120 GiB"), (None, "-")),
+    ],
+)
+def test_a_size_has_three_digits_and_a_binary_unit(count: int | None, text: str) -> None:
+    assert size_text(count) == text
