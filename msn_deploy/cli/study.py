@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import statistics
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from msn_deploy.cli import output
 from msn_deploy.cli.options import AtMost, Device, Json, Settings, new_folder
 from msn_deploy.core.optional import require
+
+if TYPE_CHECKING:
+    from msn_deploy.report.study import Studied
 
 
 def command(
@@ -59,8 +62,8 @@ def command(
     rows = [
         (
             norm,
-            f"{found['history'][-1]['test_accuracy']:.2%}",
-            f"{found['parameters']:,}",
+            f"{found.history[-1]['test_accuracy']:.2%}",
+            f"{found.parameters:,}",
             *(f"{_median(found, key):.3g}" for key in ("sparsity", "variance", "drift", "directions")),
         )
         for norm, found in result.norms.items()
@@ -70,5 +73,5 @@ def command(
     output.say(f"medians over layers and windows of steps; curves and layers: {result.page}")
 
 
-def _median(found: dict[str, Any], key: str) -> float:
-    return float(statistics.median(value for window in found["windows"] for value in window[key]))
+def _median(found: Studied, key: str) -> float:
+    return float(statistics.median(value for window in found.windows for value in window[key]))

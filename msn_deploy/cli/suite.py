@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +14,7 @@ from msn_deploy.core.errors import InputError, InvalidMeasurement, size_text
 
 if TYPE_CHECKING:
     from msn_deploy.core.suites import Suite
+    from msn_deploy.report.suite import SuiteArm, SuiteCase, SuiteIndex
 
 
 def command(
@@ -42,8 +43,7 @@ def command(
     chosen = load_suite(suite).override(seconds=seconds, threads=threads)
     if prepare and runs is None:
         raise InputError("--prepare makes files to be copied to a device: say where.\nAdd `--runs DIR`.")
-    from msn_deploy.pipeline.suite import default_out, run_suite
-    from msn_deploy.pipeline.suite_index import write_index
+    from msn_deploy.pipeline.suite import default_out, run_suite, write_index
     from msn_deploy.training import keep_freed_memory
 
     out = new_folder(out or default_out(chosen))
@@ -61,12 +61,12 @@ def command(
     if not output.emit(index, json, made_from=[out / "suite.json"]):
         _show(index)
         output.say(f"\nEverything is in {out}/; open {out}/report.html")
-    invalid = [case for case in index["cases"] if case["invalid"]]
+    invalid = [case for case in index.cases if case.invalid]
     if invalid:
-        names = ", ".join(case["case"] for case in invalid)
-        why = invalid[0]["invalid"].splitlines()[0]
+        names = ", ".join(case.case for case in invalid)
+        why = invalid[0].invalid.splitlines()[0]
         raise InvalidMeasurement(
-            f"{len(invalid)} of {len(index['cases'])} cases are invalid: {names}.\n{why}\n"
+            f"{len(invalid)} of {len(index.cases)} cases are invalid: {names}.\n{why}\n"
             "The same command measures them again, and only them."
         )
 
@@ -88,24 +88,24 @@ def _show_plan(suite: Suite, out: Path, runs: Path | None, json: Path | None) ->
         )
 
 
-def _show(index: dict[str, Any]) -> None:
+def _show(index: SuiteIndex) -> None:
     """Print a table per case, and what it comes to."""
-    for case in index["cases"]:
+    for case in index.cases:
         rows = [
             (
-                arm["name"],
-                f"{arm['accuracy']:.2%}",
-                size_text(arm["bytes"]),
-                f"{arm['median_ms']:.3f}",
-                "1" if arm["name"] == case["baseline"] else f"{arm['ratio']:.3f}",
+                arm.name,
+                f"{arm.accuracy:.2%}",
+                size_text(arm.bytes),
+                f"{arm.median_ms:.3f}",
+                "1" if arm.name == case.baseline else f"{arm.ratio:.3f}",
                 _verdict(case, arm),
             )
-            for arm in case["arms"]
+            for arm in case.arms
         ]
-        output.say(f"\n{case['network']}, batch {case['batch']}")
+        output.say(f"\n{case.network}, batch {case.batch}")
         head = ("form", "accuracy", "file", "ms", "ratio", "verdict")
         output.show_table(rows, head=head, right=(1, 2, 3, 4), gap=2)
-    from msn_deploy.report.suite_text import findings
+    from msn_deploy.report.suite import findings
 
     output.say("")
     for sentence, numbers in findings(index):
@@ -113,7 +113,7 @@ def _show(index: dict[str, Any]) -> None:
         output.say(textwrap.fill(numbers, 80, initial_indent="  ", subsequent_indent="  "))
 
 
-def _verdict(case: dict[str, Any], arm: dict[str, Any]) -> str:
-    if case["invalid"]:
+def _verdict(case: SuiteCase, arm: SuiteArm) -> str:
+    if case.invalid:
         return "INVALID"
-    return "baseline" if arm["name"] == case["baseline"] else arm["verdict"]
+    return "baseline" if arm.name == case.baseline else arm.verdict

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,8 @@ from msn_deploy.core.model_info import NORMS
 from msn_deploy.core.optional import require
 from msn_deploy.core.progress import Progress, silent
 from msn_deploy.core.recipes import Recipe
-from msn_deploy.report.claims import judge_claims
 from msn_deploy.report.curves import CURVE_VERSIONS, line_chart
-from msn_deploy.report.study_page import Study, panels_of, render
+from msn_deploy.report.study import Studied, Study, judge_claims, panels_of, study_html
 
 SCHEMA = 1
 
@@ -49,7 +50,7 @@ def study(
             raise InputError(f"unknown norm {norm!r}{did_you_mean(norm, NORMS)}")
     if not norms or len(set(norms)) < len(norms):
         raise InputError(f"--norms must name different norms, got {','.join(norms) or 'none'}.")
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, Studied] = {}
     parents: list[Parent] = []
     for norm in norms:
         chosen = recipe.override(norm=norm)
@@ -65,12 +66,9 @@ def study(
         parents.append(parent_of(trained.checkpoint, role=f"checkpoint:{norm}"))
         log = trained.checkpoint.with_suffix(".history.jsonl")
         parents.append(parent_of(log, role=f"history:{norm}"))
-        found[norm] = {
-            "parameters": probe.parameters,
-            "layers": probe.layers,
-            "windows": probe.windows,
-            "history": trained.history,
-        }
+        found[norm] = Studied(
+            parameters=probe.parameters, layers=probe.layers, windows=probe.windows, history=trained.history
+        )
     first = recipe.override(norm=norms[0]).to_dict()
     result = Study(
         recipe=first,
@@ -81,27 +79,22 @@ def study(
     )
     config = {"recipe": first, "norms": list(norms), "every": every, "limit_train": limit_train, "device": device}
     versions = (*TRAIN_VERSIONS, *CURVE_VERSIONS)
-    picture = line_chart(panels_of(result), kind="png")
+    picture = line_chart(panels_of(result))
     for path, kind, content in (
         (result.result, "study", to_json(result).encode()),
         (out / "study.png", "curves", picture),
-        (result.page, "report", render(result).encode()),
+        (result.page, "report", study_html(result).encode()),
     ):
-        publish(path, partial(_write, content=content), kind=kind, parents=parents, versions=versions, config=config)
+        write = partial(Path.write_bytes, data=content)
+        publish(path, write, kind=kind, parents=parents, versions=versions, config=config)
     return result
-
-
-def _write(path: Path, *, content: bytes) -> None:
-    path.write_bytes(content)
 
 
 def to_json(result: Study) -> str:
     """Return the whole study as JSON text, numbers to six significant digits."""
-    import json
-    from dataclasses import asdict
-
-    content = {"schema": SCHEMA, "recipe": result.recipe, "claims": [asdict(each) for each in result.claims]}
-    return json.dumps({**content, "norms": _short(result.norms)}) + "\n"
+    norms = {norm: _short(asdict(found)) for norm, found in result.norms.items()}
+    claims = [asdict(each) for each in result.claims]
+    return json.dumps({"schema": SCHEMA, "recipe": result.recipe, "claims": claims, "norms": norms}) + "\n"
 
 
 def _short(value: Any) -> Any:

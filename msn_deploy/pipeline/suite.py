@@ -1,34 +1,42 @@
 """`suite`: measure every network of a suite at every batch, one run per case, and go on where an interruption left off.
 
 A finished case is `NAME.json`, the result of `bench` with its raw samples; its sidecar holds the key, a digest of all
-that it depends on. What has the right key is not measured again.
+that it depends on. What has the right key is not measured again. What all cases come to is `suite.json`, with a table
+beside it, and a page.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from msn_deploy import __version__
-from msn_deploy.bench import BenchResult, MeasureOptions
-from msn_deploy.core.artifacts import read_sidecar, sha256_of
+from msn_deploy.bench import ArmResult, BenchResult, MeasureOptions
+from msn_deploy.bench.compare import ratio_between
+from msn_deploy.bench.stats import Ratio, holm
+from msn_deploy.core.artifacts import parent_of, publish, read_sidecar, sha256_of, write_json
 from msn_deploy.core.errors import InputError, InvalidMeasurement, MissingDevice
 from msn_deploy.core.home import builtin_folder
 from msn_deploy.core.progress import Progress, silent
 from msn_deploy.core.suites import Network, Suite
 from msn_deploy.engine import pick_backend, what_machine
-from msn_deploy.machine.environment import machine_name, read_environment
-from msn_deploy.pipeline.bench import bench, read_result, write_json
+from msn_deploy.machine.environment import Environment, machine_name, read_environment
+from msn_deploy.pipeline.bench import bench, read_result
+from msn_deploy.pipeline.bench import write_json as write_result
 from msn_deploy.pipeline.evaluate import evaluate
 from msn_deploy.pipeline.forms import Form, Step, files_of, is_done, make, steps_for, steps_of
+from msn_deploy.report.suite import SuiteArm, SuiteCase, SuiteIndex, markdown, suite_html
 
 # What must be the same for an earlier result to count as one of this machine, in the state it is in now.
 _MACHINE = ("machine", "cpu", "gpu", "cores_usable", "governor", "power_mode", "clocks_pinned", "versions")
+# What the index takes over from the facts of each row.
+_OF_FACTS = ("norm", "folded", "accuracy", "bytes", "graph", "sha256")
 _FILE_S, _EPOCH_S = 5.0, 5.0  # about, for the ETA
 
 
@@ -186,7 +194,7 @@ def _measured(
         )
     except InvalidMeasurement as cause:
         return Outcome(case=case, result=None, invalid=str(cause))
-    write_json(result, out / f"{case.name}.json", models, config={"suite": case.suite.name, "key": _key(case, runs)})
+    write_result(result, out / f"{case.name}.json", models, config={"suite": case.suite.name, "key": _key(case, runs)})
     return Outcome(case=case, result=result, invalid="" if result.validity.valid else result.validity.message)
 
 
@@ -237,3 +245,84 @@ def _scaled(
 ) -> None:
     """Report a step's own progress as a part of the whole."""
     outer(before + span * done / (total or 1), whole, note)
+
+
+def write_index(suite: Suite, outcomes: Sequence[Outcome], out: Path) -> SuiteIndex:
+    """Write suite.json, suite.md and report.html of a suite into `out`, atomically, with sidecars; return the index."""
+    index = index_of(suite, outcomes)
+    results = {each.case.name: each.result for each in outcomes if each.result is not None}
+    parents = [parent_of(out / f"{name}.json", role="bench") for name in results]
+    page = suite_html(index, results)
+    publish(out / "suite.json", lambda path: write_json(path, asdict(index)), kind="suite", parents=parents)
+    publish(
+        out / "suite.md",
+        lambda path: path.write_text(markdown(index) + "\n", "utf-8"),
+        kind="suite-table",
+        parents=parents,
+    )
+    publish(out / "report.html", lambda path: path.write_text(page, "utf-8"), kind="report", parents=parents)
+    return index
+
+
+def index_of(suite: Suite, outcomes: Sequence[Outcome]) -> SuiteIndex:
+    """Return what was found. Its environment is that of the first case that was measured."""
+    measured = [each.result for each in outcomes if each.result is not None]
+    environment = measured[0].environment if measured else Environment()
+    return SuiteIndex(
+        suite=suite.name,
+        title=suite.title,
+        machine=machine_name(environment),
+        provider=suite.provider,
+        threads=measured[0].profile.threads if measured else suite.threads,
+        environment=environment,
+        cases=tuple(
+            SuiteCase(
+                case=each.case.name,
+                file=None if each.result is None else f"{each.case.name}.json",
+                network=each.case.network.title or each.case.network.name,
+                batch=each.case.batch,
+                invalid=each.invalid,
+                baseline="" if each.result is None else each.result.baseline,
+                reference=each.case.network.reference,
+                arms=() if each.result is None else tuple(_arms(suite, each.case.network, each.result)),
+            )
+            for each in outcomes
+        ),
+    )
+
+
+def _arms(suite: Suite, network: Network, result: BenchResult) -> Iterator[SuiteArm]:
+    arms = {arm.name: arm for arm in result.arms}
+    ratios = _to_reference(arms, network.reference, suite.precisions)
+    for precision, row in itertools.product(suite.precisions, network.rows):
+        arm = arms[arm_name(row.name, precision)]
+        other = arms.get(arm_name(network.reference, precision))
+        facts: dict[str, Any] = {key: arm.facts.get(key) for key in _OF_FACTS}
+        yield SuiteArm(
+            name=arm.name,
+            row=row.name,
+            precision=precision,
+            **facts,
+            median_ms=arm.median_ms,
+            p90_ms=arm.p90_ms,
+            p99_ms=arm.p99_ms,
+            ratio=arm.ratio,
+            verdict=arm.verdict,
+            ratio_interval=arm.ratio_interval,
+            to_reference=ratios.get(arm.name),
+            same_graph=arm.name in ratios and other is not None and _same_graph(arm, other),
+        )
+
+
+def _to_reference(arms: dict[str, ArmResult], reference: str, precisions: Sequence[str]) -> dict[str, Ratio]:
+    """Compare every arm with the reference in its own precision; p-values are for all of these comparisons together."""
+    pairs: dict[str, Ratio] = {}
+    for precision in precisions:
+        other = arm_name(reference, precision)
+        mine = [name for name in arms if name.endswith(arm_name("", precision)) and name != other]
+        pairs |= {name: ratio_between(arms[name], arms[other]) for name in mine if other in arms}
+    return dict(zip(pairs, holm(list(pairs.values())), strict=True)) if pairs else {}
+
+
+def _same_graph(arm: ArmResult, other: ArmResult) -> bool:
+    return bool(arm.facts.get("graph")) and arm.facts["graph"] == other.facts.get("graph")

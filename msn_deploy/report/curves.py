@@ -1,53 +1,39 @@
-"""Line charts, as PNG files or SVG text, the same bytes each time."""
+"""Line charts as PNG files, the same bytes each time; pages have charts of their own (see plots.line_plot)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from msn_deploy.core.artifacts import parent_of, publish
 from msn_deploy.core.optional import require
+from msn_deploy.report.page import COLOURS, LIGHT
+from msn_deploy.report.plots import Panel
 
 CURVE_VERSIONS = ("matplotlib", "numpy")
-# Okabe and Ito's colours, which colour-blind readers tell apart.
-COLOURS = {"bn": "#0072B2", "msn": "#D55E00", "msn-affine": "#CC79A7", "sn": "#009E73", "none": "#666666"}
 _COLUMNS = 2
-_OTHERS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Panel:
-    """One chart: named lines of (x, y) points. log: a logarithmic y axis."""
-
-    title: str
-    x: str
-    y: str
-    lines: Mapping[str, Sequence[tuple[float, float]]]
-    log: bool = False
-
-
-def line_chart(panels: Sequence[Panel], *, kind: str = "svg") -> bytes:
-    """Draw panels, two in a row; return the bytes of a file. kind: "svg" or "png". Raises MissingDependency."""
+def line_chart(panels: Sequence[Panel]) -> bytes:
+    """Draw panels, two in a row; return the bytes of a PNG file. Raises MissingDependency."""
     figures = require("matplotlib.figure", step="drawing curves")
     matplotlib = require("matplotlib", step="drawing curves")
     columns = min(_COLUMNS, len(panels))
     rows = -(-len(panels) // columns)
-    with matplotlib.rc_context({"svg.hashsalt": "msn-deploy", "font.size": 9, "svg.fonttype": "none"}):
+    with matplotlib.rc_context({"font.size": 9}):
         figure = figures.Figure(figsize=(4.4 * columns, 2.9 * rows), layout="constrained")
         for at, panel in enumerate(panels):
             _draw(figure.add_subplot(rows, columns, at + 1), panel)
         stream = BytesIO()
-        metadata = {"Date": None} if kind == "svg" else {"Software": None}
-        figure.savefig(stream, format=kind, dpi=110, metadata=metadata)
+        figure.savefig(stream, format="png", dpi=110, metadata={"Software": None})
     return stream.getvalue()
 
 
 def _draw(axes: Any, panel: Panel) -> None:
     for at, (name, points) in enumerate(panel.lines.items()):
-        colour = COLOURS.get(name, _OTHERS[at % len(_OTHERS)])
+        colour = LIGHT[f"c{at % COLOURS}"]
         marker = "o" if len(points) < 15 else None
         axes.plot(*zip(*points, strict=True), label=name, color=colour, marker=marker, markersize=3, linewidth=1.4)
     axes.set_title(panel.title, loc="left", fontsize=9, fontweight="bold")
@@ -78,7 +64,7 @@ def write_curves(history: Sequence[Mapping[str, Any]], path: Path, *, log: Path 
         lines = {key: [(entry["epoch"], entry[key]) for entry in history] for key in keys}
         if lines:
             panels.append(Panel(title=title, x="epoch", y=title.lower(), lines=lines))
-    picture = line_chart(panels, kind="png")
+    picture = line_chart(panels)
     parents = [] if log is None else [parent_of(log, role="history")]
     config = {"panels": [panel.title for panel in panels]}
     publish(

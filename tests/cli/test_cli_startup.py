@@ -10,7 +10,19 @@ import pytest
 
 import msn_deploy
 
-HEAVY = ("typer", "pydantic", "rich", "numpy", "PIL", "torch", "onnx", "onnxruntime", "tensorrt_rtx", "safetensors")
+HEAVY = (
+    "typer",
+    "pydantic",
+    "rich",
+    "jinja2",
+    "numpy",
+    "PIL",
+    "torch",
+    "onnx",
+    "onnxruntime",
+    "tensorrt_rtx",
+    "safetensors",
+)
 FRAMEWORKS = ("pydantic", "numpy", "torch", "onnx", "onnxruntime", "tensorrt_rtx")
 COMMANDS = (
     *("targets", "doctor", "verify", "bundle", "export", "train", "study", "suite", "calibrate", "import-checkpoint"),

@@ -9,14 +9,13 @@ import suite_case
 
 from msn_deploy.core.suites import load_suite
 from msn_deploy.pipeline.suite import cases_of, default_out
-from msn_deploy.report.suite_page import suite_html
-from msn_deploy.report.suite_text import findings, markdown
+from msn_deploy.report.suite import findings, index_from, markdown, suite_html
 
 BENCHMARKS = Path(__file__).resolve().parent.parent.parent / "benchmarks"
 
 
 def test_findings_say_plainly_what_is_faster_and_what_is_not():
-    vgg7, consumer, producer, twin = findings(suite_case.index())
+    vgg7, consumer, producer, twin = findings(index_from(suite_case.index()))
     assert vgg7 == (
         "VGG7: MSN folded is the same graph as BN folded, so no faster; what differs is noise",
         "FP32, batch 1: 1.001 (0.991 to 1.011) SAME",  # batch 32 is invalid
@@ -31,11 +30,11 @@ def test_findings_say_plainly_what_is_faster_and_what_is_not():
 def test_faster_everywhere_is_not_in_part():
     index = suite_case.index()
     index["cases"].pop()
-    assert findings(index)[-2][0].startswith("DenseNet: MSN producer is faster than BN folded; BN producer")
+    assert findings(index_from(index))[-2][0].startswith("DenseNet: MSN producer is faster than BN folded; BN producer")
 
 
 def test_the_table_has_a_row_per_form_and_two_columns_per_batch():
-    text = markdown(suite_case.index())
+    text = markdown(index_from(suite_case.index()))
     head, rule, *rows = [line for line in text.splitlines() if line.startswith("|")]
     assert (
         head
@@ -55,13 +54,13 @@ def test_the_table_has_a_row_per_form_and_two_columns_per_batch():
 def test_a_case_without_a_result_leaves_a_dash_and_a_reason():
     index = suite_case.index()
     index["cases"][3] |= {"arms": [], "invalid": "too slow"}
-    text = markdown(index)
+    text = markdown(index_from(index))
     assert (
         "| MSN producer, FP32 | 97.53 % | 3 KiB | 3.200 | 0.800 (0.790 to 0.810) FASTER | \N{EN DASH} | \N{EN DASH} |"
         in text
     )
     assert "**DenseNet-b32 is invalid**: too slow" in text
-    assert "too slow" in suite_html(index, {})
+    assert "too slow" in suite_html(index_from(index), {})
 
 
 @pytest.fixture
@@ -77,7 +76,7 @@ def test_the_readme_shows_a_committed_suite_and_nothing_without_one(suite_table,
     path.write_text(json.dumps(suite_case.index()), encoding="utf-8")
     where = "benchmarks/results/m/paper"
     said = f"Made up: `msn-deploy suite paper`, raw samples in [{where}]({where}).\n\n"
-    assert suite_table.text(path) == said + markdown(suite_case.index())
+    assert suite_table.text(path) == said + markdown(index_from(suite_case.index()))
     assert suite_table.RESULT.parent.parent == BENCHMARKS / "results" / "epyc-2-cores"
 
 

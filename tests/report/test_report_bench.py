@@ -4,15 +4,9 @@ import re
 
 import pytest
 from bench_report_page import THREE, Page, result_of
-from bench_results import NAMES, contrast, realistic
+from bench_results import NAMES, realistic
 
-from msn_deploy.machine.environment import Environment
 from msn_deploy.report.bench import render_html
-from msn_deploy.report.page import DARK, LIGHT
-from msn_deploy.report.svg import Scale, shortened, tick_text
-from msn_deploy.report.tables import bytes_text, decimals_for, heading_of, value_text
-
-HOSTILE = "</title></svg><script>alert('x')</script><img src=x onerror=\"a()\">&amp;"
 
 
 def test_page_is_well_formed_and_says_what_was_found():
@@ -24,30 +18,6 @@ def test_page_is_well_formed_and_says_what_was_found():
     assert "SAME is the expected result" in text
     assert "cd" * 32 in text
     assert "a processor" in text
-
-
-def test_nothing_is_loaded_from_outside():
-    html = render_html(result_of(THREE), title="t")
-    assert "http" not in html
-    assert "//" not in html
-    assert not re.search(r"url\(|@import|<script|<iframe|<object|\bsrc=", html)
-    assert [tag["href"] for tag in Page(html).all("link")] == ["data:,"]
-
-
-def test_every_string_is_escaped():
-    levels = {f"{HOSTILE} {n} unfolded": 1.0 for n in range(3)}
-    result = result_of(
-        levels,
-        facts={HOSTILE: HOSTILE, "file": HOSTILE},
-        environment=Environment(cpu=HOSTILE, versions={HOSTILE: HOSTILE}),
-    )
-    stages = [{"network": HOSTILE, HOSTILE: HOSTILE, "bytes": 3}]
-    html = render_html(result, title=HOSTILE, stages=stages)
-    assert "<script" not in html
-    assert "<img" not in html
-    page = Page(html)  # also shows that no attribute or tag was broken open
-    assert not [tag for tag, attributes in page.tags if "onerror" in attributes]
-    assert page.text.count("alert('x')") > 10
 
 
 def test_every_plot_is_described_and_has_its_table():
@@ -117,60 +87,6 @@ def test_stages_become_columns_by_their_keys():
     for shown in ("98.33 %", "98.00 %", "2.0 KiB", "512 B", "width:25.0%"):
         assert shown in part
     assert "Each stage" not in render_html(result_of(THREE), title="t")
-
-
-@pytest.mark.parametrize("palette", [LIGHT, DARK])
-def test_contrast_of_every_text_colour_in_both_themes(palette):
-    assert LIGHT.keys() == DARK.keys()
-    surfaces = {"paper", "rule", "grid", "zone", "dirty"}
-    rgb = {name: bytes.fromhex(colour[1:]) for name, colour in palette.items()}
-    for name in rgb.keys() - surfaces:
-        assert contrast(rgb[name], rgb["paper"]) >= 4.5, name
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "shown"),
-    [
-        ("accuracy", 0.97222, "97.22 %"),
-        ("bytes", 0, "0 B"),
-        ("folded", True, "yes"),
-        ("x", None, "\N{EN DASH}"),
-        ("x", [1.5, None], "1.5, \N{EN DASH}"),
-        ("versions", {"numpy": "2.0"}, "numpy 2.0"),
-        ("memory_mib", 24105, "24,105"),
-    ],
-)
-def test_values_are_written_as_their_key_asks(key, value, shown):
-    assert value_text(key, value) == shown
-
-
-@pytest.mark.parametrize(
-    ("value", "shown"), [(1023, "1023 B"), (1024, "1.0 KiB"), (3 << 20, "3.0 MiB"), (5 << 30, "5.00 GiB")]
-)
-def test_bytes_have_binary_units(value, shown):
-    assert bytes_text(value) == shown
-
-
-def test_headings_decimals_and_labels():
-    assert heading_of("median_ms") == "Median (ms)"
-    assert heading_of("size_bytes") == "Size"
-    assert heading_of("time_utc") == "Time UTC"
-    assert [decimals_for([x]) for x in (250.0, 1.3, 0.041)] == [0, 2, 4]
-    short = shortened("a_long_name_that_ends_in_7", 90)
-    assert short.startswith("a_")
-    assert short.endswith("7")
-    assert len(short) <= 10
-
-
-def test_ticks_are_round_and_inside():
-    ticks = Scale(low=0.93, high=1.47, start=0, end=100).ticks(8)
-    assert ticks == pytest.approx([1.0, 1.1, 1.2, 1.3, 1.4])
-    assert [tick_text(t, ticks) for t in ticks] == ["1.0", "1.1", "1.2", "1.3", "1.4"]
-    log = Scale(low=0.1, high=12, start=0, end=100, log=True)
-    assert log.ticks(8) == pytest.approx([0.1, 0.2, 0.5, 1, 2, 5, 10])
-    assert log(0.1) == 0
-    assert log(12) == 100
-    assert (log(0.001), log(1000)) == (0, 100), "what lies beyond the axis is drawn at its end"
 
 
 def test_an_invalid_run_says_so_before_any_finding():

@@ -4,8 +4,8 @@ import pytest
 from bench_report_page import THREE, result_of
 from bench_results import NAMES, realistic
 
-from msn_deploy.report.bench import render_html
-from msn_deploy.report.pareto import Point, front_of
+from msn_deploy.report.bench import front_of, render_html
+from msn_deploy.report.plots import Point
 
 
 def test_accuracy_against_latency_and_size_where_two_arms_have_an_accuracy():

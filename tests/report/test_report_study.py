@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
-from msn_deploy.report.claims import judge_claims
+from msn_deploy.report.study import Studied, judge_claims
 
 
-def _studied(
-    *, sparsity: float = 0.5, variance: float = 1.0, drift: float = 0.5, parameters: int = 100
-) -> dict[str, Any]:
+def _studied(*, sparsity: float = 0.5, variance: float = 1.0, drift: float = 0.5, parameters: int = 100) -> Studied:
     window = {"sparsity": [sparsity] * 4, "variance": [variance] * 4, "drift": [drift] * 4}
-    return {"parameters": parameters, "windows": [window, window]}
+    return Studied(parameters=parameters, layers=["a"] * 4, windows=[window, window], history=[])
 
 
-def _verdicts(**norms: dict[str, Any]) -> dict[str, str]:
+def _verdicts(**norms: Studied) -> dict[str, str]:
     return {each.claim: each.verdict for each in judge_claims(norms)}
 
 
@@ -47,8 +43,9 @@ def test_the_paper_is_wrong() -> None:
 
 def test_it_is_not_clear() -> None:
     half = {"sparsity": [0.6, 0.4], "variance": [0.9, 1.1], "drift": [0.5, 0.5]}
-    bn = {"parameters": 5, "windows": [{key: [0.5, 0.5] if key == "sparsity" else [1.0, 1.0] for key in half}]}
-    found = _verdicts(bn=bn, sn={"parameters": 5, "windows": [half]}, msn=_studied(drift=0.3, parameters=4))
+    even = {key: [0.5, 0.5] if key == "sparsity" else [1.0, 1.0] for key in half}
+    bn, sn = (Studied(parameters=5, layers=["a", "b"], windows=[each], history=[]) for each in (even, half))
+    found = _verdicts(bn=bn, sn=sn, msn=_studied(drift=0.3, parameters=4))
     assert found == {
         "SN raises gradient sparsity against BN": "unclear",
         "SN lowers gradient variance against BN": "unclear",
