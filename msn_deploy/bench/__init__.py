@@ -10,8 +10,7 @@ from __future__ import annotations
 from msn_deploy.bench.compare import compare
 from msn_deploy.bench.measure import Arm, MeasureOptions, Samples, measure
 from msn_deploy.bench.profile import Profile
-from msn_deploy.bench.result import ArmResult, BenchResult
-from msn_deploy.bench.result_json import from_json, to_json
+from msn_deploy.bench.result import ArmResult, BenchResult, from_json, to_json
 
 __all__ = [
     "Arm",

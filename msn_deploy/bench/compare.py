@@ -1,9 +1,9 @@
-"""From raw samples to a result: medians, tails, ratios to the baseline, verdicts."""
+"""From raw samples to a result: medians, tails, ratios to the baseline, verdicts; and how the arms stand meanwhile."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from itertools import chain
 
 import numpy as np
@@ -13,8 +13,7 @@ from msn_deploy.bench.measure import BLOCKS_PER_ROUND, ArmSamples, Samples
 from msn_deploy.bench.power import Energy
 from msn_deploy.bench.profile import Profile
 from msn_deploy.bench.result import ArmResult, BenchResult
-from msn_deploy.bench.stats import Ratio, block_medians, holm, ratio_to_baseline
-from msn_deploy.bench.tails import upper_bound
+from msn_deploy.bench.stats import Ratio, block_medians, holm, ratio_to_baseline, upper_bound
 from msn_deploy.bench.validity import block_causes, judge, states
 from msn_deploy.core.errors import InputError, InvalidMeasurement
 from msn_deploy.machine.environment import Environment
@@ -123,3 +122,47 @@ def _control(medians: Floats, *, seed: int) -> Ratio | None:
 
 def _ms(nanoseconds: float | None) -> float | None:
     return None if nanoseconds is None else nanoseconds / 1e6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """One arm until now, all its builds. median_ms: of its clean blocks' medians; ratio: of medians, to the first arm.
+
+    None where no clean block is there yet. blocks: measured, dirty ones too.
+    """
+
+    name: str
+    median_ms: float | None
+    ratio: float | None
+    blocks: int
+    dirty: int
+
+
+def standings(samples: Samples) -> list[Standing]:
+    """Return the arms in their order; the first is the one that others are compared with.
+
+    readings of `samples`: one before every block and, if the run is over, one after.
+    """
+    causes = block_causes(samples.readings) if samples.readings else []
+    medians: dict[str, list[float]] = {arm.name: [] for arm in samples.arms}
+    blocks, dirty = dict.fromkeys(medians, 0), dict.fromkeys(medians, 0)
+    for arm in samples.arms:
+        lost = [bool(slot < len(causes) and causes[slot]) for slot in arm.slots]
+        medians[arm.name] += block_medians(arm.blocks)[~np.array(lost, dtype=bool)].tolist()
+        blocks[arm.name] += len(lost)
+        dirty[arm.name] += sum(lost)
+    middle = {name: float(np.median(values)) / 1e6 if values else None for name, values in medians.items()}
+    first = next(iter(middle.values()))
+    return [
+        Standing(
+            name=name,
+            median_ms=ms,
+            ratio=ms / first if ms and first else None,
+            blocks=blocks[name],
+            dirty=dirty[name],
+        )
+        for name, ms in middle.items()
+    ]
+
+
+Watch = Callable[[Callable[[], Samples]], None]

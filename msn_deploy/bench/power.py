@@ -13,8 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from msn_deploy.bench.bootstrap import Floats
-from msn_deploy.bench.distributions import student_quantile
+from msn_deploy.bench.bootstrap import Floats, student_quantile
 from msn_deploy.bench.measure import Arm, Clock
 from msn_deploy.bench.stats import CONFIDENCE
 from msn_deploy.core.errors import InvalidMeasurement

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from msn_deploy.bench import ArmResult, BenchResult, Samples
-    from msn_deploy.bench.live import Standing, Watch
+    from msn_deploy.bench.compare import Standing, Watch
 
 _COLUMNS = 80
 _GAP = 2  # between columns of a table
@@ -161,7 +161,7 @@ def live_bench(
     from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
 
-    from msn_deploy.bench.live import standings
+    from msn_deploy.bench.compare import standings
 
     columns = (BarColumn(24), TaskProgressColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
     bars = Bars(*columns, console=console, auto_refresh=False)

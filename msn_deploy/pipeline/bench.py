@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from msn_deploy.bench import Arm, BenchResult, MeasureOptions, compare, from_json, measure
 from msn_deploy.bench import to_json as bench_json
+from msn_deploy.bench.compare import Watch
 from msn_deploy.bench.gate import Gate
 from msn_deploy.bench.layers import LayerProfile, limits_of
-from msn_deploy.bench.live import Watch
 from msn_deploy.bench.power import measure_energy
 from msn_deploy.bench.profile import preset
 from msn_deploy.core.artifacts import Parent, open_input, parent_of, publish, read_sidecar, sha256_of

@@ -16,8 +16,7 @@ import numpy as np
 from msn_deploy.bench.compare import ratio_between
 from msn_deploy.bench.layers import roofline_parts
 from msn_deploy.bench.result import ArmResult, BenchResult
-from msn_deploy.bench.stats import SAME_WITHIN
-from msn_deploy.bench.tails import MINIMUM_QUERIES
+from msn_deploy.bench.stats import MINIMUM_QUERIES, SAME_WITHIN
 from msn_deploy.report import plots
 from msn_deploy.report.page import COLOURS, decimals_for, measured_on, render, threads_text
 from msn_deploy.report.plots import Comparison, Point, both_cuts, comparisons_with

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import special, stats
 
-from msn_deploy.bench.distributions import (
+from msn_deploy.bench.bootstrap import (
     binomial_cdf,
     incomplete_beta,
     rank_sum_p_value,

@@ -14,8 +14,14 @@ import numpy as np
 import pytest
 
 from msn_deploy.bench.measure import _block_order
-from msn_deploy.bench.stats import holm, ratio_between_runs, ratio_to_baseline
-from msn_deploy.bench.tails import MINIMUM_QUERIES, _early_stop, upper_bound
+from msn_deploy.bench.stats import (
+    MINIMUM_QUERIES,
+    _early_stop,
+    holm,
+    ratio_between_runs,
+    ratio_to_baseline,
+    upper_bound,
+)
 
 signal = pytest.importorskip("scipy.signal")
 RESAMPLES = 200

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from msn_deploy.bench.tails import MINIMUM_QUERIES, _early_stop, upper_bound
+from msn_deploy.bench.stats import MINIMUM_QUERIES, _early_stop, upper_bound
 
 
 def at_most(t: int, n: int, percent: int) -> float:

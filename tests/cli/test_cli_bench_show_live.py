@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from msn_deploy.bench import Arm, MeasureOptions, Samples, measure
-from msn_deploy.bench.live import standings
+from msn_deploy.bench.compare import standings
 from msn_deploy.bench.measure import ArmSamples
 from msn_deploy.cli import output
 from msn_deploy.cli.bench_show import live_bench
