@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import numpy as np
 
 from msn_deploy.bench import MeasureOptions, Profile, Samples, compare
-from msn_deploy.bench.measure import ArmSamples
+from msn_deploy.bench.measure import ArmFacts, ArmSamples
 from msn_deploy.machine.environment import Environment
 
 VOID = {"meta", "link", "br", "img", "hr", "wbr"}
@@ -21,7 +21,7 @@ def result_of(levels_ms, *, rounds=12, queries=30, noise=0.01, facts=None, envir
     for name, level in levels_ms.items():
         raw = (1e6 * level * random.lognormal(0, noise, (2 * rounds, queries))).astype(int).tolist()
         starts = tuple(int(5e7 * at) for at in range(2 * rounds))
-        known = {"sha256": "cd" * 32, "folded": "unfolded" not in name, **(facts or {})}
+        known = facts or ArmFacts(sha256="cd" * 32, folded="unfolded" not in name)
         blocks = tuple(array("q", block) for block in raw)
         arms.append(
             ArmSamples(name=name, facts=known, blocks=blocks, block_starts_ns=starts, slots=tuple(range(2 * rounds)))

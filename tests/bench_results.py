@@ -10,7 +10,7 @@ import numpy as np
 
 from msn_deploy.bench import MeasureOptions, Profile, Samples, compare
 from msn_deploy.bench.layers import LayerProfile, Limits
-from msn_deploy.bench.measure import ArmSamples, _block_order
+from msn_deploy.bench.measure import ArmFacts, ArmSamples, _block_order
 from msn_deploy.bench.power import Energy
 from msn_deploy.engine.layer_times import LayerTime
 from msn_deploy.machine.environment import Environment
@@ -49,8 +49,9 @@ def realistic(names=NAMES, *, rounds=60, queries=14, dirty=32, plain=False):
     arms = []
     for index, name in enumerate(names):
         blocks, starts, slots = zip(*taken[index], strict=True)
-        facts = {"file": f"{name}.onnx", "sha256": "8c" * 32, "folded": "unfolded" not in name}
-        facts |= {} if plain else {"accuracy": ACCURACY[index], "bytes": BYTES[index], "graph": "ab" * 32}
+        facts = ArmFacts(file=f"{name}.onnx", sha256="8c" * 32, folded="unfolded" not in name)
+        if not plain:
+            facts = replace(facts, accuracy=ACCURACY[index], bytes=BYTES[index], graph="ab" * 32)
         arms.append(ArmSamples(name=name, facts=facts, blocks=blocks, block_starts_ns=starts, slots=slots))
     readings = [
         Reading(

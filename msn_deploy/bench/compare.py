@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 
@@ -88,8 +88,8 @@ def _arm_result(
         queries=sum(map(len, blocks)),
         blocks=len(blocks),
         builds=len(builds),
-        energy=None if energy is None else asdict(energy),
-        facts=dict(builds[0].facts),
+        energy=energy,
+        facts=builds[0].facts,
         block_start_ms=tuple(start / 1e6 for build in builds for start in build.block_starts_ns),
         block_causes=reasons,
         samples_ns=blocks,
@@ -163,6 +163,3 @@ def standings(samples: Samples) -> list[Standing]:
         )
         for name, ms in middle.items()
     ]
-
-
-Watch = Callable[[Callable[[], Samples]], None]

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from msn_deploy.bench.measure import ArmFacts
 from msn_deploy.bench.profile import first_difference
 from msn_deploy.bench.result import BenchResult
 from msn_deploy.bench.stats import CONFIDENCE, Ratio, holm, ratio_between_runs
@@ -114,9 +115,8 @@ def _known(environment: Environment, key: str) -> Any:
     return getattr(environment, key)
 
 
-def _input_of(facts: Mapping[str, Any]) -> tuple[Any, Any]:
-    images = facts.get("images")
-    return (None if images is None else images.get("sha256"), facts.get("runtime_norm_fusions"))
+def _input_of(facts: ArmFacts) -> tuple[str | None, str | None]:
+    return (None if facts.images is None else facts.images.sha256, facts.runtime_norm_fusions)
 
 
 def _differs(source: str, what: str) -> NotComparable:

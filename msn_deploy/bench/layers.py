@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from msn_deploy.engine.layer_times import LayerTime
@@ -107,19 +107,16 @@ def _scaled(value: float) -> str:
     return f"{value:.3g} G"
 
 
-def layers_as_json(profile: LayerProfile) -> dict[str, Any]:
-    """Return the profile as JSON values."""
-    return asdict(profile)
-
-
 def layers_from_json(value: Mapping[str, Any]) -> LayerProfile:
-    """Read what `layers_as_json` made. Raises ValueError, TypeError or KeyError for anything else."""
+    """Read a profile's JSON values. Raises ValueError, TypeError or KeyError for anything else."""
     layers = tuple(LayerTime(**{**row, "fused_from": tuple(row["fused_from"])}) for row in value["layers"])
     for layer in layers:
         _check_amounts("a layer", layer.us, layer.share)
         _check_texts("a layer", layer.name, layer.operator, layer.precision or "", *layer.fused_from)
     cost, limits = value["cost"], value["limits"]
     if cost is not None:
+        from msn_deploy.model.cost import Cost
+
         cost = Cost(**{**cost, "uncounted": tuple(cost["uncounted"])})
         _check_amounts("the cost", cost.flops, cost.weight_bytes, cost.activation_bytes, 1 / max(0, cost.bytes))
         _check_texts("the cost", *cost.uncounted)

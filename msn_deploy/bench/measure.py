@@ -15,9 +15,10 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, Protocol
 
+from msn_deploy.core.artifacts import Parent
 from msn_deploy.core.errors import InputError, InvalidMeasurement
 from msn_deploy.core.progress import Progress, silent
 from msn_deploy.machine.state import Reading
@@ -34,18 +35,75 @@ Clock = Callable[[], int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ArmFacts:
+    """What is known of an arm's model. None: not known, and not written."""
+
+    file: str | None = None
+    sha256: str | None = None
+    bytes: int | None = None
+    runtime_norm_fusions: Literal["on", "off"] | None = None
+    """Whether the runtime may merge normalisations into other layers."""
+    net: str | None = None
+    norm: str | None = None
+    precision: str | None = None
+    folded: bool | None = None
+    graph: str | None = None
+    """The structural hash of its graph."""
+    norms_left: int | None = None
+    """How many normalisation layers its graph has."""
+    changed: bool | None = None
+    """Another tool has changed the graph after it was exported."""
+    provider: str | None = None
+    images: Parent | None = None
+    """What its queries were made of."""
+    accuracy: float | None = None
+    """0 to 1."""
+    others: Mapping[str, Any] = field(default_factory=dict)
+    """What another version, or a script of one's own, has noted besides; JSON values."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what is known as JSON values."""
+        known = {name: value for name in _FACTS if (value := getattr(self, name)) is not None}
+        return {**known, **({} if self.images is None else {"images": asdict(self.images)}), **self.others}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> ArmFacts:
+        """Read what `to_json` wrote, in this version or an earlier one. Raises ValueError for other types of values."""
+        if not isinstance(value, Mapping):
+            raise ValueError("facts must be an object")
+        known = {name: value[name] for name in _FACTS if value.get(name) is not None}
+        for name, content in known.items():
+            if not isinstance(content, _KINDS.get(name, str)):
+                raise ValueError(f"facts: {name} is {content!r}")
+        if "images" in known:
+            known["images"] = Parent(**known["images"])
+        return cls(**known, others={name: content for name, content in value.items() if name not in _FACTS})
+
+
+_FACTS = tuple(each.name for each in fields(ArmFacts) if each.name != "others")
+# Of facts that are no text.
+_KINDS: Mapping[str, type | tuple[type, ...]] = {
+    "bytes": int,
+    "norms_left": int,
+    "changed": bool,
+    "folded": bool,
+    "images": dict,
+    "accuracy": (int, float),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Arm:
     """One thing to time: `run` answers one query and is already bound to its input.
 
     `run` must return only when the answer is there (a GPU runner synchronises). build: arms of one name are builds of
-    one model, numbered from 0: engines built anew, sessions loaded anew. facts: what is known of the model, such
-    as file, sha256, precision, folded, bytes, accuracy (0 to 1); JSON values only.
+    one model, numbered from 0: engines built anew, sessions loaded anew.
     """
 
     name: str
     run: Callable[[], object]
     build: int = 0
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    facts: ArmFacts = ArmFacts()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +154,7 @@ class ArmSamples:
 
     name: str
     build: int = 0
-    facts: Mapping[str, Any]
+    facts: ArmFacts
     blocks: tuple[array[int], ...]
     block_starts_ns: tuple[int, ...]
     slots: tuple[int, ...]
@@ -114,6 +172,33 @@ class Samples:
     readings: tuple[Reading, ...] = ()
 
 
+class Watch(Protocol):
+    """Looks at a measurement that runs; `taken` returns what was measured until then."""
+
+    def __call__(self, taken: Callable[[], Samples], /) -> None: ...
+
+
+@dataclass(slots=True)
+class _Recorder:
+    """The blocks of one arm, while they are measured."""
+
+    arm: Arm
+    blocks: list[array[int]] = field(default_factory=list)
+    starts_ns: list[int] = field(default_factory=list)
+    slots: list[int] = field(default_factory=list)
+
+    def taken(self) -> ArmSamples:
+        """Return what was measured until now."""
+        return ArmSamples(
+            name=self.arm.name,
+            build=self.arm.build,
+            facts=self.arm.facts,
+            blocks=tuple(self.blocks),
+            block_starts_ns=tuple(self.starts_ns),
+            slots=tuple(self.slots),
+        )
+
+
 DEFAULT_OPTIONS = MeasureOptions()
 
 
@@ -124,13 +209,12 @@ def measure(
     progress: Progress = silent,
     clock: Clock = time.perf_counter_ns,
     probe: Callable[[], Reading] | None = None,
-    watch: Callable[[Callable[[], Samples]], None] | None = None,
+    watch: Watch | None = None,
 ) -> Samples:
     """Time every arm in randomised mirrored blocks and return the raw samples.
 
     clock: monotonic, in nanoseconds. probe: reads the state of the machine, between blocks. progress: called between
-    blocks, in planned seconds, never while a block runs. watch: called there too, just before, with a function
-    that returns what was measured until then.
+    blocks, in planned seconds, never while a block runs. watch: called there too, just before.
     Raises InputError for no arms, for two of one name and build, or for unequal numbers of builds; InvalidMeasurement
     before measuring if fewer than MIN_ROUNDS rounds fit into the budget. What `run` raises passes through, as does
     KeyboardInterrupt.
@@ -146,24 +230,12 @@ def measure(
             query_ns.append(_warm_up(arm.run, options, clock))
         queries, rounds = _plan(query_ns, models, options)
         order = _block_order(len(arms), rounds, seed=options.seed)
-        blocks: list[list[array[int]]] = [[] for _ in arms]
-        starts: list[list[int]] = [[] for _ in arms]
-        slots: list[list[int]] = [[] for _ in arms]
+        recorders = [_Recorder(arm) for arm in arms]
         begin = clock()
 
         def taken() -> Samples:
-            each = [
-                ArmSamples(
-                    name=arm.name,
-                    build=arm.build,
-                    facts=dict(arm.facts),
-                    blocks=tuple(blocks[at]),
-                    block_starts_ns=tuple(starts[at]),
-                    slots=tuple(slots[at]),
-                )
-                for at, arm in enumerate(arms)
-            ]
-            return Samples(arms=tuple(each), options=options, readings=tuple(readings))
+            samples = tuple(each.taken() for each in recorders)
+            return Samples(arms=samples, options=options, readings=tuple(readings))
 
         for done, index in enumerate(order):
             note = f"round {1 + done // (BLOCKS_PER_ROUND * len(arms))} of {rounds}"
@@ -172,10 +244,11 @@ def measure(
             progress(warmup_s + (total_s - warmup_s) * done / len(order), total_s, note)
             if probe is not None:
                 readings.append(probe())
-            time_queries(arms[index].run, options.settle_queries, clock)
-            slots[index].append(done)
-            starts[index].append(clock() - begin)
-            blocks[index].append(array("q", time_queries(arms[index].run, queries[index], clock)))
+            recorder = recorders[index]
+            time_queries(recorder.arm.run, options.settle_queries, clock)
+            recorder.slots.append(done)
+            recorder.starts_ns.append(clock() - begin)
+            recorder.blocks.append(array("q", time_queries(recorder.arm.run, queries[index], clock)))
         if probe is not None:
             readings.append(probe())
     progress(total_s, total_s, "measured")

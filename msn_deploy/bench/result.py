@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from msn_deploy.bench.bootstrap import Floats
-from msn_deploy.bench.layers import LayerProfile, layers_as_json, layers_from_json
-from msn_deploy.bench.measure import BLOCKS_PER_ROUND
+from msn_deploy.bench.layers import LayerProfile, layers_from_json
+from msn_deploy.bench.measure import BLOCKS_PER_ROUND, ArmFacts
+from msn_deploy.bench.power import Energy, energy_from
 from msn_deploy.bench.profile import Profile, profile_from
 from msn_deploy.bench.stats import VERDICTS, Ratio, Verdict, block_medians
 from msn_deploy.bench.validity import STATES, Validity
@@ -33,7 +34,7 @@ class ArmResult:
     """One row of the comparison.
 
     median_ms: of all clean queries. median_bound_ms, p90_ms, p95_ms, p99_ms: one-sided 99 % upper bounds, None where
-    there are too few queries for one (see tails.upper_bound). ratio: latency over the baseline's, below 1 is faster
+    there are too few queries for one (see stats.upper_bound). ratio: latency over the baseline's, below 1 is faster
     (see stats.ratio_to_baseline); ratio_interval: 95 %. p_value is adjusted for the number of arms (Holm); the
     baseline itself has 1, (1, 1), 1 and SAME. queries, blocks, builds: counts, dirty blocks too. energy: per query
     (see power.Energy), if measured. layers: where the time goes, if profiled. Per block, build by build, in time
@@ -55,9 +56,9 @@ class ArmResult:
     p95_ms: float | None
     p_value: float
     rank_p_value: float
-    energy: Mapping[str, Any] | None = None
+    energy: Energy | None = None
     layers: LayerProfile | None = None
-    facts: Mapping[str, Any]
+    facts: ArmFacts
     block_start_ms: tuple[float, ...]
     block_causes: tuple[str | None, ...]
     samples_ns: tuple[array[int], ...]
@@ -163,6 +164,8 @@ def _arm_from(value: dict[str, Any]) -> ArmResult:
         layers=None if (layers := value.pop("layers", None)) is None else layers_from_json(layers),
         block_start_ms=tuple(value.pop("block_start_ms")),
         block_causes=tuple(value.pop("block_causes")),
+        facts=ArmFacts.from_json(value.pop("facts")),
+        energy=None if (energy := value.pop("energy")) is None else energy_from(energy),
         **value,
     )
     numbers = (arm.median_ms, arm.ratio, low, high, arm.p_value, arm.rank_p_value, *arm.block_start_ms)
@@ -171,8 +174,8 @@ def _arm_from(value: dict[str, Any]) -> ArmResult:
         raise ValueError(f"arm {name!r} holds something that is not a number")
     if arm.verdict not in VERDICTS:
         raise ValueError(f"arm {name!r} has the unknown verdict {arm.verdict!r}")
-    if not (isinstance(name, str) and isinstance(arm.facts, dict)):
-        raise ValueError(f"arm {name!r} needs a text as its name and an object as its facts")
+    if not isinstance(name, str):
+        raise ValueError(f"arm {name!r} needs a text as its name")
     blocks = len(arm.samples_ns)
     if not (blocks and all(arm.samples_ns)) or arm.builds < 1 or blocks % (BLOCKS_PER_ROUND * arm.builds):
         raise ValueError(f"arm {name!r} needs two blocks per round and build, none of them empty, and has {blocks}")
@@ -197,7 +200,8 @@ def _block_from(samples: Any, name: str) -> array[int]:
 def _plain_fields(arm: ArmResult) -> dict[str, Any]:
     names = [field.name for field in fields(arm)]
     plain = {name: getattr(arm, name) for name in names if name != "samples_ns"}
-    return plain | {"layers": None if arm.layers is None else layers_as_json(arm.layers)}
+    optional = {name: None if (value := plain[name]) is None else asdict(value) for name in ("energy", "layers")}
+    return plain | optional | {"facts": arm.facts.to_json()}
 
 
 def _compact(block: Sequence[int]) -> str:

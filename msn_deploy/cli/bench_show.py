@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from msn_deploy.bench import ArmResult, BenchResult, Samples
-    from msn_deploy.bench.compare import Standing, Watch
+    from msn_deploy.bench.compare import Standing
+    from msn_deploy.bench.measure import Watch
 
 _COLUMNS = 80
 _GAP = 2  # between columns of a table
@@ -42,23 +43,23 @@ def show(result: BenchResult) -> None:
     output.show_table([(shortened(row[0], room), *row[1:]) for row in rows], head=head, right=(1, 2, 3, 4), gap=_GAP)
     graphs: dict[tuple[str, str | None], list[str]] = {}
     for arm in result.arms:
-        same = arm.facts.get("graph") or arm.name, arm.facts.get("precision")
+        same = arm.facts.graph or arm.name, arm.facts.precision
         graphs.setdefault(same, []).append(shortened(arm.name, _COLUMNS // 3))
-        if arm.facts.get("changed"):
+        if arm.facts.changed:
             _say(
                 f"{shortened(arm.name, _COLUMNS // 2)}: changed by another tool after its export; its graph is "
-                f"{arm.facts['precision'].upper()} with {arm.facts['norms_left'] or 'no'} norms"
+                f"{(arm.facts.precision or 'unknown').upper()} with {arm.facts.norms_left or 'no'} norms"
             )
     for names in graphs.values():
         if names[1:]:
             _say(f"same graph: {', '.join(names)}; a difference between them is noise, not the network")
     for arm in result.arms:
         if arm.energy is not None:
-            low, high = arm.energy["interval_mj"]
+            low, high = arm.energy.interval_mj
             _say(
-                f"{shortened(arm.name, _COLUMNS // 2)}: {arm.energy['mj']:.3g} mJ per query ({low:.3g} to {high:.3g}) "
-                f"above {arm.energy['idle_w']:.2f} W idle; {arm.energy['rail']}, a value per "
-                f"{arm.energy['sensor_period_ms']:g} ms; {arm.energy['source']}"
+                f"{shortened(arm.name, _COLUMNS // 2)}: {arm.energy.mj:.3g} mJ per query ({low:.3g} to {high:.3g}) "
+                f"above {arm.energy.idle_w:.2f} W idle; {arm.energy.rail}, a value per "
+                f"{arm.energy.sensor_period_ms:g} ms; {arm.energy.source}"
             )
     if result.validity.dirty_blocks:
         counted = ", ".join(f"{count} {cause}" for cause, count in result.validity.causes.items())

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from msn_deploy.bench import Arm, BenchResult, MeasureOptions, compare, from_json, measure
 from msn_deploy.bench import to_json as bench_json
-from msn_deploy.bench.compare import Watch
 from msn_deploy.bench.gate import Gate
 from msn_deploy.bench.layers import LayerProfile, limits_of
+from msn_deploy.bench.measure import ArmFacts, Watch
 from msn_deploy.bench.power import measure_energy
 from msn_deploy.bench.profile import preset
 from msn_deploy.core.artifacts import Parent, open_input, parent_of, publish, read_sidecar, sha256_of
@@ -59,18 +59,21 @@ class _Row:
         """Whether the runtime may merge normalisations into other layers."""
         return not self.file.keeps_norms and self.provider not in ("torch", "torch-cuda")
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self, accuracy: float | None) -> ArmFacts:
         """Return what the result says of the file."""
         info, told = self.runner.info, self.file.described(self.runner)
-        facts = {
-            "file": self.file.path.name,
-            "bytes": self.file.path.stat().st_size,
-            "runtime_norm_fusions": "on" if self.fuses else "off",
-            **{key: value for key, value in asdict(told).items() if value is not None},
-            "provider": self.provider,
-            "images": None if self.images is None else asdict(self.images),
-        }
-        return facts if info is None else {**facts, "net": info.net, "norm": info.norm, "folded": info.folded}
+        return ArmFacts(
+            file=self.file.path.name,
+            bytes=self.file.path.stat().st_size,
+            runtime_norm_fusions="on" if self.fuses else "off",
+            **asdict(told),
+            provider=self.provider,
+            images=self.images,
+            net=info.net if info else None,
+            norm=info.norm if info else None,
+            folded=info.folded if info else None,
+            accuracy=accuracy,
+        )
 
 
 def bench(
@@ -124,9 +127,7 @@ def bench(
         )  # fmt: skip
         runner = load(file)
         rows[name] = row = _Row(file, provider, runner, *_samples(runner, asked.batch))
-        facts = row.facts()
-        if path in asked.accuracies:
-            facts["accuracy"] = asked.accuracies[path]
+        facts = row.facts(asked.accuracies.get(path))
         others = [file] * (asked.builds - 1) + [open_file(each, trust=asked.trust) for each in further.get(path, ())]
         arms += [
             Arm(name=name, run=_query(each, row.batches), build=number, facts=facts)
@@ -184,7 +185,7 @@ def _publish(
     more: Mapping[str, Any] | None = None,
 ) -> None:
     parents = [parent_of(path, role="model") for path in models]
-    images = [Parent(**arm.facts["images"]) for arm in result.arms if arm.facts.get("images")]
+    images = [arm.facts.images for arm in result.arms if arm.facts.images is not None]
     parents += [each for at, each in enumerate(images) if each not in images[:at]]
     config = {"baseline": result.baseline, "profile": asdict(result.profile), "options": dict(result.options)}
     publish(

@@ -297,7 +297,7 @@ def _arms(suite: Suite, network: Network, result: BenchResult) -> Iterator[Suite
     for precision, row in itertools.product(suite.precisions, network.rows):
         arm = arms[arm_name(row.name, precision)]
         other = arms.get(arm_name(network.reference, precision))
-        facts: dict[str, Any] = {key: arm.facts.get(key) for key in _OF_FACTS}
+        facts: dict[str, Any] = {key: getattr(arm.facts, key) for key in _OF_FACTS}
         yield SuiteArm(
             name=arm.name,
             row=row.name,
@@ -325,4 +325,4 @@ def _to_reference(arms: dict[str, ArmResult], reference: str, precisions: Sequen
 
 
 def _same_graph(arm: ArmResult, other: ArmResult) -> bool:
-    return bool(arm.facts.get("graph")) and arm.facts["graph"] == other.facts.get("graph")
+    return bool(arm.facts.graph) and arm.facts.graph == other.facts.graph

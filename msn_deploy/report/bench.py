@@ -34,7 +34,7 @@ def render_html(result: BenchResult, *, title: str, stages: Sequence[Mapping[str
     """
     arms, profile = result.arms, result.profile
     comparisons = _comparisons(result)
-    folded = {arm.name for arm in arms if arm.facts.get("folded") is True}
+    folded = {arm.name for arm in arms if arm.facts.folded}
     points = _points(arms)
     front = front_of(points)
     energies = [(index, arm) for index, arm in enumerate(arms) if arm.energy is not None]
@@ -61,7 +61,7 @@ def render_html(result: BenchResult, *, title: str, stages: Sequence[Mapping[str
         front=front,
         profiled=_profiled(arms),
         energies=energies,
-        energy_digits=decimals_for(energy["mj"] for arm in arms if (energy := arm.energy) is not None),
+        energy_digits=decimals_for(energy.mj for arm in arms if (energy := arm.energy) is not None),
         stages=stages,
         columns=_columns(stages),
         tenths=_tenths(arms),
@@ -71,7 +71,7 @@ def render_html(result: BenchResult, *, title: str, stages: Sequence[Mapping[str
             "Validity": asdict(result.validity),
             "Schedule, equal for all models": result.options,
         },
-        facts=[arm.facts for arm in arms],
+        facts=[arm.facts.to_json() for arm in arms],
     )
 
 
@@ -92,12 +92,12 @@ def _points(arms: Sequence[ArmResult]) -> list[Point]:
         Point(
             name=arm.name,
             index=index,
-            accuracy=arm.facts["accuracy"],
+            accuracy=arm.facts.accuracy,
             ms=arm.median_ms,
-            size_bytes=arm.facts.get("bytes"),
+            size_bytes=arm.facts.bytes,
         )
         for index, arm in enumerate(arms)
-        if arm.facts.get("accuracy") is not None
+        if arm.facts.accuracy is not None
     ]
 
 

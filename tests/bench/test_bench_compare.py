@@ -12,7 +12,7 @@ from bench_results import realistic
 
 from msn_deploy.bench import ArmResult, BenchResult, MeasureOptions, Profile, Samples, compare, from_json, to_json
 from msn_deploy.bench.compare import ratio_between
-from msn_deploy.bench.measure import ArmSamples
+from msn_deploy.bench.measure import ArmFacts, ArmSamples
 from msn_deploy.core.errors import InputError, InvalidMeasurement
 from msn_deploy.machine.environment import Environment
 
@@ -26,7 +26,7 @@ def samples_of(levels_ms=LEVELS_MS, *, rounds: int = 12, queries: int = 40, nois
         raw = (1e6 * level_ms * random.lognormal(0, noise, (2 * rounds, queries))).astype(int).tolist()
         starts = tuple(int(1e8 * at) for at in range(2 * rounds))
         slots = tuple(len(levels_ms) * at + len(arms) for at in range(2 * rounds))
-        facts = {"file": f"{name}.onnx", "sha256": "ab" * 32, "folded": "un" not in name}
+        facts = ArmFacts(file=f"{name}.onnx", sha256="ab" * 32, folded="un" not in name)
         blocks = tuple(array("q", block) for block in raw)
         arms.append(ArmSamples(name=name, facts=facts, blocks=blocks, block_starts_ns=starts, slots=slots))
     return Samples(arms=tuple(arms), options=MeasureOptions(seconds=2.5))
@@ -118,22 +118,24 @@ def test_json_holds_one_block_of_whole_nanoseconds_per_line():
 def test_hostile_names_and_facts_survive_json():
     name = 'x",\n "samples_ns": [} \u2028 <b>'
     samples = samples_of({name: 1.0})
-    samples = replace(samples, arms=(replace(samples.arms[0], facts={"note": name, "nested": {"]": [1, None]}}),))
+    samples = replace(
+        samples, arms=(replace(samples.arms[0], facts=ArmFacts(file=name, others={"nested": {"]": [1, None]}})),)
+    )
     result = result_of(samples, baseline=name)
     assert from_json(to_json(result)) == result
 
 
 def test_numpy_numbers_and_paths_in_facts_become_json_values():
     samples = samples_of({"a": 1.0})
-    facts = {"accuracy": np.float32(0.5), "size_bytes": np.int64(12), "file": Path("a/b.onnx")}
+    facts = ArmFacts(accuracy=np.float32(0.5), bytes=np.int64(12), others={"folder": Path("a/b")})
     result = result_of(replace(samples, arms=(replace(samples.arms[0], facts=facts),)), baseline="a")
-    assert from_json(to_json(result)).arms[0].facts == {"accuracy": 0.5, "size_bytes": 12, "file": "a/b.onnx"}
+    assert from_json(to_json(result)).arms[0].facts == ArmFacts(accuracy=0.5, bytes=12, others={"folder": "a/b"})
 
 
 @pytest.mark.parametrize(("value", "error"), [(float("nan"), ValueError), (object(), TypeError)])
 def test_facts_that_are_not_json_are_refused_when_writing(value, error):
     samples = samples_of({"a": 1.0})
-    result = result_of(replace(samples, arms=(replace(samples.arms[0], facts={"accuracy": value}),)), baseline="a")
+    result = result_of(replace(samples, arms=(replace(samples.arms[0], facts=ArmFacts(accuracy=value)),)), baseline="a")
     with pytest.raises(error):
         to_json(result)
 
@@ -212,7 +214,10 @@ def keep_blocks(arm: dict, count: int) -> None:
         (lambda v: v["arms"][1].update(ratio_interval=[1.0]), "unpack"),
         (lambda v: v["arms"][1].update(verdict="FASTEST"), "FASTEST"),
         (lambda v: v["arms"][1].update(queries=3), "promises 3 queries"),
-        (lambda v: v["arms"][1].update(facts=None), "facts"),
+        (lambda v: v["arms"][1].update(facts=None), "facts must be an object"),
+        (lambda v: v["arms"][1]["facts"].update(bytes="many"), "facts: bytes is 'many'"),
+        (lambda v: v["arms"][1]["facts"].update(images={"role": "data"}), "sha256"),
+        (lambda v: v["arms"][1].update(energy={"mj": 1.0}), "interval_mj"),
         (lambda v: keep_blocks(v["arms"][1], 22), "unequal numbers of blocks"),
         (lambda v: [keep_blocks(arm, 23) for arm in v["arms"]], "two blocks per round and build.*has 23"),
         (lambda v: [keep_blocks(arm, 0) for arm in v["arms"]], "two blocks per round and build.*has 0"),
@@ -289,9 +294,27 @@ def test_many_samples_are_analysed_in_seconds():
         raw = random.lognormal(10, 0.02, (1200, 1250)).astype(np.int64)
         blocks = tuple(array("q", block.tobytes()) for block in raw)
         slots = tuple(range(at, 3600, 3))
-        arms.append(ArmSamples(name=name, facts={}, blocks=blocks, block_starts_ns=slots, slots=slots))
+        arms.append(ArmSamples(name=name, facts=ArmFacts(), blocks=blocks, block_starts_ns=slots, slots=slots))
     samples = Samples(arms=tuple(arms), options=MeasureOptions())
     start = time.process_time()
     result = result_of(samples, baseline="a")
     assert time.process_time() - start < 5
     assert sum(arm.queries for arm in result.arms) == 4_500_000
+
+
+RESULTS = sorted(
+    path
+    for path in (Path(__file__).resolve().parents[2] / "benchmarks" / "results").rglob("*.json")
+    if '"schema": "msn-deploy-bench/' in path.read_text(encoding="utf-8")[:200]
+)
+
+
+@pytest.mark.skipif(not RESULTS, reason="needs the source tree")
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_committed_result_is_read_and_its_arms_are_written_as_they_were(path):
+    text = path.read_text(encoding="utf-8")
+    result = from_json(text)
+    assert to_json(result).partition('"arms"')[2] == text.partition('"arms"')[2]
+    assert not any(arm.facts.others for arm in result.arms)
+    older = from_json(text.replace(result.schema, "msn-deploy-bench/2").replace('"layers": null,', ""))
+    assert older.arms == result.arms

@@ -9,8 +9,9 @@ import pytest
 
 from msn_deploy.bench import BenchResult, MeasureOptions, Profile, Samples, compare
 from msn_deploy.bench.gate import Gate, judge_baseline, judge_regression, parse_limit
-from msn_deploy.bench.measure import ArmSamples
+from msn_deploy.bench.measure import ArmFacts, ArmSamples
 from msn_deploy.bench.validity import Validity
+from msn_deploy.core.artifacts import Parent
 from msn_deploy.core.errors import GateError, InputError, NotComparable
 from msn_deploy.machine.environment import Environment
 from msn_deploy.machine.state import Reading
@@ -27,7 +28,8 @@ MACHINE = Environment(
     clocks_pinned=True,
     gpu_limits_mhz=(612, 612),
 )
-FACTS = {"images": {"sha256": "ab" * 32}, "runtime_norm_fusions": "on"}
+IMAGES = Parent(role="data:test", file="digits", sha256="ab" * 32)
+FACTS = ArmFacts(images=IMAGES, runtime_norm_fusions="on")
 
 
 def run_of(seed: int = 1, throttled: int = 0, noise: float = 0.01, **levels_ms: float) -> BenchResult:
@@ -150,10 +152,10 @@ def test_mlperf_and_single_stream_hold_the_same():
     gate_of(BASE, replace(BASE, profile=replace(BASE.profile, name="mlperf")))
 
 
-@pytest.mark.parametrize("change", [{"images": {"sha256": "cd" * 32}}, {"runtime_norm_fusions": "off"}])
+@pytest.mark.parametrize("change", [{"images": replace(IMAGES, sha256="cd" * 32)}, {"runtime_norm_fusions": "off"}])
 def test_another_input_mode_of_a_model_is_refused(change):
     first, second = BASE.arms
-    other = replace(BASE, arms=(first, replace(second, facts={**FACTS, **change})))
+    other = replace(BASE, arms=(first, replace(second, facts=replace(FACTS, **change))))
     with pytest.raises(NotComparable, match=f"another input mode of second: {next(iter(change))}"):
         gate_of(BASE, other)
 

@@ -7,7 +7,15 @@ from itertools import pairwise
 
 import pytest
 
-from msn_deploy.bench.measure import MAX_ARM_QUERIES, MAX_BLOCK_QUERIES, MIN_ROUNDS, Arm, MeasureOptions, measure
+from msn_deploy.bench.measure import (
+    MAX_ARM_QUERIES,
+    MAX_BLOCK_QUERIES,
+    MIN_ROUNDS,
+    Arm,
+    ArmFacts,
+    MeasureOptions,
+    measure,
+)
 from msn_deploy.core.errors import InputError, InvalidMeasurement
 from msn_deploy.machine.state import Reading
 
@@ -29,7 +37,7 @@ class FakeMachine:
             self.log.append(name)
             self.now += ns
 
-        return Arm(name=name, run=run, facts={"file": f"{name}.onnx"})
+        return Arm(name=name, run=run, facts=ArmFacts(file=f"{name}.onnx"))
 
 
 def short(**changes: float) -> MeasureOptions:
@@ -74,7 +82,7 @@ def test_samples_are_exact_and_blocks_have_equal_length_in_time():
     assert {ns for block in fast.blocks for ns in block} == {MS}
     assert {ns for block in slow.blocks for ns in block} == {8 * MS}
     assert len(fast.blocks) == len(slow.blocks) == 2 * 12  # 1 s per arm / 80 ms per arm and round = 12.5 rounds
-    assert fast.facts == {"file": "fast.onnx"}
+    assert fast.facts == ArmFacts(file="fast.onnx")
 
 
 def test_warm_up_is_at_least_the_time_and_at_least_the_count_for_every_arm():

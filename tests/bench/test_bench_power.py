@@ -129,7 +129,7 @@ def test_bench_of_a_file_on_a_board_has_energy_validity_and_a_machine(tmp_path: 
     assert (result.validity.valid, result.arms[0].builds) == (True, 2)
     assert result.validity.blocks == result.arms[0].blocks
     energy = result.arms[0].energy
-    assert energy["rail"] == "VDD_IN"
-    assert energy["busy_w"] == pytest.approx(4.0)
-    assert energy["mj"] == pytest.approx(0.0, abs=1e-6)  # the board draws the same at work and at rest
-    assert from_json(to_json(result)).arms[0].energy["mj"] == energy["mj"]
+    assert energy.rail == "VDD_IN"
+    assert energy.busy_w == pytest.approx(4.0)
+    assert energy.mj == pytest.approx(0.0, abs=1e-6)  # the board draws the same at work and at rest
+    assert from_json(to_json(result)).arms[0].energy == energy

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from msn_deploy.bench import Arm, MeasureOptions, Samples, measure
 from msn_deploy.bench.compare import standings
-from msn_deploy.bench.measure import ArmSamples
+from msn_deploy.bench.measure import ArmFacts, ArmSamples
 from msn_deploy.cli import output
 from msn_deploy.cli.bench_show import live_bench
 from msn_deploy.machine.state import Reading
@@ -170,7 +170,7 @@ def test_standings_over_builds_leave_dropped_blocks_out():
 
 def test_a_dropped_block_does_not_move_the_median():
     blocks = tuple(array("q", [ns]) for ns in (MS, 9 * MS, 9 * MS))
-    arm = ArmSamples(name="a", facts={}, blocks=blocks, block_starts_ns=(0, 1, 2), slots=(0, 1, 2))
+    arm = ArmSamples(name="a", facts=ArmFacts(), blocks=blocks, block_starts_ns=(0, 1, 2), slots=(0, 1, 2))
     quiet = Reading(throttled={"cpu0": 0}, clocks_mhz={}, temperatures_c={}, cooling={})
     readings = tuple(replace(quiet, throttled={"cpu0": count}) for count in (0, 0, 1, 2))
     (a,) = standings(Samples(arms=(arm,), options=OPTIONS, readings=readings))

@@ -64,9 +64,9 @@ def one_thread():
 
 def test_facts_hold_what_the_report_plots(onnx):
     (arm,) = bench([onnx], threads=1, options=QUICK, accuracies={onnx: 0.875}).arms
-    assert (arm.facts["accuracy"], arm.facts["bytes"]) == (0.875, onnx.stat().st_size)
+    assert (arm.facts.accuracy, arm.facts.bytes) == (0.875, onnx.stat().st_size)
     (arm,) = bench([onnx], threads=1, options=QUICK).arms
-    assert "accuracy" not in arm.facts
+    assert arm.facts.accuracy is None
 
 
 def test_replicates_are_builds_of_one_row(onnx, tmp_path, monkeypatch):
@@ -92,9 +92,9 @@ def test_a_checkpoint_runs_in_torch_beside_its_onnx_file(checkpoint, onnx, one_t
     result = bench([checkpoint, onnx], threads=1, batch=3, options=QUICK)
     torch_arm, onnx_arm = result.arms
     assert (result.baseline, result.profile.provider, result.profile.h2d) == ("net", "cpu and torch", None)
-    assert (torch_arm.facts["provider"], torch_arm.facts["runtime_norm_fusions"]) == ("torch", "off")
-    assert (onnx_arm.facts["provider"], onnx_arm.facts["runtime_norm_fusions"]) == ("cpu", "on")
-    assert torch_arm.facts["images"] == onnx_arm.facts["images"] is not None
+    assert (torch_arm.facts.provider, torch_arm.facts.runtime_norm_fusions) == ("torch", "off")
+    assert (onnx_arm.facts.provider, onnx_arm.facts.runtime_norm_fusions) == ("cpu", "on")
+    assert torch_arm.facts.images == onnx_arm.facts.images is not None
     with pytest.raises(NotComparable, match="provider cpu against cpu and torch"):
         judge_regression(bench([onnx], threads=1, batch=3, options=QUICK), result, limit=0.03, source="base.json")
 
@@ -114,8 +114,8 @@ def test_a_compiled_checkpoint_is_a_row_of_its_own_and_compiled_before_it_is_tim
     monkeypatch.setattr(TorchRunner, "_compile", watched)
     result = bench([checkpoint], compiled=True, threads=1, batch=2, options=QUICK)
     assert [arm.name for arm in result.arms] == ["net", "net compiled"]
-    assert [arm.facts["provider"] for arm in result.arms] == ["torch", "torch-compile"]
-    assert [arm.facts["runtime_norm_fusions"] for arm in result.arms] == ["off", "on"]
+    assert [arm.facts.provider for arm in result.arms] == ["torch", "torch-compile"]
+    assert [arm.facts.runtime_norm_fusions for arm in result.arms] == ["off", "on"]
     assert result.profile.provider == "torch and torch-compile"
     assert compiled_with == [((2, 1, 28, 28), checkpoint)]
 

@@ -9,6 +9,7 @@ import report_pages
 from bench_report_page import THREE, Page, result_of
 from bench_results import contrast
 
+from msn_deploy.bench.measure import ArmFacts
 from msn_deploy.machine.environment import Environment
 from msn_deploy.report.bench import render_html
 from msn_deploy.report.page import DARK, LIGHT, bytes_text, decimals_for, heading_of, value_text
@@ -20,7 +21,7 @@ def hostile_bench() -> str:
     levels = {f"{HOSTILE} {n} unfolded": 1.0 for n in range(3)}
     result = result_of(
         levels,
-        facts={HOSTILE: HOSTILE, "file": HOSTILE},
+        facts=ArmFacts(file=HOSTILE, others={HOSTILE: HOSTILE}),
         environment=Environment(cpu=HOSTILE, versions={HOSTILE: HOSTILE}),
     )
     stages = [{"network": HOSTILE, HOSTILE: HOSTILE, "bytes": 3}]
