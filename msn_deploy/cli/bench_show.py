@@ -45,11 +45,6 @@ def show(result: BenchResult) -> None:
     for arm in result.arms:
         same = arm.facts.graph or arm.name, arm.facts.precision
         graphs.setdefault(same, []).append(shortened(arm.name, _COLUMNS // 3))
-        if arm.facts.changed:
-            _say(
-                f"{shortened(arm.name, _COLUMNS // 2)}: changed by another tool after its export; its graph is "
-                f"{(arm.facts.precision or 'unknown').upper()} with {arm.facts.norms_left or 'no'} norms"
-            )
     for names in graphs.values():
         if names[1:]:
             _say(f"same graph: {', '.join(names)}; a difference between them is noise, not the network")

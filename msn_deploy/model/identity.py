@@ -8,6 +8,7 @@ kernels.
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 
 import onnx
@@ -17,6 +18,8 @@ from msn_deploy.model.graphs import all_tensors, nodes_of_model
 
 _FLOATING = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 _QUANTISED = (TensorProto.INT8, TensorProto.UINT8)
+# Operators of ONNX and of ONNX Runtime that quantise, or compute in integers: QLinearConv, MatMulInteger, QGemm, ...
+_INTEGER = re.compile("Quantize|Integer|^Q(Linear|Gemm|Attention)")
 
 
 def structural_hash(model: ModelProto, *, weights: bool = False) -> str:
@@ -30,11 +33,14 @@ def structural_hash(model: ModelProto, *, weights: bool = False) -> str:
 
 
 def precision_of(model: ModelProto) -> str:
-    """Return "int8" for a graph with Q/DQ nodes, "fp16" for one with half-precision weights or casts, else "fp32"."""
+    """Return "int8" for a graph with Q/DQ nodes or integer arithmetic, "fp16" for half-precision weights or casts.
+
+    Else it is "fp32".
+    """
     half = TensorProto.FLOAT16
     casts_to_half = False
     for node in nodes_of_model(model):
-        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+        if _INTEGER.search(node.op_type):
             return "int8"
         if node.op_type == "Cast":
             casts_to_half |= any(each.name == "to" and each.i == half for each in node.attribute)

@@ -8,6 +8,7 @@ from the metadata: a file that another tool has changed carries our metadata alo
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -22,6 +23,7 @@ from msn_deploy.core.optional import require
 if TYPE_CHECKING:
     from onnx import ModelProto, ValueInfoProto
 
+_LOG = logging.getLogger(__name__)
 # The package onnx is imported by what opens a file, never by importing this module: a device may be without it.
 NORMS = ("BatchNormalization", "InstanceNormalization", "LayerNormalization", "GroupNormalization")
 
@@ -82,6 +84,12 @@ class OpenModel:
         return replace(self.stored_info, precision=self.precision, folded=folded, graph=self.structure)
 
     @property
+    def in_words(self) -> str:
+        """What the graph is, such as "an INT8 graph with 3 normalisations left"."""
+        norms = f"{self.norms} normalisation{'s' * (self.norms > 1)} left" if self.norms else "no normalisation left"
+        return f"an {self.precision.upper()} graph with {norms}"
+
+    @property
     def only_input(self) -> tuple[str, tuple[int | None, ...]]:
         """Name and shape of the only input. Raises InputError if there are several."""
         return only_input(self.inputs, source=str(self.path))
@@ -109,7 +117,14 @@ def open_model(path: Path, *, step: str, merge: bool = False) -> OpenModel:
     elif files := merge_weights(path, proto, inside=len(data)):
         data = proto.SerializeToString()
     check_model(proto, source=str(path))
-    return _described(path, data, proto, sha256=sha256, weight_files=files)
+    model = _described(path, data, proto, sha256=sha256, weight_files=files)
+    if model.changed:
+        _LOG.warning(
+            "%s was changed by another tool: it is %s, and its metadata was written for another graph",
+            path,
+            model.in_words,
+        )
+    return model
 
 
 def made_model(path: Path, proto: ModelProto, data: bytes) -> OpenModel:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Literal
 
 from msn_deploy.core.artifacts import PARTIAL_SUFFIX, Parent, Sidecar, parse_sidecar, sha256_of
-from msn_deploy.core.errors import InputError
+from msn_deploy.core.errors import InputError, MissingDependency
+from msn_deploy.model.opened import open_model
 
 _PLAN = ".plan.json"
 Verdict = Literal["ok", "broken", "stale", "unknown"]
@@ -45,7 +46,8 @@ class Finding:
     """One file of a run folder, or data that changed.
 
     verdict: "ok", "broken", "stale" (as recorded itself, but made from something broken) or "unknown" (no sidecar
-    speaks of it), and why. depth: how many generations of parents in the folder it has.
+    speaks of it), and why. depth: how many generations of parents in the folder it has. changed: it is an ONNX file
+    whose metadata was written for another graph.
     """
 
     file: str
@@ -54,6 +56,7 @@ class Finding:
     kind: str = ""
     parents: tuple[Link, ...] = ()
     depth: int = 0
+    changed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -117,7 +120,18 @@ def verify_folder(folder: Path, *, data: DataCheck | None = None) -> list[Findin
             why = f"these images are no longer those of SHA-256 {link.sha256}"
             findings[link.name] = Finding(file=link.name, verdict="broken", why=why, kind=link.role)
     _walk(findings)
-    return sorted(findings.values(), key=lambda finding: finding.file)
+    return [_by_its_graph(folder, findings[name]) for name in sorted(findings)]
+
+
+def _by_its_graph(folder: Path, finding: Finding) -> Finding:
+    """Let the graph tell what an ONNX file is that its sidecar does not speak for."""
+    if not finding.file.endswith(".onnx") or finding.verdict not in ("broken", "unknown"):
+        return finding
+    try:
+        model = open_model(folder / finding.file, step="verify")
+    except (InputError, MissingDependency):  # damaged, gone, or nothing here reads it: that is said already
+        return finding
+    return replace(finding, why=f"{finding.why}; it is {model.in_words}", changed=model.changed)
 
 
 def first_broken(findings: list[Finding]) -> Finding | None:
