@@ -72,11 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args[0] == "--version":
         sys.stdout.write(f"msn-deploy {__version__}\n")
         return 0
-    try:
-        return _run(args, quiet=quiet, verbose=verbose, debug=debug)
-    except BrokenPipeError:  # the reader (`| head`) has seen enough
-        _discard_stdout()
-        return 0
+    return _run(args, quiet=quiet, verbose=verbose, debug=debug)
 
 
 def help_text() -> str:
@@ -106,13 +102,12 @@ def _run(args: list[str], *, quiet: bool, verbose: bool, debug: bool) -> int:
 
             raise InputError(f"there is no command {name!r}{did_you_mean(name, tuple(COMMANDS))}")
         return _call(name, _respelled(name, args[1:]), quiet=quiet, verbose=verbose)
-    except BrokenPipeError:
-        raise  # to main()
+    except BrokenPipeError:  # the reader (`| head`) has seen enough
+        _discard_stdout()
+        return 0
     except (Exception, KeyboardInterrupt) as error:
         if debug:
-            import traceback
-
-            traceback.print_exc()
+            sys.excepthook(type(error), error, error.__traceback__)
         return _fail(*_told(error))
 
 
@@ -124,10 +119,8 @@ def _respelled(name: str, args: list[str]) -> list[str]:
     for arg, following in zip(args[:end], [*args[1:end], "--"], strict=False):
         option, equals, value = arg.partition("=")
         words.append(old.get(option, option) + equals + value)
-        is_path = following == "-" or not following.startswith("-")
-        if name in _JSON_WAS_A_FLAG:
-            is_path = following == "-" or following.endswith(".json")
-        if arg == "--json" and not is_path:
+        is_path = following.endswith(".json") if name in _JSON_WAS_A_FLAG else not following.startswith("-")
+        if arg == "--json" and following != "-" and not is_path:
             words.append("-")
     return words + args[end:]
 

@@ -107,10 +107,8 @@ def command(
         )
     engines = [report.engine, *report.replicates] if report.engine is not None else []
     made = [engine.path for engine in engines] or [report.onnx]
-    if report.elsewhere is None:
-        runs_here = report.engine is not None and report.engine.device is not None
-        output.follow("bench", *(made if runs_here else [report.onnx]))
-    if output.emit(report, json, made_from=made):
+    here = made if report.engine and report.engine.device else [report.onnx]
+    if output.emit(report, json, made_from=made, then=() if report.elsewhere else ("bench", *here)):
         return
     for engine in engines:
         _show_engine(engine, report.onnx)

@@ -68,8 +68,7 @@ def command(
             table=table,
             progress=progress,
         )
-    output.follow("build-engine", report.path, "--precision", "int8")
-    if output.emit(report, json, made_from=[report.path]):
+    if output.emit(report, json, made_from=[report.path], then=("build-engine", report.path, "--precision", "int8")):
         return
     output.say(f"{report.path}: {size_text(report.bytes)}, {report.bytes / report.bytes_fp32:.2f} of FP32")
     assert report.parity is not None

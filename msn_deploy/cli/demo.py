@@ -30,8 +30,8 @@ def command(
     keep_freed_memory()
     with output.progress_bar() as progress:
         result = demo(out, epochs=epochs, seconds=seconds, tell=output.note, progress=progress)
-    output.follow("verify", result.out)
-    if output.emit({"stages": result.stages, "out": str(result.out)}, json, made_from=[result.out / "report.html"]):
+    told = {"stages": result.stages, "out": str(result.out)}
+    if output.emit(told, json, made_from=[result.out / "report.html"], then=("verify", result.out)):
         return
     rows = [
         (

@@ -53,8 +53,7 @@ def command(
         ladder=ladder,
     )
     report = export_onnx(source, out, options)
-    output.follow("calibrate", report.path)
-    if output.emit(report, json, made_from=[report.path]):
+    if output.emit(report, json, made_from=[report.path], then=("calibrate", report.path)):
         return
     operators = ", ".join(f"{count} {name}" for name, count in report.operators.items())
     output.say(f"{report.path}: {size_text(report.bytes)}, {'folded' if report.folded else 'not folded'}")

@@ -26,8 +26,7 @@ def command(
     from msn_deploy.training import import_checkpoint
 
     result = import_checkpoint(file, out or Path(f"{file.parent / file.stem}.safetensors"))
-    output.follow("export", result.checkpoint)
-    if output.emit(result, json, made_from=[result.checkpoint]):
+    if output.emit(result, json, made_from=[result.checkpoint], then=("export", result.checkpoint)):
         return
     output.say(
         f"{result.checkpoint}: {result.net} with {result.norm}, {result.parameters:,} parameters, "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_text
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -33,10 +34,9 @@ def command(
             unread.append(answer)
         if json is not None and str(json) != "-":
             kept.append(answer)
-        elif json is not None:
-            output.say(json_text.dumps(output.plain(answer)))
-            continue
-        if not answer.error:
+        if str(json) == "-":
+            output.say(json_text.dumps(asdict(answer)))
+        elif not answer.error:
             output.say(f"{answer.image}  {answer.label}  {answer.score:.1%}  {answer.latency_ms:.2f} ms")
     if kept:
         output.emit(kept, json, made_from=[model])

@@ -62,11 +62,10 @@ def finish() -> None:
     kept = [path for path in dict.fromkeys(_state.written) if path.is_file() and home not in path.absolute().parents]
     for folder in dict.fromkeys(path.parent for path in kept):
         files = {path: path.stat().st_size for path in kept if path.parent == folder}
-        if len(files) > _MANY:
-            note(f"wrote {folder}/ ({len(files)} files, {size_text(sum(files.values()))})")
-            continue
-        for path, count in files.items():
-            note(f"wrote {path} ({size_text(count)})")
+        lines = [f"wrote {path} ({size_text(count)})" for path, count in files.items()]
+        if len(lines) > _MANY:
+            lines = [f"wrote {folder}/ ({len(lines)} files, {size_text(sum(files.values()))})"]
+        note("\n".join(lines))
     if _state.following:
         note(f"next: {_state.following}")
 
@@ -99,14 +98,18 @@ def note(text: str) -> None:
         sys.stderr.flush()
 
 
-def emit(value: Any, json_to: Path | None, *, made_from: Sequence[Path | Parent] = ()) -> bool:
+def emit(
+    value: Any, json_to: Path | None, *, made_from: Sequence[Path | Parent] = (), then: Sequence[object] = ()
+) -> bool:
     """Write a result as JSON to a file or, for "-", to stdout; tell whether stdout is taken (no table then).
 
-    made_from: what the result describes; the sidecar of the file names it.
+    made_from: what the result describes; the sidecar of the file names it. then: what to type next, as for `follow`.
     """
+    if then:
+        follow(*then)
     if json_to is None:
         return False
-    text = json.dumps(plain(value), indent=2, default=str)
+    text = json.dumps(value, indent=2, default=_plain)
     if str(json_to) == "-":
         say(text)
         return True
@@ -122,15 +125,9 @@ def emit(value: Any, json_to: Path | None, *, made_from: Sequence[Path | Parent]
     return False
 
 
-def plain(value: Any) -> Any:
-    """Turn dataclasses, and lists of them, into plain values."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return asdict(value)
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    return value
+def _plain(value: Any) -> Any:
+    """Turn what JSON does not know into what it knows: dataclasses into their fields, paths and others into text."""
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)
 
 
 def show_table(rows: Sequence[Sequence[str]], *, head: Sequence[str], right: Sequence[int] = (), gap: int = 3) -> None:

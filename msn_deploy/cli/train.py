@@ -65,11 +65,11 @@ def command(
     write_curves(result.history, out / f"{chosen.name}.curves.png", log=log)
     metrics, history = result.info.metrics, result.history
     accuracy = metrics.get("test_accuracy")
-    output.follow("export", checkpoint)
     if not output.emit(
         {"checkpoint": str(result.checkpoint), "accuracy": accuracy, "history": history},
         json,
         made_from=[checkpoint, log],
+        then=("export", checkpoint),
     ):
         losses = ", ".join(f"{key} {metrics[key]:.3f}" for key in ("d_loss", "g_loss") if key in metrics)
         said = losses if accuracy is None else f"test accuracy {accuracy:.2%}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
@@ -35,11 +36,10 @@ def command(
             output.say("\n".join(textwrap.wrap(line, _WIDTH, subsequent_indent="    ", break_long_words=False)))
     first = first_broken(findings)
     if first is not None:
-        broken = sum(finding.verdict == "broken" for finding in findings)
-        stale = sum(finding.verdict == "stale" for finding in findings)
-        more = f" {stale} more come from what is broken." if stale else ""
+        count = Counter(finding.verdict for finding in findings)
+        more = f" {count['stale']} more come from what is broken." if count["stale"] else ""
         raise GateError(
-            f"{broken} of {len(findings)} files are broken, the first: {first.file} ({first.why}).\n"
+            f"{count['broken']} of {len(findings)} files are broken, the first: {first.file} ({first.why}).\n"
             f"Make it again.{more}"
         )
 

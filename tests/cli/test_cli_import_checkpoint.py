@@ -46,7 +46,7 @@ def test_the_checkpoint_goes_through_the_other_commands(ok, place):
     assert outcome.out == (
         "runs/sn.safetensors: cnn3 with sn, 103,402 parameters, recorded test accuracy 89.07% (epoch 233)\n"
     )
-    assert outcome.err == ("wrote runs/sn.safetensors (405 KiB)\nnext: msn-deploy export runs/sn.safetensors\n")
+    assert outcome.err == ("wrote runs/sn.safetensors (441 KiB)\nnext: msn-deploy export runs/sn.safetensors\n")
     assert read_sidecar(place / "runs" / "sn.safetensors").parents[0].file == "SNconv_MNIST.t7"
     data = ("--data", "digits", "--samples", 40, "--json", "-")
     ok("export", "runs/sn.safetensors", "--out", "runs/sn.onnx")
