@@ -106,7 +106,7 @@ def threads_text(threads: int | None) -> str:
 
 
 def fixed(value: float | None, digits: int) -> str:
-    """Write a number with so many decimals, and a dash where there is none."""
+    """Write a number with `digits` decimals, and a dash for None."""
     return DASH if value is None else f"{value:.{digits}f}"
 
 

@@ -54,6 +54,8 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     modules = {name.removeprefix("msn_deploy/") for name in names if name.endswith(".py")}
     package = REPO / "msn_deploy"
     assert modules == {path.relative_to(package).as_posix() for path in package.rglob("*.py")}
+    templates = {Path(name).name for name in names if name.startswith("msn_deploy/report/templates/")}
+    assert templates == {path.name for path in (package / "report" / "templates").iterdir()} > {"style.css.j2"}
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
