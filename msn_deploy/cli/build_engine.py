@@ -11,11 +11,14 @@ from msn_deploy.cli import output
 from msn_deploy.cli.calibrate import show_verdict
 from msn_deploy.cli.options import Data, Json, LeaveOut, MaxDrop, Method, Samples, new_file
 from msn_deploy.core.errors import size_text
+from msn_deploy.engine.build_options import BuildOptions, parse_mib
+from msn_deploy.machine.targets import find_target
 
 if TYPE_CHECKING:
     from msn_deploy.engine import BuildReport, DeviceBuild, DlaPlan
     from msn_deploy.pipeline.build import EngineReport
 
+_DEFAULT = BuildOptions()
 _ROWS = 12  # of the fallback table; the sidecar holds all
 
 
@@ -28,11 +31,11 @@ def command(
     max_drop: MaxDrop = None,
     leave_out: LeaveOut = None,
     target: Annotated[str, typer.Option(help="Device; `msn-deploy targets` lists them.")] = "auto",
-    backend: Annotated[str, typer.Option(help="auto, tensorrt or tensorrt-rtx.")] = "auto",
+    backend: Annotated[str, typer.Option(help="auto, tensorrt or tensorrt-rtx.")] = _DEFAULT.backend,
     batch: Annotated[
         int, typer.Option("--batch-size", min=1, help="Maximum batch size (dynamic-batch files only).")
-    ] = 8,
-    min_batch: Annotated[int, typer.Option(min=1, help="Minimum batch size, likewise.")] = 1,
+    ] = _DEFAULT.batch,
+    min_batch: Annotated[int, typer.Option(min=1, help="Minimum batch size, likewise.")] = _DEFAULT.min_batch,
     opt_batch: Annotated[
         int | None, typer.Option(min=1, help="Batch size to optimise for, likewise.", show_default="the largest")
     ] = None,
@@ -50,17 +53,19 @@ def command(
         int | None, typer.Option(min=0, max=5, help="How long to search for kernels.", show_default="TensorRT's own")
     ] = None,
     version_compatible: Annotated[
-        bool, typer.Option("--version-compatible", help="A plan that later TensorRT releases load too; slower.")
+        bool, typer.Option("--version-compatible", help="An engine that later TensorRT releases load too; slower.")
     ] = False,
     hardware_compatible: Annotated[
-        bool, typer.Option("--hardware-compatible", help="A plan for every desktop GPU from Ampere on; slower.")
+        bool, typer.Option("--hardware-compatible", help="An engine for every desktop GPU from Ampere on; slower.")
     ] = False,
     dla: Annotated[int | None, typer.Option(min=0, help="DLA core to build for; the GPU takes the rest.")] = None,
     max_dla_fallback: Annotated[
         float | None,
         typer.Option(min=0, max=100, help="Fail if more multiply-accumulates than this leave the DLA, percent."),
     ] = None,
-    replicates: Annotated[int, typer.Option(min=1, help="Engines to build: NAME.engine, NAME.r2.engine, ...")] = 1,
+    replicates: Annotated[
+        int, typer.Option(min=1, help="Engines to build: NAME.engine, NAME.r2.engine, ...")
+    ] = _DEFAULT.replicates,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", callback=new_file, help="File to write.", show_default="NAME.PRECISION.engine"),
@@ -71,8 +76,6 @@ def command(
 
     If the target is another device, write an ONNX file and a build script for it instead.
     """
-    from msn_deploy.engine import BuildOptions, find_target
-    from msn_deploy.engine.build_options import parse_mib
     from msn_deploy.pipeline.budget import parse_drop
     from msn_deploy.pipeline.build import build_engine
 
@@ -151,7 +154,7 @@ def _show_dla(plan: DlaPlan) -> None:
 
 
 def _show_elsewhere(report: EngineReport, there: DeviceBuild) -> None:
-    output.say(f"No plan was built here: {there.why}.")
+    output.say(f"No engine was built here: {there.why}.")
     if report.proxy is None:
         output.say("  unchecked  no NVIDIA builder here: pip install 'msn-deploy[rtx]' brings TensorRT-RTX")
     else:
