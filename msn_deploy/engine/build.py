@@ -10,12 +10,12 @@ from pathlib import Path
 from msn_deploy.core.artifacts import Parent, publish, read_sidecar
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.progress import Progress, silent
-from msn_deploy.engine import trust
 from msn_deploy.engine.backends import Backend, must_build_elsewhere, needs_device, pick_backend
 from msn_deploy.engine.build_log import logger_of
 from msn_deploy.engine.build_options import BuildOptions
 from msn_deploy.engine.dla import DlaPlan
 from msn_deploy.engine.inspector import Layer, count_int8_convs, inspect_plan, layers_from_log, memory_from_log
+from msn_deploy.engine.preflight import trust_built
 from msn_deploy.engine.trt_build import build_plan, is_weakly_typed
 from msn_deploy.machine.device import DeviceFacts, first_gpu, target_of, what_machine
 from msn_deploy.machine.targets import check_dla, check_precision, find_target
@@ -134,7 +134,7 @@ def build_engine_file(
         config={**options.as_config(), "precision": precision, "target": report.target, "backend": backend.name},
         facts={**facts, "machine": asdict(machine), "info": None if model.info is None else model.info.to_json()},
     )
-    trust.add_built(sidecar.sha256, out.name)
+    trust_built(sidecar.sha256, out.name)
     progress(1.0, 1.0, "done")
     return report
 

@@ -14,9 +14,9 @@ from msn_deploy.bench import MeasureOptions
 from msn_deploy.core import artifacts
 from msn_deploy.core.artifacts import read_sidecar
 from msn_deploy.core.model_info import METADATA_KEY
-from msn_deploy.engine import OrtRunner, trust
+from msn_deploy.engine import OrtRunner
 from msn_deploy.engine.plan import what_is_here
-from msn_deploy.engine.preflight import preflight
+from msn_deploy.engine.preflight import preflight, trust, trusted
 from msn_deploy.machine.device import Gpu
 from msn_deploy.model.cost import cost_of
 from msn_deploy.model.opened import open_model
@@ -100,7 +100,7 @@ def run_case(case, cli, on, orin, forge_plan):
     if change is not None:
         change(path)
     if case != "untrusted":
-        trust.add(hashlib.sha256(path.read_bytes()).hexdigest(), path.name)
+        trust(hashlib.sha256(path.read_bytes()).hexdigest(), path.name)
     return cli("eval", path, "--data", "digits")
 
 
@@ -114,7 +114,7 @@ def test_an_engine_that_may_not_be_loaded_is_not(cli, on, orin, forge_plan, trip
 def test_the_tripwire_is_there_and_a_good_plan_reaches_it(cli, on, orin, forge_plan, tripwire):
     on(orin())
     path = forge_plan()
-    trust.add(hashlib.sha256(path.read_bytes()).hexdigest(), path.name)
+    trust(hashlib.sha256(path.read_bytes()).hexdigest(), path.name)
     assert_explained(cli("eval", path, "--data", "digits"), 3, "needs tensorrt nothing may be loaded")
     assert tripwire.touched == ["tensorrt"]
 
@@ -133,12 +133,12 @@ def test_trust_is_given_once_and_says_what_to(cli, on, orin, forge_plan, tripwir
     path = forge_plan()
     line = [command, path, *(["x.png"] if command == "infer" else [])]
     assert_explained(cli(*line), 2, "is not trusted --trust")
-    assert trust.trusted() == frozenset()
+    assert trusted() == frozenset()
     outcome = cli(*line, "--trust")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     assert digest in outcome.err
     assert tripwire.touched == ["tensorrt"]
-    assert trust.trusted() == {digest}
+    assert trusted() == {digest}
     again = cli(*line)
     assert digest not in again.err
     assert "needs tensorrt" in again.err
@@ -148,7 +148,7 @@ def test_a_plan_built_here_is_trusted_and_carries_the_models_own_words(run_folde
     onnx = pytest.importorskip("onnx")
     path = run_folder / "cnn3_msn.int8.engine"
     side = read_sidecar(path)
-    assert side.sha256 in trust.trusted()
+    assert side.sha256 in trusted()
     model = onnx.load(run_folder / "cnn3_msn.int8.onnx")
     assert side.facts["info"] == next(each.value for each in model.metadata_props if each.key == METADATA_KEY)
 

@@ -13,8 +13,7 @@ from preflight_cases import ADA, DESKTOP, RTX, TABLE
 from msn_deploy.core import artifacts
 from msn_deploy.core.errors import InputError, MissingDependency
 from msn_deploy.core.model_info import ModelInfo
-from msn_deploy.engine import trust
-from msn_deploy.engine.preflight import check_version, preflight
+from msn_deploy.engine.preflight import check_version, preflight, trust, trusted
 
 AGAIN = "msn-deploy build-engine net.int8.onnx --precision int8"
 OUT = "--out net.engine"
@@ -26,7 +25,7 @@ def nothing_trusted(tmp_path, monkeypatch):
 
 
 def trust_it(path):
-    trust.add(hashlib.sha256(path.read_bytes()).hexdigest(), path.name)
+    trust(hashlib.sha256(path.read_bytes()).hexdigest(), path.name)
 
 
 def refusal(kind, path, here):
@@ -230,7 +229,7 @@ def test_trusting_says_the_hash_and_lasts(forge_plan, orin, caplog):
     with caplog.at_level(logging.WARNING):
         preflight(path, here=orin(), trusting=True)
     assert digest in caplog.text
-    assert trust.trusted() == {digest}
+    assert trusted() == {digest}
     caplog.clear()
     preflight(path, here=orin())
     preflight(path, here=orin(), trusting=True)
@@ -242,4 +241,4 @@ def test_trusting_says_the_hash_and_lasts(forge_plan, orin, caplog):
 def test_a_plan_that_does_not_run_here_is_not_trusted_on_the_way(forge_plan, orin):
     with pytest.raises(InputError, match="holds code for"):
         preflight(forge_plan(compute_capability="8.6"), here=orin(), trusting=True)
-    assert trust.trusted() == frozenset()
+    assert trusted() == frozenset()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from msn_deploy.core.errors import InputError
-from msn_deploy.engine import trust
+from msn_deploy.engine.preflight import trust, trust_built, trust_list, trusted
 
 
 @pytest.fixture
@@ -20,37 +20,37 @@ def home(tmp_path, monkeypatch):
 
 
 def test_the_tests_never_write_to_the_real_home(home_of_its_own):
-    assert trust.manifest() == home_of_its_own / "trusted.jsonl"
-    assert Path.home() not in trust.manifest().parents
+    assert trust_list() == home_of_its_own / "trusted.jsonl"
+    assert Path.home() not in trust_list().parents
 
 
 def test_the_list_lies_where_the_environment_says(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path / "user"))
     monkeypatch.delenv("XDG_DATA_HOME", raising=False)
     monkeypatch.delenv("MSN_DEPLOY_HOME")
-    assert trust.manifest() == tmp_path / "user/.local/share/msn-deploy/trusted.jsonl"
+    assert trust_list() == tmp_path / "user/.local/share/msn-deploy/trusted.jsonl"
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
-    assert trust.manifest() == tmp_path / "data/msn-deploy/trusted.jsonl"
+    assert trust_list() == tmp_path / "data/msn-deploy/trusted.jsonl"
     monkeypatch.setenv("MSN_DEPLOY_HOME", str(tmp_path / "own"))
-    assert trust.manifest() == tmp_path / "own/trusted.jsonl"
+    assert trust_list() == tmp_path / "own/trusted.jsonl"
 
 
 def test_what_was_added_is_trusted_and_only_the_user_may_read_it(home):
-    assert trust.trusted() == frozenset()
-    trust.add("a" * 64, "one.engine")
-    trust.add("b" * 64, "two.engine")
-    trust.add("a" * 64, "again.engine")
-    assert trust.trusted() == {"a" * 64, "b" * 64}
-    entries = [json.loads(line) for line in trust.manifest().read_text().splitlines() if line]
+    assert trusted() == frozenset()
+    trust("a" * 64, "one.engine")
+    trust("b" * 64, "two.engine")
+    trust("a" * 64, "again.engine")
+    assert trusted() == {"a" * 64, "b" * 64}
+    entries = [json.loads(line) for line in trust_list().read_text().splitlines() if line]
     assert [entry["name"] for entry in entries] == ["one.engine", "two.engine"]
-    assert stat.S_IMODE(trust.manifest().stat().st_mode) == 0o600
+    assert stat.S_IMODE(trust_list().stat().st_mode) == 0o600
     assert stat.S_IMODE(home.stat().st_mode) == 0o700
 
 
 def test_writers_at_the_same_moment_lose_nothing(home):
     code = (
-        "import sys; from msn_deploy.engine import trust; sys.stdin.readline(); "
-        "[trust.add(f'{sys.argv[1]}{at:063x}', 'x' * 200) for at in range(40)]"
+        "import sys; from msn_deploy.engine.preflight import trust; sys.stdin.readline(); "
+        "[trust(f'{sys.argv[1]}{at:063x}', 'x' * 200) for at in range(40)]"
     )
     command = [sys.executable, "-c", code]
     writers = [subprocess.Popen([*command, name], stdin=subprocess.PIPE, text=True) for name in "abcd"]
@@ -59,37 +59,37 @@ def test_writers_at_the_same_moment_lose_nothing(home):
         writer.stdin.flush()
     assert [writer.communicate()[0] for writer in writers] == [None] * 4
     assert [writer.returncode for writer in writers] == [0] * 4
-    assert trust.trusted() == {f"{name}{at:063x}" for name in "abcd" for at in range(40)}
+    assert trusted() == {f"{name}{at:063x}" for name in "abcd" for at in range(40)}
 
 
 @pytest.mark.parametrize("junk", [b'{"sha256": "ab', b"\xff\xfe", b"[" * 100_000, b'{"sha256": 5}', b'"text"', b"{}"])
 def test_half_a_line_or_junk_costs_no_other_entry(home, junk):
-    trust.add("a" * 64, "one.engine")
-    with trust.manifest().open("ab") as stream:
+    trust("a" * 64, "one.engine")
+    with trust_list().open("ab") as stream:
         stream.write(junk)
-    trust.add("b" * 64, "two.engine")
-    assert trust.trusted() == {"a" * 64, "b" * 64}
+    trust("b" * 64, "two.engine")
+    assert trusted() == {"a" * 64, "b" * 64}
 
 
 @pytest.mark.parametrize("mode", [0o620, 0o602, 0o666])
 def test_a_list_that_others_may_write_to_says_nothing(home, mode):
-    trust.add("a" * 64, "one.engine")
-    trust.manifest().chmod(mode)
-    for ask in (trust.trusted, lambda: trust.add("b" * 64, "two.engine")):
+    trust("a" * 64, "one.engine")
+    trust_list().chmod(mode)
+    for ask in (trusted, lambda: trust("b" * 64, "two.engine")):
         with pytest.raises(InputError, match="may be written to by other users") as caught:
             ask()
-        assert f"chmod 600 {trust.manifest()}" in str(caught.value)
+        assert f"chmod 600 {trust_list()}" in str(caught.value)
 
 
 def test_a_list_that_cannot_be_written_is_an_error_with_the_way_out(monkeypatch, below_a_file, caplog):
     monkeypatch.setenv("MSN_DEPLOY_HOME", str(below_a_file))
     with pytest.raises(InputError, match=r"cannot be (read|written).*Not a directory"):
-        trust.add("a" * 64, "one.engine")
-    trust.add_built("a" * 64, "one.engine")
+        trust("a" * 64, "one.engine")
+    trust_built("a" * 64, "one.engine")
     assert "one.engine was built, but running it will need `--trust`" in caplog.text
 
 
 def test_a_full_disk_is_an_error(home, monkeypatch):
     monkeypatch.setattr(os, "write", lambda handle, data: len(data) // 2)
     with pytest.raises(InputError, match="the disk is full"):
-        trust.add("a" * 64, "one.engine")
+        trust("a" * 64, "one.engine")
