@@ -54,8 +54,8 @@ def command(
             tell=output.note,
             progress=progress,
         )
-    output.follow("verify", out)
-    if output.emit({"claims": result.claims, "norms": result.norms}, json, made_from=[result.result]):
+    told = {"claims": result.claims, "norms": result.norms}
+    if output.emit(told, json, made_from=[result.result], then=("verify", out)):
         return
     for each in result.claims:
         output.say(f"{each.verdict}: {each.claim}\n    {each.numbers}")

@@ -57,8 +57,7 @@ def command(
         output.say(f"{runs}/: ready. On the device: msn-deploy suite {suite} --runs {runs}")
         return
     index = write_index(chosen, outcomes, out)
-    output.follow("verify", out)
-    if not output.emit(index, json, made_from=[out / "suite.json"]):
+    if not output.emit(index, json, made_from=[out / "suite.json"], then=("verify", out)):
         _show(index)
         output.say(f"\nEverything is in {out}/; open {out}/report.html")
     invalid = [case for case in index.cases if case.invalid]
