@@ -30,13 +30,16 @@ def clean(model: ir.Model) -> None:
         names = _prepare(model.graph)
         common.ShapeInferencePass()(model)
         common.IdentityEliminationPass()(model)
-        fold_constants(
-            model,
-            onnx_shape_inference=True,
-            input_size_limit=sys.maxsize,
-            output_size_limit=sys.maxsize,
-            should_fold=_Budget(model.graph),
-        )
+        try:
+            fold_constants(
+                model,
+                onnx_shape_inference=True,
+                input_size_limit=sys.maxsize,
+                output_size_limit=sys.maxsize,
+                should_fold=_Budget(model.graph),
+            )
+        except RuntimeError:  # what it raises of an operator that it knows, and did not expect in this form
+            common.NameFixPass()(model)  # its last step; what it has not reached stays an operator
         _lift(model)
         common.IdentityEliminationPass()(model)
         common.RemoveUnusedNodesPass()(model)

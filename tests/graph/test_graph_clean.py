@@ -196,3 +196,15 @@ def test_what_cannot_be_computed_or_contradicts_itself_stays_and_nothing_is_said
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
     assert capfd.readouterr() == ("", "")
     assert logging.getLogger("onnxscript.optimizer").level == level
+
+
+def test_an_operator_that_the_library_fails_on_stays() -> None:
+    """onnxscript 0.7.2 knows SplitToSequence, but not by a size that is computed."""
+    nodes = [
+        _node("Shape", "x", "sizes"),
+        _node("ReduceMax", "x", "largest", keepdims=0),
+        _node("Cast", "largest", "size", to=TensorProto.INT64),
+        _node("SplitToSequence", "x size", "parts", axis=1),
+        _node("SequenceAt", "parts zero", "y"),
+    ]
+    assert _cleaned(_model(*nodes, zero=np.int64(0)))[1] == ["ReduceMax", "Cast", "SplitToSequence", "SequenceAt"]
