@@ -30,7 +30,7 @@ from msn_deploy.bench.stats import ratio_to_baseline
 from msn_deploy.core.optional import version_of
 from msn_deploy.graph.export import _quiet
 from msn_deploy.machine.environment import read_environment
-from msn_deploy.nets.factory import net_from_file
+from msn_deploy.nets.registry import net_from_file
 from msn_deploy.pipeline.export import export_onnx
 
 SCHEMA = "msn-deploy-export-time/2"

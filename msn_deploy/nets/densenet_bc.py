@@ -83,28 +83,22 @@ class _Parts:
         return classifier_layer(self.kind, self.norm, features, classes)
 
 
-class _Activations:
-    """Where norm and ReLU stand: before who reads a feature, or (producer) behind who makes it."""
+def _before(parts: DenseParts, channels: int, producer: bool) -> nn.Module:
+    """Return what stands between a concatenation, which it may overwrite, and the convolution that reads it."""
+    return nn.Identity() if producer else nn.Sequential(parts.before(channels), nn.ReLU(inplace=True))
 
-    def __init__(self, parts: DenseParts, *, producer: bool) -> None:
-        self.parts = parts
-        self.producer = producer
 
-    def before(self, channels: int) -> nn.Module:
-        """Return what stands between a concatenation, which it may overwrite, and the convolution that reads it."""
-        return nn.Identity() if self.producer else nn.Sequential(self.parts.before(channels), nn.ReLU(inplace=True))
-
-    def behind(self) -> nn.Module:
-        """Return what stands behind a convolution that makes features."""
-        return nn.ReLU(inplace=True) if self.producer else nn.Identity()
+def _behind(producer: bool) -> nn.Module:
+    """Return what stands behind a convolution that makes features."""
+    return nn.ReLU(inplace=True) if producer else nn.Identity()
 
 
 class _Layer(nn.Module):
     """Norm, ReLU, 1x1 convolution, norm, ReLU, 3x3 convolution: from a concatenation to `growth` features."""
 
-    def __init__(self, parts: DenseParts, at: _Activations, channels: int, growth: int) -> None:
+    def __init__(self, parts: DenseParts, producer: bool, channels: int, growth: int) -> None:
         super().__init__()
-        self.before, self.behind = at.before(channels), at.behind()
+        self.before, self.behind = _before(parts, channels, producer), _behind(producer)
         self.bottleneck = parts.bottleneck(channels, 4 * growth)
         self.feature = parts.feature(4 * growth, growth, 3)
 
@@ -117,9 +111,9 @@ class _Layer(nn.Module):
 class _Transition(nn.Module):
     """Norm, ReLU, 1x1 convolution, average pooling by 2."""
 
-    def __init__(self, parts: DenseParts, at: _Activations, channels: int, out_channels: int) -> None:
+    def __init__(self, parts: DenseParts, producer: bool, channels: int, out_channels: int) -> None:
         super().__init__()
-        self.before, self.behind = at.before(channels), at.behind()
+        self.before, self.behind = _before(parts, channels, producer), _behind(producer)
         self.feature = parts.feature(channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -146,20 +140,19 @@ class DenseNetBC(nn.Module):
         producer: bool = False,
     ) -> None:
         super().__init__()
-        activations = _Activations(parts, producer=producer)
         channels = 2 * growth
         self.stem = parts.feature(in_channels, channels, 3)
-        self.behind_stem = activations.behind()
+        self.behind_stem = _behind(producer)
         self.blocks, self.transitions = nn.ModuleList(), nn.ModuleList()
         for block in range(3):
             if block:
                 kept = int(channels * compression)
-                self.transitions.append(_Transition(parts, activations, channels, kept))
+                self.transitions.append(_Transition(parts, producer, channels, kept))
                 channels = kept
             inputs = [channels + at * growth for at in range(layers)]
-            self.blocks.append(nn.ModuleList(_Layer(parts, activations, each, growth) for each in inputs))
+            self.blocks.append(nn.ModuleList(_Layer(parts, producer, each, growth) for each in inputs))
             channels += layers * growth
-        self.last = activations.before(channels)
+        self.last = _before(parts, channels, producer)
         self.classifier = parts.classifier(channels, classes)
 
     def forward(self, x: Tensor) -> Tensor:

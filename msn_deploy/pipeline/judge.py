@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from msn_deploy.core.artifacts import Parent
 from msn_deploy.core.errors import InputError
-from msn_deploy.core.model_info import ModelInfo, Preprocess
+from msn_deploy.core.model_info import Preprocess
 from msn_deploy.core.optional import require
 from msn_deploy.core.progress import Progress, silent
 from msn_deploy.core.recipes import Recipe, recipe_from_dict
@@ -66,8 +66,11 @@ def judge(
     if info.preprocess is None:
         raise InputError(f"{classifier} is a generator itself.\n`--judge` takes a classifier's checkpoint.")
     _require_same_images(recipe, info.preprocess, generator, classifier)
-    if data is None:
-        _require_same_data(recipe, info, generator, classifier)
+    if data is None and recipe.data != info.data:
+        raise InputError(
+            f"{generator} was trained on {recipe.data}, {classifier} on {info.data}.\n"
+            "If that is the same, or meant: name the real images with `--data NAME|DIR`."
+        )
     real = split_for(info, info.preprocess, data, "test").first(samples)
     learned = split_for(info, info.preprocess, data, "train").first(len(real.labels))
     inputs = latents(len(real.labels), recipe.network_input[0], torch.Generator().manual_seed(1))
@@ -112,12 +115,4 @@ def _require_same_images(recipe: Recipe, prep: Preprocess, generator: Path, clas
         raise InputError(
             f"{generator} makes {made}, {classifier} looks at {seen}.\n"
             "Train a judge with the same `input_shape` and `fit`."
-        )
-
-
-def _require_same_data(recipe: Recipe, info: ModelInfo, generator: Path, classifier: Path) -> None:
-    if recipe.data != info.data:
-        raise InputError(
-            f"{generator} was trained on {recipe.data}, {classifier} on {info.data}.\n"
-            "If that is the same, or meant: name the real images with `--data NAME|DIR`."
         )

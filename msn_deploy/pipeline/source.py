@@ -161,7 +161,7 @@ def _predicted(net: nn.Module, images: Images, chunk: int) -> Images:
 
 
 def _own_network(source: str, weights: Path | None) -> tuple[nn.Module, ModelInfo, tuple[Parent, ...]]:
-    from msn_deploy.nets.factory import net_from_file
+    from msn_deploy.nets.registry import net_from_file
     from msn_deploy.training import load_weights
 
     net = net_from_file(source)

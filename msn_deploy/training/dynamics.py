@@ -50,7 +50,7 @@ class Dynamics:
         self.parameters = 0
         self._looks = _LOOKS
         self._watched: list[_Layer] = []
-        self._looking = True
+        self.is_looking = True
         self._steps: list[int] = []
 
     def begin(self, model: nn.Module) -> None:
@@ -66,13 +66,13 @@ class Dynamics:
 
     def before_step(self, step: int) -> None:
         """Look at the gradients, if it is time; close the window, if it is full."""
-        if self._looking:
+        if self.is_looking:
             self._steps.append(step)
             for layer in self._watched:
                 layer.look()
             if len(self._steps) == self._looks:
                 self._close()
-        self._looking = (step + 1) % self.every == 0
+        self.is_looking = (step + 1) % self.every == 0
 
     def after_epoch(self, entry: Mapping[str, float]) -> None:
         """Nothing: the history has it."""
@@ -81,11 +81,6 @@ class Dynamics:
         """Close the last window, if there is more than one look in it."""
         if len(self._steps) > 1:
             self._close()
-
-    @property
-    def is_looking(self) -> bool:
-        """Whether the current step is one that is looked at."""
-        return self._looking
 
     def _close(self) -> None:
         taken = [layer.take() for layer in self._watched]

@@ -29,11 +29,10 @@ from msn_deploy.msn.layers import SpectralLayer
 from msn_deploy.nets import build_discriminator, build_net
 from msn_deploy.nets.dcgan import latents
 from msn_deploy.training.batches import Batches
-from msn_deploy.training.checkpoint import write_tensors
+from msn_deploy.training.checkpoint import remove_state, write_tensors
 from msn_deploy.training.distributed import World, join
 from msn_deploy.training.loop import Run, TrainResult
 from msn_deploy.training.optimizer import learning_rate
-from msn_deploy.training.state import remove_state
 
 _TILES = 8  # of a grid's side
 

@@ -29,11 +29,17 @@ from msn_deploy.data import Split, load_split, to_input
 from msn_deploy.data.preprocess import measured_preprocess
 from msn_deploy.nets import build_net
 from msn_deploy.training.batches import Batches, divided
-from msn_deploy.training.checkpoint import TRAIN_VERSIONS, save_checkpoint
+from msn_deploy.training.checkpoint import (
+    TRAIN_VERSIONS,
+    Parts,
+    remove_state,
+    restore_state,
+    save_checkpoint,
+    save_state,
+)
 from msn_deploy.training.distributed import World, join
 from msn_deploy.training.optimizer import averaged, learning_rate, make_optimizer, settled
 from msn_deploy.training.runner import logits_of
-from msn_deploy.training.state import Parts, remove_state, restore_state, save_state
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

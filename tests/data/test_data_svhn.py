@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from msn_deploy.core.errors import InputError
 from msn_deploy.data import load_split
-from msn_deploy.data.matlab import read_matlab
+from msn_deploy.data.svhn import read_matlab
 
 savemat = pytest.importorskip("scipy.io").savemat
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from msn_deploy.core.errors import InputError
-from msn_deploy.nets.factory import net_from_file
+from msn_deploy.nets.registry import net_from_file
 
 GOOD = """
 from torch import nn
