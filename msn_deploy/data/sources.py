@@ -28,17 +28,18 @@ _TEST_EVERY = 5  # in a folder without a split of its own, every fifth file of a
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Split:
-    """Images uint8 (N, H, W, C), labels int64 (N,), and the class names that the labels index.
-
-    images: an array, or LazyImages where that was asked for. read: how they were loaded, which
-    `is_as_recorded` does again; empty for arrays from elsewhere.
-    """
+    """Images with their labels."""
 
     source: str
+    """The name or folder that they were loaded from."""
     images: Any
+    """uint8 (N, H, W, C): an array, or LazyImages where that was asked for."""
     labels: NDArray[np.int64]
+    """(N,)"""
     classes: tuple[str, ...]
+    """The names that the labels index."""
     read: Mapping[str, Any] = field(default_factory=dict)
+    """How they were loaded, which `is_as_recorded` does again; empty for arrays from elsewhere."""
 
     def sha256(self) -> str:
         """Return a digest of images, labels and classes: the identity of the data in provenance."""
@@ -81,8 +82,18 @@ def load_split(
     Names: NAMES of data.names; a folder of that name in the working directory beats them. Folders: IDX
     (`train-images-idx3-ubyte[.gz]`, `t10k-...`), CIFAR-10 in its binary version, SVHN's cropped digits, or images in
     `train/CLASS/` and `test/CLASS/`, or in `CLASS/` alone, of which every fifth goes to the test.
-    lazy: image files are read, and images of the other formats brought to size, when they are looked at.
-    Raises InputError that says what was looked for.
+
+    Args:
+        source: The name or folder.
+        split: "train" or "test".
+        height_px: Of the images returned.
+        width_px: Of the images returned.
+        channels: 1 (luminance) or 3 (RGB).
+        fit: "resize" scales, "pad" centres unscaled images on a black canvas.
+        lazy: Image files are read, and images of the other formats brought to size, when they are looked at.
+
+    Raises:
+        InputError: Nothing usable is there; the message says what was looked for.
     """
     size: dict[str, Any] = {"height_px": height_px, "width_px": width_px, "channels": channels, "fit": fit}
     found = _load(source, split, size)

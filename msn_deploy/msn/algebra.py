@@ -27,10 +27,23 @@ def fold_msn_weights(
 ) -> tuple[Tensor, Tensor]:
     """Fold y = gain * (conv(x, W / sigma) + b - mean) + shift into one plain convolution or matrix product.
 
-    weight (C_out, ...), or (C_in, C_out / groups, ...) if transposed; bias, mean, gain, shift (C_out,); sigma () > 0.
-    Returns new tensors W' = gain / sigma * W and b' = gain * (b - mean) + shift in the dtype of weight.
-    Raises FoldError if sigma is not positive, or a value not finite. SN is mean = 0, gain = 1, shift = 0.
-    Source: arXiv 1907.04003.
+    Source: arXiv 1907.04003; SN is mean = 0, gain = 1, shift = 0.
+
+    Args:
+        weight: (C_out, ...), or (C_in, C_out / groups, ...) if transposed.
+        bias: (C_out,), as are mean, gain and shift.
+        sigma: (), above 0; dimensionless.
+        mean: Running mean of the layer's output.
+        gain: Factor per channel.
+        shift: Added last.
+        transposed: Whether the weight is that of a transposed convolution.
+        groups: Of a transposed convolution.
+
+    Returns:
+        New tensors W' = gain / sigma * W and b' = gain * (b - mean) + shift in the dtype of weight.
+
+    Raises:
+        FoldError: sigma is not positive, or a value is not finite.
     """
     value = float(sigma)
     if not 0 < value < float("inf"):

@@ -24,16 +24,16 @@ DataCheck = Callable[[Parent], bool | None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Link:
-    """From an artifact to one parent: its role, the file (or data) it is, the first digits of its SHA-256.
-
-    state: "here" (`name` is its path in the folder, whatever it was called), "elsewhere" (not in the folder, or data
-    that was not looked at), "as recorded" (data that was looked at) or "changed".
-    """
+    """From an artifact to one parent."""
 
     role: str
     name: str
+    """The file, or the data."""
     sha256: str
+    """Its first digits."""
     state: Literal["here", "elsewhere", "as recorded", "changed"]
+    """here: `name` is its path in the folder, whatever it was called. elsewhere: not in the folder, or data that was
+    not looked at. as recorded: data that was looked at."""
 
     @property
     def is_data(self) -> bool:
@@ -43,20 +43,18 @@ class Link:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One file of a run folder, or data that changed.
-
-    verdict: "ok", "broken", "stale" (as recorded itself, but made from something broken) or "unknown" (no sidecar
-    speaks of it), and why. depth: how many generations of parents in the folder it has. changed: it is an ONNX file
-    whose metadata was written for another graph.
-    """
+    """One file of a run folder, or data that changed."""
 
     file: str
     verdict: Verdict
+    """stale: as recorded itself, but made from something broken. unknown: no sidecar describes it."""
     why: str = ""
     kind: str = ""
     parents: tuple[Link, ...] = ()
     depth: int = 0
+    """How many generations of parents it has in the folder."""
     changed: bool = False
+    """An ONNX file whose metadata was written for another graph."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -23,10 +23,12 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class World:
-    """This process among those that train together: its number from 0, how many there are, and its device."""
+    """This process among those that train together."""
 
     rank: int
+    """Its number, from 0."""
     size: int
+    """How many there are."""
     device: torch.device
 
     @property

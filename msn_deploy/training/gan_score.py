@@ -19,17 +19,16 @@ from msn_deploy.core.errors import InputError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Looks:
-    """What a classifier sees in some images.
-
-    confidence: mean probability of the likeliest class (0 to 1). image_entropy: mean entropy of an image's class
-    probabilities, in nats: low for images that are clearly something. class_entropy: of their mean, at most
-    log(classes): high where all classes occur. score: exp(class_entropy - image_entropy), as the Inception Score.
-    """
+    """What a classifier sees in some images."""
 
     confidence: float
+    """Mean probability of the likeliest class, 0 to 1."""
     image_entropy: float
+    """Mean entropy of an image's class probabilities, in nats: low for images that are clearly something."""
     class_entropy: float
+    """Entropy of the mean probabilities, at most log(classes): high where all classes occur."""
     score: float
+    """exp(class_entropy - image_entropy), as the Inception Score."""
 
 
 @torch.inference_mode()

@@ -44,11 +44,13 @@ from msn_deploy.training.runner import logits_of
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainResult:
-    """A finished training: where the checkpoint lies, what it is, and one dict per epoch."""
+    """A finished training."""
 
     checkpoint: Path
     info: ModelInfo
+    """What the checkpoint says of itself."""
     history: list[dict[str, float]]
+    """One entry per epoch."""
 
 
 class Observer(Protocol):
@@ -76,10 +78,22 @@ def train(
 ) -> TrainResult:
     """Train a recipe on its data and save `out/NAME.safetensors` after every epoch (with `patience`: the best one).
 
-    device: "auto", "cpu" or "cuda". limit_train: use at most so many training images. The same recipe, data and
-    number of threads give the same weights; a resumed run gives those of a run that was never interrupted. Started
-    by torchrun, all processes train one network and the first of them writes.
-    Raises InputError (exit 2), MissingDevice (exit 3), and GateError (exit 1) if loss or outputs are no longer finite.
+    The same recipe, data and number of threads give the same weights; a resumed run gives those of a run that was never
+    interrupted. Started by torchrun, all processes train one network and the first of them writes.
+
+    Args:
+        recipe: The network, its data, and how it is trained.
+        out: Folder for the checkpoint, the history and the state to resume from.
+        device: "auto", "cpu" or "cuda".
+        limit_train: Use at most this number of training images.
+        resume: Take up what an interrupted run left in `out`.
+        progress: Called after every step.
+        observer: Looks on without changing anything.
+
+    Raises:
+        InputError: The recipe, its data or what is to be resumed can't be used (exit 2).
+        MissingDevice: There is no CUDA device (exit 3).
+        GateError: Loss or outputs are no longer finite (exit 1).
     """
     training = load_split(recipe.data, "train", **recipe.image_size).first(limit_train)
     testing = load_split(recipe.data, "test", **recipe.image_size)
