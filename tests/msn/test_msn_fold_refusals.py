@@ -18,6 +18,7 @@ from msn_deploy.msn import (
     MSNLinear,
     SNConv2d,
     fold,
+    fold_bn_weights,
     fold_msn_weights,
 )
 
@@ -187,3 +188,15 @@ class _Listed(nn.Module):
 def test_layers_called_through_a_plain_list_are_refused() -> None:
     with pytest.raises(FoldError, match=r"does not hold as submodules[\s\S]*ModuleList"):
         fold(loosen(_Listed()))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("wrong", ["bias", "mean", "gain", "shift"])
+def test_terms_that_are_not_finite_are_refused(wrong: str, value: float) -> None:
+    terms = dict.fromkeys(("bias", "mean", "gain", "shift"), torch.full((OUT,), 0.5))
+    terms[wrong] = torch.full((OUT,), value)
+    bias = terms.pop("bias")
+    with pytest.raises(FoldError, match="not finite"):
+        fold_msn_weights(torch.ones(OUT, IN), bias, sigma=torch.tensor(2.0), **terms)
+    with pytest.raises(FoldError, match="not finite"):
+        fold_bn_weights(torch.ones(OUT, IN), bias, var=torch.ones(OUT), eps=1e-5, **terms)
