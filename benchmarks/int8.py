@@ -24,6 +24,7 @@ from msn_deploy.core.artifacts import sha256_of, write_json
 from msn_deploy.core.model_info import DEFAULT_METHOD
 from msn_deploy.data import load_split, to_input
 from msn_deploy.engine import OrtRunner, run_images
+from msn_deploy.engine.ort import run_on_one_thread
 from msn_deploy.machine.environment import read_environment
 from msn_deploy.model.opened import made_model
 
@@ -61,9 +62,9 @@ class Network:
         from msn_deploy.quant.calibrate import quantised_tensors, ranges_from
         from msn_deploy.quant.histograms import collect
 
-        found = collect(self.graph, self.calibration, quantised_tensors(self.graph))
+        found = collect(self.graph, self.calibration, quantised_tensors(self.graph), load=run_on_one_thread)
         self.ranges = {method: ranges_from(found, method=method) for method in METHODS}
-        everything = collect(self.graph, self.calibration, activations(self.graph))
+        everything = collect(self.graph, self.calibration, activations(self.graph), load=run_on_one_thread)
         self.maxima = ranges_from(everything, method="minmax", skip_zero=True)
         self.logits = self.run(self.graph)
         self.right = self.logits.argmax(1) == self.labels
@@ -89,7 +90,8 @@ class Network:
 
 def measured(checkpoint: Path, data: dict[str, str]) -> dict[str, Any]:
     """Return what every precision of one checkpoint loses and wins against FP32, in images."""
-    from msn_deploy.quant import quantize, to_fp16
+    from msn_deploy.quant.precision import to_fp16
+    from msn_deploy.quant.quantize import quantize
 
     net = Network(checkpoint, data)
     return {
@@ -108,7 +110,7 @@ def hard(checkpoint: Path, factor: float, max_drop: float, data: dict[str, str])
     from onnx import numpy_helper
 
     from msn_deploy.pipeline.budget import within_budget
-    from msn_deploy.quant import quantize
+    from msn_deploy.quant.quantize import quantize
 
     net = Network(checkpoint, data)
     first, second = [node for node in net.graph.graph.node if node.op_type == "Conv"][:2]

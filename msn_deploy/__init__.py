@@ -27,8 +27,8 @@ _HOME = {
     "fold": "msn_deploy.msn",
     "load_runner": "msn_deploy.engine",
     "measure": "msn_deploy.bench.measure",
-    "quantize": "msn_deploy.quant",
-    "to_fp16": "msn_deploy.quant",
+    "quantize": "msn_deploy.quant.quantize",
+    "to_fp16": "msn_deploy.quant.precision",
 }
 
 __all__ = ["__version__", *sorted(_HOME)]

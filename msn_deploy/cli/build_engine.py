@@ -11,6 +11,7 @@ from msn_deploy.cli import output
 from msn_deploy.cli.calibrate import show_verdict
 from msn_deploy.cli.options import Data, Json, LeaveOut, MaxDrop, Method, Samples, new_file
 from msn_deploy.core.errors import size_text
+from msn_deploy.core.model_info import DEFAULT_METHOD, DEFAULT_SAMPLES
 from msn_deploy.engine.build_options import BuildOptions, parse_mib
 from msn_deploy.machine.targets import find_target
 
@@ -26,8 +27,8 @@ def command(
     onnx: Annotated[Path, typer.Argument(help="ONNX file from `export` or `calibrate`.")],
     precision: Annotated[str, typer.Option(help="fp32, fp16 or int8.")] = "fp16",
     data: Data = None,
-    method: Method = "mse",
-    samples: Samples = 256,
+    method: Method = DEFAULT_METHOD,
+    samples: Samples = DEFAULT_SAMPLES,
     max_drop: MaxDrop = None,
     leave_out: LeaveOut = None,
     target: Annotated[str, typer.Option(help="Device; `msn-deploy targets` lists them.")] = "auto",
@@ -47,7 +48,7 @@ def command(
             metavar="SIZE",
             help="Scratch memory of the builder: MiB, or 512MiB, 1GiB.",
         ),
-    ] = "256",
+    ] = str(_DEFAULT.workspace_mib),
     timing_cache: Annotated[Path | None, typer.Option(help="Timing cache to read and write.")] = None,
     optimization_level: Annotated[
         int | None, typer.Option(min=0, max=5, help="How long to search for kernels.", show_default="TensorRT's own")

@@ -10,6 +10,7 @@ import typer
 from msn_deploy.cli import output
 from msn_deploy.cli.options import Data, Json, LeaveOut, MaxDrop, new_file
 from msn_deploy.core.errors import size_text
+from msn_deploy.core.model_info import DEFAULT_METHOD, DEFAULT_PERCENTILE, DEFAULT_SAMPLES
 
 if TYPE_CHECKING:
     from msn_deploy.pipeline.calibrate import PrecisionReport
@@ -21,11 +22,16 @@ def command(
     recipe: Annotated[
         str | None, typer.Option(help="TOML file, or name of one: digits, mnist, fashion-mnist, image-folder.")
     ] = None,
-    method: Annotated[str | None, typer.Option(help="entropy, minmax, percentile or mse.", show_default="mse")] = None,
-    percentile: Annotated[
-        float | None, typer.Option(help="Percentile for `--method percentile`.", show_default="99.99")
+    method: Annotated[
+        str | None, typer.Option(help="entropy, minmax, percentile or mse.", show_default=DEFAULT_METHOD)
     ] = None,
-    samples: Annotated[int | None, typer.Option(min=1, help="Images to calibrate on.", show_default="256")] = None,
+    percentile: Annotated[
+        float | None,
+        typer.Option(help="Percentile for `--method percentile`.", show_default=str(DEFAULT_PERCENTILE)),
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="Images to calibrate on.", show_default=str(DEFAULT_SAMPLES))
+    ] = None,
     seed: Annotated[
         int | None,
         typer.Option(min=0, max=2**32 - 1, help="Seed for drawing images at random.", show_default="evenly spread"),

@@ -103,7 +103,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     partial = Path(name)
     try:
         yield partial
-        with partial.open("rb") as stream:
+        with partial.open("ab") as stream:
             os.fsync(stream.fileno())
         partial.chmod(0o644)
         os.replace(partial, path)
@@ -133,7 +133,7 @@ def sidecar_path(path: Path) -> Path:
 
 def publish(
     path: Path,
-    write: Callable[[Path], object],
+    write: bytes | Callable[[Path], object],
     *,
     kind: str,
     parents: Sequence[Parent] = (),
@@ -141,7 +141,7 @@ def publish(
     config: Mapping[str, Any] | None = None,
     facts: Mapping[str, Any] | None = None,
 ) -> Sidecar:
-    """Write an artifact and its sidecar; `write` gets a temporary path and fills it.
+    """Write an artifact and its sidecar; `write` is its content, or gets a temporary path and fills it.
 
     versions: names of installed distributions whose version is recorded.
     """
@@ -150,11 +150,14 @@ def publish(
     found = {name: version for name in versions if (version := version_of(name)) is not None}
     side = sidecar_path(path)
     with atomic_file(path) as partial:
-        write(partial)
+        if isinstance(write, bytes):
+            partial.write_bytes(write)
+        else:
+            write(partial)
         sidecar = Sidecar(
             kind=kind,
             file=path.name,
-            sha256=sha256_of(partial),
+            sha256=hashlib.sha256(write).hexdigest() if isinstance(write, bytes) else sha256_of(partial),
             bytes=partial.stat().st_size,
             parents=tuple(parents),
             versions={"msn-deploy": __version__, **found},

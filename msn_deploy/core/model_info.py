@@ -24,6 +24,9 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 # Of all methods of calibration the one that is never the worst: benchmarks/results/int8.json.
 DEFAULT_METHOD = "mse"
+DEFAULT_PERCENTILE = 99.99
+DEFAULT_SAMPLES = 256
+DEFAULT_WORKSPACE_MIB = 256  # of TensorRT's builder
 
 
 @dataclass(frozen=True, slots=True)

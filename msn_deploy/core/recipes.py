@@ -27,7 +27,7 @@ from pydantic_core import ErrorDetails
 
 from msn_deploy.core.errors import InputError, did_you_mean
 from msn_deploy.core.home import read_toml, tomllib
-from msn_deploy.core.model_info import DEFAULT_METHOD, Fit, NormName
+from msn_deploy.core.model_info import DEFAULT_METHOD, DEFAULT_PERCENTILE, DEFAULT_SAMPLES, Fit, NormName
 
 T = TypeVar("T")
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False, populate_by_name=True)
@@ -192,7 +192,7 @@ class CalibrationRecipe:
     name: StrictStr
     data: StrictStr
     """A known name or a folder; its training images are taken."""
-    samples: Count = 256
+    samples: Count = DEFAULT_SAMPLES
     """How many images."""
     seed: Seed | None = None
     """Draws the images; None spreads them evenly."""
@@ -200,7 +200,7 @@ class CalibrationRecipe:
     """Images are prepared as the model file says."""
     method: StrictStr = DEFAULT_METHOD
     """Of `quant.scales`, as is `percentile`."""
-    percentile: StrictFloat = 99.99
+    percentile: StrictFloat = DEFAULT_PERCENTILE
 
 
 def load_recipe(name_or_path: str) -> Recipe:

@@ -10,15 +10,15 @@ from pathlib import Path
 from msn_deploy.core.artifacts import Parent, publish, read_sidecar
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.progress import Progress, silent
-from msn_deploy.engine.backends import Backend, must_build_elsewhere, needs_device, pick_backend
+from msn_deploy.engine.backends import Backend, pick_backend
 from msn_deploy.engine.build_log import logger_of
 from msn_deploy.engine.build_options import BuildOptions
 from msn_deploy.engine.dla import DlaPlan
 from msn_deploy.engine.inspector import Layer, count_int8_convs, inspect_plan, layers_from_log, memory_from_log
 from msn_deploy.engine.preflight import trust_built
 from msn_deploy.engine.trt_build import build_plan, is_weakly_typed
-from msn_deploy.machine.device import DeviceFacts, first_gpu, target_of, what_machine
-from msn_deploy.machine.targets import check_dla, check_precision, find_target
+from msn_deploy.machine.device import DeviceFacts, first_gpu, target_of
+from msn_deploy.machine.targets import Target, check_dla, check_precision, find_target
 from msn_deploy.model.opened import OpenModel
 
 RTX_DEFAULT = "rtx-sm86"  # the nearest to Orin of the generations that TensorRT-RTX builds for
@@ -57,38 +57,61 @@ class BuildReport:
     warnings: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """Where an engine is built: by which TensorRT, for which target (None: a GPU here that the table does not know)."""
+
+    backend: Backend
+    target: Target | None
+    machine: DeviceFacts
+
+
+def choose_site(options: BuildOptions, precision: str, *, machine: DeviceFacts, backend: Backend | None = None) -> Site:
+    """Decide where to build, and refuse what cannot be built there, before any work. backend: chosen if not given.
+
+    Raises InputError for a target that lacks the precision, the DLA core or a promise of compatibility, MissingDevice
+    if the engine has to be built on another machine, MissingDependency without a TensorRT.
+    """
+    target = options.target
+    if target is not None:
+        check_precision(target, precision)
+    backend = backend or pick_backend(options.backend, target, machine=machine)
+    if target is None:
+        target = find_target(RTX_DEFAULT) if backend.is_rtx else target_of(machine)
+        if target is not None:
+            check_precision(target, precision)
+    if target is not None and options.dla is not None:
+        check_dla(target, options.dla)
+    check_portable(options, rtx=backend.is_rtx, jetson=machine.jetson is not None)
+    return Site(backend=backend, target=target, machine=machine)
+
+
 def build_engine_file(
     model: OpenModel,
     out: Path,
     *,
     options: BuildOptions,
+    site: Site,
     replicate: int = 1,
     progress: Progress = silent,
-    backend: Backend | None = None,
-    machine: DeviceFacts | None = None,
 ) -> BuildReport:
     """Build the engine `out` (NAME.engine) and its sidecar NAME.plan.json from an ONNX model.
 
-    replicate: which of several engines from that model. backend, machine: found out if not given. `progress` counts to
-    1. Raises InputError for a file, target or precision that cannot be built, MissingDevice if the engine has to be
-    built on another machine, MissingDependency without a TensorRT, GateError if too much falls back from the DLA.
-    `out` is written whole, or not touched.
+    Args:
+        model: What is built.
+        out: The engine, which is written whole or not touched; `check_out` has looked at its name.
+        options: What the user chose.
+        site: Where it is built, from `choose_site`.
+        replicate: Which of several engines of that model.
+        progress: Counts to 1.
+
+    Raises:
+        InputError: A network that cannot be built, or one of another precision than asked for.
+        GateError: More falls back from the DLA than is allowed.
+        MissingDevice: The builder lacks the GPU or DLA that it needs.
     """
-    check_out(model.path, out)
+    backend, target, machine = site.backend, site.target, site.machine
     precision = options.precision or model.precision
-    target, machine = options.target, machine or what_machine()
-    if target is not None:
-        check_precision(target, precision)
-        if backend is None and must_build_elsewhere(target, options.backend, machine):
-            raise needs_device(target)
-    backend = backend or pick_backend(options.backend, target, machine=machine)
-    if target is None:
-        target = find_target(RTX_DEFAULT) if backend.is_rtx else target_of(machine)
-    if target is not None:
-        check_precision(target, precision)
-        if options.dla is not None:
-            check_dla(target, options.dla)
-    check_portable(options, rtx=backend.is_rtx, jetson=machine.jetson is not None)
     check_typed(model, precision, weak=is_weakly_typed(backend.module), title=backend.title)
     gpu = None if backend.is_rtx or not machine.has_gpu else first_gpu()
     device = gpu.name if gpu else None
@@ -127,7 +150,7 @@ def build_engine_file(
     facts = {key: value for key, value in asdict(report).items() if key != "path"}
     sidecar = publish(
         out,
-        lambda partial: partial.write_bytes(built.plan) and None,
+        lambda partial: partial.write_bytes(built.plan),
         kind="engine",
         parents=[model.as_parent(), *_calibrated_on(model)],
         versions=["tensorrt_rtx_cu13" if backend.is_rtx else "tensorrt", "onnx"],

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from msn_deploy.core.errors import InputError
+from msn_deploy.core.model_info import DEFAULT_WORKSPACE_MIB
 from msn_deploy.engine.backends import check_backend
 from msn_deploy.machine.targets import Target, check_dla
 
@@ -32,7 +33,7 @@ class BuildOptions:
     batch: int = 8
     min_batch: int = 1
     opt_batch: int | None = None
-    workspace_mib: int = 256
+    workspace_mib: int = DEFAULT_WORKSPACE_MIB
     timing_cache: Path | None = None
     optimization_level: int | None = None
     version_compatible: bool = False

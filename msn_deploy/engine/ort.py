@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 from msn_deploy.core.errors import InputError, MissingDependency, MissingDevice, shorten
 from msn_deploy.core.optional import require
 from msn_deploy.engine.runner import PROVIDERS, check_feeds
-from msn_deploy.model.opened import OpenModel
+from msn_deploy.model.opened import OpenModel, made_model
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from onnx import ModelProto
 
 _STEP = "running an ONNX file"
 _FATAL = 4
@@ -113,6 +114,11 @@ class OrtRunner:
     def close(self) -> None:
         """Free the session; `run` cannot be called afterwards."""
         self._session = None
+
+
+def run_on_one_thread(graph: ModelProto) -> OrtRunner:
+    """Load a graph that a stage has made on the CPU and one thread: the same numbers, to the bit, on every run."""
+    return OrtRunner(made_model(Path("the network"), graph, graph.SerializeToString()), threads=1)
 
 
 def _check_provider(ort: Any, provider: str) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from msn_deploy.core.model_info import DEFAULT_WORKSPACE_MIB
 from msn_deploy.machine.device import DeviceFacts, nodes_to_open, what_machine
 from msn_deploy.machine.files import exists, names_in, read_text
 from msn_deploy.machine.jetpacks import jetpack_of, jetpack_of_kernel, same_release
@@ -31,7 +32,6 @@ from msn_deploy.machine.state import read_clocks, read_power_mode
 _TENSORRT = ("libnvinfer", "libnvinfer_plugin", "libnvonnxparser")
 _CONTEXT_MIB = 300  # a CUDA context with its kernels; a guess, as is the next line
 _COPIES = 4  # of a model's weights while it is built: the file, the network, the builder's, the plan
-_WORKSPACE_MIB = 256  # what build-engine takes by default
 BASE_IMAGE_FILE = "etc/msn-deploy/base-image"  # Dockerfile.jetson writes the name of its base there
 _MODEL_COPY = "/tmp/nv_jetson_model"  # no file below /proc can be mounted
 _MOUNT_RELEASE = "-v /etc/nv_tegra_release:/etc/nv_tegra_release:ro"
@@ -129,7 +129,7 @@ def build_peak_mib(libraries: tuple[Library, ...], *, model_bytes: int = 0) -> f
     """
     mapped = max((each.bytes for each in libraries if each.family == "libnvinfer"), default=0)
     mapped += sum(each.bytes for each in libraries if each.family.startswith("libnvinfer_builder"))
-    return _WORKSPACE_MIB + _CONTEXT_MIB + (mapped + _COPIES * model_bytes) / 2**20
+    return DEFAULT_WORKSPACE_MIB + _CONTEXT_MIB + (mapped + _COPIES * model_bytes) / 2**20
 
 
 def _package(name: str, seen: _Machine) -> Check:

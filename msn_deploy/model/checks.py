@@ -205,7 +205,7 @@ def _check_numbers(graph: GraphProto, *, source: str) -> None:
             epsilon = next((each.f for each in node.attribute if each.name == "epsilon"), 1e-5)
             variance = values_of(constants[node.input[4]])
             bad = 0 if variance is None else int(np.sum(~(variance.astype(np.float64) + epsilon > 0)))
-            if bad:
+            if variance is not None and bad:
                 raise InputError(
                     f"{source}: the variance {node.input[4]!r} of {_called(node)} is zero or negative (with epsilon "
                     f"{epsilon:.3g}) in {bad} of {variance.size} channels.\n"
@@ -214,7 +214,7 @@ def _check_numbers(graph: GraphProto, *, source: str) -> None:
         elif node.op_type == "Div" and len(node.input) > 1 and node.input[1] in constants:
             divisor = values_of(constants[node.input[1]])
             zeros = 0 if divisor is None else int((divisor == 0).sum())
-            if zeros:
+            if divisor is not None and zeros:
                 raise InputError(
                     f"{source}: {_called(node)} divides by {node.input[1]!r}, which is zero in {zeros} of "
                     f"{divisor.size} places.\nThe file is damaged, or a norm was exported before it was trained."
@@ -332,7 +332,10 @@ def _compute_constants(model: ModelProto) -> None:
         if len(node.output) == 1 and _is_small(node, known):
             try:
                 with np.errstate(all="ignore"):
-                    made = ReferenceEvaluator(node, opsets=opsets).run(None, {n: known[n] for n in node.input if n})[0]
+                    results: Any = ReferenceEvaluator(node, opsets=opsets).run(
+                        None, {name: known[name] for name in node.input if name}
+                    )
+                made = results[0]
             except Exception:  # whatever it raises on a node that does not fit: then its result stays open
                 made = None
         if made is None or made.size > _FEW:

@@ -162,7 +162,7 @@ class _Graph:
         if kind in ("Conv", "ConvTranspose", "MatMul", "Gemm"):
             return 2 * macs_of(node, given, made)
         if kind in ("MaxPool", "AveragePool"):
-            window = next(each.ints for each in node.attribute if each.name == "kernel_shape")
+            window: Sequence[int] = next(each.ints for each in node.attribute if each.name == "kernel_shape")
             return math.prod(made) * math.prod(window)
         if kind.startswith(("GlobalAverage", "GlobalMax", "Reduce")):
             return math.prod(given[0])

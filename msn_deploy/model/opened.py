@@ -111,7 +111,8 @@ def open_model(path: Path, *, step: str, merge: bool = False) -> OpenModel:
     from msn_deploy.model.reading import merge_weights, parse, refuse_external
 
     data, proto = parse(path)
-    sha256, files = hashlib.sha256(data).hexdigest(), ()
+    sha256 = hashlib.sha256(data).hexdigest()
+    files: tuple[Path, ...] = ()
     if not merge:
         refuse_external(path, proto)
     elif files := merge_weights(path, proto, inside=len(data)):
@@ -144,7 +145,7 @@ def with_info(model: ModelProto, info: ModelInfo) -> bytes:
     info = replace(info, graph=structural_hash(model))
     del model.metadata_props[:]
     helper.set_model_props(model, {METADATA_KEY: info.to_json()})
-    return model.SerializeToString(deterministic=True)
+    return bytes(model.SerializeToString(deterministic=True))
 
 
 def norms_in(model: ModelProto) -> int:

@@ -86,8 +86,8 @@ def int8_graph(
 
     ranges: of what is quantised; maxima: largest magnitudes of all activations, which FP16 has to hold.
     """
-    from msn_deploy.quant import quantize
     from msn_deploy.quant.precision import fp16_overflows, in_fp16
+    from msn_deploy.quant.quantize import quantize
 
     int8 = quantize(model, ranges, leave_out=left_out)
     if not left_out:
@@ -149,8 +149,8 @@ class _Budget:
     def ranking(self) -> tuple[Sensitivity, ...]:
         """Rank the layers by the SQNR of the logits with that layer alone in INT8, the worst first."""
         from msn_deploy.model.parity import rung
-        from msn_deploy.quant import quantize
         from msn_deploy.quant.placement import place
+        from msn_deploy.quant.quantize import quantize
 
         images = self.images[:_CHUNK]
         truth = self._logits(self.model, images)

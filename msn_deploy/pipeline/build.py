@@ -5,12 +5,12 @@ Where the engine can only be built on another machine, the file and a script tha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from msn_deploy.core.errors import InputError, did_you_mean
-from msn_deploy.core.model_info import DEFAULT_METHOD, PRECISIONS
+from msn_deploy.core.model_info import PRECISIONS
 from msn_deploy.core.progress import Progress, silent
 from msn_deploy.engine import (
     BuildOptions,
@@ -25,11 +25,11 @@ from msn_deploy.engine import (
     what_machine,
     write_device_script,
 )
-from msn_deploy.engine.build import check_out, check_portable
+from msn_deploy.engine.build import check_out, check_portable, choose_site
 from msn_deploy.engine.device_script import check_dla_precision, engine_names
-from msn_deploy.model.opened import open_model
-from msn_deploy.pipeline.calibrate import DEFAULT_SAMPLES, PrecisionReport, calibrate_model
-from msn_deploy.pipeline.fp16 import cast_model
+from msn_deploy.model.opened import OpenModel, open_model
+from msn_deploy.pipeline.calibrate import CalibrationOptions, PrecisionReport, calibrated
+from msn_deploy.pipeline.fp16 import cast
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,59 +50,76 @@ class EngineReport:
 
 
 def build_engine(
-    onnx: Path,
-    out: Path,
+    onnx: str | Path,
+    out: str | Path,
     *,
     precision: str = "fp32",
-    data: str | None = None,
-    method: str = DEFAULT_METHOD,
-    samples: int = DEFAULT_SAMPLES,
-    max_drop: float | None = None,
-    leave_out: Sequence[str] = (),
     options: BuildOptions | None = None,
+    calibration: CalibrationOptions | None = None,
     progress: Progress = silent,
     machine: DeviceFacts | None = None,
+    **settings: Any,
 ) -> EngineReport:
     """Build `out` from an ONNX file in the given precision; fp16 and int8 first write NAME.fp16.onnx or NAME.int8.onnx.
 
     The typed file lies beside `out`. For a Jetson that this machine is not, NAME.build.sh takes the place of the
-    engine. data, method, samples, max_drop, leave_out: see `calibrate`. machine: found out if not given.
-    Raises InputError (exit 2), GateError (exit 1), MissingDevice or MissingDependency (exit 3).
+    engine.
+
+    Args:
+        onnx: The file; it is opened once.
+        out: The engine; the name ends in .engine.
+        precision: One of PRECISIONS.
+        options: What is chosen about the build.
+        calibration: What is chosen about the calibration; for fp16 `data` alone counts.
+        progress: Told how far it is.
+        machine: Found out if not given.
+        **settings: Fields of CalibrationOptions, over those of `calibration`: `data="mnist", samples=128`.
+
+    Raises:
+        InputError: A file, target or precision that cannot be built (exit 2).
+        GateError: Too much accuracy or DLA would be lost (exit 1).
+        MissingDevice, MissingDependency: What is not here (exit 3).
     """
+    onnx, out = Path(onnx), Path(out)
     if precision not in PRECISIONS:
         raise InputError(f"unknown precision {precision!r}{did_you_mean(precision, PRECISIONS)}")
+    calibration = replace(calibration or CalibrationOptions(), **settings)
     options = replace(options or BuildOptions(), precision=precision)
     target, machine = options.target, machine or what_machine()
-    check_out(onnx, out)
-    elsewhere = target is not None and must_build_elsewhere(target, options.backend, machine)
-    if target is not None:
-        check_precision(target, precision)
-        check_portable(options, rtx=not target.jetson, jetson=target.jetson)
-    if elsewhere:
-        check_dla_precision(target, precision, options)
-    typed = None
-    if (max_drop is not None or leave_out) and precision != "int8":
+    if (calibration.max_drop is not None or calibration.leave_out) and precision != "int8":
         raise InputError("`--max-drop` and `--leave-out` are for INT8.\nGive `--precision int8`, or leave them away.")
-    model = open_model(onnx, step="build-engine")
-    if model.precision != precision:
-        source = out.with_name(f"{onnx.stem}.{precision}.onnx")
-        if precision == "fp32":
-            raise InputError(f"{onnx} is not FP32, and precision cannot be added to it.\nGive the FP32 file.")
-        if precision == "fp16":
-            typed, model = cast_model(model, source, data=data, progress=progress)
-        else:
-            typed, model = calibrate_model(
-                model, source, data=data, method=method, samples=samples, max_drop=max_drop, leave_out=leave_out,
-                progress=progress,
-            )  # fmt: skip
-    if elsewhere:
+    check_out(onnx, out)
+    site = None
+    if target is not None and must_build_elsewhere(target, options.backend, machine):
+        check_precision(target, precision)
+        check_portable(options, rtx=False, jetson=True)
+        check_dla_precision(target, precision, options)
+    else:
+        site = choose_site(options, precision, machine=machine)
+    model, typed = _typed(open_model(onnx, step="build-engine"), out, precision, calibration, progress)
+    if site is None:
+        assert target is not None
         proxy = check_with_rtx(model, options=options, progress=progress)
         script = write_device_script(model, out, target=target, precision=precision, options=options)
         return EngineReport(engine=None, onnx=model.path, typed=typed, elsewhere=script, proxy=proxy)
     built = [
-        build_engine_file(
-            model, out.with_name(name), options=options, replicate=number, progress=progress, machine=machine
-        )
+        build_engine_file(model, out.with_name(name), options=options, site=site, replicate=number, progress=progress)
         for number, name in enumerate(engine_names(out, options.replicates), 1)
     ]
     return EngineReport(engine=built[0], onnx=model.path, typed=typed, replicates=tuple(built[1:]))
+
+
+def _typed(
+    model: OpenModel, out: Path, precision: str, calibration: CalibrationOptions, progress: Progress
+) -> tuple[OpenModel, PrecisionReport | None]:
+    """Return the model in the precision asked for, and how it was made if it had to be: its file lies beside `out`."""
+    if model.precision == precision:
+        return model, None
+    if precision == "fp32":
+        raise InputError(f"{model.path} is not FP32, and precision cannot be added to it.\nGive the FP32 file.")
+    path = out.with_name(f"{model.path.stem}.{precision}.onnx")
+    if precision == "fp16":
+        report, made = cast(model, path, data=calibration.data, progress=progress)
+    else:
+        report, made = calibrated(model, path, calibration, progress=progress)
+    return made, report

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,26 +12,24 @@ import numpy as np
 
 from msn_deploy.core.artifacts import publish
 from msn_deploy.core.errors import InputError
-from msn_deploy.core.model_info import DEFAULT_METHOD, ModelInfo
+from msn_deploy.core.model_info import DEFAULT_METHOD, DEFAULT_PERCENTILE, DEFAULT_SAMPLES, ModelInfo
 from msn_deploy.core.progress import Progress, silent
 from msn_deploy.data import to_input
 from msn_deploy.engine import OrtRunner, run_images
 from msn_deploy.model.opened import OpenModel, made_model, open_model, with_info
 from msn_deploy.model.parity import Rung, rung
 from msn_deploy.pipeline.budget import Verdict, int8_graph, within_budget
-from msn_deploy.pipeline.calibration_inputs import calibration_inputs
-from msn_deploy.pipeline.images import preprocess_for, split_for
+from msn_deploy.pipeline.images import calibration_inputs, preprocess_for, split_for
 from msn_deploy.pipeline.ranges import measured_ranges
+from msn_deploy.quant.scales import check_method
+from msn_deploy.quant.trt_table import format_table, parse_release
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from onnx import ModelProto
 
-    from msn_deploy.model.parity import Rung
     from msn_deploy.quant.sufficiency import Drift
 
-DEFAULT_SAMPLES = 256
-DEFAULT_PERCENTILE = 99.99
 VERSIONS = ("onnx", "onnxruntime", "numpy", "pillow")
 _CHUNK = 32  # images
 
@@ -62,100 +60,117 @@ class PrecisionReport:
     table: Path | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrationOptions:
+    """What the user chooses about a calibration. Raises InputError for what cannot be, or not together."""
+
+    data: str | None = None
+    """A known name or a folder of images; None takes what the model was trained on."""
+    method: str = DEFAULT_METHOD
+    """How ranges are chosen: one of METHODS of `quant.scales`."""
+    percentile: float = DEFAULT_PERCENTILE
+    """Of the values, percent, that the method "percentile" leaves unclipped."""
+    samples: int = DEFAULT_SAMPLES
+    """Images of the training split; memory does not grow with them."""
+    seed: int | None = None
+    """Draws the images; None spreads them evenly."""
+    max_drop: float | None = None
+    """How much of the accuracy on the test split (a share, 0.005 for half a point) may go; the fewest layers that this
+    takes stay in FP16."""
+    leave_out: Sequence[str] = ()
+    """Names of layers that stay in FP16 in any case."""
+    use_cache: bool = True
+    """Take scales that were calibrated before, where all that they depend on is the same."""
+    sufficiency: bool = False
+    """Also measure how the scales drift with fewer images."""
+    table: str | None = None
+    """Also write NAME.cache, a calibration table for the FP32 file and this release of TensorRT, such as "trt-8.6"."""
+
+    def __post_init__(self) -> None:
+        check_method(self.method, self.percentile)
+        if self.table is not None:
+            parse_release(self.table)
+        if self.max_drop is not None and self.leave_out:
+            raise InputError("`--max-drop` finds the layers to leave out itself.\nGive it or `--leave-out`, not both.")
+
+
 def calibrate(
-    onnx: Path,
-    out: Path,
+    onnx: str | Path,
+    out: str | Path,
+    options: CalibrationOptions | None = None,
     *,
-    data: str | None = None,
-    method: str = DEFAULT_METHOD,
-    percentile: float = DEFAULT_PERCENTILE,
-    samples: int = DEFAULT_SAMPLES,
-    seed: int | None = None,
-    max_drop: float | None = None,
-    leave_out: Sequence[str] = (),
-    use_cache: bool = True,
-    sufficiency: bool = False,
-    table: str | None = None,
     progress: Progress = silent,
+    **settings: Any,
 ) -> PrecisionReport:
     """Calibrate on training images (a generator: on latents) and write an INT8 Q/DQ file.
 
-    data: a name or folder; None takes what the model was trained on. method, percentile: of `graph.scales`. samples:
-    images of the training split, spread evenly, or drawn by `seed`. max_drop: how much of the accuracy on the test
-    split (a share, 0.005 for half a point) may go; the fewest layers that this takes stay in FP16. leave_out: names of
-    layers that do in any case. sufficiency: also measure how the scales drift with fewer images. table: also write
-    NAME.cache beside `out`, a calibration table for the FP32 file and this release of TensorRT, such as "trt-8.6".
-    Memory does not grow with the number of images that calibrate.
-    Raises InputError (exit 2; also for images that can't calibrate a network), GateError (exit 1) if no INT8 keeps the
-    accuracy, MissingDependency (exit 3).
+    Args:
+        onnx: The FP32 file.
+        out: Where to write; the name ends in .onnx.
+        options: What is chosen about the calibration.
+        progress: Told how far it is.
+        **settings: Fields of CalibrationOptions, over those of `options`: `samples=128, method="entropy"`.
+
+    Returns:
+        What was written, and how far it is from FP32.
+
+    Raises:
+        InputError: A file, option or image that cannot be used (exit 2).
+        GateError: No INT8 keeps the accuracy (exit 1).
+        MissingDependency: A package is missing (exit 3).
     """
-    model = open_model(onnx, step="calibrate")
-    return calibrate_model(
-        model, out, data=data, method=method, percentile=percentile, samples=samples, seed=seed, max_drop=max_drop,
-        leave_out=leave_out, use_cache=use_cache, sufficiency=sufficiency, table=table, progress=progress,
-    )[0]  # fmt: skip
+    options = replace(options or CalibrationOptions(), **settings)
+    return calibrated(open_model(Path(onnx), step="calibrate"), Path(out), options, progress=progress)[0]
 
 
-def calibrate_model(
-    model: OpenModel,
-    out: Path,
-    *,
-    data: str | None = None,
-    method: str = DEFAULT_METHOD,
-    percentile: float = DEFAULT_PERCENTILE,
-    samples: int = DEFAULT_SAMPLES,
-    seed: int | None = None,
-    max_drop: float | None = None,
-    leave_out: Sequence[str] = (),
-    use_cache: bool = True,
-    sufficiency: bool = False,
-    table: str | None = None,
-    progress: Progress = silent,
+def calibrated(
+    model: OpenModel, out: Path, options: CalibrationOptions, *, progress: Progress
 ) -> tuple[PrecisionReport, OpenModel]:
-    """Do the same for a file that is open; return what was written, too."""
-    from msn_deploy.model.graphs import activations
+    """Do what `calibrate` does to an opened model; return the report, and the model that was written."""
+    from msn_deploy.model.graphs import activations  # late, as is the next: they import onnx
     from msn_deploy.quant.placement import place
-    from msn_deploy.quant.scales import check_method
-    from msn_deploy.quant.trt_table import format_table, parse_release
 
-    check_method(method, percentile)
-    release = None if table is None else parse_release(table)
     check_door(model, out)
     proto, info = model.proto, model.info
-    placement = place(proto, leave_out=leave_out)
-    _check_budget(model.path, info, max_drop, leave_out)
-    given = calibration_inputs(info, model.only_input[1], data, samples=samples, seed=seed, model=str(model.path))
+    placement = place(proto, leave_out=options.leave_out)
+    if options.max_drop is not None and info is not None and info.is_generator:
+        raise InputError(f"{model.path} is a generator: it has no accuracy to keep.\nLeave `--max-drop` away.")
+    given = calibration_inputs(
+        info, model.only_input[1], options.data, samples=options.samples, seed=options.seed, model=str(model.path)
+    )
     parents = (model.as_parent(), *given.parents)
     measure = partial(
         measured_ranges,
         proto,
         given.inputs,
         key={"model": parents[0].sha256, **given.key},
-        method=method,
-        percentile=percentile,
-        use_cache=use_cache,
+        method=options.method,
+        percentile=options.percentile,
+        use_cache=options.use_cache,
         progress=progress,
     )
-    ranges = measure(place(proto).tensors, sufficiency=sufficiency)
+    ranges = measure(place(proto).tensors, sufficiency=options.sufficiency)
     maxima = {}
-    if max_drop is not None or leave_out:
+    if options.max_drop is not None or options.leave_out:
         maxima = measure(activations(proto), method="minmax", skip_zero=True).values
-    verdict, left_out = None, tuple(leave_out)
-    if max_drop is None:
+    verdict, left_out = None, tuple(options.leave_out)
+    if options.max_drop is None:
         graph, in_fp32 = int8_graph(proto, ranges.values, maxima, left_out)
     else:
-        graph, verdict = _within_budget(model, ranges.values, maxima, data, max_drop=max_drop, progress=progress)
+        graph, verdict = _within_budget(
+            model, ranges.values, maxima, options.data, max_drop=options.max_drop, progress=progress
+        )
         left_out, in_fp32 = verdict.left_out, verdict.in_fp32
     content = with_info(graph, (info or ModelInfo(net="custom", norm="custom")).with_precision("int8"))
     config = {
         "precision": "int8",
         "data": given.source,
-        "method": method,
-        "percentile": percentile,
+        "method": options.method,
+        "percentile": options.percentile,
         "samples": len(given.inputs),
         "seed": given.seed,
-        "max_drop": max_drop,
-        "leave_out": list(leave_out),
+        "max_drop": options.max_drop,
+        "leave_out": list(options.leave_out),
         "preprocess": given.preprocess,
         "recipe": {} if info is None else info.recipe,
     }
@@ -169,7 +184,7 @@ def calibrate_model(
     }
     sidecar = publish(
         out,
-        lambda path: path.write_bytes(content),
+        content,
         kind="onnx",
         parents=parents,
         versions=VERSIONS,
@@ -177,19 +192,19 @@ def calibrate_model(
         facts=facts,
     )
     table_path = None
-    if release is not None:
+    if options.table is not None:
         # The rest by itself: with more tensors as outputs, ONNX Runtime would fuse, and so round, in another way.
         rest = [name for name in activations(proto) if name not in ranges.values]
         scales = {**ranges.values, **placement.shared(ranges.values), **measure(rest, skip_zero=True).values}
-        text = format_table(scales, release)
+        text = format_table(scales, parse_release(options.table))
         table_path = out.with_suffix(".cache")
         publish(
             table_path,
-            lambda path: path.write_text(text, encoding="utf-8"),
+            text.encode(),
             kind="calibration-table",
             parents=parents,
             versions=VERSIONS,
-            config={**config, "table": table},
+            config={**config, "table": options.table},
         )
     made = made_model(out, graph, content)
     report = PrecisionReport(
@@ -199,7 +214,7 @@ def calibrate_model(
         samples=len(given.inputs),
         scales=len(ranges.values),
         parity=rung("int8", _outputs(model, given.inputs), _outputs(made, given.inputs)),
-        method=method,
+        method=options.method,
         verdict=verdict,
         left_out=left_out,
         in_fp32=in_fp32,
@@ -209,15 +224,6 @@ def calibrate_model(
         table=table_path,
     )
     return report, made
-
-
-def _check_budget(onnx: Path, info: ModelInfo | None, max_drop: float | None, leave_out: Sequence[str]) -> None:
-    if max_drop is None:
-        return
-    if leave_out:
-        raise InputError("`--max-drop` finds the layers to leave out itself.\nGive it or `--leave-out`, not both.")
-    if info is not None and info.is_generator:
-        raise InputError(f"{onnx} is a generator: it has no accuracy to keep.\nLeave `--max-drop` away.")
 
 
 def _within_budget(

@@ -15,6 +15,7 @@ from msn_deploy.core.artifacts import Parent, publish, sidecar_path, write_json
 from msn_deploy.core.errors import FoldError, GateError, InputError
 from msn_deploy.core.model_info import ModelInfo
 from msn_deploy.data import to_input
+from msn_deploy.engine.ort import run_on_one_thread
 from msn_deploy.model.opened import OpenModel, norms_in, with_info
 from msn_deploy.model.parity import Rung, require_ladder, rung
 from msn_deploy.pipeline.images import split_for
@@ -202,14 +203,17 @@ def _simplified(
 
 def _lower_rungs(graph: ModelProto, info: ModelInfo, truth: Images, images: Images) -> list[Rung]:
     """Return the rungs of FP16 and, where there are images to calibrate on, of INT8."""
-    from msn_deploy.quant import calibrate_ranges, quantize, to_fp16
+    from msn_deploy.quant.calibrate import calibrate_ranges
+    from msn_deploy.quant.precision import to_fp16
+    from msn_deploy.quant.quantize import quantize
 
     rungs = [rung("fp16", truth, run_in_ort(in_memory(to_fp16(graph)), images))]
     if info.preprocess is None or not info.data or info.is_generator:
         _LOG.warning("no rung for INT8: there are no images of this network's to calibrate on")
         return rungs
     split = split_for(info, info.preprocess, None, "train").first(_CALIBRATION_SAMPLES)
-    ranges = calibrate_ranges(graph, to_input(split.images, info.preprocess), preprocess=info.preprocess)
+    images_seen = to_input(split.images, info.preprocess)
+    ranges = calibrate_ranges(graph, images_seen, load=run_on_one_thread, preprocess=info.preprocess)
     return [*rungs, rung("int8", truth, run_in_ort(in_memory(quantize(graph, ranges)), images))]
 
 

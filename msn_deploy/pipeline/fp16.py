@@ -10,30 +10,30 @@ from msn_deploy.core.model_info import ModelInfo
 from msn_deploy.core.progress import Progress, silent
 from msn_deploy.model.opened import OpenModel, made_model, open_model, with_info
 from msn_deploy.pipeline.calibrate import VERSIONS, PrecisionReport, check_door
-from msn_deploy.pipeline.calibration_inputs import calibration_inputs, has_inputs
+from msn_deploy.pipeline.images import calibration_inputs, has_inputs
 from msn_deploy.pipeline.ranges import measured_ranges
 
 _LOG = logging.getLogger(__name__)
 _SAMPLES = 128  # images: enough to see the order of magnitude, which is all that counts here
 
 
-def cast_to_fp16(onnx: Path, out: Path, *, data: str | None = None, progress: Progress = silent) -> PrecisionReport:
+def cast_to_fp16(
+    onnx: str | Path, out: str | Path, *, data: str | None = None, progress: Progress = silent
+) -> PrecisionReport:
     """Write the FP16 twin of an FP32 file. Nodes that half precision is not enough for stay in FP32, and are named.
 
     data: images to look at, a name or folder; None takes what the model was trained on, where that is on this machine.
     Without any, weights alone are judged, which the log says.
     Raises InputError (exit 2), MissingDependency (exit 3).
     """
-    return cast_model(open_model(onnx, step="build-engine --precision fp16"), out, data=data, progress=progress)[0]
+    model = open_model(Path(onnx), step="build-engine --precision fp16")
+    return cast(model, Path(out), data=data, progress=progress)[0]
 
 
-def cast_model(
-    model: OpenModel, out: Path, *, data: str | None, progress: Progress
-) -> tuple[PrecisionReport, OpenModel]:
-    """Do the same for a file that is open; return what was written, too."""
-    from msn_deploy.model.graphs import activations
-    from msn_deploy.quant import to_fp16
-    from msn_deploy.quant.precision import fp16_overflows
+def cast(model: OpenModel, out: Path, *, data: str | None, progress: Progress) -> tuple[PrecisionReport, OpenModel]:
+    """Do what `cast_to_fp16` does to an opened model; return the report, and the model that was written."""
+    from msn_deploy.model.graphs import activations  # late, as are the next: they import onnx
+    from msn_deploy.quant.precision import fp16_overflows, to_fp16
 
     check_door(model, out)
     info = model.info
@@ -58,7 +58,7 @@ def cast_model(
     content = with_info(graph, (info or ModelInfo(net="custom", norm="custom")).with_precision("fp16"))
     publish(
         out,
-        lambda path: path.write_bytes(content),
+        content,
         kind="onnx",
         parents=parents,
         versions=VERSIONS,

@@ -1,20 +1,38 @@
-"""The ranges of a model's activations: from the cache where everything is the same, else measured and kept."""
+"""The ranges of a model's activations: from the cache where everything is the same, else measured and kept.
+
+An entry of the cache is `HOME/calibration/KEY.json`; KEY is a hash of all that the ranges depend on, so an entry is
+right or not found. A miss says which parts are others in the entry that is nearest.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+import json
+import logging
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from msn_deploy.core.artifacts import write_json
+from msn_deploy.core.errors import InputError
+from msn_deploy.core.home import home_folder
 from msn_deploy.core.optional import version_of
 from msn_deploy.core.progress import Progress, silent
 from msn_deploy.data.preprocess import PreparedImages
-from msn_deploy.pipeline.calibration_cache import look_up, store
+from msn_deploy.engine.ort import run_on_one_thread
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
     from msn_deploy.quant.sufficiency import Drift
+
+_LOG = logging.getLogger(__name__)
+_SCHEMA = 1
+_LARGEST = 64 << 20  # bytes of an entry; anything above was not written here
+PARTS = ("model", "images", "samples", "preprocessing", "method", "tensors", "versions")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +62,7 @@ def measured_ranges(
     key: the parts "model", "images", "samples" and "preprocessing" of the cache's key; the others are added here.
     skip_zero: leave out tensors that are zero on all images, instead of an InputError. sufficiency: measure the drift.
     """
-    from msn_deploy.quant.calibrate import CALIBRATOR, ranges_from
+    from msn_deploy.quant.calibrate import CALIBRATOR, ranges_from  # late: these import onnx
     from msn_deploy.quant.histograms import collect
     from msn_deploy.quant.sufficiency import Drift, drift_curve, shuffled_groups
 
@@ -64,7 +82,7 @@ def measured_ranges(
         if found.entry is not None:
             said = "cached scales come without a sufficiency curve: measured again"
     groups = shuffled_groups(len(images)) if sufficiency else None
-    histograms = collect(model, images, tensors, groups=groups, progress=progress)
+    histograms = collect(model, images, tensors, load=run_on_one_thread, groups=groups, progress=progress)
     values = ranges_from(histograms, method=method, percentile=percentile, skip_zero=skip_zero)
     curve: list[Drift] = []
     if sufficiency:
@@ -73,3 +91,94 @@ def measured_ranges(
         kept = {"drift": [asdict(point) for point in curve]} if sufficiency else {}
         store(parts, {"ranges": values, **kept})
     return Ranges(values=values, drift=tuple(curve), cache=said)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """What the cache answers: `entry`, or None; `said`: a hit, or which part of the nearest entry is another."""
+
+    entry: Mapping[str, Any] | None
+    said: str
+
+
+def cache_folder() -> Path:
+    """Return the folder of the entries; it need not exist."""
+    return home_folder() / "calibration"
+
+
+def entry_path(parts: Mapping[str, Any]) -> Path:
+    """Return where the entry of a key lies. parts: one JSON value for each of PARTS."""
+    return cache_folder() / f"{_digest(parts)}.json"
+
+
+def look_up(parts: Mapping[str, Any]) -> Found:
+    """Find the entry whose parts are all the same. A damaged entry counts as none, with a warning."""
+    path = entry_path(parts)
+    entry = _read(path)
+    if entry is not None and entry["parts"] == _plain(parts):
+        return Found(entry=entry, said=f"scales from cache {path}")
+    nearest = max(_entries(), key=lambda each: _likeness(each["parts"], parts), default=None)
+    if nearest is None or _likeness(nearest["parts"], parts) == 0:
+        return Found(entry=None, said="no cached scales for this model")
+    changed = [_change(part, nearest["parts"].get(part), parts[part]) for part in PARTS]
+    return Found(entry=None, said="cached scales do not fit: " + "; ".join(filter(None, changed)))
+
+
+def store(parts: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+    """Keep ranges (and whatever belongs to them) for the key. A folder that can't be written to is a warning."""
+    body = {"schema": _SCHEMA, "parts": _plain(parts), **_plain(values)}
+    try:
+        write_json(entry_path(parts), {**body, "seal": _digest(body)})
+    except InputError as cause:
+        _LOG.warning("the scales are not cached: %s", str(cause).splitlines()[0])
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        if os.path.getsize(path) > _LARGEST:
+            raise ValueError("too large")
+        entry: dict[str, Any] = json.loads(path.read_bytes())
+        seal = entry.pop("seal")
+        if seal != _digest(entry) or entry["schema"] != _SCHEMA:
+            raise ValueError("changed after it was written")
+        if not all(math.isfinite(value) and value > 0 for value in entry["ranges"].values()) or not entry["parts"]:
+            raise ValueError("no ranges")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as cause:
+        _LOG.warning("calibration cache %s is damaged (%s) and not used", path, cause or type(cause).__name__)
+        return None
+    return entry
+
+
+def _entries() -> Iterator[dict[str, Any]]:
+    try:
+        paths = sorted(cache_folder().glob("*.json"), key=os.path.getmtime, reverse=True)
+    except OSError:
+        return
+    yield from (entry for path in paths if (entry := _read(path)) is not None)
+
+
+def _likeness(old: Mapping[str, Any], new: Mapping[str, Any]) -> int:
+    """Return how much of a key is the same; another model's entry is nearest only with the same images."""
+    same = [part for part in PARTS if part in old and old[part] == _plain(new[part])]
+    return len(same) if "model" in same or "images" in same else 0
+
+
+def _change(part: str, old: Any, new: Any) -> str:
+    if old == _plain(new):
+        return ""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        pairs = [(key, old.get(key), new.get(key)) for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+        return f"{part} changed ({', '.join(f'{key} {was} -> {now}' for key, was, now in pairs)})"
+    short = [str(each)[:8] if isinstance(each, str) else "" for each in (old, new)]
+    return f"{part} changed ({short[0]} -> {short[1]})" if all(short) else f"{part} changed"
+
+
+def _plain(value: Any) -> Any:
+    """Return the value as it comes back from JSON: tuples are lists."""
+    return json.loads(json.dumps(value))
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:40]

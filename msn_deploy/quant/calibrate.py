@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from onnx import ModelProto
 
 from msn_deploy.core.errors import InputError
-from msn_deploy.core.model_info import DEFAULT_METHOD, Preprocess
+from msn_deploy.core.model_info import DEFAULT_METHOD, DEFAULT_PERCENTILE, Preprocess
 from msn_deploy.core.progress import Progress, silent
-from msn_deploy.quant.calibration_checks import check_images, examine
-from msn_deploy.quant.histograms import LEAST, Histograms, Images, collect
+from msn_deploy.quant.calibration_checks import Images, check_images, examine
+from msn_deploy.quant.histograms import LEAST, Histograms, Load, collect
 from msn_deploy.quant.placement import place
-from msn_deploy.quant.scales import DEFAULT_PERCENTILE, check_method, range_of
+from msn_deploy.quant.scales import check_method, range_of
 
 CALIBRATOR = 1  # to be raised when the same images give other ranges
 _LOG = logging.getLogger(__name__)
@@ -23,6 +23,7 @@ def calibrate_ranges(
     model: ModelProto,
     images: Images,
     *,
+    load: Load,
     method: str = DEFAULT_METHOD,
     percentile: float = DEFAULT_PERCENTILE,
     tensors: Sequence[str] | None = None,
@@ -31,7 +32,7 @@ def calibrate_ranges(
 ) -> dict[str, float]:
     """Return the largest magnitude to represent, per tensor that will be quantised, on the given images.
 
-    model: FP32. images: (N, C, H, W), preprocessed. method, percentile: see `scales`.
+    model: FP32. images: (N, C, H, W), preprocessed. load: see `histograms`. method, percentile: see `scales`.
     tensors: which; None: `quantised_tensors` of the model. preprocess: by which the images were prepared.
     The same images give the same bits, see `collect`.
     Raises InputError for images that cannot tell (`check_images`; what is doubtful is logged), for values that are not
@@ -40,7 +41,9 @@ def calibrate_ranges(
     check_method(method, percentile)
     for doubt in check_images(examine(images), preprocess):
         _LOG.warning("%s", doubt)
-    found = collect(model, images, quantised_tensors(model) if tensors is None else tensors, progress=progress)
+    found = collect(
+        model, images, quantised_tensors(model) if tensors is None else tensors, load=load, progress=progress
+    )
     return ranges_from(found, method=method, percentile=percentile)
 
 

@@ -57,8 +57,10 @@ def examine(images: Images) -> ImageFacts:
     """Measure the images in one pass. Raises InputError for none at all and for values that are not finite."""
     if len(images) == 0:
         raise _too_few(0)
-    constant, neighbours, seen = 0, [], set()
-    lows, highs, sums, squares, pixels = [], [], [], [], 0
+    constant = pixels = 0
+    neighbours: list[float] = []
+    seen: set[bytes] = set()
+    lows, highs, sums, squares = [], [], [], []
     for start in range(0, len(images), _CHUNK):
         chunk = np.asarray(images[start : start + _CHUNK], dtype=np.float32)
         finite = np.isfinite(chunk).all(axis=(1, 2, 3))
@@ -106,7 +108,9 @@ def _autocorrelation(images: NDArray[np.float32]) -> NDArray[np.float64]:
         if first.size
     ]
     # Channels that are each of one value have no neighbours to compare: a plain colour, not noise.
-    return np.divide(np.mean(found, axis=0) if found else power, power, out=np.ones_like(power), where=power > 0)
+    mean: NDArray[np.float64] = np.ones_like(power)
+    np.divide(np.mean(found, axis=0) if found else power, power, out=mean, where=power > 0)
+    return mean
 
 
 def check_images(facts: ImageFacts, prep: Preprocess | None) -> list[str]:

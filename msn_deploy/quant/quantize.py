@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import numpy as np
 import onnx
@@ -115,7 +116,7 @@ class _Quantiser:
         self.graph.initializer.append(tensor)
 
     def _node(self, kind: str, inputs: list[str], output: str, *, axis: int | None = None) -> None:
-        attributes = {} if axis is None else {"axis": axis}
+        attributes: dict[str, Any] = {} if axis is None else {"axis": axis}
         self.nodes.append(helper.make_node(kind, inputs, [output], name=output, **attributes))
 
 

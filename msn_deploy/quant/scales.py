@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msn_deploy.core.errors import InputError, did_you_mean
+from msn_deploy.core.model_info import DEFAULT_PERCENTILE
 
 BINS = 2048  # as in NVIDIA's calibrators
 LEVELS = 128  # magnitudes that INT8 tells apart
-DEFAULT_PERCENTILE = 99.99
 _ENTROPY_KEEPS = 99.9  # percent of the values that "entropy" leaves unclipped at least
 _MSE_STRIDE = 8  # bins between two ranges that "mse" tries: 0.4 % of the maximum
 _UNSEEN = 1e-4  # count of a level that is empty where the histogram is not, as in onnxruntime

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
+import onnx
 import pytest
 
 from msn_deploy.core.artifacts import read_sidecar, sha256_of
@@ -24,6 +27,58 @@ def desk(monkeypatch):
 def build(ok, run_folder, tmp_path, *options, precision="int8", source="cnn3_msn.onnx"):
     command = ["build-engine", run_folder / source, "--precision", precision, "--samples", 128]
     return ok(*command, "--out", tmp_path / f"net.{precision}.engine", *options)
+
+
+_READ: list[str] = []  # while a test watches: names of files that were opened to read
+_WATCHING: list[bool] = []
+
+
+def _hear(event, args):  # an audit hook stays for the life of the process
+    if _WATCHING and event == "open" and not isinstance(args[0], int) and not args[2] & (os.O_WRONLY | os.O_RDWR):
+        _READ.append(Path(os.fsdecode(args[0])).name)
+
+
+sys.addaudithook(_hear)
+
+
+@pytest.fixture
+def watched(monkeypatch):
+    """Return how often a file is read, and its bytes parsed and checked in full, since the test began."""
+    parsed, checked = [], []
+
+    def noting(real, into):
+        def call(given, *args, **options):
+            into.append(given if into is parsed else _bytes(given))
+            return real(given, *args, **options)
+
+        return call
+
+    for name in ("load_model_from_string", "load_from_string", "load_model", "load"):
+        monkeypatch.setattr(onnx, name, noting(getattr(onnx, name), parsed))
+    monkeypatch.setattr(onnx.checker, "check_model", noting(onnx.checker.check_model, checked))
+    _READ.clear()
+    monkeypatch.setattr(sys.modules[__name__], "_WATCHING", [True])
+
+    def count(path):
+        reads = sum(name.lstrip(".").startswith(path.name) and not name.endswith(".json") for name in _READ)
+        content = path.read_bytes()
+        return reads, parsed.count(content), checked.count(_bytes(onnx.ModelProto.FromString(content)))
+
+    return count
+
+
+def _bytes(model):
+    return model.SerializeToString(deterministic=True)
+
+
+@pytest.mark.parametrize("where", [("--backend", "tensorrt-rtx"), ("--target", "orin-nano")])
+def test_the_named_file_is_read_parsed_and_checked_once_and_the_typed_one_never(
+    ok, run_folder, tmp_path, monkeypatch, watched, where
+):
+    monkeypatch.setenv("MSN_DEPLOY_HOME", str(tmp_path / "home"))
+    build(ok, run_folder, tmp_path, *where)
+    assert watched(run_folder / "cnn3_msn.onnx") == (1, 1, 1)
+    assert watched(tmp_path / "cnn3_msn.int8.onnx")[:2] == (0, 0)
 
 
 def test_int8_for_an_orin_writes_the_typed_file_and_a_script(ok, run_folder, tmp_path):

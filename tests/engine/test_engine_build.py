@@ -13,6 +13,7 @@ import pytest
 from msn_deploy.core.artifacts import read_sidecar, sha256_of
 from msn_deploy.core.errors import InputError, MissingDevice
 from msn_deploy.engine import BuildOptions, build_engine_file, find_target, load_runner, what_machine
+from msn_deploy.engine.build import check_out, choose_site
 from msn_deploy.engine.build_options import parse_mib
 from msn_deploy.model.opened import open_model
 
@@ -20,8 +21,10 @@ needs_rtx = pytest.mark.skipif(not find_spec("tensorrt_rtx"), reason="tensorrt_r
 RTX = BuildOptions(backend="tensorrt-rtx")
 
 
-def build(onnx_path, name="model.engine", options=RTX, **more):
-    return build_engine_file(open_model(onnx_path, step="test"), onnx_path.with_name(name), options=options, **more)
+def build(onnx_path, name="model.engine", options=RTX, machine=None, **more):
+    model = open_model(onnx_path, step="test")
+    site = choose_site(options, options.precision or model.precision, machine=machine or what_machine())
+    return build_engine_file(model, onnx_path.with_name(name), options=options, site=site, **more)
 
 
 # Building for real
@@ -187,12 +190,12 @@ def test_weights_in_another_file_are_refused(external, monkeypatch):
 def test_an_output_that_cannot_be_written_is_refused_before_the_build(save, tmp_path):
     path = save()
     with pytest.raises(InputError, match=r"does not end in \.engine"):
-        build(path, "model.plan")
+        check_out(path, path.with_name("model.plan"))
     (tmp_path / "folder.engine").mkdir()
     with pytest.raises(InputError, match="is a folder"):
-        build(path, "folder.engine")
+        check_out(path, path.with_name("folder.engine"))
     with pytest.raises(InputError, match="cannot be written"):
-        build_engine_file(open_model(path, step="test"), path / "model.engine", options=RTX)
+        check_out(path, path / "model.engine")
 
 
 @pytest.mark.parametrize("target", ["nano", "tx2"])

@@ -14,6 +14,7 @@ from trt_standin import Release
 from msn_deploy.core.artifacts import read_sidecar
 from msn_deploy.core.errors import GateError, InputError, MissingDevice
 from msn_deploy.engine import BuildOptions, build_engine_file, find_target, what_machine
+from msn_deploy.engine.build import choose_site
 from msn_deploy.engine.trt_build import is_weakly_typed, mask
 from msn_deploy.machine.device import Gpu
 from msn_deploy.model.opened import open_model
@@ -29,7 +30,9 @@ NETS = {"fp32": {}, "fp16": {"half": True}, "int8": {"int8": True}}
 def build(onnx_path, trt, *, machine=DESK, **options):
     out = onnx_path.with_name("model.engine")
     model = open_model(onnx_path, step="test")
-    return build_engine_file(model, out, options=BuildOptions(**options), backend=trt.backend, machine=machine)
+    chosen = BuildOptions(**options)
+    site = choose_site(chosen, chosen.precision or model.precision, machine=machine, backend=trt.backend)
+    return build_engine_file(model, out, options=chosen, site=site)
 
 
 def test_the_mask_follows_the_enum_and_not_the_bit():

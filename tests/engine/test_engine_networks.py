@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,16 +15,21 @@ pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
 torch = pytest.importorskip("torch", reason="the networks are built with torch")
 
 from msn_deploy.core.recipes import load_recipe  # noqa: E402
-from msn_deploy.engine import BuildOptions, build_engine_file, find_target  # noqa: E402
+from msn_deploy.engine import BuildOptions, build_engine_file, find_target, what_machine  # noqa: E402
+from msn_deploy.engine.build import choose_site  # noqa: E402
+from msn_deploy.engine.ort import run_on_one_thread  # noqa: E402
 from msn_deploy.graph.export import to_onnx  # noqa: E402
 from msn_deploy.graph.fold import fold_graph  # noqa: E402
 from msn_deploy.model.opened import open_model  # noqa: E402
 from msn_deploy.model.opset import to_opset  # noqa: E402
 from msn_deploy.msn import fold_layers  # noqa: E402
 from msn_deploy.nets import build_net  # noqa: E402
-from msn_deploy.quant import quantize, to_fp16  # noqa: E402
+from msn_deploy.quant import histograms  # noqa: E402
 from msn_deploy.quant.calibrate import quantised_tensors, ranges_from  # noqa: E402
-from msn_deploy.quant.histograms import collect  # noqa: E402
+from msn_deploy.quant.precision import to_fp16  # noqa: E402
+from msn_deploy.quant.quantize import quantize  # noqa: E402
+
+collect = partial(histograms.collect, load=run_on_one_thread)
 
 TARGETS = ("rtx-sm86", "rtx-sm89", "rtx-sm120")
 # Wide enough that convolution weights are most of an engine, narrow enough for a second per build.
@@ -79,7 +85,9 @@ def _built(graphs, tmp_path, name, precision, target):
     path = tmp_path / f"{name}.{precision}.onnx"
     path.write_bytes(graphs(name, precision).SerializeToString())
     options = BuildOptions(backend="tensorrt-rtx", target=find_target(target))
-    return build_engine_file(open_model(path, step="test"), path.with_suffix(".engine"), options=options)
+    model = open_model(path, step="test")
+    site = choose_site(options, model.precision, machine=what_machine())
+    return build_engine_file(model, path.with_suffix(".engine"), options=options, site=site)
 
 
 def _convolutions(graph):

@@ -18,11 +18,21 @@ pytest.importorskip("onnxruntime", reason="these tests hold engines against ONNX
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 from msn_deploy.core.errors import InputError, MissingDependency, MsnDeployError  # noqa: E402
-from msn_deploy.engine import TARGETS, BuildOptions, build_engine_file, load_runner, pick_backend, run_images  # noqa: E402
+from msn_deploy.engine import (  # noqa: E402
+    TARGETS,
+    BuildOptions,
+    build_engine_file,
+    load_runner,
+    pick_backend,
+    run_images,
+    what_machine,
+)
+from msn_deploy.engine.build import choose_site  # noqa: E402
 from msn_deploy.engine.cuda import BindingsCuda, CudaError, PyCuda  # noqa: E402
 from msn_deploy.engine.preflight import preflight  # noqa: E402
 from msn_deploy.engine.trt import TrtRunner  # noqa: E402
 from msn_deploy.machine.device import first_gpu  # noqa: E402
+from msn_deploy.model.opened import open_model  # noqa: E402
 
 GPU = first_gpu()
 LARGEST = 8
@@ -84,7 +94,9 @@ def built(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("engines")
     for name, batch in (("open", "N"), ("four", 4)):
         onnx.save(network(batch), folder / f"{name}.onnx")
-        build_engine_file(folder / f"{name}.onnx", folder / f"{name}.engine", options=options, backend=backend)
+        model = open_model(folder / f"{name}.onnx", step="test")
+        site = choose_site(options, model.precision, machine=what_machine(), backend=backend)
+        build_engine_file(model, folder / f"{name}.engine", options=options, site=site)
     return folder
 
 

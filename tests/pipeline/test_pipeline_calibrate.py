@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ from msn_deploy.core.model_info import ModelInfo, Preprocess
 from msn_deploy.data import load_split
 from msn_deploy.data.preprocess import measured_preprocess
 from msn_deploy.model.opened import with_info
-from msn_deploy.pipeline.calibrate import calibrate
-from msn_deploy.pipeline.calibration_cache import cache_folder
+from msn_deploy.pipeline.calibrate import CalibrationOptions, calibrate
+from msn_deploy.pipeline.ranges import cache_folder
 from msn_deploy.quant.trt_table import parse_table
 
 REPO = Path(msn_deploy.__file__).resolve().parent.parent
@@ -203,7 +204,7 @@ def test_image_files_that_are_not_taken_are_not_read(files: dict[str, Path], tmp
 _MEASURE = """
 import json, sys
 from pathlib import Path
-from msn_deploy.pipeline.calibrate import calibrate
+from msn_deploy.pipeline.calibrate import CalibrationOptions, calibrate
 report = calibrate(Path(sys.argv[1]), Path(sys.argv[2]), data=sys.argv[3], samples=int(sys.argv[4]))
 # Not getrusage: its maximum counts the process that this one was forked from.
 peak = next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line)
@@ -232,3 +233,24 @@ def test_memory_does_not_grow_with_the_number_of_images(files: dict[str, Path], 
         used, peaks[samples] = json.loads(done.stdout.splitlines()[-1])
         assert used == samples
     assert peaks[5000] < 1.1 * peaks[100]
+
+
+def test_options_come_as_a_record_as_keywords_and_as_both(files: dict[str, Path], tmp_path: Path) -> None:
+    record = CalibrationOptions(samples=110, method="minmax")
+    first = calibrate(str(files["1"]), str(tmp_path / "a.onnx"), record)
+    second = calibrate(files["1"], tmp_path / "b.onnx", samples=110, method="minmax")
+    third = calibrate(files["1"], tmp_path / "c.onnx", replace(record, samples=20), samples=110)
+    assert len({each.path.read_bytes() for each in (first, second, third)}) == 1
+    with pytest.raises(TypeError, match="sample"):
+        calibrate(files["1"], tmp_path / "d.onnx", sample=110)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"method": "magic"}, {"percentile": 20.0}, {"table": "trt-11"}, {"max_drop": 0.01, "leave_out": ("a",)}]
+)
+def test_options_that_cannot_be_are_refused_before_a_file_is_opened(wrong: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        calibrate(tmp_path / "nowhere.onnx", tmp_path / "out.onnx", **wrong)
+    assert "does not exist" not in str(caught.value)
+    with pytest.raises(InputError, match="does not exist"):
+        calibrate(tmp_path / "nowhere.onnx", tmp_path / "out.onnx")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,14 @@ from onnx import ModelProto, TensorProto, numpy_helper
 
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.model_info import Preprocess
-from msn_deploy.quant import METHODS, calibrate_ranges
+from msn_deploy.engine.ort import run_on_one_thread
+from msn_deploy.quant import calibrate, histograms
 from msn_deploy.quant.calibrate import quantised_tensors
 from msn_deploy.quant.calibration_checks import MINIMUM_SAMPLES
-from msn_deploy.quant.histograms import collect
+from msn_deploy.quant.scales import METHODS
+
+calibrate_ranges = partial(calibrate.calibrate_ranges, load=run_on_one_thread)
+collect = partial(histograms.collect, load=run_on_one_thread)
 
 
 def _activations(graph: ModelProto) -> list[str]:

@@ -12,9 +12,9 @@ from onnx import ModelProto, TensorProto
 
 from msn_deploy.core.errors import InputError
 from msn_deploy.model.graphs import activations
-from msn_deploy.quant import quantize, to_fp16
 from msn_deploy.quant.placement import place
-from msn_deploy.quant.precision import fp16_overflows, in_fp16
+from msn_deploy.quant.precision import fp16_overflows, in_fp16, to_fp16
+from msn_deploy.quant.quantize import quantize
 
 
 @pytest.mark.parametrize(("net", "norm"), [("cnn3", "msn"), ("vgg7", "bn")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,12 @@ from onnx import ModelProto
 from msn_deploy.core.errors import InputError
 from msn_deploy.data import load_split, to_input
 from msn_deploy.data.preprocess import measured_preprocess
-from msn_deploy.quant import calibrate_ranges, quantize
+from msn_deploy.engine.ort import run_on_one_thread
+from msn_deploy.quant import calibrate
 from msn_deploy.quant.placement import place
+from msn_deploy.quant.quantize import quantize
+
+calibrate_ranges = partial(calibrate.calibrate_ranges, load=run_on_one_thread)
 
 
 @pytest.fixture(scope="module")

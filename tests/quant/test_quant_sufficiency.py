@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 
+from msn_deploy.engine.ort import run_on_one_thread
+from msn_deploy.quant import histograms
 from msn_deploy.quant.calibrate import quantised_tensors, ranges_from
-from msn_deploy.quant.histograms import collect
 from msn_deploy.quant.sufficiency import SHUFFLES, drift_curve, shuffled_groups
+
+collect = partial(histograms.collect, load=run_on_one_thread)
 
 
 @pytest.mark.parametrize("count", [16, 17, 40, 64, 65, 300])

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from msn_deploy.pipeline.calibration_cache import PARTS, cache_folder, entry_path, look_up, store
+from msn_deploy.pipeline.ranges import PARTS, cache_folder, entry_path, look_up, store
 
 KEY: dict[str, Any] = {
     "model": "a" * 64,
