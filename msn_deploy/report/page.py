@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msn_deploy import __version__
+from msn_deploy.core.errors import size_text
 from msn_deploy.machine.environment import Environment
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def _templates() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters |= {"bytes": bytes_text, "fixed": fixed, "heading": heading_of}
+    found.filters |= {"bytes": size_text, "fixed": fixed, "heading": heading_of}
     found.globals |= {"colours": COLOURS, "dark": DARK, "dash": DASH, "light": LIGHT}
     found.globals |= {"value_text": value_text, "version": __version__}
     return found
@@ -144,16 +145,7 @@ def value_text(key: str, value: Any) -> str:
 
 def _number_text(key: str, value: float) -> str:
     if key.endswith("bytes"):
-        return bytes_text(value)
+        return size_text(value)
     if key.endswith("accuracy") and 0 <= value <= 1:
         return f"{100 * value:.2f} %"
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
-
-
-def bytes_text(value: float) -> str:
-    """Write a number of bytes with a binary unit."""
-    for unit in ("B", "KiB", "MiB"):
-        if value < 1024:
-            return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:.2f} GiB"

@@ -16,8 +16,9 @@ from msn_deploy.bench.bootstrap import Floats
 from msn_deploy.bench.layers import LayerProfile
 from msn_deploy.bench.result import ArmResult, BenchResult
 from msn_deploy.bench.stats import SAME_WITHIN, Ratio, block_medians
+from msn_deploy.core.errors import size_text
 from msn_deploy.report import svg
-from msn_deploy.report.page import COLOURS, bytes_text, decimals_for
+from msn_deploy.report.page import COLOURS, decimals_for
 
 WIDE_PX, NARROW_PX = 700.0, 350.0
 _DOTS = 200  # per arm; more would neither be seen nor leave the page small
@@ -63,7 +64,7 @@ class Point:
     @property
     def size(self) -> str:
         """The size in words."""
-        return "size unknown" if self.size_bytes is None else bytes_text(self.size_bytes)
+        return "size unknown" if self.size_bytes is None else size_text(self.size_bytes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -356,7 +357,7 @@ def line_plot(panel: Panel) -> str:
     for index, (name, points) in reversed(list(enumerate(lines.items()))):
         colour = index % COLOURS
         parts.append(svg.text(along, 48, name, css=f"name t{colour}", anchor="end"))
-        along -= 9.0 * len(name) + 12
+        along -= 10.0 * len(name) + 12
         drawn = [(x(at), y(value)) for at, value in points]
         if drawn:
             parts.append(svg.path(drawn, css=f"curve l{colour}"))

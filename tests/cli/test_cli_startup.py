@@ -69,3 +69,8 @@ def test_type_checkers_and_dir_know_the_public_names():
     assert typed == msn_deploy._HOME
     assert set(msn_deploy.__all__) <= set(dir(msn_deploy))
     assert Path(msn_deploy.__file__).with_name("py.typed").is_file()
+
+
+def test_a_benchmark_without_a_page_loads_no_templates(process_env):
+    code = "import sys, msn_deploy.report.bench, msn_deploy.report.suite; print('jinja2' in sys.modules)"
+    assert _python(code, process_env) == "False\n"

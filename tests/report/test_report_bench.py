@@ -1,3 +1,5 @@
+"""The page of a benchmark: what it says, and that its drawings show the numbers."""
+
 from __future__ import annotations
 
 import re
@@ -6,7 +8,8 @@ import pytest
 from bench_report_page import THREE, Page, result_of
 from bench_results import NAMES, realistic
 
-from msn_deploy.report.bench import render_html
+from msn_deploy.report.bench import front_of, render_html
+from msn_deploy.report.plots import Point
 
 
 def test_page_is_well_formed_and_says_what_was_found():
@@ -84,7 +87,7 @@ def test_stages_become_columns_by_their_keys():
     part = html[html.index("Each stage") :]
     headings = re.findall(r'<th scope="col"[^>]*>([^<]*)</th>', part)[:6]
     assert headings == ["Network", "Stage", "Accuracy", "Size", "Engine weight", "Latency (ms)"]
-    for shown in ("98.33 %", "98.00 %", "2.0 KiB", "512 B", "width:25.0%"):
+    for shown in ("98.33 %", "98.00 %", "2 KiB", "512 bytes", "width:25.0%"):
         assert shown in part
     assert "Each stage" not in render_html(result_of(THREE), title="t")
 
@@ -128,3 +131,95 @@ def test_energy_has_its_interval_and_its_sensor():
     assert "10.04 9.65 to 10.62 4.12 9.32" in text
     assert "VDD_IN, a value per 16 ms; on-module sensor, indicative." in text
     assert "What one query costs" not in render_html(result_of(THREE), title="t")
+
+
+def bands_of(html):
+    """The shaded bands of the wide drift plot: (left, right) in px, once per arm."""
+    found = re.findall(r'<rect x="([\d.]+)" y="[\d.]+" width="([\d.]+)" height="[\d.]+" class="dirty"/>', html)
+    spans = [(float(left), float(left) + float(width)) for left, width in found]
+    return spans[: len(spans) // 2]
+
+
+def test_dirty_blocks_are_shaded_over_all_arms_and_counted_in_the_table():
+    result = realistic(dirty=32)
+    html = render_html(result, title="t")
+    bands = bands_of(html)
+    assert len(bands) == len(NAMES)  # one spell, shaded in each arm's panel
+    (left, right), *others = bands
+    assert others == [(left, right)] * 3
+    end_s = max(max(arm.block_start_ms) for arm in result.arms)
+    starts = [
+        at for arm in result.arms for at, cause in zip(arm.block_start_ms, arm.block_causes, strict=True) if cause
+    ]
+    assert left == pytest.approx(52 + 643 * min(starts) / end_s, abs=1)
+    assert right >= 52 + 643 * max(starts) / end_s - 1
+    assert html.count('class="dropped c0"') == 2 * sum(cause is not None for cause in result.arms[0].block_causes)
+    text = Page(html).text
+    assert "Shaded: the times of the 32 blocks, of 480, that were dropped" in text
+    assert "32 blocks dropped" in Page(html).all("svg")[-1]["aria-label"]
+    part = html[html.index(">Dropped blocks<") :]
+    lost = [int(row.split('<td class="n">')[-1].split("<")[0]) for row in part.split("</tr>")[1:11]]
+    assert sum(lost) == 32
+    clean = render_html(realistic(plain=True), title="t")
+    assert bands_of(clean) == []
+    assert ">Dropped blocks<" not in clean
+
+
+def test_a_band_is_as_wide_as_its_block_took_and_dots_lie_around_the_clean_middle():
+    result = realistic(NAMES[:1], rounds=12, queries=100, dirty=1)
+    html = render_html(result, title="t")
+    (arm,) = result.arms
+    lost = [at for at, cause in enumerate(arm.block_causes) if cause]
+    end = max(arm.block_start_ms)
+    took = arm.block_start_ms[lost[-1]] + sum(arm.samples_ns[lost[-1]]) / 1e6 - arm.block_start_ms[lost[0]]
+    ((left, right),) = bands_of(html)
+    assert right - left == pytest.approx(643 * took / end, abs=0.3)
+    low, high = map(float, re.search(r"own middle. densenet_bn_unfolded (\S+) to (\S+) %", html).groups())
+    assert -5 < low < 0 < high < 5
+
+
+def test_dropped_blocks_have_no_part_in_the_hill():
+    result = realistic(NAMES[:1], dirty=12)
+    slowest = max(max(block) for block in result.arms[0].samples_ns)
+    clean = [
+        block for block, cause in zip(result.arms[0].samples_ns, result.arms[0].block_causes, strict=True) if not cause
+    ]
+    said = re.search(r"slower, up to ([\d.]+)", render_html(result, title="t"))[1]
+    assert float(said) == pytest.approx(max(map(max, clean)) / 1e6, abs=0.006)
+    assert slowest / 1e6 > float(said) + 0.01
+
+
+def test_accuracy_against_latency_and_size_where_two_arms_have_an_accuracy():
+    html = render_html(realistic(), title="t")
+    part = html[html.index("What the speed costs") : html.index("Where the time goes")]
+    filled, hollow = (set(re.findall(rf'class="{look} c(\d)"', part)) for look in ("disc", "hollow"))
+    assert (filled, hollow) == ({"2", "3"}, {"0", "1"})
+    radii = {colour: float(r) for r, colour in re.findall(r'r="([\d.]+)" class="(?:disc|hollow) c(\d)"', part)}
+    assert radii["0"] == pytest.approx(17)
+    assert (radii["3"] / radii["0"]) ** 2 == pytest.approx(860 / 3400, rel=1e-3)
+    rows = re.findall(r"<tr><th scope=.row.*?</tr>", part)
+    assert [("densenet_<wbr>producer" in rows[0]), "94.37" in rows[0], "840 KiB" in rows[3]] == [True] * 3
+    assert [row.endswith("<td>yes</td></tr>") for row in rows] == [True, False, False, True]
+    assert "What the speed costs" not in render_html(result_of(THREE), title="t")
+    alone = realistic(NAMES[:1])
+    assert alone.arms[0].facts.accuracy == 0.9421
+    assert "What the speed costs" not in render_html(alone, title="t")
+
+
+def test_the_front_is_what_nothing_beats_in_all_three():
+    def point(name, accuracy, ms, size_bytes=10):
+        return Point(name=name, index=0, accuracy=accuracy, ms=ms, size_bytes=size_bytes)
+
+    best, slow, worse, small = (
+        point("best", 0.9, 1.0),
+        point("slow", 0.9, 1.1),
+        point("worse", 0.8, 1.0),
+        point("small", 0.7, 5.0, 1),
+    )
+    assert front_of([best, slow, worse, small]) == {"best", "small"}
+    nearly = point("nearly", 0.9, 1.015)
+    assert front_of([best, nearly]) == {"best", "nearly"}, "within 2 % two latencies are equal"
+    finer = point("finer", 0.95, 1.01)
+    assert front_of([best, finer]) == {"finer"}, "and more accurate then decides"
+    unknown = point("unknown", 0.95, 9.0, None)
+    assert front_of([best, small, unknown]) == {"best", "unknown"}, "sizes count where all are known"

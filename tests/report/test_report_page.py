@@ -12,7 +12,7 @@ from bench_results import contrast
 from msn_deploy.bench.measure import ArmFacts
 from msn_deploy.machine.environment import Environment
 from msn_deploy.report.bench import render_html
-from msn_deploy.report.page import DARK, LIGHT, bytes_text, decimals_for, heading_of, value_text
+from msn_deploy.report.page import DARK, LIGHT, decimals_for, heading_of, value_text
 
 HOSTILE = "</title></svg><script>alert('x')</script><img src=x onerror=\"a()\">&amp;"
 
@@ -76,7 +76,8 @@ def test_contrast_of_every_text_colour_in_both_themes(palette):
     ("key", "value", "shown"),
     [
         ("accuracy", 0.97222, "97.22 %"),
-        ("bytes", 0, "0 B"),
+        ("bytes", 0, "0 bytes"),
+        ("engine_bytes", 3 << 20, "3 MiB"),
         ("folded", True, "yes"),
         ("x", None, "\N{EN DASH}"),
         ("x", [1.5, None], "1.5, \N{EN DASH}"),
@@ -86,13 +87,6 @@ def test_contrast_of_every_text_colour_in_both_themes(palette):
 )
 def test_values_are_written_as_their_key_asks(key, value, shown):
     assert value_text(key, value) == shown
-
-
-@pytest.mark.parametrize(
-    ("value", "shown"), [(1023, "1023 B"), (1024, "1.0 KiB"), (3 << 20, "3.0 MiB"), (5 << 30, "5.00 GiB")]
-)
-def test_bytes_have_binary_units(value, shown):
-    assert bytes_text(value) == shown
 
 
 def test_headings_and_decimals():
