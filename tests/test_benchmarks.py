@@ -19,6 +19,8 @@ from msn_deploy.nets.blocks import Norm
 from msn_deploy.nets.densenet_bc import densenet_bc
 from msn_deploy.nets.sequential import vgg7
 
+pytestmark = pytest.mark.slow
+
 PEERS = Path(__file__).resolve().parent.parent / "benchmarks" / "peers"
 
 

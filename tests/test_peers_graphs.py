@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from onnx import ModelProto, numpy_helper
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("msn_deploy.graph.evaluate")
 pytest.importorskip("msn_deploy.model.identity")
 

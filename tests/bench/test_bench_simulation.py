@@ -23,6 +23,8 @@ from msn_deploy.bench.stats import (
     upper_bound,
 )
 
+pytestmark = pytest.mark.slow
+
 signal = pytest.importorskip("scipy.signal")
 RESAMPLES = 200
 

@@ -25,6 +25,14 @@ from msn_deploy.data import load_split
 REPO = Path(msn_deploy.__file__).resolve().parent.parent
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m "not slow"` is looked at
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whatever needs a finished run is slow: making one takes longer than all that it is needed for."""
+    for item in items:
+        if {"run_folder", "whole_run"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What one command line did."""

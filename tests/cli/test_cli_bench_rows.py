@@ -8,6 +8,8 @@ import pytest
 from msn_deploy.core.recipes import load_recipe
 from msn_deploy.pipeline.forms import Form, is_done, make_all, steps_of, three_rows
 
+pytestmark = pytest.mark.slow
+
 QUICK = ("--seconds", "0.5", "--threads", "1")
 RECIPE = """
 net = "cnn3"

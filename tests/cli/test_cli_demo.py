@@ -6,6 +6,8 @@ import pytest
 
 import msn_deploy.pipeline.demo
 
+pytestmark = pytest.mark.slow
+
 
 def test_demo_leaves_the_whole_chain(ok, tmp_path, monkeypatch):
     pytest.importorskip("tensorrt_rtx")

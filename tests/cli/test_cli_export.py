@@ -2,8 +2,12 @@
 
 import json
 
+import pytest
+
 from msn_deploy.core.artifacts import read_sidecar, sha256_of
 from msn_deploy.core.model_info import METADATA_KEY, info_from_json
+
+pytestmark = pytest.mark.slow
 
 
 def test_export_reports_operators_and_parity(ok, run_folder, tmp_path):

@@ -17,6 +17,8 @@ from msn_deploy.engine import load_runner, run_images
 from msn_deploy.training import load_checkpoint, train, train_gan
 from msn_deploy.training.checkpoint import read_tensors, write_tensors
 
+pytestmark = pytest.mark.slow
+
 GAN = """
 net = "dcgan"
 norm = "msn"

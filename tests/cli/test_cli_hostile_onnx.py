@@ -8,6 +8,8 @@ import pytest
 from cli_explained import assert_explained
 from hostile_files import EXPORT_REFUSES, HOSTILE, outside, write
 
+pytestmark = pytest.mark.slow
+
 COMMANDS = {
     "export": ["--out", "x.onnx"],
     "eval": ["--data", "digits"],

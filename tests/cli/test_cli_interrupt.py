@@ -5,6 +5,8 @@ import time
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = ("train", "cnn3_msn", "--epochs", 8, "--limit-train", 256)
 DEADLINE_S = 120
 

@@ -10,6 +10,8 @@ import pytest
 
 from msn_deploy.core.artifacts import publish, read_sidecar, sha256_of, sidecar_path
 
+pytestmark = pytest.mark.slow
+
 SERVER = Path(__file__).with_name("cli_fork_server.py")
 OLD = b"what an earlier run had left here" * 1000
 TIMED_KILLS = 6

@@ -10,6 +10,8 @@ import pytest
 
 import msn_deploy
 
+pytestmark = pytest.mark.slow
+
 HEAVY = (
     "typer",
     "pydantic",

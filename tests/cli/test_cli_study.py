@@ -9,6 +9,8 @@ import pytest
 
 from msn_deploy.pipeline.verify import verify_folder
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):

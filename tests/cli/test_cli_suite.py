@@ -12,6 +12,8 @@ import msn_deploy.pipeline.suite as pipeline_suite
 from msn_deploy.engine import what_machine
 from msn_deploy.machine.state import Reading
 
+pytestmark = pytest.mark.slow
+
 SUITE = """
 title = "Two cases"
 threads = 1

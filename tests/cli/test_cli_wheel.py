@@ -19,7 +19,10 @@ import msn_deploy
 REPO = Path(msn_deploy.__file__).resolve().parent.parent
 HOST_ONLY = ("torch", "safetensors", "onnxsim", "onnxscript", "sklearn", "pytest")
 
-pytestmark = pytest.mark.skipif(not (REPO / "pyproject.toml").is_file(), reason="needs the source tree")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not (REPO / "pyproject.toml").is_file(), reason="needs the source tree"),
+]
 
 
 @pytest.fixture(scope="module")

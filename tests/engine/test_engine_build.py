@@ -17,6 +17,8 @@ from msn_deploy.engine.build import check_out, choose_site
 from msn_deploy.engine.build_options import parse_mib
 from msn_deploy.model.opened import open_model
 
+pytestmark = pytest.mark.slow
+
 needs_rtx = pytest.mark.skipif(not find_spec("tensorrt_rtx"), reason="tensorrt_rtx is not installed")
 RTX = BuildOptions(backend="tensorrt-rtx")
 

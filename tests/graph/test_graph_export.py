@@ -19,6 +19,8 @@ from msn_deploy.core.model_info import NORMS
 from msn_deploy.graph.export import to_onnx
 from msn_deploy.msn import fold
 
+pytestmark = pytest.mark.slow
+
 CONVS = {"cnn3": 3, "vgg7": 7}
 PLAIN = {
     "cnn3": {"Conv": 3, "LeakyRelu": 3, "Reshape": 1, "Gemm": 1},

@@ -13,6 +13,8 @@ from msn_deploy.msn import fold_layers
 from msn_deploy.nets.blocks import Norm
 from msn_deploy.nets.registry import NETS
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("norm", ["bn", "msn", "msn-affine"])
 def test_densenet_has_nothing_left_between_convolutions_but_one_max(norm: str) -> None:

@@ -6,6 +6,7 @@ import os
 from collections import Counter
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
@@ -16,6 +17,8 @@ from msn_deploy.graph.evaluate import run_float64
 from msn_deploy.graph.export import to_onnx
 from msn_deploy.graph.fold import fold_graph
 from msn_deploy.msn import fold_layers
+
+pytestmark = pytest.mark.slow
 
 PER_EXPORT = 10  # programs that one call of torch's exporter takes, which is most of the time
 EXPORTS = int(os.environ.get("MSN_DEPLOY_RANDOM_GRAPHS", "100")) // PER_EXPORT

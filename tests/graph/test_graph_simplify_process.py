@@ -15,6 +15,8 @@ from onnx import ModelProto
 from msn_deploy.core.errors import MissingDependency
 from msn_deploy.graph.simplify import simplify
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_simplifier_that_hangs_is_ended_with_all_that_it_started(
     tiny: Callable[..., ModelProto], fake: Callable[[str], Path], tmp_path: Path

@@ -17,6 +17,8 @@ from msn_deploy.data import load_split, to_input
 from msn_deploy.data.preprocess import measured_preprocess
 from msn_deploy.msn import MSNConv2d, convert, fold
 
+pytestmark = pytest.mark.slow
+
 SPECTRAL = ("msn", "msn-affine", "sn")
 NORMS = (*SPECTRAL, "none")
 

@@ -14,6 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from msn_deploy.msn import MSNConv2d
 
+pytestmark = pytest.mark.slow
+
 RANKS = 2
 STEPS = 3
 

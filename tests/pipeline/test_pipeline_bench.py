@@ -20,6 +20,8 @@ from msn_deploy.pipeline.evaluate import open_classifier
 from msn_deploy.pipeline.export import export_onnx
 from msn_deploy.training.runner import TorchRunner
 
+pytestmark = pytest.mark.slow
+
 QUICK = MeasureOptions(seconds=0.2, block_ms=1, warmup_seconds=0, warmup_queries=2)
 
 

@@ -18,6 +18,8 @@ from msn_deploy.pipeline import budget
 from msn_deploy.pipeline.budget import paired_drop, parse_drop, within_budget
 from msn_deploy.quant.placement import place
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def easy(tmp_path_factory: pytest.TempPathFactory, small_recipe: Callable[..., Any]) -> dict[str, Any]:

@@ -320,6 +320,7 @@ def test_bench_with_msn_deploy_measures_engines_against_bn(unpacked, tmp_path):
     assert calls(root)[-1].startswith("bench engines/net.int8.engine engines/net_bn.engine --baseline engines/net_bn.")
 
 
+@pytest.mark.slow
 def test_install_takes_all_that_runs_a_model_from_the_wheels(unpacked, tmp_path):
     """Names that are written out miss what the extra comes to need; here it needs `deeper`, through `runtime` alone."""
     (unpacked / "wheels").mkdir()

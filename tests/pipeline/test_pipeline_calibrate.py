@@ -26,6 +26,8 @@ from msn_deploy.pipeline.calibrate import CalibrationOptions, calibrate
 from msn_deploy.pipeline.ranges import cache_folder
 from msn_deploy.quant.trt_table import parse_table
 
+pytestmark = pytest.mark.slow
+
 REPO = Path(msn_deploy.__file__).resolve().parent.parent
 
 

@@ -28,6 +28,8 @@ from msn_deploy.model.identity import structural_hash
 from msn_deploy.model.opened import OpenModel
 from msn_deploy.pipeline.export import export_onnx
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory, small_recipe: Callable[..., Any]) -> Path:

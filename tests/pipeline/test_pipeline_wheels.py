@@ -11,6 +11,8 @@ from msn_deploy.core.errors import InputError
 from msn_deploy.pipeline import wheels
 from msn_deploy.pipeline.bundle import bundle
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def house(tmp_path, monkeypatch) -> Path:

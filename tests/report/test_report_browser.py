@@ -13,7 +13,7 @@ from msn_deploy.report.bench import render_html
 
 playwright = pytest.importorskip("playwright.sync_api", reason="the browser test drives Chromium with playwright")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")]
 QUIET = [
     f"--{name}"
     for name in (

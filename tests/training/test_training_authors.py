@@ -19,6 +19,8 @@ from msn_deploy.pipeline.verify import verify_folder
 from msn_deploy.training import import_checkpoint, load_checkpoint
 from msn_deploy.training.authors import layout_of, state_of
 
+pytestmark = pytest.mark.slow
+
 DATA = Path(msn_deploy.__file__).resolve().parents[2] / "shared" / "data"
 KINDS = {  # of synthetic file: our net, norm, classifier, and parameters
     "msn": ("cnn3", "msn-affine", "sn", 103_482),

@@ -16,6 +16,8 @@ from msn_deploy.core.recipes import Recipe
 from msn_deploy.training import load_checkpoint, train
 from msn_deploy.training.checkpoint import read_tensors
 
+pytestmark = pytest.mark.slow
+
 RANKS, BATCH, IMAGES = 2, 16, 64
 
 

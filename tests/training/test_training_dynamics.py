@@ -17,6 +17,8 @@ from msn_deploy.msn import MSNConv2d, SNConv2d
 from msn_deploy.training import train
 from msn_deploy.training.dynamics import Dynamics, applied_weight
 
+pytestmark = pytest.mark.slow
+
 LOOKS = 4
 
 

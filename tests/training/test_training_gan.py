@@ -23,6 +23,8 @@ from msn_deploy.training.checkpoint import read_tensors
 from msn_deploy.training.distributed import World
 from msn_deploy.training.gan import generated
 
+pytestmark = pytest.mark.slow
+
 BATCH, IMAGES = 16, 64
 
 

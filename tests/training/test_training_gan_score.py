@@ -12,6 +12,8 @@ from torch import nn
 from msn_deploy.core.errors import InputError
 from msn_deploy.training.gan_score import frechet_distance, look
 
+pytestmark = pytest.mark.slow
+
 
 def _sample(seed: int, count: int = 60, size: int = 4) -> np.ndarray:
     rng = np.random.default_rng(seed)

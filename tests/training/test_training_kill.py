@@ -13,6 +13,8 @@ import pytest
 from msn_deploy.core.recipes import Recipe
 from msn_deploy.training import train
 
+pytestmark = pytest.mark.slow
+
 BATCH, IMAGES = 16, 64
 STEPS = IMAGES // BATCH
 

@@ -15,6 +15,8 @@ from msn_deploy.core.recipes import load_recipe
 from msn_deploy.nets import build_net
 from msn_deploy.training import load_checkpoint, train, train_gan
 
+pytestmark = pytest.mark.slow
+
 BUILT_IN = sorted(path.stem for path in builtin_folder("models").glob("*.toml"))
 
 
