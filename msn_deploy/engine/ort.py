@@ -117,7 +117,7 @@ class OrtRunner:
 
 
 def run_on_one_thread(graph: ModelProto) -> OrtRunner:
-    """Load a graph that a stage has made on the CPU and one thread: the same numbers, to the bit, on every run."""
+    """Load a graph that a stage has made on the CPU and one thread: the same numbers, bit for bit, on every run."""
     return OrtRunner(made_model(Path("the network"), graph, graph.SerializeToString()), threads=1)
 
 

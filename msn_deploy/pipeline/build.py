@@ -112,7 +112,7 @@ def build_engine(
 def _typed(
     model: OpenModel, out: Path, precision: str, calibration: CalibrationOptions, progress: Progress
 ) -> tuple[OpenModel, PrecisionReport | None]:
-    """Return the model in the precision asked for, and how it was made if it had to be: its file lies beside `out`."""
+    """Return the model in the precision asked for, and how it was made if it had to be: its file is next to `out`."""
     if model.precision == precision:
         return model, None
     if precision == "fp32":

@@ -34,7 +34,7 @@ class Runner(Protocol):
 
 
 Load = Callable[[ModelProto], Runner]
-"""Loads a graph on the CPU and one thread; what it runs is the same to the bit each time."""
+"""Loads a graph on the CPU and one thread; what it runs is the same bit for bit each time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

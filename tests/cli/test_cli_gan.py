@@ -56,7 +56,7 @@ def test_the_folded_onnx_is_torch_and_an_engine_is_built_from_it(cli, folder, tm
     onnx = tmp_path / "small.onnx"
     assert cli("export", folder / "small.safetensors", "--out", onnx).code == 0
     runner = load_runner(onnx)
-    assert runner.input_shape == (1, 16, 1, 1)
+    assert runner.inputs[0].shape == (1, 16, 1, 1)
     model, _ = load_checkpoint(folder / "small.safetensors")
     inputs = np.random.default_rng(3).standard_normal((4, 16, 1, 1)).astype(np.float32)
     with torch.no_grad():
