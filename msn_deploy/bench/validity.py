@@ -86,11 +86,8 @@ def states(readings: Sequence[Reading]) -> dict[str, Any]:
         return {}
     flat = [_flat(each) for each in readings]
     inside = flat[1:-1] or flat
-    names = dict.fromkeys(name for each in inside for name in each)
-    during = {}
-    for name in names:
-        values = [each[name] for each in inside if name in each]
-        during[name] = [min(values), max(values)]
+    values = {name: [each[name] for each in inside if name in each] for each in inside for name in each}
+    during = {name: [min(found), max(found)] for name, found in values.items()}
     return dict(zip(STATES, (flat[0], during, flat[-1]), strict=True))
 
 
