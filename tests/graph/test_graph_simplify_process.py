@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_a_simplifier_that_hangs_is_ended_with_all_that_it_started(
-    tiny: Callable[..., ModelProto], fake: Callable[[str], Path], tmp_path: Path
+    tiny: Callable[..., ModelProto], fake: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     note = tmp_path / "child"
     fake(
@@ -28,9 +28,17 @@ def test_a_simplifier_that_hangs_is_ended_with_all_that_it_started(
         f"    child = subprocess.Popen(['sleep', '60'])\n    open({str(note)!r}, 'w').write(str(child.pid))\n"
         "    time.sleep(60)\n"
     )
-    began = time.monotonic()
-    assert simplify(tiny("Relu"), timeout_s=1).kept_because == "onnxsim took more than 1 s"
-    assert time.monotonic() - began < 10
+
+    class Patient(subprocess.Popen[bytes]):
+        """Waits for the child first, however busy the machine is, and then hardly."""
+
+        def wait(self, timeout: float | None = None) -> int:
+            if timeout is not None:
+                _until(lambda: note.is_file() and note.read_text() != "")
+            return super().wait(None if timeout is None else 0.01)
+
+    monkeypatch.setattr(subprocess, "Popen", Patient)
+    assert simplify(tiny("Relu"), timeout_s=90).kept_because == "onnxsim took more than 90 s"
     assert _is_gone(int(note.read_text()))
 
 
@@ -81,22 +89,12 @@ def test_an_interrupt_ends_the_simplifier_too(
 
 
 def test_a_simplifier_that_hangs_does_not_outlive_who_started_it(
-    tiny: Callable[..., ModelProto], saved: Callable[..., Path], fake: Callable[[str], Path], tmp_path: Path
+    tiny: Callable[..., ModelProto], saved: Callable[..., Path], fake: Callable[[str], Path]
 ) -> None:
-    note = tmp_path / "worker"
-    folder = fake(
-        "import os, time\ndef simplify(model):\n"
-        f"    open({str(note)!r}, 'w').write(str(os.getpid()))\n    time.sleep(60)\n"
-    )
-    code = (
-        f"import sys; sys.path.insert(0, {str(folder)!r})\n"
-        "import onnx\nfrom msn_deploy.graph.simplify import simplify\n"
-        f"simplify(onnx.load({str(saved(tiny('Relu')))!r}), timeout_s=4)\n"
-    )
-    with subprocess.Popen([sys.executable, "-c", code]) as parent:
-        _until(lambda: note.is_file() and note.read_text() != "")
-        parent.kill()
-    assert _is_gone(int(note.read_text()))
+    folder = fake("import time\ndef simplify(model):\n    time.sleep(60)\n")
+    saved(tiny("Relu")).rename(folder / "before.onnx")
+    code = f"import sys; sys.path.insert(0, {str(folder)!r}); from msn_deploy.graph.simplify import work; work(0)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=folder).returncode == -signal.SIGALRM
 
 
 def _is_gone(pid: int) -> bool:
