@@ -72,7 +72,7 @@ def test_the_folded_onnx_is_torch_and_an_engine_is_built_from_it(cli, folder, tm
         assert (tmp_path / "small.engine").stat().st_size > 10_000
     calibrated = json.loads((tmp_path / "small.int8.onnx.json").read_text())
     assert calibrated["config"]["data"] == "latents of the standard normal distribution"
-    assert 3 < calibrated["facts"]["ranges"][runner.input_name] < 6  # of 256 x 100 draws
+    assert 3 < calibrated["facts"]["ranges"][runner.inputs[0].name] < 6  # of 256 x 100 draws
     int8 = np.concatenate([run_images(load_runner(tmp_path / "small.int8.onnx"), each[None]) for each in inputs])
     assert float(np.abs(int8 - wanted).std()) < 0.2 * float(wanted.std())
     outcome = cli("bench", onnx, "--seconds", "0.5")
