@@ -99,7 +99,7 @@ def run_images(runner: Runner, batch: NDArray[np.float32]) -> NDArray[np.float32
             raise InputError(f"{runner.path} makes {output.shape} of {len(part)} images; one row for each is read.")
         made.append(output)
     whole = made[0] if len(made) == 1 else np.concatenate(made)
-    if least > 1:
+    if len(batch) % step:  # the last run may have been filled up
         whole = whole[: len(batch)]
     return np.asarray(whole, dtype=np.float32)
 

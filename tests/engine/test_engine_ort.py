@@ -347,3 +347,15 @@ def test_a_graph_that_only_casts_to_half_counts_as_half(save):
     model.graph.node.insert(0, onnx.helper.make_node("Cast", ["x"], ["h"], to=onnx.TensorProto.FLOAT16))
     path.write_bytes(model.SerializeToString())
     assert open_model(path, step="test").precision == "fp16"
+
+
+def test_what_is_not_one_row_per_image_is_returned_whole_and_refused_in_parts(save, batch):
+    path = save(batch=2)
+    model = onnx.load(path)
+    model.graph.node.append(onnx.helper.make_node("ReduceMean", ["logits"], ["mean"], keepdims=0))
+    model.graph.output[0].CopyFrom(onnx.helper.make_tensor_value_info("mean", onnx.TensorProto.FLOAT, []))
+    path.write_bytes(model.SerializeToString())
+    runner, images = load_runner(path), batch(4)
+    assert run_images(runner, images[:2]) == pytest.approx(reference(images[:2]).mean(), abs=1e-5)
+    with pytest.raises(InputError, match=r"makes \(\) of 2 images; one row for each"):
+        run_images(runner, images)

@@ -7,6 +7,8 @@ import pytest
 from bundle_devices import ORIN_NANO, onnx_bytes
 
 from msn_deploy.core.artifacts import publish
+from msn_deploy.core.model_info import ModelInfo
+from msn_deploy.data.preprocess import measured_preprocess
 from msn_deploy.pipeline.bundle import bundle
 
 
@@ -42,3 +44,24 @@ def unpacked(run, tmp_path) -> Path:
     with tarfile.open(tmp_path / "b.tar") as archive:
         archive.extractall(tmp_path, filter="data")
     return tmp_path / "b"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory, small_net, small_recipe):
+    """A small MSN network with statistics that are not neutral."""
+    from msn_deploy.data import load_split
+    from msn_deploy.training.checkpoint import save_checkpoint
+
+    recipe = small_recipe("cnn3", "msn")
+    images = load_split("digits", "train", height_px=28, width_px=28, channels=1)
+    info = ModelInfo(
+        net="cnn3",
+        norm="msn",
+        classes=images.classes,
+        preprocess=measured_preprocess(images.images),
+        data="digits",
+        recipe=recipe.to_dict(),
+    )
+    path = tmp_path_factory.mktemp("models") / "net.safetensors"
+    save_checkpoint(path, small_net("cnn3", "msn"), info)
+    return path

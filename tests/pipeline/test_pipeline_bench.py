@@ -10,8 +10,6 @@ from msn_deploy.bench import MeasureOptions
 from msn_deploy.bench.gate import judge_regression
 from msn_deploy.bench.profile import preset
 from msn_deploy.core.errors import InputError, MissingDependency, MissingDevice, NotComparable
-from msn_deploy.core.model_info import ModelInfo
-from msn_deploy.data.preprocess import measured_preprocess
 from msn_deploy.engine import OrtRunner, run_images
 from msn_deploy.model.opened import open_model
 from msn_deploy.pipeline.bench import bench
@@ -23,27 +21,6 @@ from msn_deploy.training.runner import TorchRunner
 pytestmark = pytest.mark.slow
 
 QUICK = MeasureOptions(seconds=0.2, block_ms=1, warmup_seconds=0, warmup_queries=2)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory, small_net, small_recipe):
-    """A small MSN network with statistics that are not neutral."""
-    from msn_deploy.data import load_split
-    from msn_deploy.training.checkpoint import save_checkpoint
-
-    recipe = small_recipe("cnn3", "msn")
-    images = load_split("digits", "train", height_px=28, width_px=28, channels=1)
-    info = ModelInfo(
-        net="cnn3",
-        norm="msn",
-        classes=images.classes,
-        preprocess=measured_preprocess(images.images),
-        data="digits",
-        recipe=recipe.to_dict(),
-    )
-    path = tmp_path_factory.mktemp("models") / "net.safetensors"
-    save_checkpoint(path, small_net("cnn3", "msn"), info)
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,6 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantiz
 
 from msn_deploy.core.artifacts import publish
 from msn_deploy.core.errors import InputError
-from msn_deploy.core.model_info import ModelInfo
-from msn_deploy.data import load_split
-from msn_deploy.data.preprocess import measured_preprocess
 from msn_deploy.model.opened import open_model
 from msn_deploy.pipeline.bench import bench
 from msn_deploy.pipeline.calibrate import calibrate
@@ -76,24 +73,11 @@ TOOLS = {
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory, small_net, small_recipe):
+def exported(checkpoint):
     """A small folded network of ours, for any batch."""
-    from msn_deploy.training.checkpoint import save_checkpoint
-
-    recipe = small_recipe("cnn3", "msn")
-    images = load_split("digits", "train", height_px=28, width_px=28, channels=1)
-    info = ModelInfo(
-        net="cnn3",
-        norm="msn",
-        classes=images.classes,
-        preprocess=measured_preprocess(images.images),
-        data="digits",
-        recipe=recipe.to_dict(),
-    )
-    folder = tmp_path_factory.mktemp("exported")
-    save_checkpoint(folder / "net.safetensors", small_net("cnn3", "msn"), info)
-    export_onnx(str(folder / "net.safetensors"), folder / "net.onnx", dynamic_batch=True)
-    return folder / "net.onnx"
+    path = checkpoint.with_name("net.onnx")
+    export_onnx(str(checkpoint), path, dynamic_batch=True)
+    return path
 
 
 @pytest.fixture(params=TOOLS)
