@@ -14,7 +14,7 @@ from onnx import ModelProto
 from torch import nn
 
 from msn_deploy.core.errors import InputError, first_line
-from msn_deploy.model.opset import from_18_to_17
+from msn_deploy.model.opset import from_18_to_17, not_converted
 from msn_deploy.msn.pairs import BATCH_NORMS
 from msn_deploy.msn.plain import copied
 
@@ -71,9 +71,7 @@ def to_onnx(
         require_one_output(model, example)
     written = next(entry.version for entry in proto.opset_import if entry.domain == "")
     if written != opset and not (opset == 17 and written == 18 and from_18_to_17(proto)):
-        raise InputError(
-            f"the graph could not be converted to opset {opset}; it needs opset {written}.\nTry `--opset {written}`."
-        )
+        raise not_converted(written, opset)
     _drop_traces(proto)
     return proto
 

@@ -36,9 +36,14 @@ def to_opset(model: ModelProto, opset: int) -> ModelProto:
             written = 17
         return onnx.version_converter.convert_version(model, opset)
     except Exception as cause:  # its C++ converter raises RuntimeError and more
-        raise InputError(
-            f"the graph could not be converted to opset {opset}; it needs opset {written}.\nTry `--opset {written}`."
-        ) from cause
+        raise not_converted(written, opset) from cause
+
+
+def not_converted(written: int, opset: int) -> InputError:
+    """Return the error for a graph of opset `written` that means something else, or nothing, in `opset`."""
+    return InputError(
+        f"the graph could not be converted to opset {opset}; it needs opset {written}.\nTry `--opset {written}`."
+    )
 
 
 def from_18_to_17(model: ModelProto) -> bool:

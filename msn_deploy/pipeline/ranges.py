@@ -57,7 +57,7 @@ def measured_ranges(
     use_cache: bool = True,
     progress: Progress = silent,
 ) -> Ranges:
-    """Return the ranges of the tensors on the images, by a method of `graph.scales`.
+    """Return the ranges of the tensors on the images, by a method of `quant.scales`.
 
     key: the parts "model", "images", "samples" and "preprocessing" of the cache's key; the others are added here.
     skip_zero: leave out tensors that are zero on all images, instead of an InputError. sufficiency: measure the drift.

@@ -204,7 +204,7 @@ def test_bench_names_the_engine_and_says_that_it_is_no_onnx_file_on_the_cpu(engi
     result = bench([onnx, engine], threads=1, options=quick)
     assert [arm.name for arm in result.arms] == [str(onnx), str(engine)]
     assert result.profile.provider == "cpu and engine"
-    assert [arm.facts["net"] for arm in result.arms] == ["cnn3", "cnn3"]
+    assert [arm.facts.net for arm in result.arms] == ["cnn3", "cnn3"]
 
 
 @pytest.mark.parametrize("asked", [False, True])
@@ -223,7 +223,7 @@ def test_bench_leaves_the_norms_of_an_engine_to_tensorrt(engine, monkeypatch):
     monkeypatch.setattr("msn_deploy.engine.load.preflight", lambda path, *, trusting: plan)
     quick = MeasureOptions(seconds=0.1, block_ms=2, warmup_seconds=0, warmup_queries=1)
     (arm,) = bench([engine], threads=1, options=quick).arms
-    assert (arm.facts["folded"], arm.facts["runtime_norm_fusions"]) == (False, "on")
+    assert (arm.facts.folded, arm.facts.runtime_norm_fusions) == (False, "on")
 
 
 def test_bench_times_the_layers_of_an_engine_and_counts_its_onnx_file(engine, run_folder, tmp_path, monkeypatch):
