@@ -55,7 +55,10 @@ def timed(
     timed_as = {name: first.setdefault(runs[name], name) for name in graphs}
     with ExitStack() as stack:
         runners = {name: stack.enter_context(runner_of(graphs[name], threads=threads)) for name in first.values()}
-        arms = [Arm(name=name, run=lambda runner=runner: runner.run({runner.inputs[0].name: x})) for name, runner in runners.items()]
+        arms = [
+            Arm(name=name, run=lambda runner=runner: runner.run({runner.inputs[0].name: x}))
+            for name, runner in runners.items()
+        ]
         queries_ms = [_query_ms(arm.run) for arm in arms]
         blocks_s = BLOCKS_PER_ROUND * statistics.fmean(max(each, 1.5 * _BLOCK_MS) for each in queries_ms) / 1e3
         seconds = max(seconds, 1.2 * MIN_ROUNDS * blocks_s)

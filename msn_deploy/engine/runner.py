@@ -46,7 +46,7 @@ class Runner(Protocol):
 def check_feeds(feeds: Mapping[str, NDArray[Any]], inputs: Sequence[TensorSpec], *, name: str) -> None:
     """Raise InputError if a runner called `name` is not fed what its inputs take."""
     if not isinstance(feeds, Mapping):
-        raise InputError(f"{name} is fed an array without a name.\n`run_images(runner, batch)` takes a batch of images.")
+        raise InputError(f"{name} is fed an array without a name.\n`run_images(runner, batch)` takes images.")
     if len(feeds) != len(inputs) or any(spec.name not in feeds for spec in inputs):
         wanted = ", ".join(spec.name for spec in inputs)
         raise InputError(f"{name} takes the inputs {wanted}; it is fed {', '.join(feeds) or 'nothing'}.")

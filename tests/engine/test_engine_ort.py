@@ -150,6 +150,7 @@ def test_several_inputs_and_outputs_run_by_name(tmp_path):
 @pytest.mark.parametrize(
     ("feeds", "said"),
     [
+        (np.zeros((2, 3), np.float32), "an array without a name"),
         ({"a": np.zeros((2, 3), np.float32)}, "takes the inputs a, b; it is fed a"),
         ({"a": np.zeros((2, 3), np.float32), "c": np.zeros(3, np.int64)}, "fed a, c"),
         ({"a": np.zeros((2, 3)), "b": np.zeros(3, np.int64)}, "a takes float32 of anyx3; it is fed float64 of 2x3"),
