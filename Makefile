@@ -83,7 +83,6 @@ control: setup
 	$(BIN)/python benchmarks/control.py --out control.json
 
 # The graphs of other exporters against ours, and the time of an export: half an hour on an otherwise idle machine.
-# onnxslim is not a dependency: without `pip install onnxslim` its rows stay empty.
 peers: setup
 	$(BIN)/python benchmarks/peers/graphs.py --out graphs.json
 	$(BIN)/python benchmarks/peers/export_time.py --out export-time.json

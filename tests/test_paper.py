@@ -91,6 +91,7 @@ def desk(scripts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_table_is_trained_once_and_goes_on_where_it_was_stopped(
     scripts: Any, desk: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

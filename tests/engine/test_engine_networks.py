@@ -29,6 +29,8 @@ from msn_deploy.quant.calibrate import quantised_tensors, ranges_from  # noqa: E
 from msn_deploy.quant.precision import to_fp16  # noqa: E402
 from msn_deploy.quant.quantize import quantize  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 collect = partial(histograms.collect, load=run_on_one_thread)
 
 TARGETS = ("rtx-sm86", "rtx-sm89", "rtx-sm120")

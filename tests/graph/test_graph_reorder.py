@@ -16,6 +16,8 @@ from msn_deploy.graph.certificate import certify
 from msn_deploy.graph.evaluate import run_float64
 from msn_deploy.graph.fold import fold_graph
 
+pytestmark = pytest.mark.slow
+
 
 class Joined(nn.Module):
     """Two branches that are joined, pooled, and read by a convolution."""

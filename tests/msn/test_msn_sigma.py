@@ -14,6 +14,8 @@ from msn_deploy import msn
 from msn_deploy.data import load_split
 from msn_deploy.msn.spectral import power_iterate
 
+pytestmark = pytest.mark.slow
+
 NAMES = ["Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d", "Linear"]
 IN, OUT = 8, 16
 

@@ -3,7 +3,9 @@
 import os
 import shutil
 import subprocess
+import sys
 import tarfile
+from pathlib import Path
 
 import pytest
 from bundle_devices import BOARD, ORIN_NANO, calls, device, onnx_bytes, sh, wheel
@@ -132,14 +134,19 @@ def test_a_bundle_for_the_dla_is_refused_where_tensorrt_has_none(run, tmp_path):
         assert (done.returncode, says in done.stderr, calls(root)) == (3, True, [])
 
 
-@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="no shellcheck here")
+SHELLCHECK = shutil.which(
+    "shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+)  # its wheel's, first
+
+
+@pytest.mark.skipif(SHELLCHECK is None, reason="no shellcheck here")
 def test_what_is_written_for_a_device_passes_shellcheck(unpacked, run, tmp_path):
     onnx = open_model(run / "net.int8.onnx", step="test")
     made = write_device_script(
         onnx, tmp_path / "it's.engine", target=ORIN_NANO, precision="int8", options=BuildOptions()
     )
     for script, left_out in ((made.script, ()), (unpacked / "options.sh", ("-s", "sh", "-e", "SC2034,SC2154"))):
-        subprocess.run(["shellcheck", *left_out, script], check=True, timeout=60)
+        subprocess.run([SHELLCHECK, *left_out, script], check=True, timeout=60)
 
 
 def test_msn_deploy_builds_where_it_is_installed(unpacked, tmp_path):

@@ -21,6 +21,8 @@ from msn_deploy.training.checkpoint import read_tensors
 from msn_deploy.training.optimizer import averaged, settled
 from msn_deploy.training.runner import logits_of
 
+pytestmark = pytest.mark.slow
+
 EPOCHS, BATCH, IMAGES = 3, 16, 64
 STEPS = EPOCHS * (IMAGES // BATCH)
 OPTIONS: dict[str, dict[str, Any]] = {
