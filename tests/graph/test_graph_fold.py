@@ -11,6 +11,8 @@ from fold_nets import C, a_norm, folded_and_held
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+pytestmark = pytest.mark.slow
+
 
 class _Net(nn.Module):
     """Layers by name, and a forward that is given as a function of them."""
