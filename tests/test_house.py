@@ -5,6 +5,7 @@ That imports only go down is a contract in pyproject.toml, which import-linter c
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import grimp
@@ -101,3 +102,14 @@ def test_imports_in_functions_count_and_those_for_types_do_not(tmp_path, monkeyp
     assert circles(found) == []
     (folder / "typed.py").write_text(typed + "def f():\n    import small_house.early\n")
     assert circles(imports_of("small_house")) == [["small_house.early", "small_house.typed"]]
+
+
+def test_a_model_is_parsed_where_files_are_opened_and_nowhere_else():
+    parsing = {
+        path.relative_to(PACKAGE).as_posix()
+        for path in PACKAGE.rglob("*.py")
+        if re.search(
+            r"FromString\(|load_model_from_string\(data|load_from_string\(|[^'({]onnx\.load\(", path.read_text()
+        )
+    }
+    assert parsing == {"model/reading.py", "graph/simplify.py", "engine/layer_times.py"}  # two read what a tool wrote
