@@ -6,7 +6,7 @@ torch's), which are folded before the graph is exported, by each layer and its p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from msn_deploy.graph.affine import shape_of
-from msn_deploy.graph.evaluate import Values, values_float64
+from msn_deploy.graph.evaluate import Array, values_float64
 from msn_deploy.graph.fold import FoldedGraph, NormFold, Rule
 from msn_deploy.graph.rules import Code
 from msn_deploy.msn.plain import FoldedLayer, copied, fold_layers, raw_weight
@@ -82,24 +82,36 @@ def certify(folded: FoldedGraph, layers: Sequence[CertifiedNorm] = ()) -> Certif
 
     layers: norms that were folded before the graph was exported. Raises InputError if the graph can't be evaluated.
     """
-    name = str(folded.before.graph.outputs[0].name)
-    same = {name, *(each for fold in folded.folds for each in fold.same)}
-    before, after = values_float64(
-        [folded.before, folded.after], edge_batches(shape_of(folded.before.graph.inputs[0])), same
-    )
-    norms = [_certified(fold, before, after) for fold in folded.folds]
-    whole = NormFold(norm=name, operator="the whole graph", rule="output", same=(name,))
+    outputs = [str(output.name) for output in folded.before.graph.outputs]
+    same = {*outputs, *(each for fold in folded.folds for each in fold.same)}
+    given = folded.before.graph.inputs[0]
+    feeds = [{str(given.name): batch} for batch in edge_batches(shape_of(given))]
+    moved: dict[str, list[tuple[float, float]]] = {}
+    for found in values_float64([folded.before, folded.after], feeds, same):
+        moved.setdefault(found.name, []).append(_moved(*found.values))
+    norms = [_certified(fold, moved) for fold in folded.folds]
+    wholes = [NormFold(norm=name, operator="the whole graph", rule="output", same=(name,)) for name in outputs]
     return Certificate(
-        norms=(*layers, *norms), output=_certified(whole, before, after), pooled_first=folded.pooled_first
+        norms=(*layers, *norms),
+        output=max((_certified(whole, moved) for whole in wholes), key=_relative),
+        pooled_first=folded.pooled_first,
     )
 
 
-def _certified(fold: NormFold, before: list[Values], after: list[Values]) -> CertifiedNorm:
+def _moved(before: Array, after: Array) -> tuple[float, float]:
+    """Return the largest absolute difference (infinite where one of both is not finite), and the largest value."""
+    a, b = (np.asarray(each, dtype=np.float64) for each in (before, after))
+    with np.errstate(invalid="ignore"):
+        apart = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, np.abs(a - b))
+    apart[np.isnan(apart)] = np.inf
+    return float(apart.max(initial=0.0)), float(np.abs(a[np.isfinite(a)]).max(initial=0.0))
+
+
+def _certified(fold: NormFold, moved: Mapping[str, Sequence[tuple[float, float]]]) -> CertifiedNorm:
     difference = of = None
     if fold.rule != "kept":
-        pairs = [(a[name], b[name]) for a, b in zip(before, after, strict=True) for name in fold.same]
-        difference = max(float(np.abs(a - b).max()) for a, b in pairs)
-        of = max(float(np.abs(a).max()) for a, _ in pairs)
+        pairs = [pair for name in fold.same for pair in moved[name]]
+        difference, of = (max(each) for each in zip(*pairs, strict=True))
     return CertifiedNorm(
         norm=fold.norm,
         operator=fold.operator,

@@ -7,7 +7,8 @@ wrong for groups, its max pooling for rounded-up sizes with padding (onnx 1.23),
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,19 @@ from torch.nn import functional as F
 from msn_deploy.core.errors import InputError
 
 Array = NDArray[Any]
-Values = dict[str, Array]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Found:
+    """One tensor, for one feed, in every graph."""
+
+    feed: int
+    """Which of the feeds, from 0."""
+    name: str
+    values: tuple[Array, ...]
+    """One per graph, in their order."""
+    in_float32: frozenset[str] = frozenset()
+    """Names of the nodes on the way to it that could be computed in float32 only."""
 
 
 def run_float64(model: ModelProto, x: Array) -> Array:
@@ -30,25 +43,38 @@ def run_float64(model: ModelProto, x: Array) -> Array:
     double = ir.from_proto(model)
     to_double(double)
     name = model.graph.output[0].name
-    return values_float64([double], [x], {name})[0][0][name]
+    given = next(each for each in double.graph.inputs if str(each.name) not in double.graph.initializers)
+    (found,) = values_float64([double], [{str(given.name): x}], {name})
+    return found.values[0]
 
 
-def values_float64(models: Sequence[ir.Model], batches: Sequence[Array], wanted: Collection[str]) -> list[list[Values]]:
-    """Return the wanted tensors of graphs of doubles (see `to_double`) by name, per graph and input batch (N, ...).
+def values_float64(
+    models: Sequence[ir.Model], feeds: Sequence[Mapping[str, Array]], wanted: Collection[str]
+) -> Iterator[Found]:
+    """Yield each wanted tensor of graphs of doubles (see `to_double`) for each feed, as soon as every graph has it.
 
+    feeds: an array for every input, by its name; those of floats are made float64. What was yielded is not kept here.
     Raises InputError for a graph that the reference implementation can't run.
     """
+    for at, feed in enumerate(feeds):
+        given = {name: x.astype("float64") if x.dtype.kind == "f" else x for name, x in feed.items()}
+        each = [_values(model, given, wanted) for model in models]
+        for name in each[0]:
+            yield Found(feed=at, name=name, values=tuple(values[name] for values in each))
+
+
+def _values(model: ir.Model, feed: Mapping[str, Array], wanted: Collection[str]) -> dict[str, Array]:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # torch warns of read-only weights; nothing here writes
-            evaluators = [_evaluator(model) for model in models]
-            return [[_run(evaluator, batch, wanted) for batch in batches] for evaluator in evaluators]
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")  # torch's of read-only weights, numpy's of what overflows
+            found: Any = _evaluator(model).run(None, dict(feed), intermediate=True)
     except Exception as cause:  # whatever numpy or the reference raises on an operator that it can't run
         first = (str(cause).splitlines() or [""])[0][:160]
         raise InputError(
             f"the graph could not be evaluated in float64, to prove its folds: {type(cause).__name__}: {first}\n"
             "`--no-fold` exports it with its norms as they are."
         ) from cause
+    return {name: value for name, value in found.items() if name in wanted}
 
 
 def _evaluator(model: ir.Model) -> ReferenceEvaluator:
@@ -59,12 +85,6 @@ def _evaluator(model: ir.Model) -> ReferenceEvaluator:
     weights = model.graph.initializers.values()
     evaluator.rt_inits_.update({value.name: value.const_value.numpy() for value in weights if value.const_value})
     return evaluator
-
-
-def _run(evaluator: ReferenceEvaluator, x: Array, wanted: Collection[str]) -> Values:
-    given = next(name for name in evaluator.input_names if name not in evaluator.rt_inits_)
-    found: Any = evaluator.run(None, {given: x.astype("float64")}, intermediate=True)
-    return {name: value for name, value in found.items() if name in wanted}  # the next run takes the others' memory
 
 
 def to_double(model: ir.Model) -> None:

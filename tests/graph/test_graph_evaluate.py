@@ -96,7 +96,7 @@ def test_to_double_and_back_is_the_same_file() -> None:
     assert model.SerializeToString() == before
 
 
-def test_tensors_between_are_told_per_graph_and_batch() -> None:
+def test_tensors_between_are_told_per_graph_and_feed() -> None:
     model = _graph("Conv", 2, {})
     model.graph.node.append(helper.make_node("Relu", ["y"], ["z"]))
     graph = _double(model)
@@ -105,21 +105,23 @@ def test_tensors_between_are_told_per_graph_and_batch() -> None:
     batches = list(np.random.default_rng(0).standard_normal((3, 2, 4, 9, 8)))
     threads = torch.get_num_threads()
     torch.set_num_threads(3)  # not 1, which it is meanwhile
-    values = values_float64([graph, other], batches, {"y", "z"})
+    found = list(values_float64([graph, other], [{"x": batch} for batch in batches], {"y", "z"}))
     after_it = torch.get_num_threads()
     torch.set_num_threads(threads)
     assert after_it == 3
-    assert [len(each) for each in values] == [3, 3]
-    for batch, before, after in zip(batches, *values, strict=True):
-        np.testing.assert_array_equal(before["z"], np.maximum(before["y"], 0))
-        np.testing.assert_array_equal(after["z"], -before["y"])
-        np.testing.assert_allclose(before["y"], run_float64(_graph("Conv", 2, {}), batch), rtol=0, atol=1e-13)
+    assert sorted((each.feed, each.name) for each in found) == [(at, name) for at in range(3) for name in "yz"]
+    values = {(each.feed, each.name): each.values for each in found}
+    for at, batch in enumerate(batches):
+        for y in values[at, "y"]:
+            np.testing.assert_allclose(y, run_float64(_graph("Conv", 2, {}), batch), rtol=0, atol=1e-13)
+        np.testing.assert_array_equal(values[at, "z"][0], np.maximum(values[at, "y"][0], 0))
+        np.testing.assert_array_equal(values[at, "z"][1], -values[at, "y"][1])
 
 
 def test_weights_are_copied_once_and_not_for_every_operator(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     monkeypatch.setattr(torch, "from_numpy", lambda array: seen.append(array) or torch.as_tensor(array))
-    values_float64([_double(_graph("Conv", 2, {}))], [np.zeros((2, 4, 9, 8))] * 2, {"y"})
+    list(values_float64([_double(_graph("Conv", 2, {}))], [{"x": np.zeros((2, 4, 9, 8))}] * 2, {"y"}))
     weights = [array.__array_interface__["data"][0] for array in seen if array.shape == (6, 4, 3, 3)]
     assert len(weights) == 2
     assert len(set(weights)) == 1
