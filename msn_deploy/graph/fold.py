@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import onnx_ir as ir
-from onnx import ModelProto, TensorProto
+from onnx import ModelProto, NodeProto, TensorProto
 
 from msn_deploy.graph.affine import Mapped, affine_of
 from msn_deploy.graph.clean import clean
@@ -63,6 +63,9 @@ def fold_graph(model: ModelProto) -> FoldedGraph:
     Norms of graphs that are not of one floating precision, or that branch on their input, are kept with a reason.
     """
     graph = ir.from_proto(model)
+    if len(_float_types(model)) > 1:  # of constants that are cast, perhaps, which are computed once
+        clean(graph)
+        model = ir.to_proto(graph)
     single = _float_types(model) == {TensorProto.FLOAT}
     if single:
         to_double(graph)
@@ -107,14 +110,25 @@ def _why_none(model: ModelProto) -> Refused | None:
 
 
 def _float_types(model: ModelProto) -> set[int]:
-    floats = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
-    found = {tensor.data_type for tensor in model.graph.initializer}
+    """Return the floating types that a graph computes in; the scales of a Resize, always float32, don't count."""
+    floats = {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16}
+    read_as = [(name, _scales(node) == at) for node in model.graph.node for at, name in enumerate(node.input)]
+    scales = {name for name, is_scales in read_as if is_scales} - {name for name, is_scales in read_as if not is_scales}
+    found = {tensor.data_type for tensor in model.graph.initializer if tensor.name not in scales}
     found |= {value.type.tensor_type.elem_type for value in (*model.graph.input, *model.graph.output)}
     for node in model.graph.node:
-        found |= {entry.t.data_type for entry in node.attribute if entry.HasField("t")}
+        if not scales.issuperset(node.output):
+            found |= {entry.t.data_type for entry in node.attribute if entry.HasField("t")}
         if node.op_type == "Cast":
             found |= {entry.i for entry in node.attribute if entry.name == "to"}
-    return found & set(floats)
+    return found & floats
+
+
+def _scales(node: NodeProto) -> int | None:
+    """Return which input holds the scales of an operator that resizes."""
+    if node.op_type == "Upsample":
+        return 1
+    return (1 if len(node.input) < 3 else 2) if node.op_type == "Resize" else None
 
 
 @dataclass(slots=True)
@@ -127,7 +141,7 @@ class _Folder:
     kept: dict[int, NormFold] = field(default_factory=dict)
     """By the id of the node, as the last round found it."""
     shown_by: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """The names of tensors that are gone, and of those that show the same instead."""
+    """The names of tensors that are gone or hold something else now, and of those behind them that show the same."""
     order: dict[int, int] = field(default_factory=dict)
     """Where each node stood."""
 
@@ -150,13 +164,12 @@ class _Folder:
             if refusal is not None:
                 self.kept[id(node)] = _kept(node, refusal)
             return
-        read, made = str(own.value.name), str(node.outputs[0].name)
-        result = _fold_one(node, own)
+        result, changed = _fold_one(node, own)
         if result.rule == "kept":
             self.kept[id(node)] = result
             return
         self.folded[id(node)] = result
-        self.shown_by[read if result.rule == "into-producer" else made] = result.same
+        self.shown_by |= dict.fromkeys(changed, result.same)
 
     def found(self) -> list[NormFold]:
         """Return what became of each norm, in graph order, told by tensors that are left."""
@@ -191,11 +204,12 @@ def _join_arithmetic(graph: ir.Graph) -> None:
         graph.remove(node, safe=True)
 
 
-def _fold_one(node: ir.Node, own: Mapped) -> NormFold:
-    """Fold one norm, or return why it is kept."""
+def _fold_one(node: ir.Node, own: Mapped) -> tuple[NormFold, tuple[str, ...]]:
+    """Fold one norm, or return why it is kept, and the names of the tensors that the fold changes."""
     output = node.outputs[0]
     if not own.of.is_finite:
-        return _kept(node, Refused("NOT_FINITE", "its scale or shift is not finite (a variance below zero, or NaN)"))
+        bad = Refused("NOT_FINITE", "its scale or shift is not finite (a variance below zero, or NaN)")
+        return _kept(node, bad), ()
     folded = NormFold(norm=norm_name(node), operator=node.op_type, rule="into-producer", same=(str(output.name),))
     try:
         if output.is_graph_output() and own.value.producer() is None:
@@ -209,7 +223,7 @@ def _fold_one(node: ir.Node, own: Mapped) -> NormFold:
         output.replace_all_uses_with(own.value, replace_graph_outputs=True)
         graph_of(node).remove(node, safe=True)
         own.value.name = name
-        return folded
+        return folded, plan.changed
     try:
         plan = plan_into_readers(output, own.of)
     except Refused as by_readers:
@@ -217,11 +231,11 @@ def _fold_one(node: ir.Node, own: Mapped) -> NormFold:
         main, other = sorted(
             (by_producers, by_readers), key=lambda each: _VAGUE.index(each.code) if each.code in _VAGUE else -1
         )
-        return replace(_kept(node, main), why=f"{main.why}; {other.why}")
+        return replace(_kept(node, main), why=f"{main.why}; {other.why}"), ()
     plan.carry_out()
     output.replace_all_uses_with(own.value)
     graph_of(node).remove(node, safe=True)
-    return replace(folded, rule="into-readers", same=tuple(dict.fromkeys(plan.same)))
+    return replace(folded, rule="into-readers", same=tuple(dict.fromkeys(plan.same))), plan.changed
 
 
 def _kept(node: ir.Node, refusal: Refused) -> NormFold:

@@ -83,9 +83,11 @@ class Plan:
     edits: tuple[tuple[Callable[[ir.Node, Affine], None], ir.Node, Affine], ...] = ()
     same: tuple[str, ...] = ()
     """Names of the tensors behind the readers, which stay what they are."""
+    changed: tuple[str, ...] = ()
+    """Names of the tensors on the way, which hold something else afterwards."""
 
     def __add__(self, other: Plan) -> Plan:
-        return Plan(self.edits + other.edits, self.same + other.same)
+        return Plan(self.edits + other.edits, self.same + other.same, self.changed + other.changed)
 
     def carry_out(self) -> None:
         """Make the edits."""
@@ -102,16 +104,17 @@ def plan_into_producers(value: ir.Value, of: Affine) -> Plan:
         raise Refused("READ_ELSEWHERE", f"what it reads, the output of {named(node)}, is also read without it")
     if node.domain:
         raise Refused("UNKNOWN_OPERATOR", f"{named(node)} of the domain {node.domain} stands before it")
+    plan = Plan(changed=(str(value.name),))
     if affine_of(node) is not None:
-        return Plan(((map_outputs, node, of),))
-    return _PRODUCERS.get(node.op_type, _before_any)(node, of)
+        return plan + Plan(((map_outputs, node, of),))
+    return plan + _PRODUCERS.get(node.op_type, _before_any)(node, of)
 
 
 def plan_into_readers(value: ir.Value, of: Affine) -> Plan:
     """Plan to let every reader of a value see x where it saw `of(x)`. Raises Refused."""
     if value.is_graph_output():
         raise Refused("GRAPH_OUTPUT", "its output is the output of the network")
-    plan = Plan()
+    plan = Plan(changed=(str(value.name),))
     for node in dict.fromkeys(node for node, _ in value.uses()):
         if node.domain:
             raise Refused("UNKNOWN_OPERATOR", f"{named(node)} of the domain {node.domain} reads it")

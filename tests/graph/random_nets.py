@@ -38,7 +38,8 @@ def programs(draw: st.DrawFn) -> Program:
         newest = len(program.shapes) - 1
         source = newest if draw(st.integers(0, 3)) else draw(st.integers(0, newest))
         kinds = ["conv", "conv", "transposed", "norm", "norm", "relu", "relu", "leaky", "prelu", "relu6", "sigmoid"]
-        kind = draw(st.sampled_from([*kinds, "max-pool", "avg-pool", "concat", "add", "upsample", "shift", "scale"]))
+        kinds += ["max-pool", "avg-pool", "concat", "add", "upsample", "shift", "scale", "gain", "times", "times"]
+        kind = draw(st.sampled_from(kinds))
         _append(draw, program, kind, source)
     return program
 
@@ -99,6 +100,8 @@ def _append(draw: st.DrawFn, program: Program, kind: str, source: int) -> None:
         options = {"affine": draw(st.booleans())}
     elif kind == "relu6" and draw(st.booleans()):
         return
+    elif kind == "times":
+        options = {"factor": draw(st.sampled_from([0.125, 0.5, 2.0, 4.0])), "divides": draw(st.booleans())}
     if kind in ("norm", "conv", "transposed"):
         options["gains"] = draw(st.sampled_from(["positive", "positive", "mixed", "with-zero"]))
     program.steps.append((kind, sources, options))
@@ -141,6 +144,8 @@ class RandomNet(nn.Module):
             return nn.PReLU(channels)
         if kind in ("shift", "scale"):
             return nn.ParameterDict({"value": torch.randn(channels, 1, 1)})
+        if kind == "gain":
+            return nn.ParameterDict({"value": torch.rand(channels, 1, 1) + 0.1})
         return nn.Identity()
 
     @staticmethod
@@ -202,8 +207,10 @@ def _step(kind: str, layer: nn.Module, inputs: list[Tensor], options: dict[str, 
         return torch.sigmoid(x)
     if kind == "shift":
         return x + layer["value"]
-    if kind == "scale":
+    if kind in ("scale", "gain"):
         return layer["value"] * x
+    if kind == "times":  # factors that the float32 constants of the exporter hold exactly
+        return x / options["factor"] if options["divides"] else x * options["factor"]
     if kind == "max-pool":
         return F.max_pool2d(x, options["kernel"], options["stride"], options["padding"], ceil_mode=options["ceil"])
     if kind == "avg-pool":

@@ -74,11 +74,42 @@ FOLDED = {
         lambda m, x: m.norm(m.conv(x)) + m.conv(torch.sigmoid(x)), conv=_conv(), norm=a_norm(gains="mixed")
     ),
     "upsampled": lambda: _chain(_conv(padding=1), nn.Upsample(scale_factor=2, mode="bilinear"), a_norm()),
+    "factor-behind-relu": lambda: _chain(_conv(), a_norm(), nn.ReLU(), _Times(0.5), nn.AvgPool2d(2)),
+    "factor-before-max-pool": lambda: _chain(_conv(), a_norm(), nn.ReLU(), _Times(2.0), nn.MaxPool2d(2)),
+    "temperature": lambda: _Net(
+        lambda m, x: m.linear(m.norm(m.conv(x)).relu().mean((2, 3)) / 8),
+        conv=_conv(), norm=a_norm(), linear=nn.Linear(C, 3),
+    ),
+    "sum-as-four-means": lambda: _Net(
+        lambda m, x: m.after(m.last(4 * F.avg_pool2d(m.norm(m.conv(x)).relu(), 2))),
+        conv=_conv(), norm=a_norm(), last=_conv(), after=_filled(nn.BatchNorm2d(C, affine=False)),
+    ),
+    "norm-behind-global-pool": lambda: _Net(
+        lambda m, x: m.linear(m.neck(m.norm(m.conv(x)).relu().mean((2, 3)))),
+        conv=_conv(), norm=a_norm(), neck=nn.BatchNorm1d(C), linear=nn.Linear(C, 3),
+    ),
+    "scaled-residual-branch": lambda: _Net(
+        lambda m, x: (lambda y: torch.sigmoid(y + m.second(m.b(y)).relu() * 0.125))(m.first(m.a(x)).relu()),
+        a=_conv(), b=_conv(padding=1), first=a_norm(), second=a_norm(),
+    ),
+    "scaled-parts-of-a-concat": lambda: _Net(
+        lambda m, x: torch.sigmoid(torch.cat([m.first(m.a(x)).relu() * 0.5, m.second(m.b(x)).relu()], 1) * 4),
+        a=_conv(), b=_conv(), first=a_norm(), second=a_norm(),
+    ),
     "division-and-subtraction": lambda: _Net(
         lambda m, x: (m.a["value"] - m.conv(x)) / m.b["value"],
         conv=_conv(), a=_vector(), b=_positive(),
     ),
 }  # fmt: skip
+
+
+class _Times(nn.Module):
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.factor
 
 
 def _vector() -> nn.Module:
@@ -102,7 +133,7 @@ def test_what_can_be_folded_is(name: str) -> None:
     assert folded.folds
     assert [fold.rule for fold in folded.folds if fold.rule == "kept"] == []
     assert not operators.keys() & {"BatchNormalization", "Mul", "Sub", "Div"}
-    assert operators["Add"] == (name in ("add-norm", "shared-conv"))
+    assert operators["Add"] == (name in ("add-norm", "shared-conv", "scaled-residual-branch"))
 
 
 KEPT = {

@@ -138,16 +138,28 @@ def _sum(model: ModelProto) -> bytes:
 
 
 @pytest.mark.parametrize("where", ["initializer", "attribute"])
-def test_graphs_of_two_precisions_are_left_alone(exported: Callable[..., Any], where: str) -> None:
+@pytest.mark.parametrize("read", ["input", "scale", "nothing"])
+def test_graphs_of_two_precisions_are_left_alone(exported: Callable[..., Any], where: str, read: str) -> None:
+    """A constant that is only cast, or that nothing reads, is none of a second precision."""
     model = exported("cnn3", "bn", folded=False).graph
-    half = numpy_helper.from_array(np.ones(1, np.float16), "half")
+    half = numpy_helper.from_array(np.full(1, 0.5, np.float16), "half")
     if where == "initializer":
         model.graph.initializer.append(half)
-        model.graph.node.append(helper.make_node("Identity", ["half"], ["unread"]))
     else:
-        model.graph.node.append(helper.make_node("Constant", [], ["unread"], value=half))
+        model.graph.node.insert(0, helper.make_node("Constant", [], ["half"], value=half))
+    if read == "input":
+        model.graph.node.append(helper.make_node("Cast", ["logits"], ["low"], to=TensorProto.FLOAT16))
+        model.graph.node.append(helper.make_node("Mul", ["low", "half"], ["more"]))
+        model.graph.output.append(helper.make_tensor_value_info("more", TensorProto.FLOAT16, [1, 10]))
+    elif read == "scale":
+        norm = next(at for at, node in enumerate(model.graph.node) if node.op_type == "BatchNormalization")
+        behind = model.graph.node[norm].output[0]
+        model.graph.node[norm].output[0] = "unscaled"
+        model.graph.node.insert(norm + 1, helper.make_node("Cast", ["half"], ["cast"], to=TensorProto.FLOAT))
+        model.graph.node.insert(norm + 2, helper.make_node("Mul", ["unscaled", "cast"], [behind]))
     folds = fold_graph(model).folds
-    assert [fold.code for fold in folds] == ["MIXED_PRECISION"] * 3
+    assert {fold.code for fold in folds} == ({"MIXED_PRECISION"} if read == "input" else {""})
+    assert len(folds) == 3 + (read == "scale")
 
 
 def test_a_graph_in_half_precision_keeps_its_norms_and_its_precision() -> None:

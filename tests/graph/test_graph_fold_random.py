@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from random_nets import CHANNELS, SIDE, Program, RandomNet, programs
 from torch import Tensor, nn
 
+from msn_deploy.graph.certificate import certify
 from msn_deploy.graph.evaluate import run_float64
 from msn_deploy.graph.export import to_onnx
 from msn_deploy.graph.fold import fold_graph
@@ -52,6 +53,7 @@ def _check(drawn: list[Program]) -> None:
         worst = float(np.abs(own - truth).max()) / max(1.0, float(np.abs(truth).max()))
         assert worst <= 1e-9, program
     assert got.shape[1] == 0
+    assert certify(folded).is_exact, drawn
     assert all(bool(each.code) == bool(each.why) == (each.rule == "kept") for each in folded.folds)
     left = sum(node.op_type == "BatchNormalization" for node in folded.model.graph.node)
     assert left <= sum(each.rule == "kept" for each in folded.folds)
