@@ -79,6 +79,47 @@ def conv_net(
     return model
 
 
+def stereo_net(*, batch: int | str = "N", width: int | str = "W") -> Any:
+    """Two images, floats and bytes, and a scalar, to the convolved sum, its best channel and whether any is above 0."""
+    weight = np.random.default_rng(7).uniform(-0.5, 0.5, (4, 3, 3, 3)).astype(np.float32)
+    nodes = [
+        helper.make_node("Cast", ["right"], ["bytes"], to=TensorProto.FLOAT),
+        helper.make_node("Cast", ["gain"], ["factor"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["bytes", "factor"], ["scaled"]),
+        helper.make_node("Add", ["left", "scaled"], ["both"]),
+        helper.make_node("Conv", ["both", "weight"], ["sum"], name="conv0", pads=[1, 1, 1, 1]),
+        helper.make_node("ReduceMax", ["sum"], ["most"], axes=[2, 3], keepdims=0),
+        helper.make_node("ArgMax", ["most"], ["best"], axis=1, keepdims=0),
+        helper.make_node("ReduceMax", ["sum"], ["top"], keepdims=0),
+        helper.make_node("Greater", ["top", "zero"], ["any"]),
+    ]
+    shape = [batch, 3, 8, width]
+    graph = helper.make_graph(
+        nodes,
+        "stereo_net",
+        [
+            helper.make_tensor_value_info("left", TensorProto.FLOAT, shape),
+            helper.make_tensor_value_info("right", TensorProto.UINT8, shape),
+            helper.make_tensor_value_info("gain", TensorProto.INT64, []),
+        ],
+        [
+            helper.make_tensor_value_info("sum", TensorProto.FLOAT, [batch, 4, 8, width]),
+            helper.make_tensor_value_info("best", TensorProto.INT64, [batch]),
+            helper.make_tensor_value_info("any", TensorProto.BOOL, []),
+        ],
+        [numpy_helper.from_array(weight, "weight"), numpy_helper.from_array(np.float32(0.25), "zero")],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.fixture
+def stereo(tmp_path: Path) -> Path:
+    """A stereo_net whose batch and width are open."""
+    path = tmp_path / "stereo.onnx"
+    path.write_bytes(stereo_net().SerializeToString())
+    return path
+
+
 @pytest.fixture
 def save(tmp_path: Path) -> Callable[..., Path]:
     """Write a conv_net of the given options to a file of its own."""

@@ -12,13 +12,23 @@ from msn_deploy.cli.calibrate import show_verdict
 from msn_deploy.cli.options import Data, Json, LeaveOut, MaxDrop, Method, Samples, new_file
 from msn_deploy.core.errors import size_text
 from msn_deploy.core.model_info import DEFAULT_METHOD, DEFAULT_SAMPLES
-from msn_deploy.engine.build_options import BuildOptions, parse_mib
+from msn_deploy.engine.build_options import DEFAULT_BATCH, BuildOptions, parse_mib
+from msn_deploy.engine.runner import sizes_text
+from msn_deploy.engine.tensors import parse_shapes
 from msn_deploy.machine.targets import find_target
 
 if TYPE_CHECKING:
     from msn_deploy.engine import BuildReport, DeviceBuild, DlaPlan
     from msn_deploy.pipeline.build import EngineReport
 
+Shapes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--shapes",
+        metavar="NAME=MIN:OPT:MAX",
+        help="Sizes of an input that leaves more than its batch open; repeatable.",
+    ),
+]
 _DEFAULT = BuildOptions()
 _ROWS = 12  # of the fallback table; the sidecar holds all
 
@@ -34,12 +44,19 @@ def command(
     target: Annotated[str, typer.Option(help="Device; `msn-deploy targets` lists them.")] = "auto",
     backend: Annotated[str, typer.Option(help="auto, tensorrt or tensorrt-rtx.")] = _DEFAULT.backend,
     batch: Annotated[
-        int, typer.Option("--batch-size", min=1, help="Maximum batch size (dynamic-batch files only).")
-    ] = _DEFAULT.batch,
+        int | None,
+        typer.Option(
+            "--batch-size",
+            min=1,
+            help="Maximum batch size (dynamic-batch files only).",
+            show_default=str(DEFAULT_BATCH),
+        ),
+    ] = None,
     min_batch: Annotated[int, typer.Option(min=1, help="Minimum batch size, likewise.")] = _DEFAULT.min_batch,
     opt_batch: Annotated[
         int | None, typer.Option(min=1, help="Batch size to optimise for, likewise.", show_default="the largest")
     ] = None,
+    shapes: Shapes = None,
     workspace: Annotated[
         str,
         typer.Option(
@@ -87,6 +104,7 @@ def command(
         batch=batch,
         min_batch=min_batch,
         opt_batch=opt_batch,
+        shapes=tuple(map(parse_shapes, shapes or ())),
         workspace_mib=parse_mib(workspace),
         timing_cache=timing_cache,
         optimization_level=optimization_level,
@@ -130,12 +148,21 @@ def _show_engine(built: BuildReport, onnx: Path) -> None:
     output.say(
         f"  builder    {built.backend} {built.backend_version}, target {built.target or built.device or 'this GPU'}"
     )
+    for what, specs in (("inputs", built.inputs), ("outputs", built.outputs)):
+        named = (f"{each.name} {each.dtype} {sizes_text(each.shape)}" for each in specs)
+        output.say(f"  {what:10} {', '.join(named)}")
+    for name, shapes in built.ranges.items():
+        output.say(f"  takes      {name} of {', '.join(map(sizes_text, dict.fromkeys(shapes)))}")
     output.say(
         f"  layers     {len(built.layers) or '-'}, INT8 convolutions "
         f"{built.int8_convs if built.int8_convs is not None else '-'}; weights {size_text(built.weight_memory_bytes)}"
     )
     if built.dla is not None:
         _show_dla(built.dla)
+    for layer in built.not_int8[:_ROWS]:
+        output.say(f"  not INT8   {layer.name} ({layer.kind}, {layer.precision or 'type not told'})")
+    if len(built.not_int8) > _ROWS:
+        output.say(f"             ... and {len(built.not_int8) - _ROWS} more")
     for warning in built.warnings[:2]:
         output.say(f"  warning    {warning}")
 

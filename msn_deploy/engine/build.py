@@ -9,13 +9,22 @@ from pathlib import Path
 
 from msn_deploy.core.artifacts import Parent, publish, read_sidecar
 from msn_deploy.core.errors import InputError
+from msn_deploy.core.model_info import TensorSpec
 from msn_deploy.core.progress import Progress, silent
 from msn_deploy.engine.backends import Backend, pick_backend
 from msn_deploy.engine.build_log import logger_of
 from msn_deploy.engine.build_options import BuildOptions
 from msn_deploy.engine.dla import DlaPlan
-from msn_deploy.engine.inspector import Layer, count_int8_convs, inspect_plan, layers_from_log, memory_from_log
+from msn_deploy.engine.inspector import (
+    Layer,
+    count_int8_convs,
+    inspect_plan,
+    layers_from_log,
+    memory_from_log,
+    not_in_int8,
+)
 from msn_deploy.engine.preflight import trust_built
+from msn_deploy.engine.tensors import Range
 from msn_deploy.engine.trt_build import build_plan, is_weakly_typed
 from msn_deploy.machine.device import DeviceFacts, first_gpu, target_of
 from msn_deploy.machine.targets import Target, check_dla, check_precision, find_target
@@ -29,10 +38,12 @@ _KEPT_WARNINGS = 10
 class BuildReport:
     """What a build made. Bytes, seconds and counts; None where TensorRT did not tell.
 
-    precision: of the network. compute_capability: such as "8.6". device: the GPU's name, None ahead of time.
-    layers: () if not told. int8_convs: convolutions that read INT8. device_memory_bytes: of one execution context,
-    beside the weights. dla: where each layer runs, None without DLA. replicate: which of several, from 1.
-    warnings: the builder's first ten.
+    precision: of the network. inputs, outputs: as the engine has them, None for an open size. ranges: the smallest, the
+    best and the largest shape of each input with open sizes. compute_capability: such as "8.6". device: the GPU's
+    name, None ahead of time. layers: () if not told. int8_convs: convolutions that read INT8. not_int8: convolutions
+    and matrix products of an INT8 network that read something else. device_memory_bytes: of one execution context,
+    beside the weights. dla: where each layer runs, None without DLA. replicate: which of several, from 1. warnings:
+    the builder's first ten.
     """
 
     path: Path
@@ -42,12 +53,15 @@ class BuildReport:
     compute_capability: str | None
     device: str | None
     precision: str
-    input_shape: tuple[int, ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    ranges: dict[str, Range]
     plan_bytes: int
     weight_memory_bytes: int | None
     device_memory_bytes: int | None
     layers: tuple[Layer, ...]
     int8_convs: int | None
+    not_int8: tuple[Layer, ...]
     version_compatible: bool
     hardware_compatible: bool
     dla_core: int | None
@@ -132,12 +146,15 @@ def build_engine_file(
         compute_capability=capability,
         device=device,
         precision=precision,
-        input_shape=built.input_shape,
+        inputs=built.inputs,
+        outputs=built.outputs,
+        ranges=built.ranges,
         plan_bytes=built.plan.nbytes,
         weight_memory_bytes=memory.weight_memory_bytes,
         device_memory_bytes=device_memory,
         layers=layers,
         int8_convs=count_int8_convs(layers) if layers else None,
+        not_int8=not_in_int8(layers) if precision == "int8" else (),
         version_compatible=options.version_compatible,
         hardware_compatible=options.hardware_compatible,
         dla_core=options.dla,

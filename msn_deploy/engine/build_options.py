@@ -10,7 +10,11 @@ from typing import Any
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.model_info import DEFAULT_WORKSPACE_MIB
 from msn_deploy.engine.backends import check_backend
+from msn_deploy.engine.tensors import InputShapes, Range, shape_ranges
 from msn_deploy.machine.targets import Target, check_dla
+from msn_deploy.model.opened import OpenModel
+
+DEFAULT_BATCH = 8  # the largest where the file leaves the batch open
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,7 +24,8 @@ class BuildOptions:
     precision: what the file is expected to be; None takes the file's own, which is what decides (only TensorRT 8
     also needs it as a flag). target: None is the GPU of this machine, or rtx-sm86 ahead of time where there is none.
     backend: "auto", "tensorrt" or "tensorrt-rtx". min_batch, opt_batch, batch: the least, the one to be fast at (None:
-    the largest) and the largest, images; used where the file leaves the batch open. workspace_mib: scratch memory of
+    the largest) and the largest (None: DEFAULT_BATCH) of inputs whose first axis the file leaves open. shapes: the
+    sizes of inputs that leave others open, or whose first axis is not a batch. workspace_mib: scratch memory of
     the builder, MiB. timing_cache: read if it exists, then written (not on RTX). optimization_level: 0 to 5, None is
     TensorRT's own default. version_compatible: the plan loads in later TensorRT releases too. hardware_compatible: it
     loads on every GPU from Ampere on. dla: the core to build for, with fallback to the GPU; None is the GPU alone.
@@ -30,9 +35,10 @@ class BuildOptions:
     precision: str | None = None
     target: Target | None = None
     backend: str = "auto"
-    batch: int = 8
+    batch: int | None = None
     min_batch: int = 1
     opt_batch: int | None = None
+    shapes: tuple[InputShapes, ...] = ()
     workspace_mib: int = DEFAULT_WORKSPACE_MIB
     timing_cache: Path | None = None
     optimization_level: int | None = None
@@ -44,12 +50,12 @@ class BuildOptions:
 
     def __post_init__(self) -> None:
         check_backend(self.backend)
-        if self.batch < 1:
+        if self.most_batch < 1:
             raise InputError(f"a batch of {self.batch} images cannot be built.\nGive `--batch-size` 1 or more.")
-        if not 1 <= self.min_batch <= self.best_batch <= self.batch:
+        if not 1 <= self.min_batch <= self.best_batch <= self.most_batch:
             raise InputError(
-                f"batches of {self.min_batch} (least), {self.best_batch} (fastest) and {self.batch} (largest) images "
-                "are out of order.\nGive 1 <= `--min-batch` <= `--opt-batch` <= `--batch-size`."
+                f"batches of {self.min_batch} (least), {self.best_batch} (fastest) and {self.most_batch} (largest) "
+                "images are out of order.\nGive 1 <= `--min-batch` <= `--opt-batch` <= `--batch-size`."
             )
         if self.workspace_mib < 1:
             raise InputError(
@@ -72,19 +78,35 @@ class BuildOptions:
             check_dla(self.target, self.dla)
 
     @property
-    def best_batch(self) -> int:
-        """The batch that kernels are chosen for."""
-        return self.batch if self.opt_batch is None else self.opt_batch
+    def most_batch(self) -> int:
+        """The largest batch."""
+        return DEFAULT_BATCH if self.batch is None else self.batch
 
     @property
-    def batch_range(self) -> tuple[int, int, int]:
-        """The least, the best and the largest batch of the plan; on DLA every size is fixed."""
-        return (self.min_batch, self.best_batch, self.batch) if self.dla is None else (self.batch,) * 3
+    def best_batch(self) -> int:
+        """The batch that kernels are chosen for."""
+        return self.most_batch if self.opt_batch is None else self.opt_batch
+
+    def ranges(self, model: OpenModel) -> dict[str, Range]:
+        """Return the range of every input of a model that has open sizes; on DLA every size is fixed.
+
+        Raises InputError for an open size without an option, and for an option without an open size.
+        """
+        batches = (self.min_batch, self.best_batch, self.most_batch)
+        return shape_ranges(
+            model.inputs,
+            self.shapes,
+            batches if self.dla is None else (self.most_batch,) * 3,
+            source=str(model.path),
+            batch_asked=self.batch is not None or self.opt_batch is not None or self.min_batch > 1,
+            one_size=self.dla is not None,
+        )
 
     def as_config(self) -> dict[str, Any]:
         """Return every option as plain values, for a sidecar."""
         cache = str(self.timing_cache) if self.timing_cache else None
-        return {**asdict(self), "timing_cache": cache, "target": self.target.name if self.target else None}
+        given = {"batch": self.most_batch, "timing_cache": cache, "shapes": [str(each) for each in self.shapes]}
+        return {**asdict(self), **given, "target": self.target.name if self.target else None}
 
 
 def parse_mib(text: str) -> int:

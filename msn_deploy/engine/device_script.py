@@ -13,10 +13,10 @@ from importlib import resources
 from pathlib import Path
 
 from msn_deploy.core.artifacts import publish
-from msn_deploy.core.errors import InputError
 from msn_deploy.engine.backends import why_elsewhere
 from msn_deploy.engine.build_options import BuildOptions
 from msn_deploy.engine.dla import DlaPlan, check_fallback, documented, no_quantised_dla, plan_of
+from msn_deploy.engine.tensors import check_types, trtexec_shapes, types_in
 from msn_deploy.machine.jetpacks import numbers_of
 from msn_deploy.machine.targets import Target
 from msn_deploy.model.opened import OpenModel
@@ -63,12 +63,15 @@ def write_device_script(
 ) -> DeviceBuild:
     """Write NAME.build.sh, which builds NAME.engine from the ONNX file beside it.
 
-    Raises InputError for a network that leaves more than the batch open, GateError if more of it falls back from the
-    DLA than `options` allow.
+    Raises InputError for a network that the target's TensorRT cannot take, or that leaves sizes open which no option
+    fixes, GateError if more of it falls back from the DLA than `options` allow.
     """
+    newest = max(target.tensorrt, key=numbers_of)
+    title = f"TensorRT {newest}, the newest of {target.name},"
+    check_types((*model.inputs, *model.outputs), types_in(newest), source=str(model.path), title=title)
     dla = None
     if options.dla is not None:
-        dla = plan_of(options.dla, documented(model, precision=precision, batch=options.batch))
+        dla = plan_of(options.dla, documented(model, precision=precision, ranges=options.ranges(model)))
         check_fallback(dla, options.max_dla_fallback)
     onnx, engine = _no_option(model.path.name), _no_option(out.name)
     cache = options.timing_cache.name if options.timing_cache else ""
@@ -108,7 +111,7 @@ def write_device_script(
     container = 'docker run --rm --runtime nvidia -v "$PWD":/data'
     both = [f"--onnx={model.path.name}", f"--saveEngine={out.name}", *([f"--timingCacheFile={cache}"] if cache else [])]
     served = dict.fromkeys(route_of(version) for version in target.tensorrt)
-    shapes = batch_options(model, options)
+    shapes = trtexec_shapes(options.ranges(model))
     return DeviceBuild(
         dla=dla,
         script=script,
@@ -146,22 +149,6 @@ def trtexec_options(route: str, shapes: list[str], precision: str, options: Buil
     return words
 
 
-def batch_options(model: OpenModel, options: BuildOptions) -> list[str]:
-    """Return trtexec's options for the range of an open batch; [] where every size is fixed."""
-    name, sizes = model.only_input
-    if not all(sizes[1:]):
-        raise InputError(
-            f"{model.path} leaves more than the batch open.\n"
-            "Export it with fixed image sizes: `--input-shape 1,3,32,32`."
-        )
-    if not sizes or sizes[0]:
-        return []
-    return [
-        f"--{bound}Shapes={name}:{'x'.join(str(size) for size in (batch, *sizes[1:]))}"
-        for bound, batch in zip(("min", "opt", "max"), options.batch_range, strict=True)
-    ]
-
-
 def library_text() -> str:
     """Return the functions of sh that build engines on a device."""
     return (resources.files("msn_deploy.engine") / LIBRARY).read_text(encoding="utf-8")
@@ -181,11 +168,14 @@ def with_options(engines: Mapping[str, tuple[OpenModel, str]], *, target: Target
         options: Those that the script does not decide on the device (replicates and timing cache are its own).
 
     Raises:
-        InputError: A network leaves more than its batch open.
+        InputError: A network leaves sizes open that no option fixes.
     """
     arms = []
     for name, (model, precision) in engines.items():
-        ours, shapes = shlex.join(_msn_deploy_options(target, precision, options)), batch_options(model, options)
+        ours, shapes = (
+            shlex.join(_msn_deploy_options(target, precision, options)),
+            trtexec_shapes(options.ranges(model)),
+        )
         arms.append(f'{shlex.quote(name)}:msn-deploy) "$@" {ours} {_DECIDED} ;;')
         arms += [
             f'{shlex.quote(name)}:{route}) "$@" {shlex.join(trtexec_options(route, shapes, precision, options))} ;;'
@@ -213,7 +203,7 @@ def _msn_deploy_options(target: Target, precision: str, options: BuildOptions) -
     """What follows `msn-deploy build-engine ONNX` on the device; options at their default are left out."""
     default = BuildOptions()
     given = {
-        "--batch": (options.batch, default.batch),
+        "--batch-size": (options.batch, default.batch),
         "--min-batch": (options.min_batch, default.min_batch),
         "--opt-batch": (options.opt_batch, default.opt_batch),
         "--workspace-mib": (options.workspace_mib, default.workspace_mib),
@@ -227,7 +217,7 @@ def _msn_deploy_options(target: Target, precision: str, options: BuildOptions) -
             words += [name, f"{value:g}" if isinstance(value, float) else str(value)]
     if options.version_compatible:
         words.append("--version-compatible")
-    return words
+    return words + [word for each in options.shapes for word in ("--shapes", str(each))]
 
 
 def _no_option(name: str) -> str:

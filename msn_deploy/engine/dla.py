@@ -6,13 +6,14 @@ The builder decides (`can_run_on_DLA`); why it decides so follows from the limit
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
 from msn_deploy.core.errors import GateError, InputError, MissingDevice
 from msn_deploy.engine.backends import Backend
+from msn_deploy.engine.tensors import Range
 from msn_deploy.machine.jetpacks import numbers_of
 from msn_deploy.model.opened import OpenModel
 
@@ -99,12 +100,14 @@ def use_dla(trt: Any, backend: Backend, builder: Any, config: Any, core: int) ->
     config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
 
 
-def ask_builder(model: OpenModel, network: Any, config: Any, *, core: int, precision: str, batch: int) -> DlaPlan:
+def ask_builder(
+    model: OpenModel, network: Any, config: Any, *, core: int, precision: str, ranges: Mapping[str, Range]
+) -> DlaPlan:
     """Ask the builder about every layer of a parsed network, and give each "no" its reason.
 
     The parser names a layer after its node; layers that it adds of its own have no multiply-accumulates.
     """
-    known = {row.name: row for row in documented(model, precision=precision, batch=batch)}
+    known = {row.name: row for row in documented(model, precision=precision, ranges=ranges)}
     found = []
     for at in range(network.num_layers):
         layer = network.get_layer(at)
@@ -117,14 +120,14 @@ def ask_builder(model: OpenModel, network: Any, config: Any, *, core: int, preci
     return plan_of(core, found)
 
 
-def documented(model: OpenModel, *, precision: str, batch: int) -> list[DlaLayer]:
-    """Judge every node by the documented limits alone; no TensorRT needed. batch: where the file leaves it open."""
+def documented(model: OpenModel, *, precision: str, ranges: Mapping[str, Range]) -> list[DlaLayer]:
+    """Judge every node by the documented limits alone; no TensorRT needed. ranges: of inputs with open sizes."""
     from onnx.helper import get_attribute_value  # late, as is the next: importing engine/ must stay light
 
     from msn_deploy.model.cost import macs_of
     from msn_deploy.model.graphs import sized
 
-    graph = sized(model.proto, batch=batch)
+    graph = sized(model.proto, batch=1, shapes={name: most for name, (_, _, most) in ranges.items()})
     shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     for value in (*graph.value_info, *graph.input, *graph.output):
         shapes[value.name] = tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)

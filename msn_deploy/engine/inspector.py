@@ -25,6 +25,8 @@ _PRECISIONS = {
     "int64": r"int64",
     "bool": r"bool",
 }
+# TensorRT: "CaskConvolution", "CaskGemm", "CaskDeconvolution", "MatrixMultiply"; RTX: "correlation", "deconv", "gemm".
+_HEAVY = "correlation|conv|gemm|matmul|matrix_?mul|fully_?connected"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +106,11 @@ def _precision(text: str) -> str | None:
 def count_int8_convs(layers: Sequence[Layer]) -> int:
     """Count the convolutions that read INT8: "correlation" in TensorRT-RTX, "...Convolution..." in TensorRT."""
     return sum(row.precision == "int8" and bool(re.search("correlation|conv", row.kind, re.I)) for row in layers)
+
+
+def not_in_int8(layers: Sequence[Layer]) -> tuple[Layer, ...]:
+    """Return the convolutions and matrix products whose arithmetic is not INT8."""
+    return tuple(row for row in layers if row.precision != "int8" and re.search(_HEAVY, row.kind, re.I))
 
 
 def memory_from_log(texts: Sequence[str]) -> Memory:

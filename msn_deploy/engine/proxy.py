@@ -39,7 +39,9 @@ def check_with_rtx(model: OpenModel, *, options: BuildOptions, progress: Progres
         backend = pick_backend("tensorrt-rtx", target)
     except MissingDependency:
         return None
-    same_range = BuildOptions(batch=options.batch, min_batch=options.min_batch, opt_batch=options.opt_batch)
+    same_range = BuildOptions(
+        batch=options.batch, min_batch=options.min_batch, opt_batch=options.opt_batch, shapes=options.shapes
+    )
     _, messages = build_plan(model, backend, target, model.precision, same_range, progress)
     texts = [text for _, text in messages.texts]
     messages.start()

@@ -52,7 +52,7 @@ def check_feeds(feeds: Mapping[str, NDArray[Any]], inputs: Sequence[TensorSpec],
         raise InputError(f"{name} takes the inputs {wanted}; it is fed {', '.join(feeds) or 'nothing'}.")
     for spec in inputs:
         array = feeds[spec.name]
-        if array.dtype.name != spec.dtype or not _fits(array.shape, spec.shape):
+        if array.dtype.name != spec.dtype or not fits(array.shape, spec.shape):
             wanted, given = sizes_text(spec.shape), sizes_text(array.shape)
             raise InputError(
                 f"{name}: the input {spec.name} takes {spec.dtype} of {wanted}; it is fed {array.dtype} of {given}."
@@ -110,7 +110,7 @@ def check_images(batch: NDArray[np.float32], input_shape: Sequence[int | None], 
     """Raise InputError if these are no images for a network of that input, or none at all."""
     if batch.dtype != "float32":
         raise InputError(f"{name} is fed {batch.dtype}; images have to be prepared to float32 first.")
-    if not _fits(batch.shape, (None, *input_shape[1:])):
+    if not fits(batch.shape, (None, *input_shape[1:])):
         raise InputError(
             f"model wants {sizes_text(input_shape[1:])} images, the data gives {sizes_text(batch.shape[1:])}; "
             f"{name} was made for other data.\n"
@@ -127,7 +127,8 @@ def sizes_text(shape: Sequence[int | None] | None) -> str:
     return "x".join("any" if size is None else str(size) for size in shape) or "no dimensions"
 
 
-def _fits(shape: Sequence[int], wanted: Sequence[int | None] | None) -> bool:
+def fits(shape: Sequence[int], wanted: Sequence[int | None] | None) -> bool:
+    """Whether a shape has the sizes that are wanted; None: any."""
     if wanted is None:
         return True
     return len(shape) == len(wanted) and all(size in (None, got) for size, got in zip(wanted, shape, strict=True))

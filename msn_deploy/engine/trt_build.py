@@ -5,15 +5,18 @@ By asking the module what it has, never by its version: flags moved bits between
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from msn_deploy.core.errors import InputError, MissingDevice, shorten
+from msn_deploy.core.model_info import TensorSpec
 from msn_deploy.core.progress import Progress
 from msn_deploy.engine.backends import Backend
 from msn_deploy.engine.build_log import Messages, ctrl_c_held, logger_of, monitor_of
 from msn_deploy.engine.build_options import BuildOptions
 from msn_deploy.engine.dla import DlaPlan, ask_builder, check_fallback, check_quantised, use_dla
+from msn_deploy.engine.tensors import TYPES, Range, check_types, spec_of
 from msn_deploy.engine.timing_cache import use_timing_cache
 from msn_deploy.machine.targets import Target
 from msn_deploy.model.opened import OpenModel
@@ -21,10 +24,15 @@ from msn_deploy.model.opened import OpenModel
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Built:
-    """What the builder made: the plan (a buffer with .nbytes), the input's shape (-1: open), where DLA layers run."""
+    """What the builder made: the plan (a buffer with .nbytes), what it takes and makes, where DLA layers run.
+
+    ranges: of the inputs with open sizes.
+    """
 
     plan: Any
-    input_shape: tuple[int, ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    ranges: dict[str, Range]
     dla: DlaPlan | None
 
 
@@ -54,6 +62,9 @@ def build_plan(
     GateError if more falls back from the DLA than `options` allow.
     """
     trt = backend.module
+    ranges = options.ranges(model)
+    types = [name for name in TYPES.values() if hasattr(trt.DataType, name)]
+    check_types((*model.inputs, *model.outputs), types, source=str(model.path), title=backend.title)
     logger, messages = logger_of(trt)
     messages.start()
     # Up to TensorRT 10 the DLA takes its precision from flags, as all of TensorRT 8 does.
@@ -83,12 +94,15 @@ def build_plan(
             if hasattr(trt.BuilderFlag, flag):
                 config.set_flag(getattr(trt.BuilderFlag, flag))
     _aim(trt, config, target)
-    shape = _open_batch(model, builder, network, config, options)
+    inputs = [network.get_input(at) for at in range(network.num_inputs)]
+    _check_shape_tensors(model, inputs)
+    if ranges:
+        add_profile(builder, config, ranges)
     dla = None
     if options.dla is not None:
         use_dla(trt, backend, builder, config, options.dla)
         check_quantised(backend, precision)
-        dla = ask_builder(model, network, config, core=options.dla, precision=precision, batch=options.batch)
+        dla = ask_builder(model, network, config, core=options.dla, precision=precision, ranges=ranges)
         check_fallback(dla, options.max_dla_fallback)
     monitor = monitor_of(trt, messages, progress)
     if monitor is not None and hasattr(config, "progress_monitor"):
@@ -107,7 +121,11 @@ def build_plan(
             )
         )
     save_cache()
-    return Built(plan=plan, input_shape=shape, dla=dla), messages
+    outputs = (network.get_output(at) for at in range(network.num_outputs))
+    made = Built(
+        plan=plan, inputs=tuple(map(spec_of, inputs)), outputs=tuple(map(spec_of, outputs)), ranges=ranges, dla=dla
+    )
+    return made, messages
 
 
 def _configure(trt: Any, backend: Backend, config: Any, options: BuildOptions) -> None:
@@ -143,23 +161,22 @@ def _aim(trt: Any, config: Any, target: Target | None) -> None:
         raise InputError(f"TensorRT-RTX {trt.__version__} does not build for {target.name} ({target.sm}).")
 
 
-def _open_batch(model: OpenModel, builder: Any, network: Any, config: Any, options: BuildOptions) -> tuple[int, ...]:
-    """Give an open batch its range; returns the shape of the only input."""
-    if network.num_inputs != 1:
-        raise InputError(f"{model.path} has {network.num_inputs} inputs; networks with one are built.")
-    given = network.get_input(0)
-    shape = tuple(int(size) for size in given.shape)
-    if -1 not in shape:
-        return shape
-    if -1 in shape[1:]:
-        raise InputError(
-            f"{model.path} leaves more than the batch open: input {given.name} is {'x'.join(map(str, shape))}.\n"
-            "Export it with fixed image sizes: `--input-shape 1,3,32,32`."
-        )
+def add_profile(builder: Any, config: Any, ranges: Mapping[str, Range]) -> None:
+    """Give every input with open sizes its range: one profile for all, since a query feeds them together."""
     profile = builder.create_optimization_profile()
-    profile.set_shape(given.name, *((batch, *shape[1:]) for batch in options.batch_range))
+    for name, (least, best, most) in ranges.items():
+        profile.set_shape(name, least, best, most)
     config.add_optimization_profile(profile)
-    return shape
+
+
+def _check_shape_tensors(model: OpenModel, inputs: Sequence[Any]) -> None:
+    """Refuse an input whose values are sizes: a profile would have to say which values, and no runner of ours does."""
+    named = next((each.name for each in inputs if each.is_shape_tensor), None)
+    if named is not None:
+        raise InputError(
+            f"the values of the input {named} of {model.path} decide sizes of the network.\n"
+            "Make it a constant of the network: such inputs are not built."
+        )
 
 
 def _parse_error(model: OpenModel, backend: Backend, parser: Any, messages: Messages) -> InputError:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import onnx
@@ -113,15 +113,17 @@ def drop_unread_constants(graph: GraphProto) -> None:
             del graph.node[at]
 
 
-def sized(model: ModelProto, *, batch: int) -> GraphProto:
+def sized(model: ModelProto, *, batch: int, shapes: Mapping[str, Sequence[int]] | None = None) -> GraphProto:
     """Return the graph with all shapes that can be told, its large constants reduced to type and shape.
 
-    batch: what an input's first size is taken for where the file leaves it open.
+    batch: what an input's first size is taken for where the file leaves it open. shapes: of inputs, by name.
     """
     bare = without_weights(model)
     stored = {tensor.name for tensor in bare.graph.initializer}
     for value in bare.graph.input:
         dims = value.type.tensor_type.shape.dim
+        for dim, size in zip(dims, (shapes or {}).get(value.name, ()), strict=False):
+            dim.dim_value = size
         if value.name not in stored and dims and not dims[0].dim_value:
             dims[0].dim_value = batch
     return onnx.shape_inference.infer_shapes(bare, data_prop=True).graph

@@ -96,7 +96,9 @@ def build_engine(
         check_dla_precision(target, precision, options)
     else:
         site = choose_site(options, precision, machine=machine)
-    model, typed = _typed(open_model(onnx, step="build-engine"), out, precision, calibration, progress)
+    model = open_model(onnx, step="build-engine")
+    options.ranges(model)  # what it refuses is told before a calibration
+    model, typed = _typed(model, out, precision, calibration, progress)
     if site is None:
         assert target is not None
         proxy = check_with_rtx(model, options=options, progress=progress)

@@ -162,7 +162,7 @@ def test_replicates_are_engines_of_their_own(ok, run_folder, tmp_path):
 def test_the_sidecar_holds_what_a_loader_has_to_check(ok, run_folder, tmp_path):
     build(ok, run_folder, tmp_path, "--backend", "tensorrt-rtx", source="cnn3_msn.int8.onnx")
     facts = read_sidecar(tmp_path / "net.int8.engine").facts
-    names = "backend backend_version target compute_capability device precision input_shape plan_bytes"
+    names = "backend backend_version target compute_capability device precision inputs outputs ranges plan_bytes"
     names += " weight_memory_bytes device_memory_bytes layers int8_convs version_compatible hardware_compatible"
     names += " dla_core replicate machine"
     assert set(names.split()) <= set(facts)

@@ -7,14 +7,17 @@ from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 
 from msn_deploy.core.artifacts import read_sidecar, sha256_of
 from msn_deploy.core.errors import InputError, MissingDevice
+from msn_deploy.core.model_info import TensorSpec
 from msn_deploy.engine import BuildOptions, build_engine_file, find_target, load_runner, what_machine
 from msn_deploy.engine.build import check_out, choose_site
 from msn_deploy.engine.build_options import parse_mib
+from msn_deploy.engine.tensors import parse_shapes
 from msn_deploy.model.opened import open_model
 
 pytestmark = pytest.mark.slow
@@ -27,6 +30,33 @@ def build(onnx_path, name="model.engine", options=RTX, machine=None, **more):
     model = open_model(onnx_path, step="test")
     site = choose_site(options, options.precision or model.precision, machine=machine or what_machine())
     return build_engine_file(model, onnx_path.with_name(name), options=options, site=site, **more)
+
+
+def quantised_upsampler():
+    """A convolution and a transposed one, both with Q/DQ nodes around what they read."""
+    from onnx import helper, numpy_helper
+
+    rng = np.random.default_rng(11)
+    inits = {"s": np.float32(1 / 32), "ws": np.float32(1 / 200), "z": np.int8(0)}
+    inits["w0"], inits["w1"] = (rng.uniform(-0.6, 0.6, (16, 16, 3, 3)).astype(np.float32) for _ in range(2))
+    nodes, last = [], "x"
+    for at, (kind, name) in enumerate((("Conv", "conv0"), ("ConvTranspose", "up0"))):
+        for tensor, scale in ((last, "s"), (f"w{at}", "ws")):
+            nodes.append(helper.make_node("QuantizeLinear", [tensor, scale, "z"], [f"{tensor}_q{at}"]))
+            nodes.append(helper.make_node("DequantizeLinear", [f"{tensor}_q{at}", scale, "z"], [f"{tensor}_d{at}"]))
+        more = {"strides": [2, 2]} if kind == "ConvTranspose" else {}
+        nodes.append(
+            helper.make_node(kind, [f"{last}_d{at}", f"w{at}_d{at}"], [f"c{at}"], name=name, pads=[1, 1, 1, 1], **more)
+        )
+        nodes.append(helper.make_node("Relu", [f"c{at}"], [last := f"r{at}"]))
+    graph = helper.make_graph(
+        nodes,
+        "upsampler",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 16, 12, 12])],
+        [helper.make_tensor_value_info("r1", onnx.TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(value, name) for name, value in inits.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
 # Building for real
@@ -46,7 +76,9 @@ def test_an_engine_is_built_in_the_precision_of_the_file(save, net, precision, i
     assert {layer.precision for layer in report.layers} >= {precision}
     assert all(layer.name and layer.kind for layer in report.layers)
     assert report.weight_memory_bytes >= 5 * 16 * 9 * {"fp32": 4, "fp16": 2, "int8": 1}[precision]
-    assert report.input_shape == (1, 16, 16, 16)
+    assert report.inputs == (TensorSpec("x", "float32", (1, 16, 16, 16)),)
+    assert report.outputs == (TensorSpec("logits", "float32", (1, 5)),)
+    assert report.ranges == {}
     side = read_sidecar(report.path)
     assert side.kind == "engine"
     assert side.sha256 == sha256_of(report.path)
@@ -71,10 +103,61 @@ def test_the_target_decides_what_is_built(save):
 
 @needs_rtx
 def test_an_open_batch_gets_a_range(save):
-    report = build(save(batch="N"), options=replace(RTX, batch=4))
-    assert report.input_shape == (-1, 3, 8, 8)
-    with pytest.raises(InputError, match=r"leaves more than the batch open: input x is -1x3x-1x-1"):
+    path = save(batch="N")
+    report = build(path, options=replace(RTX, batch=4))
+    assert report.inputs == (TensorSpec("x", "float32", (None, 3, 8, 8)),)
+    assert report.ranges == {"x": ((1, 3, 8, 8), (4, 3, 8, 8), (4, 3, 8, 8))}
+    with pytest.raises(InputError, match=r"leaves more than the batch open: input x is anyx3xanyxany"):
         build(save("open.onnx", batch="N", size="S"))
+    wide = build(
+        path.with_name("open.onnx"), options=replace(RTX, shapes=(parse_shapes("x=1x3x8x8:2x3x8x32:4x3x8x96"),))
+    )
+    assert wide.outputs == (TensorSpec("logits", "float32", (None, 5)),)
+
+
+@needs_rtx
+def test_several_inputs_and_outputs_of_any_type_and_rank_are_built(stereo):
+    shapes = tuple(parse_shapes(f"{name}=1x3x8x16:2x3x8x32:4x3x8x64") for name in ("left", "right"))
+    report = build(stereo, options=replace(RTX, shapes=shapes))
+    assert report.inputs == open_model(stereo, step="test").inputs
+    assert [(spec.name, spec.dtype) for spec in report.outputs] == [
+        ("sum", "float32"),
+        ("best", "int64"),
+        ("any", "bool"),
+    ]
+    assert [len(spec.shape) for spec in report.outputs] == [4, 1, 0]
+
+
+@needs_rtx
+def test_an_input_whose_values_are_sizes_is_refused(tmp_path):
+    from onnx import TensorProto, helper
+
+    graph = helper.make_graph(
+        [helper.make_node("Reshape", ["x", "to"], ["y"])],
+        "reshape",
+        [
+            helper.make_tensor_value_info(*each)
+            for each in (("x", TensorProto.FLOAT, [1, 4]), ("to", TensorProto.INT64, [2]))
+        ],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None, None])],
+    )
+    path = tmp_path / "reshape.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    with pytest.raises(InputError, match=r"values of the input to of .* decide sizes"):
+        build(path)
+
+
+@needs_rtx
+def test_layers_of_an_int8_network_that_are_built_in_floats_are_named(tmp_path):
+    """The builder has no INT8 kernel for a transposed convolution, whatever its Q/DQ nodes ask for."""
+    path = tmp_path / "up.onnx"
+    path.write_bytes(quantised_upsampler().SerializeToString())
+    report = build(path)
+    assert (report.precision, report.int8_convs) == ("int8", 1)
+    (kept,) = report.not_int8
+    assert "up0" in kept.name
+    assert kept.precision == "fp32"
+    assert read_sidecar(report.path).facts["not_int8"] == [asdict(kept)]
 
 
 @needs_rtx

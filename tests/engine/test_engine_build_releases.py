@@ -15,6 +15,7 @@ from msn_deploy.core.artifacts import read_sidecar
 from msn_deploy.core.errors import GateError, InputError, MissingDevice
 from msn_deploy.engine import BuildOptions, build_engine_file, find_target, what_machine
 from msn_deploy.engine.build import choose_site
+from msn_deploy.engine.tensors import parse_shapes
 from msn_deploy.engine.trt_build import is_weakly_typed, mask
 from msn_deploy.machine.device import Gpu
 from msn_deploy.model.opened import open_model
@@ -47,7 +48,7 @@ def test_the_mask_follows_the_enum_and_not_the_bit():
 @pytest.mark.parametrize("precision", NETS)
 @pytest.mark.parametrize("release", RELEASES)
 def test_the_calls_fit_the_release(save, release, precision):
-    trt = Release(release, shape=(-1, 3, 8, 8))
+    trt = Release(release)
     report = build(
         save(**NETS[precision], batch="N"),
         trt,
@@ -78,6 +79,48 @@ def test_the_calls_fit_the_release(save, release, precision):
     assert report.path.read_bytes() == b"plan"
     assert (report.layers, report.int8_convs, report.weight_memory_bytes) == ((), None, None)
     assert report.backend_version == trt.module.__version__
+
+
+STEREO = {
+    "inputs": {"left": ("FLOAT", (-1, 3, 8, -1)), "right": ("UINT8", (-1, 3, 8, -1)), "gain": ("INT64", ())},
+    "outputs": {"sum": ("FLOAT", (-1, 4, 8, -1)), "best": ("INT64", (-1,)), "any": ("BOOL", ())},
+}
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_all_open_inputs_share_one_profile_and_every_tensor_is_reported(stereo, release):
+    trt = Release(release, **STEREO)
+    shapes = [parse_shapes(f"{name}=1x3x8x16:2x3x8x32:4x3x8x64") for name in ("left", "right")]
+    report = build(stereo, trt, shapes=tuple(shapes))
+    sizes = ((1, 3, 8, 16), (2, 3, 8, 32), (4, 3, 8, 64))
+    assert [call[1:] for call in trt.calls if call[0] == "set_shape"] == [("left", *sizes), ("right", *sizes)]
+    assert len(trt.called("add_optimization_profile")) == 1
+    assert report.ranges == {"left": sizes, "right": sizes}
+    assert [(spec.name, spec.dtype, spec.shape) for spec in (*report.inputs, *report.outputs)] == [
+        ("left", "float32", (None, 3, 8, None)),
+        ("right", "uint8", (None, 3, 8, None)),
+        ("gain", "int64", ()),
+        ("sum", "float32", (None, 4, 8, None)),
+        ("best", "int64", (None,)),
+        ("any", "bool", ()),
+    ]
+    side = read_sidecar(report.path)
+    assert side.facts["ranges"]["left"] == [[1, 3, 8, 16], [2, 3, 8, 32], [4, 3, 8, 64]]
+    assert side.facts["inputs"][1] == {"name": "right", "dtype": "uint8", "shape": [None, 3, 8, None]}
+    assert side.config["shapes"] == [f"{name}=1x3x8x16:2x3x8x32:4x3x8x64" for name in ("left", "right")]
+
+
+def test_an_open_size_that_no_option_speaks_of_is_refused_before_the_builder_starts(stereo):
+    trt = Release("10.3.0", **STEREO)
+    with pytest.raises(InputError, match=r"input right is anyx3x8xany\.\n.*--shapes right=1x3x8x32:1x3x8x64:4x3x8x128"):
+        build(stereo, trt, shapes=(parse_shapes("left=1x3x8x16"),))
+    assert trt.calls == []
+
+
+def test_an_input_whose_values_are_sizes_is_refused(stereo):
+    shapes = tuple(parse_shapes(f"{name}=1x3x8x16") for name in ("left", "right"))
+    with pytest.raises(InputError, match=r"values of the input gain of .* decide sizes"):
+        build(stereo, Release("10.3.0", sizes="gain", **STEREO), shapes=shapes)
 
 
 def test_tensorrt_8_casts_an_fp32_file_by_its_flag_and_no_other_release_does(save):
@@ -220,7 +263,7 @@ def test_a_quantised_network_needs_a_dla_that_takes_one(save):
 
 
 def test_every_size_is_fixed_on_dla(save):
-    trt = Release("10.3.0", dla_cores=1, shape=(-1, 3, 8, 8))
+    trt = Release("10.3.0", dla_cores=1)
     build(save(half=True, batch="N"), trt, dla=0, batch=4)
     assert ("set_shape", "x", (4, 3, 8, 8), (4, 3, 8, 8), (4, 3, 8, 8)) in trt.calls
 

@@ -14,6 +14,7 @@ from msn_deploy.core.artifacts import read_sidecar, sha256_of
 from msn_deploy.core.errors import GateError, InputError
 from msn_deploy.engine import BuildOptions, find_target, write_device_script
 from msn_deploy.engine.device_script import check_dla_precision, engine_names, route_of
+from msn_deploy.engine.tensors import parse_shapes
 from msn_deploy.model.opened import open_model
 
 TOOLS = ("sh", "dirname", "sed", "head", "mv", "cat", "mktemp", "tr")
@@ -191,6 +192,48 @@ def test_an_open_batch_gets_its_range(write, device):
     words, _ = device.run(made.script)
     assert words[4:7] == ["--minShapes=x:1x3x8x8", "--optShapes=x:8x3x8x8", "--maxShapes=x:8x3x8x8"]
     assert "--minShapes=x:1x3x8x8 --optShapes=x:8x3x8x8" in made.trtexec["TensorRT 10"]
+
+
+def test_every_open_input_gets_its_range_in_one_option(stereo, device):
+    device.folder.mkdir()
+    for tool in ("msn-deploy", "trtexec"):
+        device.has(tool)
+    onnx = Path(shutil.move(stereo, device.folder / "stereo.onnx"))
+    given = ("left=1x3x8x16:2x3x8x32:4x3x8x64", "right=1x3x8x16")
+    made = write_device_script(
+        open_model(onnx, step="test"),
+        device.folder / "stereo.engine",
+        target=find_target("orin-nano"),
+        precision="fp32",
+        options=BuildOptions(shapes=tuple(map(parse_shapes, given))),
+    )
+    words, _ = device.run(made.script)
+    expected = "build-engine stereo.onnx --precision fp32 --target orin-nano-8gb"
+    assert " ".join(words[1:]) == f"{expected} --shapes {given[0]} --shapes {given[1]} --out stereo.engine"
+    (device.bin / "msn-deploy").unlink()
+    device.log.write_text("")
+    words, _ = device.run(made.script)
+    ranges = [
+        "--minShapes=left:1x3x8x16,right:1x3x8x16",
+        "--optShapes=left:2x3x8x32,right:1x3x8x16",
+        "--maxShapes=left:4x3x8x64,right:1x3x8x16",
+    ]
+    assert [word for word in words if "Shapes" in word] == ranges
+    assert set(ranges) <= set(shlex.split(made.trtexec["TensorRT 8"]))
+
+
+def test_a_type_that_the_devices_tensorrt_lacks_is_refused(stereo, device):
+    device.folder.mkdir()
+    shapes = tuple(parse_shapes(f"{name}=1x3x8x16") for name in ("left", "right"))
+    with pytest.raises(InputError, match=r"TensorRT 8\.2\.1, the newest of nano, has no inputs .* of uint8, .* right"):
+        write_device_script(
+            open_model(stereo, step="test"),
+            device.folder / "x.engine",
+            target=find_target("nano"),
+            precision="fp32",
+            options=BuildOptions(shapes=shapes),
+        )
+    assert not list(device.folder.iterdir())
 
 
 def test_more_than_an_open_batch_is_refused(save, device):

@@ -8,6 +8,7 @@ onnx = pytest.importorskip("onnx")
 from onnx import TensorProto, helper  # noqa: E402
 
 from msn_deploy.core.errors import GateError  # noqa: E402
+from msn_deploy.engine import BuildOptions  # noqa: E402
 from msn_deploy.engine.dla import DlaLayer, check_fallback, documented, plan_of  # noqa: E402
 from msn_deploy.model.opened import open_model  # noqa: E402
 
@@ -16,7 +17,7 @@ from msn_deploy.model.opened import open_model  # noqa: E402
 def judged(tmp_path):
     """Return the only row of a graph of one node; `weights` are sizes of further inputs."""
 
-    def judge(kind, image, *weights, precision="fp16", batch=1, **attributes):
+    def judge(kind, image, *weights, precision="fp16", batch=None, **attributes):
         names = [f"w{at}" for at in range(len(weights))]
         node = helper.make_node(kind, ["x", *names], ["y"], name="it", **attributes)
         graph = helper.make_graph(
@@ -31,7 +32,8 @@ def judged(tmp_path):
         )
         path = tmp_path / "one.onnx"
         onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
-        [row] = documented(open_model(path, step="test"), precision=precision, batch=batch)
+        model = open_model(path, step="test")
+        [row] = documented(model, precision=precision, ranges=BuildOptions(batch=batch).ranges(model))
         return row
 
     return judge
@@ -92,7 +94,7 @@ def test_an_open_batch_counts_as_the_one_asked_for(judged):
 
 
 def test_nodes_that_only_change_types_are_no_layers(save):
-    rows = documented(open_model(save(int8=True), step="test"), precision="int8", batch=1)
+    rows = documented(open_model(save(int8=True), step="test"), precision="int8", ranges={})
     assert [row.kind for row in rows] == ["Conv", "Relu", "GlobalAveragePool", "Flatten"]
     assert rows[0].macs == 5 * 8 * 8 * 3 * 3 * 3
 

@@ -46,14 +46,19 @@ def said(act: Callable[[], object]) -> list[str]:
 
 def build(trt: Any) -> object:
     """Start a build of a network that nobody reads."""
+    from msn_deploy.core.model_info import TensorSpec
     from msn_deploy.core.progress import silent
     from msn_deploy.engine.backends import pick_backend
     from msn_deploy.engine.build_options import BuildOptions
+    from msn_deploy.engine.tensors import parse_shapes
     from msn_deploy.engine.trt_build import build_plan
 
     backend = pick_backend("tensorrt", None, load=lambda module, *, step: trt)
-    model: Any = SimpleNamespace(path=Path("net.onnx"), data=b"a network", nodes=(), inputs=())
-    return build_plan(model, backend, None, "fp32", BuildOptions(), silent)
+    given = (TensorSpec("left", "uint8", (None, 8, None, 3)), TensorSpec("right", "float16", (None, 3)))
+    made = tuple(TensorSpec(dtype, dtype, None) for dtype in ("float32", "int64", "bool"))
+    model: Any = SimpleNamespace(path=Path("net.onnx"), data=b"a network", nodes=(), inputs=given, outputs=made)
+    options = BuildOptions(batch=4, shapes=(parse_shapes("left=1x8x8x3:2x8x16x3:4x8x32x3"),))
+    return build_plan(model, backend, None, "fp32", options, silent)
 
 
 def load(trt: Any) -> object:

@@ -6,7 +6,7 @@ setting is written down. What they answer is made up; only which of their names 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -52,7 +52,8 @@ class Release:
     """A stand-in `module` of one release and the `calls` that were made to it.
 
     plan: what the builder returns, None for a failed build. dla_cores: that it finds. on_dla: answers
-    `can_run_on_DLA(layer)`. layers: of the parsed network, as (name, type). refuse: the builder cannot start, for this
+    `can_run_on_DLA(layer)`. layers: of the parsed network, as (name, type). inputs, outputs: its tensors, as
+    name -> (type, shape). sizes: the input whose values are sizes. refuse: the builder cannot start, for this
     reason. fits: whether a timing cache is taken. error: what the parser found, as (node index, name, operator, text).
     """
 
@@ -64,7 +65,9 @@ class Release:
         dla_cores: int = 0,
         on_dla: Callable[[Any], bool] = lambda layer: True,
         layers: tuple[tuple[str, str], ...] = (("conv0", "CONVOLUTION"), ("act0", "ACTIVATION")),
-        shape: tuple[int, ...] = (1, 3, 8, 8),
+        inputs: Mapping[str, tuple[str, tuple[int, ...]]] | None = None,
+        outputs: Mapping[str, tuple[str, tuple[int, ...]]] | None = None,
+        sizes: str = "",
         refuse: str = "",
         fits: bool = True,
         building: Callable[[], object] = lambda: None,
@@ -74,7 +77,15 @@ class Release:
         self._plan, self._building = plan, building
         bits = values(release, "NetworkDefinitionCreationFlag")  # of those a mask is made
         rows = [SimpleNamespace(name=name, type=SimpleNamespace(name=kind)) for name, kind in layers]
-        given = self.of("ITensor", name="x", shape=shape)
+        given, made = (
+            [
+                self.of(
+                    "ITensor", name=name, dtype=SimpleNamespace(name=kind), shape=shape, is_shape_tensor=name == sizes
+                )
+                for name, (kind, shape) in tensors.items()
+            ]
+            for tensors in (inputs or {"x": ("FLOAT", (1, 3, 8, 8))}, outputs or {"logits": ("FLOAT", (1, 5))})
+        )
         found = self.of("ParserError", **_error(error)) if error else None
         profile = self.of("IOptimizationProfile", set_shape=lambda name, *shapes: None)
         timing = self.of("ITimingCache", serialize=lambda: b"filled")
@@ -94,8 +105,10 @@ class Release:
         network = self.of(
             "INetworkDefinition",
             num_layers=len(rows),
-            num_inputs=1,
-            get_input=lambda at: given,
+            num_inputs=len(given),
+            get_input=lambda at: given[at],
+            num_outputs=len(made),
+            get_output=lambda at: made[at],
             get_layer=lambda at: rows[at],
         )
         builder = self.of(
