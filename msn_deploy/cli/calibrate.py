@@ -78,9 +78,11 @@ def command(
         return
     output.say(f"{report.path}: {size_text(report.bytes)}, {report.bytes / report.bytes_fp32:.2f} of FP32")
     assert report.parity is not None
+    same = report.parity.same_class
+    alike = f"SQNR {report.parity.sqnr_db:.1f} dB" if same is None else f"same class as FP32 on {same:.2%}"
     output.say(
-        f"  {report.scales} activation scales ({report.method}) from {report.samples} images; same class as FP32 on "
-        f"{report.parity.same_class:.2%} of {report.parity.samples}"
+        f"  {report.scales} activation scales ({report.method}) from {report.samples} images; {alike} of "
+        f"{report.parity.samples}"
     )
     show_verdict(report)
     if report.cache:

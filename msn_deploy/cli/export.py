@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from msn_deploy.cli import output
-from msn_deploy.cli.options import Json, Out, parse_batch, parse_shape
+from msn_deploy.cli.options import Json, Out, parse_batch, parse_input, parse_shape
 from msn_deploy.core.errors import size_text
 
 if TYPE_CHECKING:
     from msn_deploy.graph.certificate import Certificate
+    from msn_deploy.model.parity import Rung
 
 
 def command(
@@ -23,10 +25,20 @@ def command(
     weights: Annotated[
         Path | None, typer.Option(help="Weights for FILE.py:FACTORY (.safetensors, or a .pt state dict).")
     ] = None,
-    input_shape: Annotated[str | None, typer.Option(help="N,C,H,W; needed for FILE.py:FACTORY.")] = None,
+    input_shape: Annotated[
+        str | None, typer.Option(help="N,C,H,W of the only input; needed for FILE.py:FACTORY.")
+    ] = None,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--input",
+            metavar="NAME=SIZES[:TYPE]",
+            help="One of several inputs; repeat it. A name in place of a size keeps it open.",
+        ),
+    ] = None,
     batch: Annotated[
-        str, typer.Option("--batch-size", metavar="N", help="Fixed batch size of a checkpoint's export, or `dynamic`.")
-    ] = "1",
+        str | None, typer.Option("--batch-size", metavar="N", help="Fixed batch size, or `dynamic`.", show_default="1")
+    ] = None,
     opset: Annotated[int | None, typer.Option(min=7, help="ONNX opset.", show_default="17")] = None,
     simplify: Annotated[bool, typer.Option("--simplify/--no-simplify", help="Run onnxsim.")] = True,
     fold: Annotated[bool, typer.Option("--fold/--no-fold", help="Fold norms into convolutions.")] = True,
@@ -44,6 +56,7 @@ def command(
     options = ExportOptions(
         weights=weights,
         input_shape=parse_shape(input_shape) if input_shape else None,
+        inputs=tuple(parse_input(each) for each in inputs or ()),
         dynamic_batch=dynamic,
         batch=size,
         opset=opset,
@@ -63,18 +76,22 @@ def command(
     if report.unsimplified_because:
         output.say(f"  not simplified: {report.unsimplified_because}")
     output.say(f"  against the source, on {report.parity_on}:")
-    rows = [
-        (
-            each.stage,
+    rows = [row for each in report.ladder for row in _rows(each)]
+    output.show_table(rows, head=("stage", "max diff", "mean diff", "cosine", "SQNR", "same top-1"))
+
+
+def _rows(rung: Rung) -> Iterator[tuple[str, ...]]:
+    """Yield a stage's row of the table; of several outputs one row each."""
+    same = "" if rung.same_class is None else f"{rung.same_class:.2%}"
+    for each in rung.outputs:
+        yield (
+            rung.stage if len(rung.outputs) < 2 else f"{rung.stage}: {each.name}",
             f"{each.worst:.1e}",
             f"{each.mean:.1e}",
             f"{each.cosine:.6f}",
             "equal" if each.sqnr_db == math.inf else f"{each.sqnr_db:.0f} dB",
-            f"{each.same_class:.2%}",
+            same,
         )
-        for each in report.ladder
-    ]
-    output.show_table(rows, head=("stage", "max diff", "mean diff", "cosine", "SQNR", "same top-1"))
 
 
 def _say_folds(certificate: Certificate) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,7 @@ import typer
 
 from msn_deploy.core.artifacts import sidecar_path
 from msn_deploy.core.errors import InputError
+from msn_deploy.core.model_info import INPUT_TYPES, InputOption
 
 MINIMUM_SECONDS = 0.5  # ten rounds of two blocks of 25 ms: fewer give no interval
 
@@ -105,10 +107,30 @@ def parse_shape(text: str) -> tuple[int, ...]:
     return shape
 
 
-def parse_batch(text: str) -> tuple[int, bool]:
+def parse_input(text: str) -> InputOption:
+    """Turn "left=1,3,H=320,W:uint8" into an input: a name among the sizes stays open. Raises InputError."""
+    name, _, rest = text.partition("=")
+    sizes, _, dtype = rest.partition(":")
+    if re.fullmatch(r"\d+(x\d+)+", sizes):
+        sizes = sizes.replace("x", ",")
+    found = [re.fullmatch(r"(?:([A-Za-z_]\w*)(?:=(\d+))?|(\d+))", part.strip()) for part in sizes.split(",")]
+    if not name or (sizes and None in found) or any(part and "0" in (part[2], part[3]) for part in found):
+        raise InputError(
+            f"--input {text!r} is not NAME=SIZES or NAME=SIZES:TYPE.\n"
+            "Such as left=1,3,224,224 or frames=1,480,640,3:uint8; x=N,3,32,W=320 keeps N and W open."
+        )
+    if dtype not in ("", *INPUT_TYPES):
+        raise InputError(f"--input {text!r}: the type {dtype!r} is none of {', '.join(INPUT_TYPES)}.")
+    numbers = [(int(part[2] or part[3]) if part[2] or part[3] else None, part[1]) for part in found if part]
+    return InputOption(name, tuple(numbers), dtype)
+
+
+def parse_batch(text: str | None) -> tuple[int | None, bool]:
     """Turn "8" or "dynamic" into (batch, is it dynamic). Raises InputError."""
+    if text is None:
+        return None, False
     if text == "dynamic":
-        return 1, True
+        return None, True
     if not text.isdecimal() or int(text) < 1:
         raise InputError(f"--batch-size {text!r} is neither a number of images nor `dynamic`.")
     return int(text), False

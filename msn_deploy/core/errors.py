@@ -48,6 +48,17 @@ def first_line(cause: BaseException, limit: int = 200) -> str:
     return (str(cause).splitlines() or [type(cause).__name__])[0][:limit]
 
 
+def root_line(cause: BaseException, limit: int = 240) -> str:
+    """Return class and message, in one line, of what an exception comes from: the innermost that says something."""
+    told = cause
+    while (inner := told.__cause__ or (None if told.__suppress_context__ else told.__context__)) is not None:
+        told = inner if str(inner).strip() else told
+        if inner is not told:
+            break
+    message = re.sub(r"\x1b\[[0-9;]*m", "", str(told))
+    return f"{type(told).__name__}: {shorten(message, limit)}"
+
+
 class MsnDeployError(Exception):
     """Base of all errors meant for the user; the class owns its exit code."""
 
@@ -83,7 +94,6 @@ class ParityError(GateError):
         super().__init__(
             f"{source}: the first stage that differs is {stage!r}: max |difference of outputs| = {worst:.3g}, "
             f"allowed is {limit}.\n"
-            "Likely cause: activations too large for its precision, or a converter bug.\n"
             "Nothing was written. `--no-fold` and `--no-simplify` leave stages out."
         )
         self.stage, self.worst = stage, worst

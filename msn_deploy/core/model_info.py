@@ -20,6 +20,7 @@ Fit = Literal["resize", "pad"]
 Precision = Literal["fp32", "fp16", "int8"]
 NORMS: tuple[NormName, ...] = get_args(NormName)
 FITS: tuple[Fit, ...] = get_args(Fit)
+INPUT_TYPES = ("float32", "float16", "uint8", "int8", "int32", "int64", "bool")
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 # Of all methods of calibration the one that is never the worst: benchmarks/results/int8.json.
@@ -40,6 +41,19 @@ class TensorSpec:
     name: str
     dtype: str
     shape: tuple[int | None, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class InputOption:
+    """What a user says of one input: each size as a number, or as None where it stays open, with the name that it gets.
+
+    A number beside a name is what the open size is tried with.
+    """
+
+    name: str
+    sizes: tuple[tuple[int | None, str | None], ...]
+    dtype: str = ""
+    """One of INPUT_TYPES; empty where nothing is said of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,14 +10,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import onnx_ir as ir
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from msn_deploy.graph.affine import shape_of
-from msn_deploy.graph.evaluate import Array, values_float64
+from msn_deploy.graph.evaluate import values_float64
 from msn_deploy.graph.fold import FoldedGraph, NormFold, Rule
 from msn_deploy.graph.rules import Code
+from msn_deploy.model.feeds import BATCH, Array, ExampleInput, random_feeds
 from msn_deploy.msn.plain import FoldedLayer, copied, fold_layers, raw_weight
 
 INPUTS = ("normal", "lit corners")
@@ -77,15 +78,17 @@ def _relative(norm: CertifiedNorm) -> float:
     return (norm.difference or 0.0) / max(1.0, norm.of or 0.0)
 
 
-def certify(folded: FoldedGraph, layers: Sequence[CertifiedNorm] = ()) -> Certificate:
+def certify(
+    folded: FoldedGraph, inputs: Sequence[ExampleInput] | None = None, layers: Sequence[CertifiedNorm] = ()
+) -> Certificate:
     """Run the graph before and after its folds in float64 and compare what should be the same.
 
-    layers: norms that were folded before the graph was exported. Raises InputError if the graph can't be evaluated.
+    inputs: with the sizes to run the graph with; None: 1 for what it leaves open. layers: norms that were
+    folded before the graph was exported. Raises InputError if the graph can't be evaluated.
     """
     outputs = [str(output.name) for output in folded.before.graph.outputs]
     same = {*outputs, *(each for fold in folded.folds for each in fold.same)}
-    given = folded.before.graph.inputs[0]
-    feeds = [{str(given.name): batch} for batch in edge_batches(shape_of(given))]
+    feeds = edge_feeds(_inputs_of(folded) if inputs is None else inputs)
     moved: dict[str, list[tuple[float, float]]] = {}
     for found in values_float64([folded.before, folded.after], feeds, same):
         moved.setdefault(found.name, []).append(_moved(*found.values))
@@ -123,17 +126,36 @@ def _certified(fold: NormFold, moved: Mapping[str, Sequence[tuple[float, float]]
     )
 
 
-def edge_batches(shape: tuple[int | None, ...]) -> list[NDArray[np.float64]]:
-    """Return INPUTS in batches of a shape (N, ...): numbers, and ones (which show borders) with lit corners."""
-    sizes = tuple(1 if size is None else size for size in shape[1:])
-    images = np.ones((len(INPUTS), *sizes))
-    images[0] = np.random.default_rng(0).standard_normal(sizes)
-    grid = np.ix_(*([range(sizes[0])] + [sorted({0, size - 1}) for size in sizes[1:]]))
-    images[1][grid] = 100.0
-    batch = shape[0] or len(INPUTS)
-    count = -(-len(INPUTS) // batch) * batch
-    repeated = np.concatenate([images] * -(-count // len(INPUTS)))[:count]
-    return [repeated[start : start + batch] for start in range(0, count, batch)]
+def _inputs_of(folded: FoldedGraph) -> list[ExampleInput]:
+    found = []
+    for value in folded.before.graph.inputs:
+        sizes = shape_of(value)
+        dtype = "float32" if value.dtype in (None, ir.DataType.DOUBLE) else value.dtype.numpy().name
+        names = tuple(None if size else (f"size {at}" if at else BATCH) for at, size in enumerate(sizes))
+        shape = tuple(size or 1 for size in sizes)
+        found.append(ExampleInput(name=str(value.name), dtype=dtype, shape=shape, open=names))
+    return found
+
+
+def edge_feeds(inputs: Sequence[ExampleInput]) -> list[dict[str, Array]]:
+    """Return runs in which inputs of floats are INPUTS row by row: numbers, and ones (for borders) with lit corners.
+
+    An open batch has a row for each. Other types get random numbers, see `random_feeds`.
+    """
+    sized = [each.sized({BATCH: len(INPUTS)}) for each in inputs]
+    rows = (sized[0].shape or (1,))[0]
+    feeds = []
+    for at in range(-(-len(INPUTS) // rows)):
+        feed = random_feeds(sized, seed=at)
+        for each in (each for each in sized if each.dtype.startswith("float") and each.shape):
+            array = np.array(feed[each.name], dtype=np.float64)
+            corners = [sorted({0, size - 1}) if axis else range(size) for axis, size in enumerate(each.shape[1:])]
+            lit = range((at + 1) % 2, len(array), 2)
+            array[lit.start :: 2] = 1.0
+            array[np.ix_(lit, *corners)] = 100.0
+            feed[each.name] = array
+        feeds.append(feed)
+    return feeds
 
 
 @torch.no_grad()

@@ -6,20 +6,21 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import onnx_ir as ir
 import torch
 from onnx import ModelProto
 from torch import nn
 
-from msn_deploy.core.errors import InputError, first_line
+from msn_deploy.core.errors import InputError, root_line
+from msn_deploy.graph.calls import INPUT_NAME, Call, returns_flat
+from msn_deploy.model.feeds import ExampleInput, fixed_input, random_feeds, with_open_batch
 from msn_deploy.model.opset import from_18_to_17, not_converted
 from msn_deploy.msn.pairs import BATCH_NORMS
 from msn_deploy.msn.plain import copied
 
-INPUT_NAME = "input"
-OUTPUT_NAME = "logits"
 LOWEST_OPSET = 18  # that torch's exporter writes; below it, converters are at work
 DEFAULT_OPSET = 17  # what TensorRT 8.5 and 8.6 still read; the exporter writes 18 and converts
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -28,47 +29,60 @@ _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2
 def to_onnx(
     model: nn.Module,
     *,
-    input_shape: tuple[int, ...],
+    input_shape: tuple[int, ...] | None = None,
+    inputs: Sequence[ExampleInput] | None = None,
     dynamic_batch: bool = False,
     opset: int = DEFAULT_OPSET,
     optimize: bool = True,
 ) -> ModelProto:
-    """Export a network in evaluation mode; input (N, C, H, W) called "input", in the precision of the weights.
+    """Export a network in evaluation mode. Inputs keep their names, outputs have the names of `calls.named_tensors`.
 
-    The output is called "logits".
+    Args:
+        model: It may take and return any nesting of tensors.
+        input_shape: Of the only input, called "input", in the precision of the weights.
+        inputs: In place of `input_shape`: every input.
+        dynamic_batch: Whether the first size stays open, in all inputs that share it.
+        opset: Of the graph.
+        optimize: False keeps every BatchNormalization as a node of its own, where the exporter would fuse it.
 
-    optimize=False keeps every BatchNormalization as a node of its own, where the exporter would fuse it. The same
-    network gives the same bytes. Raises InputError if the network can't be exported or runs on no such input.
+    Returns:
+        The graph; the same network gives the same bytes.
+
+    Raises:
+        InputError: The network can't be exported, or does not run on such inputs.
     """
     if any(module.training for module in model.modules()):
         raise InputError("the network is in training mode; call eval() before it is exported.")
-    model = copied(model, share=True).cpu()
+    original, model = model, copied(model, share=True).cpu()
     if not optimize:
         _spell_out(model)
-    # A batch of two while tracing: torch.export takes a dynamic size of one for a constant.
-    dtype = next((each.dtype for each in model.parameters() if each.is_floating_point()), torch.float32)
-    example = torch.zeros((2 if dynamic_batch else input_shape[0], *input_shape[1:]), dtype=dtype)
+    if inputs is None:
+        floats = (str(each.dtype).removeprefix("torch.") for each in model.parameters() if each.is_floating_point())
+        inputs = (fixed_input(INPUT_NAME, next(floats, "float32"), input_shape or ()),)
+    call = Call(model, with_open_batch(inputs) if dynamic_batch else inputs)
+    examples = random_feeds([_traceable(each) for each in call.specs])
+    args, kwargs = call.arguments(examples)
+    names = returns_flat(model)
     try:
         with _quiet():
             program: Any = torch.onnx.export(  # not None, with dynamo
                 model,
-                (example,),
+                args,
+                kwargs=kwargs,
                 dynamo=True,
                 opset_version=opset,
                 optimize=optimize,
-                input_names=[INPUT_NAME],
-                output_names=[OUTPUT_NAME],
-                dynamic_shapes=({0: torch.export.Dim("batch")},) if dynamic_batch else None,
+                input_names=[spec.name for spec in call.specs],
+                dynamic_shapes=call.dynamic_shapes(model, args, kwargs),
                 external_data=False,
                 verbose=False,
             )
+            _name_values(program.model.graph, names)
+            _name_sizes(program.model.graph, call.specs)
+            proto: ModelProto = program.model_proto
     except Exception as cause:  # errors of its own, and what its converters raise
-        require_one_output(model, example)
-        raise InputError(f"torch could not export the network: {_said(cause)}") from cause
-    proto: ModelProto = program.model_proto
-    returned = program.exported_program.call_spec.out_spec
-    if len(proto.graph.output) != 1 or (returned is not None and not returned.is_leaf()):
-        require_one_output(model, example)
+        call.run(copied(original, share=True).cpu(), examples)
+        raise InputError(f"torch could not export the network: {root_line(cause)}") from cause
     written = next(entry.version for entry in proto.opset_import if entry.domain == "")
     if written != opset and not (opset == 17 and written == 18 and from_18_to_17(proto)):
         raise not_converted(written, opset)
@@ -76,25 +90,53 @@ def to_onnx(
     return proto
 
 
-def require_one_output(model: nn.Module, example: torch.Tensor) -> None:
-    """Raise the InputError of a network that does not run, or returns no tensor: torch's exporter says less of it.
+def _traceable(given: ExampleInput) -> ExampleInput:
+    """While tracing, torch.export takes an open size of one for a constant."""
+    return given.sized({name: max(2, size) for size, name in zip(given.shape, given.open, strict=True) if name})
 
-    Asked afterwards: a run of a large network takes long, and most are fine.
+
+def _name_sizes(graph: ir.Graph, inputs: Sequence[ExampleInput]) -> None:
+    """Give open sizes their names in place of those that torch made up."""
+    names = {}
+    for value, given in zip(graph.inputs, inputs, strict=True):
+        for size, name in zip(value.shape or (), given.open, strict=True):
+            if isinstance(size, ir.SymbolicDim) and size.value and name:
+                names[size.value] = name
+    made = (value for node in graph for value in node.outputs)
+    for value in [*graph.inputs, *made]:
+        if value.shape is not None:
+            sizes = [each.value if isinstance(each, ir.SymbolicDim) else each for each in value.shape]
+            value.shape = ir.Shape([names.get(each, each) if isinstance(each, str) else each for each in sizes])
+
+
+def _name_values(graph: ir.Graph, outputs: Sequence[str]) -> None:
+    """Give the outputs their names, and every other tensor one that no other has.
+
+    torch calls a parameter or buffer at the top of a network and a node alike, such as "mean", which is no valid graph.
     """
-    try:
-        with torch.inference_mode():
-            output = model(example)
-    except Exception as cause:  # whatever the network itself raises on an input that does not suit it
-        raise InputError(
-            f"the network does not run on an input of shape {tuple(example.shape)}: {_said(cause)}\n"
-            "Check `--input-shape`."
-        ) from cause
-    if not isinstance(output, torch.Tensor):
-        raise InputError(f"the network returns {type(output).__name__}; networks with one output tensor are supported.")
+    taken = {value.name for value in graph.inputs}
+    for at, name in enumerate(outputs):
+        if graph.outputs[at].is_graph_input():  # one tensor cannot be both
+            given, node = graph.outputs[at], ir.Node("", "Identity", [graph.outputs[at]], num_outputs=1)
+            node.outputs[0].type, node.outputs[0].shape = given.type, given.shape
+            graph.append(node)
+            graph.outputs[at] = node.outputs[0]
+        graph.outputs[at].name = _free(name, taken)
+    named = set(graph.outputs)
+    made = (value for node in ir.traversal.RecursiveGraphIterator(graph) for value in node.outputs)
+    for value in [*graph.initializers.values(), *made]:
+        if value not in named and value.name:
+            named.add(value)
+            value.name = _free(value.name, taken)
 
 
-def _said(cause: Exception) -> str:
-    return f"{type(cause).__name__}: {first_line(cause)}"
+def _free(name: str, taken: set[str | None]) -> str:
+    free, count = name, 0
+    while free in taken:
+        count += 1
+        free = f"{name}_{count}"
+    taken.add(free)
+    return free
 
 
 def _spell_out(model: nn.Module) -> None:

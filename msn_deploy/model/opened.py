@@ -193,7 +193,8 @@ def _spec(value: ValueInfoProto) -> TensorSpec:
     shape = None
     if tensor.HasField("shape"):
         shape = tuple(
-            dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0 else None for dim in tensor.shape.dim
+            dim.dim_value if dim.dim_value > 0 else None  # some exporters write an open size as 0 or -1
+            for dim in tensor.shape.dim
         )
     try:
         dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type).name

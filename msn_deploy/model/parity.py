@@ -3,27 +3,48 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from msn_deploy.core.errors import ParityError
+from msn_deploy.core.model_info import ModelInfo
+from msn_deploy.model.feeds import Array, Feeds, rows_of
 
 STAGES = ("layers folded", "onnx", "graph folded", "simplified", "fp16", "int8")
-_FLOAT_ATOL = 1e-4  # of logits, times the largest logit where that is above 1
+_FLOAT_LIMIT, _LEAST_LARGEST = 1e-4, 1e-3  # of an output's largest value, which counts as the second at least
+_FEWEST_EQUAL = 0.999  # of integers: an argmax of two that are equal but for rounding may fall either way
 # Half precision has 11 bits (66 dB), INT8 about 7 per tensor (42 dB) before errors add up over layers.
 _LEAST_SQNR_DB = {"fp16": 40.0, "int8": 15.0}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rung:
-    """One stage against the first: `worst` and `mean` absolute difference of outputs, and how alike they are.
+class OutputDifference:
+    """One output of a stage against the same output of the first.
 
-    cosine: of all outputs as one vector. sqnr_db: power of the truth over power of the difference, in decibels;
-    infinite for equal outputs. same_class: share of samples with the same largest output, 0 to 1. samples: how many.
-    limit: in words; "the same graph" as the rung before, down to its weights, was not run again. passed: whether it
-    was kept.
+    worst, mean: absolute difference. cosine: of all its numbers as one vector. sqnr_db: power of the truth over power
+    of the difference, in decibels; infinite for equal outputs. equal: share of equal numbers, 0 to 1. limit, passed:
+    see Rung.
+    """
+
+    name: str
+    worst: float
+    mean: float
+    cosine: float
+    sqnr_db: float
+    equal: float
+    limit: str
+    passed: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rung:
+    """One stage against the first. Each number is that of the output that is worst in it: see OutputDifference.
+
+    samples: rows of the first output. same_class: share of samples with the same largest output, 0 to 1; None for a
+    network that is no classifier. limit: in words; "the same graph" as the rung before, down to its weights, was not
+    run again. passed: whether it was kept by every output.
     """
 
     stage: str
@@ -32,49 +53,85 @@ class Rung:
     mean: float
     cosine: float
     sqnr_db: float
-    same_class: float
+    same_class: float | None
     limit: str
     passed: bool
+    outputs: tuple[OutputDifference, ...]
 
 
-def rung(stage: str, truth: NDArray[np.float32], outputs: NDArray[np.float32]) -> Rung:
-    """Compare outputs (N, ...) of one stage with the truth; a NaN on either side counts as an infinite difference."""
-    if truth.shape != outputs.shape:
-        return Rung(
-            stage=stage,
-            samples=len(truth),
-            worst=math.inf,
-            mean=math.inf,
-            cosine=0.0,
-            sqnr_db=-math.inf,
-            same_class=0.0,
-            limit=f"shape {'x'.join(map(str, truth.shape))}",
-            passed=False,
-        )
-    a, b = truth.astype(np.float64).reshape(len(truth), -1), outputs.astype(np.float64).reshape(len(truth), -1)
-    with np.errstate(invalid="ignore", divide="ignore"):  # infinity minus infinity, and equal outputs
-        difference = np.nan_to_num(np.abs(a - b), nan=np.inf)
-        power = float(np.square(difference).sum())
-        sqnr_db = float(10 * np.log10(np.square(a).sum() / power)) if power else math.inf
-        cosine = float((a * b).sum() / np.sqrt(np.square(a).sum() * np.square(b).sum())) if a.any() and b.any() else 1.0
-    worst = float(difference.max())
-    least = _LEAST_SQNR_DB.get(stage)
-    allowed = _FLOAT_ATOL * max(1.0, float(np.abs(a).max()))
+def classifies(info: ModelInfo) -> bool:
+    """Return whether a network's largest output is an answer: one that has classes."""
+    return bool(info.classes) and not info.is_generator
+
+
+def rung(stage: str, truth: Feeds, outputs: Feeds, *, classifies: bool = False) -> Rung:
+    """Compare the outputs of one stage, by name, with the truth; a NaN on either side is an infinite difference.
+
+    classifies: whether the first output is (N, classes), so that its largest number is an answer.
+    """
+    found = tuple(_difference(stage, name, array, outputs.get(name)) for name, array in truth.items())
+    first = next(iter(truth))
+    worst = max(found, key=lambda each: (not each.passed, each.worst))
+    alike = found[0].sqnr_db > -math.inf
     return Rung(
         stage=stage,
-        samples=len(truth),
-        worst=worst,
-        mean=float(difference.mean()),
-        cosine=cosine if math.isfinite(cosine) else 0.0,
-        sqnr_db=sqnr_db if not math.isnan(sqnr_db) else -math.inf,
-        same_class=float((a.argmax(1) == b.argmax(1)).mean()),
-        limit=f"at most {allowed:.2g}" if least is None else f"at least {least:g} dB",
-        passed=math.isfinite(worst) and (worst <= allowed if least is None else sqnr_db >= least),
+        samples=rows_of(truth),
+        worst=worst.worst,
+        mean=max(each.mean for each in found),
+        cosine=min(each.cosine for each in found),
+        sqnr_db=min(each.sqnr_db for each in found),
+        same_class=_same_class(truth[first], outputs[first]) if classifies and alike else 0.0 if classifies else None,
+        limit=worst.limit if len(found) == 1 else f"{worst.limit} in {worst.name}",
+        passed=all(each.passed for each in found),
+        outputs=found,
     )
 
 
-def require_ladder(rungs: list[Rung], *, source: str) -> None:
+def require_ladder(rungs: Sequence[Rung], *, source: str) -> None:
     """Raise ParityError (exit 1) that names the first stage that is too far from the truth."""
     failed = next((each for each in rungs if not each.passed), None)
     if failed is not None:
         raise ParityError(source=source, stage=failed.stage, worst=failed.worst, limit=failed.limit)
+
+
+def _difference(stage: str, name: str, truth: Array, output: Array | None) -> OutputDifference:
+    if output is None or truth.shape != output.shape or truth.dtype.kind != output.dtype.kind:
+        limit = f"{truth.dtype} of shape {'x'.join(map(str, truth.shape)) or 'one number'}"
+        return OutputDifference(
+            name=name, worst=math.inf, mean=math.inf, cosine=0.0, sqnr_db=-math.inf, equal=0.0, limit=limit,
+            passed=False,
+        )  # fmt: skip
+    a, b = truth.astype(np.float64).ravel(), output.astype(np.float64).ravel()
+    if not a.size:  # a detector that finds nothing
+        return OutputDifference(
+            name=name, worst=0.0, mean=0.0, cosine=1.0, sqnr_db=math.inf, equal=1.0, limit="nothing", passed=True
+        )
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):  # infinities, and equal outputs
+        difference = np.nan_to_num(np.abs(a - b), nan=np.inf)
+        power = float(np.square(difference).sum())
+        sqnr_db = float(10 * np.log10(np.square(a).sum() / power)) if power else math.inf
+        cosine = float((a * b).sum() / np.sqrt(np.square(a).sum() * np.square(b).sum())) if a.any() and b.any() else 1.0
+    worst, equal = float(difference.max()), float((difference == 0).mean())
+    least = _LEAST_SQNR_DB.get(stage)
+    if truth.dtype.kind != "f":
+        limit, kept = f"{_FEWEST_EQUAL:.1%} equal", equal >= _FEWEST_EQUAL or least is not None
+    elif least is not None:
+        limit, kept = f"at least {least:g} dB", sqnr_db >= least
+    else:
+        allowed = _FLOAT_LIMIT * max(_LEAST_LARGEST, float(np.abs(a).max()))
+        limit, kept = f"at most {allowed:.2g}", worst <= allowed
+    return OutputDifference(
+        name=name,
+        worst=worst,
+        mean=float(difference.mean()),
+        cosine=cosine if math.isfinite(cosine) else 0.0,
+        sqnr_db=sqnr_db if not math.isnan(sqnr_db) else -math.inf,
+        equal=equal,
+        limit=limit,
+        passed=math.isfinite(worst) and kept,
+    )
+
+
+def _same_class(truth: Array, output: Array) -> float:
+    a, b = truth.reshape(len(truth), -1), output.reshape(len(output), -1)
+    return float((a.argmax(1) == b.argmax(1)).mean())

@@ -159,7 +159,7 @@ class _Budget:
         for done, layer in enumerate(layers):
             others = [each for each in layers if each != layer]
             logits = self._logits(quantize(self.model, self.ranges, leave_out=others), images)
-            found.append(Sensitivity(layer=layer, sqnr_db=rung("int8", truth, logits).sqnr_db))
+            found.append(Sensitivity(layer=layer, sqnr_db=rung("int8", {layer: truth}, {layer: logits}).sqnr_db))
             self.progress(done + 1, len(layers), "ranking layers")
         return tuple(sorted(found, key=lambda each: each.sqnr_db))
 

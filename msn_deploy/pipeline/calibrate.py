@@ -17,7 +17,7 @@ from msn_deploy.core.progress import Progress, silent
 from msn_deploy.data import to_input
 from msn_deploy.engine import OrtRunner, run_images
 from msn_deploy.model.opened import OpenModel, made_model, open_model, with_info
-from msn_deploy.model.parity import Rung, rung
+from msn_deploy.model.parity import Rung, classifies, rung
 from msn_deploy.pipeline.budget import Verdict, int8_graph, within_budget
 from msn_deploy.pipeline.images import calibration_inputs, preprocess_for, split_for
 from msn_deploy.pipeline.ranges import measured_ranges
@@ -213,7 +213,12 @@ def calibrated(
         bytes_fp32=len(model.data),
         samples=len(given.inputs),
         scales=len(ranges.values),
-        parity=rung("int8", _outputs(model, given.inputs), _outputs(made, given.inputs)),
+        parity=rung(
+            "int8",
+            _outputs(model, given.inputs),
+            _outputs(made, given.inputs),
+            classifies=info is not None and classifies(info),
+        ),
         method=options.method,
         verdict=verdict,
         left_out=left_out,
@@ -244,10 +249,11 @@ def _within_budget(
     )
 
 
-def _outputs(model: OpenModel, inputs: Any) -> NDArray[np.float32]:
+def _outputs(model: OpenModel, inputs: Any) -> dict[str, NDArray[np.float32]]:
     runner = OrtRunner(model)
     most = min(len(inputs), DEFAULT_SAMPLES)
-    return np.concatenate([run_images(runner, inputs[at : min(at + _CHUNK, most)]) for at in range(0, most, _CHUNK)])
+    made = [run_images(runner, inputs[at : min(at + _CHUNK, most)]) for at in range(0, most, _CHUNK)]
+    return {runner.outputs[0].name: np.concatenate(made)}
 
 
 def check_door(model: OpenModel, out: Path) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import logging
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,27 +18,29 @@ from msn_deploy.core.errors import FoldError, GateError, InputError
 from msn_deploy.core.model_info import ModelInfo
 from msn_deploy.data import to_input
 from msn_deploy.engine.ort import run_on_one_thread
+from msn_deploy.model.feeds import BATCH, Feeds, random_feeds, rows_of
 from msn_deploy.model.opened import OpenModel, norms_in, with_info
-from msn_deploy.model.parity import Rung, require_ladder, rung
+from msn_deploy.model.parity import Rung, classifies, require_ladder, rung
 from msn_deploy.pipeline.images import split_for
 from msn_deploy.pipeline.source import (
     FEW,
     ExportOptions,
-    Images,
     Source,
     in_memory,
+    in_ort,
     open_source,
     require_packages,
-    run_in_ort,
 )
 
 if TYPE_CHECKING:
     from onnx import ModelProto
+    from torch import nn
 
     from msn_deploy.graph.certificate import Certificate
 
 _LOG = logging.getLogger(__name__)
 _MOST_SAMPLES = 512
+_MOST_ROWS = 64  # of one run, where the batch is open
 _RANDOM_NUMBERS = 1 << 14  # of which random inputs consist, at most FEW of them, and two where the batch is open
 _CALIBRATION_SAMPLES = 128
 _VERSIONS = ("torch", "onnx", "onnxscript", "onnxsim", "onnxruntime")
@@ -67,14 +71,16 @@ class ExportReport(ExportFacts):
     """Why onnxsim's graph was not taken; empty if it was, or not asked for."""
 
 
-def export_onnx(source: str, out: Path, options: ExportOptions | None = None, **changes: Any) -> ExportReport:
+def export_onnx(
+    source: str | nn.Module, out: Path, options: ExportOptions | None = None, **changes: Any
+) -> ExportReport:
     """Export a network: load it, fold it, certify the folds, simplify, compare every stage with the source, write.
 
     Stages are compared on the test images of the data that the network was trained on, or on seeded random input where
     there are none. `out` is written only if all of them agree.
 
     Args:
-        source: A checkpoint, FILE.py:FACTORY or another ONNX file.
+        source: A checkpoint, FILE.py:FACTORY, another ONNX file, or a network in evaluation mode.
         out: Where the ONNX file goes.
         options: None takes the defaults of ExportOptions.
         **changes: Fields of ExportOptions, in place of those of `options`.
@@ -87,7 +93,7 @@ def export_onnx(source: str, out: Path, options: ExportOptions | None = None, **
     options = replace(options or ExportOptions(), **changes)
     if out.suffix != ".onnx":
         raise InputError(f"{out} has to end in .onnx.")
-    if out.resolve() == Path(source).resolve():
+    if isinstance(source, str) and out.resolve() == Path(source).resolve():
         raise InputError(f"{out} is the input itself; it would be overwritten.\nChoose another `--out`.")
     require_packages()
     from msn_deploy.graph.certificate import certify  # after the packages were asked for, which these import
@@ -96,29 +102,33 @@ def export_onnx(source: str, out: Path, options: ExportOptions | None = None, **
     from msn_deploy.model.opset import to_opset
 
     made = open_source(source, options)
-    images, images_are = _comparison_input(made)
-    truth = made.predict(images)
-    rungs = [rung(stage, truth, predict(images)) for stage, predict in made.stages.items()]
+    name = source if isinstance(source, str) else type(source).__name__
+    feeds, feeds_are = _comparison_feeds(made)
+    truth = made.predict(feeds)
+    compared = partial(rung, truth=truth, classifies=classifies(made.info))
+    rungs = [compared(stage, outputs=predict(feeds)) for stage, predict in made.stages.items()]
     certificate, why = None, ""
     if options.fold:
         folded = fold_graph(made.model.proto)
-        certificate = certify(folded, made.layers)
+        certificate = certify(folded, made.inputs, made.layers)
         opset = options.opset or (None if made.graph_is_truth else DEFAULT_OPSET)
         graph = folded.model if opset is None else to_opset(folded.model, opset)
     else:
         graph = copy.deepcopy(made.model.proto)  # the file's metadata is set in place
     file = _file_of(graph, made.info, fold=options.fold)
     if options.fold or not made.graph_is_truth:
-        rungs.append(rung("graph folded" if options.fold else "onnx", truth, run_in_ort(file, images)))
+        rungs.append(compared("graph folded" if options.fold else "onnx", outputs=in_ort(file)(feeds)))
     if options.fold and options.simplify:
-        file, why = _simplified(file, made.info, truth, images, rungs)
+        file, why = _simplified(file, made.info, compared, feeds, rungs)
     if options.ladder:
-        rungs += _lower_rungs(file.proto, made.info, truth, images)
-    require_ladder(rungs, source=source)
+        rungs += _lower_rungs(file.proto, made.info, compared, feeds)
+    if not all(each.passed for each in rungs):
+        _require_repeatable(made, feeds, truth, source=name)
+    require_ladder(rungs, source=name)
     if certificate is not None:
-        _require_exact(certificate, source, fully=options.require_fully_folded)
+        _require_exact(certificate, name, fully=options.require_fully_folded)
     operators = dict(sorted(Counter(node.op_type for node in file.proto.graph.node).items()))
-    facts = ExportFacts(operators=operators, ladder=tuple(rungs), parity_on=images_are)
+    facts = ExportFacts(operators=operators, ladder=tuple(rungs), parity_on=feeds_are)
     _publish(file, facts, certificate, made, out, options)
     return ExportReport(
         path=out,
@@ -126,7 +136,7 @@ def export_onnx(source: str, out: Path, options: ExportOptions | None = None, **
         operators=operators,
         folded=options.fold and not file.norms,
         ladder=facts.ladder,
-        parity_on=images_are,
+        parity_on=feeds_are,
         certificate=certificate,
         unsimplified_because=why,
     )
@@ -149,7 +159,8 @@ def _publish(
         parents=made.parents,
         versions=_VERSIONS,
         config=chosen
-        | {"input_shape": list(made.input_shape), "recipe": made.info.recipe}
+        | {"input_shape": list(made.inputs[0].shape), "recipe": made.info.recipe}
+        | {"inputs": [asdict(each) for each in made.inputs]}
         | {"opsets": {each.domain or "ai.onnx": each.version for each in file.proto.opset_import}},
         facts=asdict(facts),
     )
@@ -180,7 +191,7 @@ def _file_of(graph: ModelProto, info: ModelInfo, *, fold: bool) -> OpenModel:
 
 
 def _simplified(
-    file: OpenModel, info: ModelInfo, truth: Images, images: Images, rungs: list[Rung]
+    file: OpenModel, info: ModelInfo, compared: Callable[..., Rung], feeds: Sequence[Feeds], rungs: list[Rung]
 ) -> tuple[OpenModel, str]:
     """Return onnxsim's graph, or the given one and the reason, and append the rung of what is returned."""
     from msn_deploy.graph.simplify import simplify
@@ -192,7 +203,7 @@ def _simplified(
         rungs.append(replace(rungs[-1], stage="simplified", limit="the same graph"))
         return file, ""
     other = _file_of(result.model, info, fold=True)
-    simplified = rung("simplified", truth, run_in_ort(other, images))
+    simplified = compared("simplified", outputs=in_ort(other)(feeds))
     if not simplified.passed and rungs[-1].passed:
         why = f"onnxsim changed the outputs by {simplified.worst:.3g}"
         _LOG.warning("kept the unsimplified graph: %s", why)
@@ -201,20 +212,38 @@ def _simplified(
     return other, ""
 
 
-def _lower_rungs(graph: ModelProto, info: ModelInfo, truth: Images, images: Images) -> list[Rung]:
+def _lower_rungs(
+    graph: ModelProto, info: ModelInfo, compared: Callable[..., Rung], feeds: Sequence[Feeds]
+) -> list[Rung]:
     """Return the rungs of FP16 and, where there are images to calibrate on, of INT8."""
     from msn_deploy.quant.calibrate import calibrate_ranges
     from msn_deploy.quant.precision import to_fp16
     from msn_deploy.quant.quantize import quantize
 
-    rungs = [rung("fp16", truth, run_in_ort(in_memory(to_fp16(graph)), images))]
+    rungs = [compared("fp16", outputs=in_ort(in_memory(to_fp16(graph)))(feeds))]
     if info.preprocess is None or not info.data or info.is_generator:
         _LOG.warning("no rung for INT8: there are no images of this network's to calibrate on")
         return rungs
     split = split_for(info, info.preprocess, None, "train").first(_CALIBRATION_SAMPLES)
     images_seen = to_input(split.images, info.preprocess)
     ranges = calibrate_ranges(graph, images_seen, load=run_on_one_thread, preprocess=info.preprocess)
-    return [*rungs, rung("int8", truth, run_in_ort(in_memory(quantize(graph, ranges)), images))]
+    return [*rungs, compared("int8", outputs=in_ort(in_memory(quantize(graph, ranges)))(feeds))]
+
+
+def _require_repeatable(made: Source, feeds: Sequence[Feeds], truth: Feeds, *, source: str) -> None:
+    """Raise GateError for a network that answers the same input in two ways, or not in numbers."""
+    for name, first in truth.items():
+        if first.dtype.kind == "f" and not np.isfinite(first).all():
+            raise GateError(
+                f"{source}: its output {name} is not finite (NaN or infinite) before anything is changed, so that no "
+                "stage can be compared with it.\nNothing was written."
+            )
+    again = rung("again", truth, made.predict(feeds))
+    if not again.passed:
+        raise GateError(
+            f"{source} is random in evaluation: two runs on the same input differ by {again.worst:.3g}.\n"
+            "Nothing was written. What is drawn has to follow `self.training`, as `nn.Dropout` does."
+        )
 
 
 def _require_exact(certificate: Certificate, source: str, *, fully: bool) -> None:
@@ -233,20 +262,28 @@ def _require_exact(certificate: Certificate, source: str, *, fully: bool) -> Non
         )
 
 
-def _comparison_input(made: Source) -> tuple[Images, str]:
-    """Return images (N, C, H, W) to compare on, in whole batches, and what they are."""
-    info, batch = made.info, made.input_shape[0]
-    if info.preprocess is not None and info.data:
+def _comparison_feeds(made: Source) -> tuple[Sequence[Feeds], str]:
+    """Return what the stages are compared on, one run behind the other, and what it is."""
+    info, inputs = made.info, made.inputs
+    first = inputs[0]
+    is_open, batch = first.open[:1] == (BATCH,), (first.shape or (1,))[0]
+    if info.preprocess is not None and info.data and len(inputs) == 1:
         try:
             split = split_for(info, info.preprocess, None, "test").first(_MOST_SAMPLES)
         except InputError as cause:
             _LOG.warning("compared on random input: %s", str(cause).splitlines()[0])
         else:
-            whole = len(split.labels) // batch * batch
+            step = _MOST_ROWS if is_open else batch
+            whole = len(split.labels) if is_open else len(split.labels) // batch * batch
             if whole:
-                return to_input(split.images[:whole], info.preprocess), f"{whole} test images of {info.data}"
-    least = 2 if made.model.only_input[1][0] is None else 1
-    wanted = min(FEW, max(least, _RANDOM_NUMBERS // int(np.prod(made.input_shape[1:]))))
-    count = -(-wanted // batch) * batch
-    images = np.random.default_rng(0).standard_normal((count, *made.input_shape[1:])).astype(np.float32)
-    return images, f"{count} random inputs"
+                images = to_input(split.images[:whole], info.preprocess)
+                runs = [{first.name: images[at : at + step]} for at in range(0, whole, step)]
+                return runs, f"{whole} test images of {info.data}"
+    row = sum(int(np.prod(each.shape[1:])) for each in inputs)
+    wanted = min(FEW, max(2 if is_open else 1, _RANDOM_NUMBERS // max(1, row)))
+    sizes = [{BATCH: wanted}] if is_open else [{}] * -(-wanted // batch)
+    others = {name: 2 * size for each in inputs for size, name in zip(each.shape, each.open, strict=True) if name}
+    others.pop(BATCH, None)
+    sizes += [others] * bool(others)  # what stays open is tried with a second size
+    runs = [random_feeds([each.sized(of) for each in inputs], seed=at) for at, of in enumerate(sizes)]
+    return runs, f"{sum(map(rows_of, runs))} random inputs"

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import copy
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
 from msn_deploy.core.artifacts import Parent, parent_of
 from msn_deploy.core.errors import InputError
-from msn_deploy.core.model_info import ModelInfo
+from msn_deploy.core.model_info import InputOption, ModelInfo
 from msn_deploy.core.optional import require
 from msn_deploy.core.recipes import recipe_from_dict
-from msn_deploy.engine import OrtRunner, run_images
+from msn_deploy.engine import OrtRunner
+from msn_deploy.engine.runner import sizes_text
+from msn_deploy.model.feeds import (
+    BATCH,
+    Array,
+    ExampleInput,
+    Feeds,
+    example_of,
+    fixed_input,
+    joined,
+    rows_of,
+    with_open_batch,
+)
 from msn_deploy.model.opened import OpenModel, made_model, open_model
 
 if TYPE_CHECKING:
@@ -27,11 +36,13 @@ if TYPE_CHECKING:
     from msn_deploy.graph.certificate import CertifiedNorm
 
 _LOG = logging.getLogger(__name__)
-_SHAPE_HINT = "A network of your own needs its input size: `--input-shape 1,3,32,32`."
-FEW = 32  # images, for which a pool of threads, which wait busily for work, costs more than it saves
+_SHAPE_HINT = (
+    "A network of your own needs its input size: `--input-shape 1,3,32,32`, or `--input NAME=SHAPE` for each input."
+)
+FEW = 32  # rows, for which a pool of threads, which wait busily for work, costs more than it saves
 
-Images = NDArray[np.float32]
-Predict = Callable[[Images], Images]
+Predict = Callable[[Sequence[Feeds]], dict[str, Array]]
+"""Several runs, each with an array for each input, to one array for each output, the runs' rows behind each other."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,11 +52,13 @@ class ExportOptions:
     weights: Path | None = None
     """Weights of FILE.py:FACTORY (.safetensors, or a .pt state dict); None keeps those that it creates."""
     input_shape: tuple[int, ...] | None = None
-    """(N, C, H, W), for a network of the user's own."""
+    """Of the only input: (N, C, H, W), for a network of the user's own, or to fix open sizes of an ONNX file."""
+    inputs: tuple[InputOption, ...] = ()
+    """In place of `input_shape`: one or more inputs by name."""
     dynamic_batch: bool = False
     """Whether the batch size stays open in the file."""
-    batch: int = 1
-    """Images per run of a checkpoint's file, where the batch size is fixed."""
+    batch: int | None = None
+    """Rows per run, where the batch size is fixed; None: 1, or what the input's shape or the ONNX file says."""
     opset: int | None = None
     """None: DEFAULT_OPSET, or for a file of others the one that it has."""
     fold: bool = True
@@ -66,9 +79,9 @@ class Source:
     model: OpenModel
     """Its graph with every norm."""
     info: ModelInfo
+    inputs: tuple[ExampleInput, ...]
     predict: Predict
     """The truth that every later stage is compared with."""
-    input_shape: tuple[int, ...]
     parents: tuple[Parent, ...]
     """The files that it came from."""
     stages: Mapping[str, Predict] = field(default_factory=dict)
@@ -85,48 +98,40 @@ def require_packages() -> None:
         require(package, step="export")
 
 
-def open_source(source: str, options: ExportOptions) -> Source:
-    """Open a source. Raises InputError (exit 2)."""
-    if source.endswith(".onnx"):
-        return _open_onnx(Path(source))
+def open_source(source: str | nn.Module, options: ExportOptions) -> Source:
+    """Open a source. Raises InputError (exit 2), also for an option that this kind of source has no use for."""
+    if options.weights is not None and not options.weights.is_file():
+        raise InputError(f"{options.weights} does not exist.\n`--weights` takes a .safetensors or .pt file.")
+    if options.inputs and options.input_shape is not None:
+        raise InputError("`--input-shape` is for a network of one input.\nGive it or `--input`, not both.")
+    if isinstance(source, str) and source.endswith(".onnx"):
+        return _open_onnx(Path(source), options)
     from msn_deploy.graph.certificate import certify_layers
     from msn_deploy.graph.export import DEFAULT_OPSET, LOWEST_OPSET, to_onnx
     from msn_deploy.msn import fold_layers
-    from msn_deploy.training.runner import logits_of
 
-    if ".py:" in source:
-        net, info, parents = _own_network(source, options.weights)
-        if options.input_shape is None:
-            raise InputError(f"the size of the input of {source} is not known.\n{_SHAPE_HINT}")
-        shape = options.input_shape
-    else:
-        from msn_deploy.training import load_checkpoint
-
-        path = Path(source)
-        net, info = load_checkpoint(path)
-        parents = (parent_of(path, role="checkpoint"),)
-        shape = (options.batch, *recipe_from_dict(info.recipe, source=source).network_input)
+    net, info, inputs, parents = _opened_net(source, options)
+    inputs = _with_batch(inputs, options)
     plain, layers = fold_layers(net, share=True) if options.fold else (net, [])
+    predict = _in_torch(net, inputs)
     opset = options.opset or DEFAULT_OPSET
     graph = to_onnx(
         plain,
-        input_shape=shape,
-        dynamic_batch=options.dynamic_batch,
+        inputs=inputs,
         opset=max(opset, LOWEST_OPSET) if options.fold else opset,
         optimize=False,
     )
     model = in_memory(graph)
-    chunk = 64 if options.dynamic_batch else shape[0]
     stages: dict[str, Predict] = {}
     if layers:
-        stages["layers folded"] = partial(logits_of, plain, chunk=chunk)
+        stages["layers folded"] = _in_torch(plain, inputs)
     if options.fold:  # ONNX Runtime would fuse norms itself
-        stages["onnx"] = partial(run_in_ort, model, fuse_norms=False)
+        stages["onnx"] = in_ort(model, fuse_norms=False)
     return Source(
         model=model,
         info=replace(info, precision="fp32"),
-        predict=lambda images: _predicted(net, images, chunk),
-        input_shape=shape,
+        inputs=inputs,
+        predict=predict,
         parents=parents,
         stages=stages,
         layers=tuple(certify_layers(layers)),
@@ -138,57 +143,139 @@ def in_memory(graph: ModelProto, data: bytes | None = None) -> OpenModel:
     return made_model(Path("the exported graph"), graph, graph.SerializeToString() if data is None else data)
 
 
-def run_in_ort(model: OpenModel, images: Images, *, fuse_norms: bool = True) -> Images:
-    """Map images (N, C, H, W) to outputs in ONNX Runtime, with its own fusions or without."""
-    runner = OrtRunner(model, fuse_norms=fuse_norms, threads=1 if len(images) <= FEW else None)
-    outputs = run_images(runner, images)
-    runner.close()
-    return outputs
+def in_ort(model: OpenModel, *, fuse_norms: bool = True) -> Predict:
+    """Return what runs a model in ONNX Runtime, with its own fusions or without."""
+
+    def run(feeds: Sequence[Feeds]) -> dict[str, Array]:
+        few = sum(map(rows_of, feeds)) <= FEW
+        runner = OrtRunner(model, fuse_norms=fuse_norms, threads=1 if few else None)
+        outputs = joined([runner.run(each) for each in feeds])
+        runner.close()
+        return outputs
+
+    return run
 
 
-def _predicted(net: nn.Module, images: Images, chunk: int) -> Images:
-    """Raises InputError for a network that can be traced, and yet does not run or returns no tensor."""
-    import torch
+def _in_torch(net: nn.Module, inputs: Sequence[ExampleInput]) -> Predict:
+    """Return what runs a network in torch, each time a fresh copy: it may remember what it was run on."""
+    from msn_deploy.graph.calls import Call
+    from msn_deploy.msn.plain import copied
 
-    from msn_deploy.graph.export import require_one_output
-    from msn_deploy.training.runner import logits_of
+    call = Call(net, inputs)
 
-    try:
-        return logits_of(net, images, chunk=chunk)
-    except Exception:
-        require_one_output(net, torch.from_numpy(images[:chunk]))
-        raise
+    def run(feeds: Sequence[Feeds]) -> dict[str, Array]:
+        own = copied(net, share=True)
+        return joined([call.run(own, each) for each in feeds])
+
+    return run
 
 
-def _own_network(source: str, weights: Path | None) -> tuple[nn.Module, ModelInfo, tuple[Parent, ...]]:
+def _opened_net(
+    source: str | nn.Module, options: ExportOptions
+) -> tuple[nn.Module, ModelInfo, tuple[ExampleInput, ...], tuple[Parent, ...]]:
+    """Return a network in evaluation mode, what is known of it, its inputs, and the files that it came from."""
+    if isinstance(source, str) and ".py:" not in source:
+        return _checkpoint(Path(source), options)
     from msn_deploy.nets.registry import net_from_file
     from msn_deploy.training import load_weights
 
-    net = net_from_file(source)
-    parents = [parent_of(Path(source.rpartition(":")[0]), role="source")]
-    if weights is None:
+    parents = []
+    if isinstance(source, str):
+        net, name = net_from_file(source), source
+        parents.append(parent_of(Path(source.rpartition(":")[0]), role="source"))
+    else:
+        net, name = source, type(source).__name__
+        if any(module.training for module in net.modules()):
+            raise InputError(f"{name} is in training mode; call eval() before it is exported.")
+    if options.weights is not None:
+        load_weights(net, options.weights)
+        parents.append(parent_of(options.weights, role="weights"))
+    elif isinstance(source, str):
         _LOG.warning(
             "%s is exported with the weights that it creates itself; `--weights FILE` loads trained ones", source
         )
-    else:
-        load_weights(net, weights)
-        parents.append(parent_of(weights, role="weights"))
-    return net, ModelInfo(net="custom", norm="custom"), tuple(parents)
+    inputs = _asked_inputs(options)
+    if not inputs:
+        raise InputError(f"the size of the input of {name} is not known.\n{_SHAPE_HINT}")
+    return _in_single_precision(net, name), ModelInfo(net="custom", norm="custom"), inputs, tuple(parents)
 
 
-def _open_onnx(path: Path) -> Source:
+def _checkpoint(
+    path: Path, options: ExportOptions
+) -> tuple[nn.Module, ModelInfo, tuple[ExampleInput, ...], tuple[Parent, ...]]:
+    from msn_deploy.graph.calls import INPUT_NAME
+    from msn_deploy.training import load_checkpoint
+
+    net, info = load_checkpoint(path)
+    if options.weights is not None:
+        raise InputError(f"{path} is a checkpoint and has its own weights.\nLeave `--weights` away.")
+    sizes = recipe_from_dict(info.recipe, source=str(path)).network_input
+    given = _asked_inputs(options)
+    if given and (len(given) > 1 or given[0].shape[1:] != sizes or any(given[0].open[1:])):
+        raise InputError(
+            f"{path} was trained on inputs of {sizes_text(sizes)}, and takes no other.\n"
+            "Leave `--input-shape` and `--input` away; `--batch-size N` sets the batch."
+        )
+    own = given[0] if given else fixed_input(INPUT_NAME, "float32", (1, *sizes))
+    return net, info, (replace(own, name=INPUT_NAME, dtype="float32"),), (parent_of(path, role="checkpoint"),)
+
+
+def _in_single_precision(net: nn.Module, name: str) -> nn.Module:
+    """Return the network, or a copy of it in float32 where it is in another precision."""
+    import torch
+
+    others = {
+        each.dtype
+        for each in (*net.parameters(), *net.buffers())
+        if each.is_floating_point() and each.dtype != torch.float32
+    }
+    if not others:
+        return net
+    _LOG.warning("%s is in %s; it is exported in float32", name, ", ".join(sorted(map(str, others))))
+    return copy.deepcopy(net).float()
+
+
+def _asked_inputs(options: ExportOptions) -> tuple[ExampleInput, ...]:
+    from msn_deploy.graph.calls import INPUT_NAME
+
+    if options.input_shape is not None:
+        return (fixed_input(INPUT_NAME, "float32", options.input_shape),)
+    return tuple(example_of(each) for each in options.inputs)
+
+
+def _with_batch(inputs: tuple[ExampleInput, ...], options: ExportOptions) -> tuple[ExampleInput, ...]:
+    """Return the inputs with the batch that is asked for, in all that share the first one's."""
+    if options.dynamic_batch:
+        return with_open_batch(inputs)
+    if options.batch is None:
+        return inputs
+    fixed = [
+        replace(each, shape=(options.batch, *each.shape[1:]), open=(None, *each.open[1:]))
+        if opened.open[:1] == (BATCH,)
+        else each
+        for each, opened in zip(inputs, with_open_batch(inputs), strict=True)
+    ]
+    return tuple(fixed)
+
+
+def _open_onnx(path: Path, options: ExportOptions) -> Source:
     from msn_deploy.model.checks import check_editable
+    from msn_deploy.model.shapes import example_inputs, with_sizes
 
     model = open_model(path, step="export", merge=True)
     check_editable(model.proto, source=str(path))
-    _, shape = model.only_input
-    if None in shape[1:]:
-        raise InputError(f"{path} leaves sizes other than the batch open; export it with fixed ones.")
+    if options.weights is not None:
+        raise InputError(f"{path} is an ONNX file and has its own weights.\nLeave `--weights` away.")
+    wanted = options.inputs
+    if options.input_shape is not None:
+        name, _ = model.only_input
+        wanted = (InputOption(name, tuple((size, None) for size in options.input_shape)),)
+    model = with_sizes(model, wanted, batch=options.batch, open_batch=options.dynamic_batch)
     return Source(
         model=model,
         info=model.info or ModelInfo(net="custom", norm="custom"),
-        predict=partial(run_in_ort, model),
-        input_shape=tuple(size or 1 for size in shape),
+        inputs=example_inputs(model, wanted),
+        predict=in_ort(model),
         parents=(model.as_parent(), *(parent_of(file, role="weights") for file in model.weight_files)),
         graph_is_truth=True,
     )

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from msn_deploy.graph.certificate import INPUTS, certify_layers, edge_batches
+from msn_deploy.graph.certificate import INPUTS, certify_layers, edge_feeds
+from msn_deploy.model.feeds import fixed_input, with_open_batch
 from msn_deploy.msn import MSNConv2d, MSNConvTranspose2d, SNLinear, fold_layers
 
 # layer, and where the output channels of its weight are
@@ -22,16 +23,26 @@ LAYERS = {
 }
 
 
-@pytest.mark.parametrize(("batch", "batches"), [(None, 1), (1, 2), (2, 1), (3, 1)])
-def test_numbers_and_ones_with_lit_corners_in_batches_that_the_graph_takes(batch: int | None, batches: int) -> None:
-    found = edge_batches((batch, 2, 4, 5))
-    assert len(found) == batches
-    assert {len(each) for each in found} == {len(INPUTS) if batch is None else batch}
-    images = np.concatenate(found)
+@pytest.mark.parametrize(("batch", "runs"), [(None, 1), (1, 2), (2, 1), (3, 1)])
+def test_numbers_and_ones_with_lit_corners_in_runs_that_the_graph_takes(batch: int | None, runs: int) -> None:
+    shape = fixed_input("x", "float32", (batch or 1, 2, 4, 5))
+    found = edge_feeds([shape] if batch else with_open_batch([shape]))
+    assert len(found) == runs
+    assert {len(each["x"]) for each in found} == {len(INPUTS) if batch is None else batch}
+    images = np.concatenate([each["x"] for each in found])
     assert images[0].std() > 0.5
     np.testing.assert_array_equal(images[1][:, 0], [[100, 1, 1, 1, 100]] * 2)
     np.testing.assert_array_equal(images[1][:, 3], [[100, 1, 1, 1, 100]] * 2)
     np.testing.assert_array_equal(images[1][:, 1:3], np.ones((2, 2, 5)))
+
+
+def test_every_input_is_fed_by_its_own_type_and_shape() -> None:
+    inputs = [fixed_input("left", "float32", (2, 3, 8, 8)), fixed_input("t", "float32", (2,)),
+              fixed_input("frames", "uint8", (2, 8, 8, 3)), fixed_input("scale", "float32", ())]  # fmt: skip
+    (found,) = edge_feeds(inputs)
+    assert {name: each.shape for name, each in found.items()} == {each.name: each.shape for each in inputs}
+    assert found["left"][1].max() == 100 == found["t"][1]
+    assert found["frames"].dtype == np.uint8
 
 
 @pytest.mark.filterwarnings("ignore:`torch.nn.utils.:FutureWarning")

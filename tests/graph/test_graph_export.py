@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
 import pytest
 import torch
+from onnx.reference import ReferenceEvaluator
 from torch import nn
 
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.model_info import NORMS
 from msn_deploy.graph.export import to_onnx
+from msn_deploy.model.feeds import fixed_input
 from msn_deploy.msn import fold
 
 pytestmark = pytest.mark.slow
@@ -153,7 +156,7 @@ def test_training_mode_is_refused_wherever_it_hides(small_net: Callable[..., nn.
 
 @pytest.mark.parametrize("shape", [(1, 3, 28, 28), (1, 1, 40, 28), (1, 1, 28), (1, 1, 0, 28)])
 def test_an_input_that_does_not_suit_the_network(small_net: Callable[..., nn.Module], shape: tuple[int, ...]) -> None:
-    with pytest.raises(InputError, match=r"does not run on an input of shape[\s\S]*--input-shape") as caught:
+    with pytest.raises(InputError, match=r"does not run on input \([\s\S]*--input-shape") as caught:
         to_onnx(small_net(), input_shape=shape)
     assert len(str(caught.value).splitlines()) <= 3
 
@@ -172,23 +175,67 @@ class _Undecided(nn.Module):
         return x.relu() if x.sum() > 0 else x.tanh()
 
 
+class _Pair(NamedTuple):
+    near: torch.Tensor
+    far: torch.Tensor
+
+
+@dataclass
+class _Found:
+    boxes: torch.Tensor
+    scores: list[torch.Tensor]
+    count: int = 3
+
+
 @pytest.mark.parametrize("opset", [17, 18])
-@pytest.mark.parametrize(
-    ("of", "kind"),
-    [
-        (lambda x: (x, x + 1), "tuple"),
-        (lambda x: [x], "list"),
-        (lambda x: {"logits": x}, "dict"),
-        (lambda x: None, "NoneType"),
-        (lambda x: 3.5, "float"),
-    ],
-    ids=["pair", "list", "dict", "none", "number"],
-)
-def test_a_network_that_returns_no_single_tensor_is_refused(
-    of: Callable[[torch.Tensor], Any], kind: str, opset: int
+@pytest.mark.parametrize(("of", "names"), [
+    (lambda x: x, ["logits"]),
+    (lambda x: (x,), ["output"]),
+    (lambda x: (x, x + 1), ["output_0", "output_1"]),
+    (lambda x: [x, None, x * 2], ["output_0", "output_2"]),
+    (lambda x: {"out": x}, ["out"]),
+    (lambda x: OrderedDict(b=x, a=[x + 1, x > 0]), ["b", "a.0", "a.1"]),
+    (lambda x: _Pair(x, x.argmax(1)), ["near", "far"]),
+    (lambda x: _Found(x, [x + 1, x + 2]), ["boxes", "scores.0", "scores.1"]),
+    (lambda x: (x, (x + 1, x + 2), 3.5), ["output_0", "output_1.0", "output_1.1"]),
+    (lambda x: (x, x), ["output_0", "output_1"]),
+], ids=["bare", "tuple", "pair", "list", "dict", "nested", "named", "dataclass", "tree", "same"])  # fmt: skip
+def test_whatever_holds_tensors_is_returned_as_named_outputs(
+    of: Callable[[torch.Tensor], Any], names: list[str], opset: int
 ) -> None:
-    with pytest.raises(InputError, match=f"returns {kind}; networks with one output tensor are supported"):
-        to_onnx(_Returns(of).eval(), input_shape=(1, 1, 4, 4), opset=opset, optimize=False)
+    made = to_onnx(_Returns(of).eval(), input_shape=(1, 2, 4, 4), opset=opset, optimize=False)
+    assert [value.name for value in made.graph.output] == names
+    onnx.checker.check_model(made, full_check=True)
+
+
+@pytest.mark.parametrize("of", [lambda x: None, lambda x: 3.5, lambda x: {"none": []}])
+def test_a_network_that_returns_no_tensor_is_refused(of: Callable[[torch.Tensor], Any]) -> None:
+    with pytest.raises(InputError, match="there is no tensor"):
+        to_onnx(_Returns(of).eval(), input_shape=(1, 1, 4, 4), optimize=False)
+
+
+class _Named(nn.Module):
+    """Buffers, parameters, input and outputs called like what the exporter itself makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv2d = nn.Conv2d(3, 4, 3)
+        for at, name in enumerate(("mean", "mul", "input", "logits", "sub", "out_mean")):
+            self.register_buffer(name, torch.full((1, 1, 1, 1), 0.5 + at))
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        shifted = (x - self.mean) * self.mul + self.input
+        pooled = (self.conv2d(shifted) * self.logits).mean((2, 3), keepdim=True) - self.sub
+        return {"mean": pooled, "conv2d": pooled + self.out_mean, "x": pooled * 2}
+
+
+def test_tensors_may_be_called_anything() -> None:
+    net, x = _Named().eval(), np.random.default_rng(1).standard_normal((2, 3, 6, 6)).astype(np.float32)
+    made = to_onnx(net, inputs=(fixed_input("x", "float32", x.shape),), optimize=False, opset=18)
+    onnx.checker.check_model(made, full_check=True)
+    got = ReferenceEvaluator(made).run(None, {"x": x})
+    for want, each in zip(net(torch.from_numpy(x)).values(), got, strict=True):
+        np.testing.assert_allclose(each, want.detach(), atol=1e-5)
 
 
 def test_a_network_that_torch_cannot_export_is_refused(capfd: pytest.CaptureFixture[str]) -> None:

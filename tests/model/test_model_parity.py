@@ -6,11 +6,17 @@ import math
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from msn_deploy.core.errors import ParityError
-from msn_deploy.model.parity import require_ladder, rung
+from msn_deploy.model import parity
+from msn_deploy.model.parity import Rung, require_ladder
 
 BEFORE = np.array([[1.0, 2.0, 3.0], [6.0, 5.0, 4.0], [0.0, 9.0, 1.0], [2.0, 3.0, 1.0]], dtype=np.float32)
+
+
+def rung(stage: str, truth: NDArray[np.float32], output: NDArray[np.float32]) -> Rung:
+    return parity.rung(stage, {"logits": truth}, {"logits": output}, classifies=True)
 
 
 def test_by_hand() -> None:
@@ -71,3 +77,42 @@ def test_maps_are_compared_at_their_largest_output() -> None:
     other = maps.copy()
     other[0, 0, 0, 0] = 99.0
     assert rung("onnx", maps, other).same_class == pytest.approx(2 / 3)
+
+
+BOXES = np.array([[[3.0, -8.0], [2.0, 5.0]]], dtype=np.float32)
+KINDS = np.array([[7, 0, 2, 5]])
+
+
+def test_every_output_is_held_against_its_own_size() -> None:
+    truth = {"boxes": 1000 * BOXES, "score": BOXES / 4}
+    found = parity.rung("onnx", truth, {**truth, "score": truth["score"] + np.float32(1e-3)})
+    assert [each.passed for each in found.outputs] == [True, False]
+    assert not found.passed
+    assert found.worst == pytest.approx(1e-3, rel=1e-3)
+    assert found.limit.endswith(" in score")
+    assert found.same_class is None
+    assert parity.rung("onnx", truth, {**truth, "boxes": truth["boxes"] + np.float32(0.7)}).passed
+
+
+def test_small_outputs_have_a_small_limit() -> None:
+    small = BOXES * np.float32(2e-5)  # 1.6e-4 at most
+    found = parity.rung("onnx", {"y": small}, {"y": small + np.float32(3e-6)})
+    assert found.sqnr_db > 20
+    assert not found.passed
+
+
+@pytest.mark.parametrize(("others", "passes"), [(0, True), (1, True), (2, False)])
+def test_of_integers_one_in_a_thousand_may_differ(others: int, passes: bool) -> None:
+    truth = np.arange(1000).reshape(10, 100) % 7
+    output = truth.copy()
+    output.ravel()[:others] += 3
+    assert parity.rung("onnx", {"mask": truth}, {"mask": output}).passed == passes
+
+
+def test_an_output_that_is_missing_or_of_another_kind_agrees_with_nothing() -> None:
+    assert not parity.rung("onnx", {"boxes": BOXES, "kinds": KINDS}, {"boxes": BOXES}).passed
+    assert not parity.rung("int8", {"kinds": KINDS}, {"kinds": KINDS.astype(np.float32)}).passed
+
+
+def test_nothing_found_is_the_same_as_nothing_found() -> None:
+    assert parity.rung("onnx", {"boxes": BOXES[:0]}, {"boxes": BOXES[:0]}).passed

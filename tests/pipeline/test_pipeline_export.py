@@ -107,14 +107,14 @@ def test_a_simplifier_that_changes_the_outputs_is_not_taken(
 def _runs(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """Note the files that are run."""
     run: list[bytes] = []
-    real = msn_deploy.pipeline.source.run_in_ort
+    real = msn_deploy.pipeline.source.in_ort
 
-    def noted(model: OpenModel, images: Any, **options: Any) -> Any:
+    def noted(model: OpenModel, **options: Any) -> Any:
         run.append(model.data)
-        return real(model, images, **options)
+        return real(model, **options)
 
     for module in (msn_deploy.pipeline.export, msn_deploy.pipeline.source):
-        monkeypatch.setattr(module, "run_in_ort", noted)
+        monkeypatch.setattr(module, "in_ort", noted)
     return run
 
 
@@ -153,11 +153,11 @@ def test_the_parity_is_measured_on_the_very_bytes_that_are_written(
 @pytest.mark.parametrize(
     ("forward", "why"),
     [
-        ("self.conv(x).sum().item()", "the network returns float; networks with one output tensor are supported"),
-        ("self.conv(x).detach().numpy()", "the network returns ndarray; "),
+        ("self.conv(x).sum().item()", "the network returns float, in which there is no tensor"),
+        ("self.conv(x).detach().numpy()", "the network returns ndarray, "),
         (
             "self.conv(x)[:, torch.tensor([7])]",
-            r"the network does not run on an input of shape \(1, 3, 8, 8\): IndexError",
+            r"the network does not run on input \(1, 3, 8, 8\): IndexError",
         ),
     ],
 )
