@@ -16,20 +16,14 @@ from msn_deploy.engine.cuda import Cuda, CudaError, Pair, Work, open_cuda
 from msn_deploy.engine.plan import TITLES, Plan, what_is_here
 from msn_deploy.engine.preflight import check_version
 from msn_deploy.engine.runner import check_feeds, sizes_text
+from msn_deploy.engine.tensors import TYPES
+from msn_deploy.engine.trt_outputs import DecidedOutputs, allocator_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _STEP = "running an engine"
-_TYPES = {
-    "FLOAT": "float32",
-    "HALF": "float16",
-    "INT8": "int8",
-    "UINT8": "uint8",
-    "INT32": "int32",
-    "INT64": "int64",
-    "BOOL": "bool",
-}  # by the names of trt.DataType; numpy lacks the others
+_TYPES = {theirs: ours for ours, theirs in TYPES.items() if ours != "bfloat16"}  # numpy lacks it
 _Shape = tuple[int, ...]
 
 
@@ -51,6 +45,7 @@ class Engine(Protocol):
     get_tensor_shape: Callable[[str], _Shape]
     get_tensor_profile_shape: Callable[[str, int], tuple[_Shape, _Shape, _Shape]]
     get_tensor_dtype: Callable[[str], Any]
+    get_tensor_location: Callable[[str], Any]
     create_runtime_config: Callable[[], Any]
     create_execution_context: Callable[..., Any]
     create_engine_inspector: Callable[[], Any]
@@ -63,6 +58,7 @@ class Context(Protocol):
     set_input_shape: Callable[[str, _Shape], bool]
     get_tensor_shape: Callable[[str], _Shape]
     set_tensor_address: Callable[[str, int], bool]
+    set_output_allocator: Callable[[str, Any], bool]
     execute_async_v3: Callable[[int], bool]
 
 
@@ -89,8 +85,8 @@ class TrtRunner:
         """Load the plan and run it once, since TensorRT-RTX compiles kernels for this GPU on the way.
 
         cuda_graph: queue the whole network with one call. trt: the TensorRT module, imported if not given.
-        Raises InputError for a plan that does not load or has tensors of types that numpy lacks, MissingDependency,
-        MissingDevice (CudaError too).
+        Raises InputError for a plan that does not load, has tensors of types that numpy lacks, or cannot be replayed;
+        MissingDependency, MissingDevice (CudaError too).
         """
         trt = trt if trt is not None else _module(plan)
         check_version(plan, str(trt.__version__), what_is_here())  # what is imported counts, not what is installed
@@ -106,6 +102,7 @@ class TrtRunner:
         self._launch: Work | None = None
         self._shapes: dict[str, _Shape] = {}
         self._made: dict[str, _Shape] = {}
+        self._pairs: dict[str, Pair] = {}
         self._cuda = cuda(graphs=self._graph)
         atexit.register(self.close)  # after CUDA's own, so that it runs before
         try:
@@ -172,7 +169,22 @@ class TrtRunner:
         least, most = next(iter(self._ranges.values()), ((), ()))
         self.batch_range: tuple[int, int | None] = (least[0], most[0]) if least else (1, None)
         self._set_shapes({name: most for name, (_, most) in self._ranges.items()})
-        self._pairs = {spec.name: self._bind(spec) for spec in (*self.inputs, *self.outputs)}
+        decided = {spec.name: spec.dtype for spec in self.outputs if -1 in self._made[spec.name]}
+        if decided and self._graph:
+            raise InputError(
+                f"{self.path} makes {', '.join(decided)} of a size that the data decide, so its runs are not alike.\n"
+                "Leave `--cuda-graph` out."
+            )
+        self._decided = DecidedOutputs(self._cuda, decided)
+        if decided:
+            self._allocator = allocator_of(trt, self._decided, self._messages)  # the context keeps a bare pointer
+        for name in decided:
+            self._must(self._context.set_output_allocator(name, self._allocator), f"take an allocator for {name}")
+        specs = [spec for spec in (*self.inputs, *self.outputs) if spec.name not in decided]
+        self._on_host = {
+            spec.name for spec in specs if self._engine.get_tensor_location(spec.name) == trt.TensorLocation.HOST
+        }
+        self._pairs = {spec.name: self._bind(spec) for spec in specs}
 
     def _spec(self, name: str) -> TensorSpec:
         dtype = self._engine.get_tensor_dtype(name).name
@@ -190,12 +202,11 @@ class TrtRunner:
         return tuple(int(size) for size in least), tuple(int(size) for size in most)
 
     def _bind(self, spec: TensorSpec) -> Pair:
-        """Give a tensor its buffers: flat, since its shape may be another in each run."""
+        """Give a tensor its buffers: flat, since its shape may be another in each run. Sizes lie on the host alone."""
         shape = self._shapes.get(spec.name) or self._made.get(spec.name, ())
-        if -1 in shape:
-            raise InputError(f"{self.path} makes {spec.name} of {shape}: a size that the data decide cannot be read.")
-        pair = self._cuda.allocate((math.prod(shape),), spec.dtype)
-        self._must(self._context.set_tensor_address(spec.name, pair.device), f"take the address of {spec.name}")
+        pair = self._cuda.allocate((max(math.prod(shape), 1),), spec.dtype)  # an empty one has an address, too
+        address = pair.host.ctypes.data if spec.name in self._on_host else pair.device
+        self._must(self._context.set_tensor_address(spec.name, address), f"take the address of {spec.name}")
         return pair
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -212,21 +223,29 @@ class TrtRunner:
                 )
             self._pairs[name].host[: array.size].reshape(array.shape)[...] = array
         self._run_shapes({name: feeds[name].shape for name in self._ranges})
-        return {
-            name: self._pairs[name].host[: math.prod(shape)].reshape(shape).copy() for name, shape in self._made.items()
-        }
+        made = {}
+        for spec in self.outputs:
+            shape, pair = self._output(spec.name)
+            made[spec.name] = pair.host[: math.prod(shape)].reshape(shape).copy()
+        return made
+
+    def _output(self, name: str) -> tuple[_Shape, Pair]:
+        """Return the shape and the buffers that an output had in the last run that was queued."""
+        return self._decided.last(name) if name in self._decided.dtypes else (self._made[name], self._pairs[name])
 
     def _run_shapes(self, shapes: dict[str, _Shape]) -> None:
         """Run what lies in the input buffers, taken as of these shapes."""
         self._set_shapes(shapes)
         for name, shape in shapes.items():
-            self._cuda.copy(self._pairs[name], math.prod(shape), to_device=True)
+            if name not in self._on_host:
+                self._cuda.copy(self._pairs[name], math.prod(shape), to_device=True)
         self._cuda.timed(self._launch or self._enqueue)
-        for name, shape in self._made.items():
-            self._cuda.copy(self._pairs[name], math.prod(shape), to_device=False)
+        for name in self._made:
+            if name not in self._on_host:
+                size, pair = self._output(name)
+                self._cuda.copy(pair, math.prod(size), to_device=False)
         self.last_gpu_ms = self._cuda.wait()
-        if self._profiler is not None:
-            self._messages.raise_held()
+        self._messages.raise_held()
         if self._graph and self._launch is None:
             # Not before a plain run of these shapes: that is when TensorRT allocates, which a capture may not hold.
             self._launch = self._cuda.capture(self._enqueue)
@@ -242,9 +261,14 @@ class TrtRunner:
             spec.name: tuple(int(size) for size in self._context.get_tensor_shape(spec.name)) for spec in self.outputs
         }
         self._shapes = shapes
+        for spec in self.outputs:  # smaller inputs need not make smaller outputs
+            if spec.name in self._pairs and math.prod(self._made[spec.name]) > self._pairs[spec.name].host.size:
+                self._pairs[spec.name] = self._bind(spec)
 
     def _enqueue(self) -> None:
-        self._must(self._context.execute_async_v3(self._cuda.stream), "run")
+        done = self._context.execute_async_v3(self._cuda.stream)
+        self._messages.raise_held()  # of our allocator, which is why it failed
+        self._must(done, "run")
 
     def report_layers(self, report: Callable[[str, float], None]) -> str:
         """From now on call `report(layer, ms)` for every layer of every run; return what the inspector says of them.
@@ -287,7 +311,7 @@ class TrtRunner:
         """Free the engine, then the buffers, then CUDA; `run` cannot be called afterwards. May be called twice."""
         atexit.unregister(self.close)
         self._launch = None
-        for name in ("_context", "_profiler", "_engine", "_runtime"):
+        for name in ("_context", "_allocator", "_profiler", "_engine", "_runtime"):
             self.__dict__.pop(name, None)
         self._cuda.close()
 

@@ -7,15 +7,17 @@ another order gets other numbers. Addresses are keys into `Gpu.memory`. `log` ho
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
 
 from msn_deploy.engine.cuda import CudaError, Pair
+from msn_deploy.engine.tensors import TYPES
 
 CLASSES = 5
 WEIGHT = np.random.default_rng(5).standard_normal((3 * 8 * 8, CLASSES)).astype(np.float32)
-SIZES = {"float32": "FLOAT", "float16": "HALF", "int32": "INT32", "bfloat16": "BF16"}
 
 
 def logits(images):
@@ -51,7 +53,7 @@ class Gpu:
     def allocate(self, shape, dtype):
         self._check("allocate")
         address = 0x1000 * (len(self.memory) + 1)
-        host = np.full(shape, np.nan if "float" in dtype else -1, dtype)
+        host = np.full(shape, np.nan if "float" in dtype else 1, dtype)
         self.memory[address] = host.copy()
         self.pairs.append(Pair(host, address))
         return self.pairs[-1]
@@ -112,6 +114,38 @@ class Logged:
             self._log.append(self._name)
 
 
+@dataclass(frozen=True)
+class Net:
+    """What an engine is: inputs as name -> (dtype, shape, profile), outputs as name -> (dtype, shape), -1 for open.
+
+    shapes: of the outputs, by the shapes of the inputs; -1 where the data decide. compute: named arrays to named
+    arrays. on_host: tensors that lie on the host alone.
+    """
+
+    inputs: Mapping
+    outputs: Mapping
+    shapes: Callable
+    compute: Callable
+    on_host: frozenset = frozenset()
+
+
+def images_net(shape, profile, dtypes, inputs, outputs, made):
+    """All inputs are of one shape; the first output is of their sum, a further one twice that."""
+    names = [*inputs, *outputs]
+    kinds = {name: dtypes[min(at, len(dtypes) - 1)] for at, name in enumerate(names)}
+
+    def compute(feeds):
+        answer = logits(sum(feeds[name] for name in inputs))
+        return {name: times * answer for times, name in enumerate(outputs, 1)}
+
+    return Net(
+        inputs={name: (kinds[name], shape, profile) for name in inputs},
+        outputs={name: (kinds[name], (shape[0], CLASSES) if shape else ()) for name in outputs},
+        shapes=lambda given: dict.fromkeys(outputs, (given[inputs[0]][0], CLASSES) if made is None else made),
+        compute=compute,
+    )
+
+
 def module(
     gpu,
     *,
@@ -121,6 +155,7 @@ def module(
     inputs=("x",),
     outputs=("logits",),
     made=None,
+    net=None,
     dla_cores=0,
     refuse=None,
     version="10.3.0.30",
@@ -130,12 +165,14 @@ def module(
 ):
     """A TensorRT for `gpu` that knows one engine. refuse: the call that fails, as TensorRT does: with a message.
 
-    inputs, outputs: names; all inputs are of one shape, and the first output is of their sum, a further one twice that.
-    inspected: what the engine's inspector says. layers: ms of each; a profiler hears n times that in its n-th run.
+    net: the engine; one of images_net if not given. inspected: what the engine's inspector says. layers: ms of each; a
+    profiler hears n times that in its n-th run.
     """
+    net = net or images_net(shape, profile, dtypes, inputs, outputs, made)
     trt = SimpleNamespace(__version__=version)
     trt.seen = seen = SimpleNamespace(plan=None, host_code=False, dla=None, strategy=None, shapes=[])
     trt.TensorIOMode = SimpleNamespace(INPUT="in", OUTPUT="out")
+    trt.TensorLocation = SimpleNamespace(HOST="host", DEVICE="device")
     if rtx:
         trt.CudaGraphStrategy = SimpleNamespace(WHOLE_GRAPH_CAPTURE="whole")
 
@@ -147,9 +184,12 @@ def module(
         def __init__(self):
             self.begun = True  # the base was called, which pybind11 needs
 
-    trt.ILogger, trt.IProfiler = ILogger, IProfiler
+    class IOutputAllocator(IProfiler):
+        pass
+
+    trt.ILogger, trt.IProfiler, trt.IOutputAllocator = ILogger, IProfiler, IOutputAllocator
     trt.LayerInformationFormat = SimpleNamespace(JSON="json")
-    names = [*inputs, *outputs]
+    names = [*net.inputs, *net.outputs]
 
     def fails(call, logger):
         if refuse == call:
@@ -159,36 +199,59 @@ def module(
     class Context(Logged):
         def __init__(self, logger):
             super().__init__(gpu.log, "context")
-            self.logger, self.shapes, self.addresses = logger, {}, {}
+            self.logger, self.shapes, self.addresses, self.allocators = logger, {}, {}, {}
             self.profiler, self.profiled = None, 0
 
         def set_input_shape(self, name, wanted):
-            assert name in inputs
+            assert name in net.inputs
             assert all(type(size) is int for size in wanted)
             if fails("set_input_shape", self.logger):
                 return False
             self.shapes[name] = tuple(wanted)
-            seen.shapes.append(wanted[0])
+            seen.shapes.append(wanted[0] if wanted else None)
             return True
 
         def get_tensor_shape(self, name):
-            return (self.shapes[inputs[0]][0], CLASSES) if made is None else made
+            return net.shapes(self.shapes)[name]
 
         def set_tensor_address(self, name, address):
             assert type(address) is int
             self.addresses[name] = address
             return not fails("set_tensor_address", self.logger)
 
+        def set_output_allocator(self, name, allocator):
+            assert allocator.begun
+            self.allocators[name] = allocator
+            return not fails("set_output_allocator", self.logger)
+
         def execute_async_v3(self, stream):
             assert stream == gpu.stream
             shapes, addresses = dict(self.shapes), dict(self.addresses)  # not the context, which would live on
 
+            def answers():
+                return net.compute(
+                    {
+                        name: gpu.memory[addresses[name]][: math.prod(shapes[name])].reshape(shapes[name])
+                        for name in net.inputs
+                    }
+                )
+
+            if self.allocators:  # what the data decide is known when they are: TensorRT waits for them
+                gpu.wait()
+                for name, array in answers().items():
+                    if name in self.allocators:
+                        addresses[name] = self.allocators[name].reallocate_output(name, 0, array.nbytes, 256)
+                        self.allocators[name].notify_shape(name, array.shape)
+                if not all(addresses.values()):
+                    return False
+
             def work():
-                given = [
-                    gpu.memory[addresses[name]][: math.prod(shapes[name])].reshape(shapes[name]) for name in inputs
-                ]
-                for times, name in enumerate(outputs, 1):
-                    answer = times * logits(sum(given)).ravel()
+                for name, array in answers().items():
+                    answer = array.ravel()
+                    if name in net.on_host:
+                        pair = next(each for each in gpu.pairs if each.host.ctypes.data == addresses[name])
+                        pair.host[: answer.size] = answer
+                        continue
                     target = gpu.memory[addresses[name]][: answer.size]
                     target[:] = answer[: target.size]
 
@@ -214,18 +277,21 @@ def module(
             return names[index]
 
         def get_tensor_mode(self, name):
-            return trt.TensorIOMode.INPUT if name in inputs else trt.TensorIOMode.OUTPUT
+            return trt.TensorIOMode.INPUT if name in net.inputs else trt.TensorIOMode.OUTPUT
+
+        def get_tensor_location(self, name):
+            return trt.TensorLocation.HOST if name in net.on_host else trt.TensorLocation.DEVICE
 
         def get_tensor_shape(self, name):
-            return shape if name in inputs else (shape[0], CLASSES) if shape else ()
+            return {**net.inputs, **net.outputs}[name][1]
 
         def get_tensor_profile_shape(self, name, index):
             assert index == 0
-            assert -1 in shape
-            return profile
+            assert -1 in net.inputs[name][1]
+            return net.inputs[name][2]
 
         def get_tensor_dtype(self, name):
-            return SimpleNamespace(name=SIZES[dtypes[min(names.index(name), len(dtypes) - 1)]])
+            return SimpleNamespace(name=TYPES[{**net.inputs, **net.outputs}[name][0]])
 
         def create_engine_inspector(self):
             return SimpleNamespace(get_engine_information=lambda form: inspected if form == "json" else "")

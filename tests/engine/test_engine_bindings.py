@@ -137,6 +137,11 @@ def test_our_logger_and_our_monitor_are_theirs(real, release):
 
 
 @pytest.mark.parametrize("release", WHEELS)
+def test_our_allocator_is_theirs(real, release):
+    assert real(release)["allocated"] == [5, 5, 11, [2, 5]]  # the stand-in's addresses are sizes, in elements
+
+
+@pytest.mark.parametrize("release", WHEELS)
 def test_null_is_our_error_with_what_the_library_logged(real, release):
     """No builder and no runtime (`null`); a builder that makes no network, a runtime that loads nothing (`hollow`)."""
     null, hollow = real(release)["null"], real(release)["hollow"]

@@ -238,7 +238,6 @@ def test_the_version_that_is_imported_counts():
     [
         ({"dtypes": ("bfloat16", "float32")}, "tensor x of BF16"),
         ({"dtypes": ("float32", "bfloat16")}, "tensor logits of BF16"),
-        ({"made": (4, -1)}, r"makes logits of \(4, -1\)"),
     ],
 )
 def test_an_engine_whose_tensors_cannot_be_fed_or_read_is_refused_and_freed(engine, words):

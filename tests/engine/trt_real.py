@@ -107,6 +107,23 @@ def watch(trt: Any) -> dict[str, Any]:
     }
 
 
+def allocate(trt: Any) -> list[Any]:
+    """Make an allocator of the release's class and call it as TensorRT would; returns addresses and the shape."""
+    import numpy as np
+
+    from msn_deploy.engine.build_log import logger_of
+    from msn_deploy.engine.cuda import Pair
+    from msn_deploy.engine.trt_outputs import DecidedOutputs, allocator_of
+
+    cuda: Any = SimpleNamespace(allocate=lambda shape, dtype: Pair(np.zeros(shape, dtype), shape[0]))
+    outputs = DecidedOutputs(cuda, {"found": "int64"})
+    allocator = allocator_of(trt, outputs, logger_of(trt)[1])
+    assert isinstance(allocator, trt.IOutputAllocator)
+    addresses = [allocator.reallocate_output("found", 0, size, 256) for size in (40, 8, 81)]
+    allocator.notify_shape("found", trt.Dims((2, 5)))
+    return [*addresses, outputs.last("found")[0]]
+
+
 def over_null(trt: Any, library: str) -> dict[str, Any]:
     """Return what our code makes of a TensorRT that answers null: to a first call, or only to the calls after it."""
     from msn_deploy.engine.trt_build import is_weakly_typed, mask
@@ -116,6 +133,7 @@ def over_null(trt: Any, library: str) -> dict[str, Any]:
         "weak": is_weakly_typed(trt),
         "mask": mask(kinds, "EXPLICIT_BATCH", "STRONGLY_TYPED"),
         **watch(trt),
+        "allocated": allocate(trt),
     }
     hollow = ctypes.c_int.in_dll(ctypes.CDLL(library), "hollow")
     for key, hollow.value in (("null", 0), ("hollow", 1)):
