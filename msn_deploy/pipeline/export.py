@@ -110,7 +110,11 @@ def export_onnx(
     certificate, why = None, ""
     if options.fold:
         folded = fold_graph(made.model.proto)
-        certificate = certify(folded, made.inputs, made.layers)
+        try:
+            certificate = certify(folded, made.inputs, made.layers)
+        except InputError:
+            _require_repeatable(made, feeds, truth, source=name)
+            raise
         opset = options.opset or (None if made.graph_is_truth else DEFAULT_OPSET)
         graph = folded.model if opset is None else to_opset(folded.model, opset)
     else:

@@ -1,0 +1,261 @@
+"""What people bring is exported as it is, or refused for the true reason."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from any_network import INPUTS, NETWORKS, OUTPUTS, source
+from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+
+from msn_deploy.cli.options import parse_input
+from msn_deploy.core.errors import GateError, InputError
+from msn_deploy.model.feeds import example_of, random_feeds
+from msn_deploy.pipeline.export import ExportReport, export_onnx
+
+
+def exported(spec: Any, out: Path, inputs: list[str] = [], **options: Any) -> ExportReport:  # noqa: B006
+    return export_onnx(spec, out, inputs=tuple(parse_input(each) for each in inputs), **options)
+
+
+def loaded(spec: str) -> nn.Module:
+    path, _, name = spec.rpartition(":")
+    module_spec = importlib.util.spec_from_file_location("net", path)
+    assert module_spec is not None
+    assert module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    return getattr(module, name)()
+
+
+def session(path: Path) -> ort.InferenceSession:
+    return ort.InferenceSession(path.read_bytes())
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_several_named_inputs_and_outputs_from_torch_and_from_the_onnx_file_of_it(name: str, tmp_path: Path) -> None:
+    spec = source(tmp_path, NETWORKS[name])
+    report = exported(spec, tmp_path / "a.onnx", INPUTS[name])
+    assert [each.name for each in report.ladder[-1].outputs] == OUTPUTS[name]
+    assert report.certificate is not None
+    assert "BatchNormalization" not in {norm.operator for norm in report.certificate.kept}
+    exported(spec, tmp_path / "raw.onnx", INPUTS[name], fold=False)
+    sizes = INPUTS[name] if name == "ocr" else []
+    again = exported(str(tmp_path / "raw.onnx"), tmp_path / "b.onnx", sizes)
+    assert [each.name for each in again.ladder[-1].outputs] == OUTPUTS[name]
+    given = [example_of(parse_input(each)) for each in INPUTS[name]]
+    feeds = random_feeds([each.sized({"N": 3, "W": 96}) for each in given], seed=5)
+    with torch.inference_mode():
+        truth = loaded(spec)(*(torch.from_numpy(feeds[each.name]) for each in given))
+    truth = list(truth.values()) if isinstance(truth, dict) else [truth] if isinstance(truth, torch.Tensor) else truth
+    for path in ("a.onnx", "b.onnx"):
+        for want, got in zip(truth, session(tmp_path / path).run(OUTPUTS[name], feeds), strict=True):
+            np.testing.assert_allclose(got, want, atol=1e-4)
+        nodes = onnx.load(str(tmp_path / path)).graph.node
+        assert "BatchNormalization" not in {node.op_type for node in nodes}
+
+
+def test_types_and_open_sizes_are_those_asked_for(tmp_path: Path) -> None:
+    exported(source(tmp_path, NETWORKS["camera"]), tmp_path / "camera.onnx", INPUTS["camera"])
+    given, (logits, mask) = (
+        session(tmp_path / "camera.onnx").get_inputs()[0],
+        session(tmp_path / "camera.onnx").get_outputs(),
+    )
+    assert (given.type, given.shape) == ("tensor(uint8)", [1, 48, 64, 3])
+    assert (logits.type, mask.type) == ("tensor(float)", "tensor(int64)")
+    exported(source(tmp_path, NETWORKS["ocr"]), tmp_path / "ocr.onnx", INPUTS["ocr"])
+    assert session(tmp_path / "ocr.onnx").get_inputs()[0].shape == ["N", 3, 32, "W"]
+
+
+NET = "class Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n        self.c = block(3, 8)\n"
+FORWARD = "    def forward(self, x):\n        "
+
+
+@pytest.mark.parametrize("returned", [
+    "(y,)", "[y]", "{'out': y}", "OrderedDict(out=y)", "(y, None)", "(y, 3)", "((y,),)",
+])  # fmt: skip
+def test_one_tensor_in_a_container_is_one_output(tmp_path: Path, returned: str) -> None:
+    body = f"{NET}{FORWARD}y = self.c(x)\n        return {returned}\n"
+    report = exported(source(tmp_path, body), tmp_path / "m.onnx", input_shape=(1, 3, 8, 8))
+    assert len(report.ladder[-1].outputs) == 1
+
+
+@pytest.mark.parametrize("line", [
+    "x = x.sub_(0.45).div_(0.22)", "x[:, 0] *= 3", "x.clamp_(-0.5, 0.5)", "x.mul_(2); x += 1",
+])  # fmt: skip
+def test_a_network_may_change_its_input_in_place(tmp_path: Path, line: str) -> None:
+    body = f"{NET}{FORWARD}{line}\n        return self.c(x).amax((2, 3))\n"
+    report = exported(source(tmp_path, body), tmp_path / "m.onnx", input_shape=(1, 3, 8, 8))
+    assert all(each.passed for each in report.ladder)
+
+
+def test_a_network_may_remember_the_shape_that_it_saw(tmp_path: Path) -> None:
+    body = (
+        f"{NET}        self.shape = None\n"
+        f"{FORWARD}y = self.c(x)\n"
+        "        if self.shape != y.shape:\n"
+        "            self.grid, self.shape = torch.arange(y.shape[-1]).to(y) * 0.1, y.shape\n"
+        "        return y + self.grid, y.mean((2, 3))\n"
+    )
+    report = exported(source(tmp_path, body), tmp_path / "m.onnx", input_shape=(1, 3, 8, 8))
+    assert len(report.ladder[-1].outputs) == 2
+
+
+@pytest.mark.parametrize("how", ["half", "bfloat16", "double"])
+def test_a_network_in_another_precision_is_exported_in_float32(
+    tmp_path: Path, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    body = f"{NET}{FORWARD}return self.c(x)\n\n\ndef other():\n    return build().{how}()\n"
+    spec = source(tmp_path, body).replace(":build", ":other")
+    exported(spec, tmp_path / "m.onnx", input_shape=(1, 3, 8, 8))
+    assert "exported in float32" in caplog.text
+    assert session(tmp_path / "m.onnx").get_inputs()[0].type == "tensor(float)"
+
+
+def test_a_network_in_memory(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()).eval()
+    before = {name: each.clone() for name, each in net.state_dict().items()}
+    export_onnx(net, tmp_path / "m.onnx", input_shape=(1, 3, 8, 8))
+    for name, each in net.state_dict().items():
+        torch.testing.assert_close(each, before[name], rtol=0, atol=0)
+    with pytest.raises(InputError, match="training mode"):
+        export_onnx(net.train(), tmp_path / "m.onnx", input_shape=(1, 3, 8, 8))
+
+
+@pytest.mark.parametrize(
+    "line", ["F.dropout(self.c(x))", "self.c(x) + torch.randn(8, 1, 1)", "F.dropout2d(self.c(x), 0.3)"]
+)
+def test_a_network_that_is_random_in_evaluation_is_called_so(tmp_path: Path, line: str) -> None:
+    spec = source(tmp_path, f"{NET}{FORWARD}return {line}\n")
+    with pytest.raises(GateError, match="random in evaluation") as caught:
+        exported(spec, tmp_path / "m.onnx", input_shape=(1, 3, 8, 8))
+    assert len(str(caught.value).splitlines()) <= 3
+    assert not (tmp_path / "m.onnx").exists()
+
+
+@pytest.mark.parametrize("line", ["(self.c(x) - 5).log()", "self.c(x) / (x[:, :1] * 0)"])
+def test_an_output_that_is_no_number_is_named(tmp_path: Path, line: str) -> None:
+    spec = source(tmp_path, f"{NET}{FORWARD}y = {line}\n        return {{'depth': y, 'raw': x * 2}}\n")
+    with pytest.raises(GateError, match="its output depth is not finite"):
+        exported(spec, tmp_path / "m.onnx", input_shape=(1, 3, 8, 8))
+
+
+@pytest.mark.parametrize(("line", "said"), [
+    ("self.c(x).clamp(0.1, 2)", r"aten\.clamp"),
+    ("self.c(x) if x.sum() > 0 else x", "data-dependent"),
+    ("torch.linalg.svd(self.c(x))[0]", "linalg_svd"),
+])  # fmt: skip
+def test_torchs_own_error_is_told_by_its_cause(tmp_path: Path, line: str, said: str) -> None:
+    spec = source(tmp_path, f"{NET}{FORWARD}return {line}\n")
+    with pytest.raises(InputError, match=said) as caught:
+        exported(spec, tmp_path / "m.onnx", input_shape=(1, 3, 8, 8))
+    assert "\x1b" not in str(caught.value)
+    assert len(str(caught.value).splitlines()) <= 3
+
+
+# Options that the source has no use for
+
+
+@pytest.fixture
+def foreign(tmp_path: Path) -> Any:
+    """Write an ONNX file: Conv, BatchNormalization, with sizes as given."""
+
+    def write(sizes: list[int | str | None], opset: int = 15) -> str:
+        rng = np.random.default_rng(1)
+        constants = {"w": rng.standard_normal((4, 3, 3, 3)), "g": rng.uniform(0.5, 2, 4), "b": rng.standard_normal(4),
+                     "m": rng.standard_normal(4), "v": rng.uniform(0.5, 2, 4)}  # fmt: skip
+        graph = helper.make_graph(
+            [
+                helper.make_node("Conv", ["x", "w"], ["c"], pads=[1, 1, 1, 1]),
+                helper.make_node("BatchNormalization", ["c", "g", "b", "m", "v"], ["y"]),
+            ],
+            "g",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, sizes)],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, [sizes[0], 4, None, None])],
+            [numpy_helper.from_array(each.astype(np.float32), name) for name, each in constants.items()],
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+        (tmp_path / "foreign.onnx").write_bytes(model.SerializeToString())
+        return str(tmp_path / "foreign.onnx")
+
+    return write
+
+
+@pytest.mark.parametrize(("sizes", "options", "shape"), [
+    (["n", 3, "h", "w"], {"input_shape": (2, 3, 8, 12)}, [2, 3, 8, 12]),
+    (["n", 3, "h", "h"], {"input_shape": (1, 3, 8, 8)}, [1, 3, 8, 8]),
+    ([None, 3, 8, 8], {"batch": 4}, [4, 3, 8, 8]),
+    (["n", 3, 8, 8], {}, ["n", 3, 8, 8]),
+    (["n", 3, 8, 8], {"dynamic_batch": True}, ["n", 3, 8, 8]),
+    ([0, 3, 8, 8], {}, ["batch", 3, 8, 8]),
+    ([-1, 3, 8, 8], {"batch": 2}, [2, 3, 8, 8]),
+    ([0, 3, 0, -1], {"input_shape": (1, 3, 8, 12)}, [1, 3, 8, 12]),
+    ([1, 3, 8, 8], {"batch": 1}, [1, 3, 8, 8]),
+    (["n", 3, "h", "w"], {"inputs": (parse_input("x=n,3,h=8,w=12"),)}, ["n", 3, "h", "w"]),
+])  # fmt: skip
+def test_open_sizes_of_a_file_are_fixed_or_kept(
+    foreign: Any, tmp_path: Path, sizes: list[Any], options: dict[str, Any], shape: list[Any]
+) -> None:
+    export_onnx(foreign(sizes), tmp_path / "m.onnx", **options)
+    model = onnx.load(str(tmp_path / "m.onnx"))
+    given = [dim.dim_param or dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim]
+    assert given == shape
+    (output,) = session(tmp_path / "m.onnx").get_outputs()
+    assert output.shape[0] == shape[0]
+    if "h" not in shape:
+        assert output.shape == [shape[0], 4, *shape[2:]]
+    assert [node.op_type for node in model.graph.node] == ["Conv"]
+
+
+@pytest.mark.parametrize(("sizes", "options", "said"), [
+    ([1, 3, 8, 8], {"batch": 4}, "fixed batch of 1"),
+    ([1, 3, 8, 8], {"dynamic_batch": True}, "fixed batch of 1"),
+    ([1, 3, 8, 8], {"input_shape": (1, 3, 16, 16)}, "1,3,8,8"),
+    (["n", 3, 8, 8], {"input_shape": (1, 3, 8)}, "does not fit"),
+    (["n", 3, "h", "w"], {}, r"h, w[\s\S]*--input x=1,3,320,320"),
+    (["n", 3, "h", "h"], {"input_shape": (1, 3, 8, 12)}, "8 and 12"),
+    (["n", 3, 8, 8], {"inputs": (parse_input("y=1,3,8,8"),)}, "no input 'y'"),
+    (["n", 3, 8, 8], {"inputs": (parse_input("x=1,3,8,8:uint8"),)}, "float32, not uint8"),
+    (["n", 3, 8, 8], {"weights": Path("no_such_file.pt")}, "no_such_file.pt does not exist"),
+])  # fmt: skip
+def test_what_a_file_cannot_have_is_refused(
+    foreign: Any, tmp_path: Path, sizes: list[Any], options: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(InputError, match=said):
+        export_onnx(foreign(sizes), tmp_path / "m.onnx", **options)
+    assert not (tmp_path / "m.onnx").exists()
+
+
+def test_a_batch_is_the_batch_of_every_input(tmp_path: Path) -> None:
+    spec = source(tmp_path, NETWORKS["stereo"])
+    exported(spec, tmp_path / "4.onnx", INPUTS["stereo"], batch=4)
+    assert [each.shape[0] for each in session(tmp_path / "4.onnx").get_inputs()] == [4, 4]
+    exported(spec, tmp_path / "any.onnx", INPUTS["stereo"], dynamic_batch=True)
+    assert [each.shape[0] for each in session(tmp_path / "any.onnx").get_inputs()] == ["batch", "batch"]
+    feeds = random_feeds([example_of(parse_input(each)) for each in INPUTS["stereo"]])
+    twice = {name: np.concatenate([each, each * 0.5, each]) for name, each in feeds.items()}
+    one, three = (session(tmp_path / "any.onnx").run(["disparity"], each)[0] for each in (feeds, twice))
+    np.testing.assert_allclose(three[[0, 2]], np.concatenate([one, one]), atol=1e-5)
+
+
+@pytest.mark.parametrize(("options", "said"), [
+    ({"input_shape": (1, 3, 64, 64)}, "takes no other"),
+    ({"inputs": (parse_input("a=1,1,28,28"), parse_input("b=1,1,28,28"))}, "takes no other"),
+    ({"weights": Path(__file__)}, "own weights"),
+])  # fmt: skip
+def test_a_checkpoint_has_its_size_and_weights(checkpoint: Path, tmp_path: Path, options: Any, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        export_onnx(str(checkpoint), tmp_path / "m.onnx", **options)
+
+
+def test_a_missing_input_is_named_with_what_to_type(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"right[\s\S]*--input left=\S+ --input right="):
+        exported(source(tmp_path, NETWORKS["stereo"]), tmp_path / "m.onnx", input_shape=(1, 3, 8, 8))
