@@ -1,4 +1,4 @@
-"""Networks as people have them: several inputs and outputs, other types, open sizes. Each file is a source of `export`."""
+"""Networks as people have them, each a source of `export`: several inputs and outputs, other types, open sizes."""
 
 from __future__ import annotations
 
