@@ -12,16 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from msn_deploy.training.authors import Imported, import_checkpoint
-    from msn_deploy.training.checkpoint import load_checkpoint, load_weights
+    from msn_deploy.training.checkpoint import load_checkpoint
     from msn_deploy.training.gan import train_gan
     from msn_deploy.training.loop import TrainResult, train
+    from msn_deploy.training.weights import load_weights
 
 _HOME = {
     "Imported": "authors",
     "TrainResult": "loop",
     "import_checkpoint": "authors",
     "load_checkpoint": "checkpoint",
-    "load_weights": "checkpoint",
+    "load_weights": "weights",
     "train": "loop",
     "train_gan": "gan",
 }

@@ -40,7 +40,8 @@ from msn_deploy.core.errors import InputError
 from msn_deploy.core.model_info import ModelInfo, NormName, Preprocess
 from msn_deploy.core.recipes import Recipe, TrainOptions
 from msn_deploy.nets import build_net
-from msn_deploy.training.checkpoint import read_pickle, save_checkpoint
+from msn_deploy.training.checkpoint import save_checkpoint
+from msn_deploy.training.weights import read_pickle
 
 _LOG = logging.getLogger(__name__)
 _CALLED = {"MSN": "msn-affine", "SN": "sn", "BN": "bn", "Conv_": "none"}

@@ -1,16 +1,13 @@
 """Checkpoints: safetensors files whose header says how to rebuild the network and prepare its input.
 
 Until a training is done, the state to resume it from is next to its checkpoint, written after every epoch.
-Nothing here unpickles: a `.pt` file of the user's own weights is read with `weights_only=True`.
+Nothing here unpickles.
 """
 
 from __future__ import annotations
 
 import json
-import pickle
-import struct
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,26 +18,12 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from msn_deploy.core.artifacts import Parent, open_input, publish, sidecar_path
-from msn_deploy.core.errors import InputError
+from msn_deploy.core.errors import InputError, shorten
 from msn_deploy.core.model_info import METADATA_KEY, ModelInfo, info_from_json
 from msn_deploy.core.recipes import Recipe, recipe_from_dict
 from msn_deploy.nets import build_net
 
 TRAIN_VERSIONS = ("torch", "numpy", "pillow", "safetensors")  # what the bytes of a trained network depend on
-
-# What torch's restricted unpickler raises on bytes that are no state dict, or only the beginning of one. AttributeError
-# and AssertionError are met where single bytes of a file in torch's older format are wrong.
-_UNREADABLE = (
-    pickle.UnpicklingError,
-    RuntimeError,
-    ValueError,
-    EOFError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-    struct.error,
-)
 
 _RUN_KEY = "msn_deploy_run"  # in the header of the file
 
@@ -77,49 +60,39 @@ def load_checkpoint(path: Path) -> tuple[nn.Module, ModelInfo]:
         )
     info = info_from_json(metadata[METADATA_KEY], source=str(path))
     model = build_net(recipe_from_dict(info.recipe, source=str(path)), classes=len(info.classes))
-    _fill(model, tensors, path)
+    fill(model, tensors, str(path))
     return model.eval(), info
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Fill a network with weights from a `.safetensors` file or a state dict saved by torch."""
-    tensors: object
-    if path.suffix == ".safetensors":
-        tensors, _ = read_tensors(path)
-    else:
-        tensors = read_pickle(
-            path, hint="Save them with: safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
-        )
-    if not isinstance(tensors, Mapping) or not all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in tensors.items()
-    ):
-        raise InputError(f"{path} holds no state dict (names to tensors).")
-    _fill(model, tensors, path)
+def fill(model: nn.Module, tensors: Mapping[str, Tensor], source: str, *, left_out: Iterable[str] = ()) -> None:
+    """Load a whole state dict. Raises InputError that names and counts what is missing, too much or of another shape.
 
-
-def read_pickle(path: Path, *, hint: str) -> object:
-    """Read what torch.save wrote, on the CPU, tensors and plain values only: nothing else is built, no code is run.
-
-    hint: the last lines of the InputError that is raised for every file which can't be read like that.
+    left_out: names that the file has beside, which are too much as well.
     """
-    with open_input(path) as stream:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # about the pickle protocol of what is no pickle at all
-                content: object = torch.load(stream, map_location="cpu", weights_only=True)
-        except _UNREADABLE as cause:
-            first = (str(cause).splitlines() or [type(cause).__name__])[0][:120]
-            raise InputError(f"{path} is not a file of plain weights ({first}).\n{hint}") from cause
-    return content
-
-
-def _fill(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    own, why, misshapen = model.state_dict(), "", []
+    missing, unexpected = [*(own.keys() - tensors.keys())], [*(tensors.keys() - own.keys())]
     try:
-        model.load_state_dict(dict(tensors))
-    except RuntimeError as cause:
-        lines = [line.strip() for line in str(cause).splitlines()[1:] if line.strip()]
-        detail = (lines[0] if lines else str(cause))[:300]
-        raise InputError(f"{path} does not fit the network: {detail}") from cause
+        missing, unexpected = model.load_state_dict(tensors, strict=False)  # modules may rename what they find
+    except RuntimeError as cause:  # shapes, and what a module of the user's own finds wrong
+        misshapen = [
+            f"{name}: {_shape(value)}, the network's is {_shape(own[name])}"
+            for name, value in tensors.items()
+            if isinstance(own.get(name), Tensor) and value.shape != own[name].shape
+        ]
+        why = "" if misshapen else shorten(cause)
+    found = {"size mismatch for": misshapen, "missing": sorted(missing), "unexpected": sorted({*unexpected, *left_out})}
+    said = [f"{what} {listed(names)}" for what, names in found.items() if names]
+    if said or why:
+        raise InputError(f"{source} does not fit the network: {'; '.join(filter(None, (*said, why)))}.")
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return the first names, and how many they are."""
+    return f"{', '.join(names[:3])}{f', ... ({len(names)} in all)' if len(names) > 3 else ''}"
+
+
+def _shape(value: Tensor) -> str:
+    return "x".join(map(str, value.shape)) or "a single number"
 
 
 def write_tensors(

@@ -166,7 +166,7 @@ def test_weights_of_the_users_own(tmp_path: Path, kind: str) -> None:
 @pytest.mark.parametrize(
     "content",
     [
-        {"state_dict": {"weight": torch.ones(2, 3)}},
+        {"state_dict": {"weight": 3}},
         [torch.ones(2, 3)],
         torch.ones(2, 3),
         {1: torch.ones(2, 3)},
