@@ -15,6 +15,8 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 from onnxscript.optimizer import fold_constants
 
+from msn_deploy.graph.sequences import split_plainly, type_sequences
+
 _MOST_GROWTH = 1 << 22  # numbers (16 MiB of float32) that a file may gain, beside as many as it has
 _WEIGHTS_ARE_NO_INPUTS = 4  # version of ONNX's representation since which they need not be listed as such
 _TRACE = "pkg.onnxscript.optimizer.folded_from"  # which names of tensors fold_constants leaves in the file
@@ -28,8 +30,9 @@ def clean(model: ir.Model) -> None:
     with _quiet():
         _lift(model)
         names = _prepare(model.graph)
-        common.ShapeInferencePass()(model)
-        common.IdentityEliminationPass()(model)
+        _infer_shapes(model)
+        split_plainly(model)
+        _drop_identities(model)
         try:
             fold_constants(
                 model,
@@ -41,9 +44,10 @@ def clean(model: ir.Model) -> None:
         except RuntimeError:  # what it raises of an operator that it knows, and did not expect in this form
             common.NameFixPass()(model)  # its last step; what it has not reached stays an operator
         _lift(model)
-        common.IdentityEliminationPass()(model)
+        split_plainly(model)  # by sizes that are computed now
+        _drop_identities(model)
         common.RemoveUnusedNodesPass()(model)
-        common.ShapeInferencePass()(model)
+        _infer_shapes(model)
     for graph in model.graphs():
         for value in (*graph.initializers.values(), *(output for node in graph for output in node.outputs)):
             value.metadata_props.pop(_TRACE, None)
@@ -64,6 +68,33 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loud, levels, strict=True):
             logger.setLevel(level)
+
+
+def _infer_shapes(model: ir.Model) -> None:
+    type_sequences(model)
+    common.ShapeInferencePass()(model)
+
+
+def _drop_identities(model: ir.Model) -> None:
+    """Remove every Identity but those that make an output of what their own graph does not compute.
+
+    onnx_ir's pass breaks branches that return a value from around them.
+    """
+    for graph in model.graphs():
+        for node in [node for node in graph if node.op_type == "Identity" and not node.domain]:
+            value, made = node.inputs[0], node.outputs[0]
+            if value is None:
+                continue
+            if made.is_graph_output():
+                source = value.producer()
+                if source is None or source.graph is not graph or value.is_graph_output():
+                    continue
+                value.shape, value.type = made.shape or value.shape, value.type or made.type
+                name, made.name = made.name, None
+                made.replace_all_uses_with(value, replace_graph_outputs=True)
+                value.name = name
+            made.replace_all_uses_with(value)
+            graph.remove(node, safe=True)
 
 
 def _lift(model: ir.Model) -> None:
