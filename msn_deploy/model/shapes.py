@@ -125,7 +125,7 @@ def _named(proto: ModelProto, inputs: dict[str, TensorSpec]) -> list[ValueInfoPr
     found = [value for value in proto.graph.input if value.name in inputs]
     for value in found:
         for at, dim in enumerate(value.type.tensor_type.shape.dim):
-            if dim.dim_value <= 0 and not dim.dim_param:
+            if dim.dim_value <= 0 and dim.dim_param in ("", "?"):  # which some write for sizes that are not equal
                 dim.dim_param = BATCH if at == 0 else f"{value.name}_{at}"
     return found
 
