@@ -103,8 +103,9 @@ def activations(model: ModelProto) -> list[str]:
 
 
 def drop_unread_constants(graph: GraphProto) -> None:
-    """Take out, in place, the constants that no node reads any more."""
-    read = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
+    """Take out, in place, the constants that no node reads any more, nor a graph inside a node."""
+    read = {name for node in all_nodes(graph) for name in node.input} | {value.name for value in graph.output}
+    read |= {value.name for node in all_nodes(graph) for inner in inner_graphs(node) for value in inner.output}
     for at in reversed(range(len(graph.initializer))):
         if graph.initializer[at].name not in read:
             del graph.initializer[at]

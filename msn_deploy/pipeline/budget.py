@@ -86,13 +86,14 @@ def int8_graph(
 
     ranges: of what is quantised; maxima: largest magnitudes of all activations, which FP16 has to hold.
     """
-    from msn_deploy.quant.precision import fp16_overflows, in_fp16
+    from msn_deploy.quant.fp32_nodes import needs_fp32
+    from msn_deploy.quant.precision import in_fp16
     from msn_deploy.quant.quantize import quantize
 
     int8 = quantize(model, ranges, leave_out=left_out)
     if not left_out:
         return int8, {}
-    kept = {name: why for name, why in fp16_overflows(model, maxima).items() if name in left_out}
+    kept = {name: why for name, why in needs_fp32(model, maxima).items() if name in left_out}
     half = [name for name in left_out if name not in kept]
     return (in_fp16(int8, half) if half else int8), kept
 
@@ -201,9 +202,10 @@ class _Budget:
 
     def only_fp16(self, order: list[str]) -> str:
         """Say that INT8 is out of the question, and what FP16 would lose."""
-        from msn_deploy.quant.precision import fp16_overflows, to_fp16
+        from msn_deploy.quant.fp32_nodes import needs_fp32
+        from msn_deploy.quant.precision import to_fp16
 
-        half = to_fp16(self.model, keep_fp32=fp16_overflows(self.model, self.maxima))
+        half = to_fp16(self.model, keep_fp32=needs_fp32(self.model, self.maxima))
         fp16 = paired_drop(self.right_fp32, self._logits(half, self.images, "FP16").argmax(1) == self.labels)[0]
         int8 = paired_drop(self.right_fp32, self._right(()))[0]
         best = paired_drop(self.right_fp32, self._right(order[:-1]))[0] if len(order) > 1 else int8

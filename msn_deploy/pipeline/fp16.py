@@ -8,6 +8,7 @@ from pathlib import Path
 from msn_deploy.core.artifacts import publish
 from msn_deploy.core.model_info import ModelInfo
 from msn_deploy.core.progress import Progress, silent
+from msn_deploy.engine.ort import run_on_one_thread
 from msn_deploy.model.opened import OpenModel, made_model, open_model, with_info
 from msn_deploy.pipeline.calibrate import VERSIONS, PrecisionReport, check_door
 from msn_deploy.pipeline.images import calibration_inputs, has_inputs
@@ -33,10 +34,12 @@ def cast_to_fp16(
 def cast(model: OpenModel, out: Path, *, data: str | None, progress: Progress) -> tuple[PrecisionReport, OpenModel]:
     """Do what `cast_to_fp16` does to an opened model; return the report, and the model that was written."""
     from msn_deploy.model.graphs import activations  # late, as are the next: they import onnx
-    from msn_deploy.quant.precision import fp16_overflows, to_fp16
+    from msn_deploy.quant.constants import fold_constants
+    from msn_deploy.quant.fp32_nodes import needs_fp32
+    from msn_deploy.quant.precision import to_fp16
 
     check_door(model, out)
-    info = model.info
+    info, proto = model.info, fold_constants(model.proto, load=run_on_one_thread)
     parents = [model.as_parent()]
     maxima: dict[str, float] = {}
     samples = 0
@@ -46,15 +49,15 @@ def cast(model: OpenModel, out: Path, *, data: str | None, progress: Progress) -
         samples = len(given.inputs)
         key = {"model": parents[0].sha256, **given.key}
         maxima = measured_ranges(
-            model.proto, given.inputs, activations(model.proto), key=key, method="minmax", percentile=100.0,
+            proto, given.inputs, activations(proto), key=key, method="minmax", percentile=100.0,
             skip_zero=True, progress=progress,
         ).values  # fmt: skip
     else:
         _LOG.warning("no images to look at: whether FP16 overflows is judged by the weights of %s alone", model.path)
-    in_fp32 = fp16_overflows(model.proto, maxima)
+    in_fp32 = needs_fp32(proto, maxima)
     for name, why in in_fp32.items():
-        _LOG.warning("%s stays in FP32: %s, and FP16 ends at 65504", name, why)
-    graph = to_fp16(model.proto, keep_fp32=in_fp32)
+        _LOG.warning("%s stays in FP32: %s", name, why)
+    graph = to_fp16(proto, keep_fp32=in_fp32)
     content = with_info(graph, (info or ModelInfo(net="custom", norm="custom")).with_precision("fp16"))
     publish(
         out,

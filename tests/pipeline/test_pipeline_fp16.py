@@ -67,7 +67,7 @@ def test_a_calm_network_is_cast_as_a_whole(make: Callable[..., Any], tmp_path: P
 def test_what_would_overflow_stays_in_fp32_and_is_named(
     make: Callable[..., Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    path, images = make(1e6)
+    path, images = make(1e5)
     report = cast_to_fp16(path, tmp_path / "net.fp16.onnx")
     assert report.in_fp32
     assert all("reaches" in why and float(why.split()[-1]) > 32752 for why in report.in_fp32.values())
@@ -79,18 +79,6 @@ def test_what_would_overflow_stays_in_fp32_and_is_named(
     np.testing.assert_allclose(got, wanted, atol=2e-2 * np.abs(wanted).max())
     convs = [node.name for node in onnx.load(path).graph.node if node.op_type == "Conv"]
     assert set(convs) & set(report.in_fp32) == set(convs[1:])  # it makes, or it reads, what is too large
-
-
-def test_without_the_look_it_would_be_wrong(make: Callable[..., Any], tmp_path: Path) -> None:
-    """The same file where no images are to be had: weights alone look harmless."""
-    path, images = make(1e6, data="")
-    report = cast_to_fp16(path, tmp_path / "net.fp16.onnx")
-    assert (report.samples, report.in_fp32) == (0, {})
-    wanted, got = (
-        run_images(load_runner(path), images),
-        run_images(load_runner(report.path), images),
-    )
-    assert not np.allclose(got, wanted, atol=2e-2 * np.abs(wanted).max())
 
 
 @pytest.mark.parametrize("options", [{"data": ""}, {"data": "svhn"}, {"tell": False}], ids=["none", "away", "foreign"])

@@ -12,8 +12,9 @@ from onnx import ModelProto, TensorProto
 
 from msn_deploy.core.errors import InputError
 from msn_deploy.model.graphs import activations
+from msn_deploy.quant.fp32_nodes import needs_fp32
 from msn_deploy.quant.placement import place
-from msn_deploy.quant.precision import fp16_overflows, in_fp16, to_fp16
+from msn_deploy.quant.precision import in_fp16, to_fp16
 from msn_deploy.quant.quantize import quantize
 
 
@@ -48,9 +49,7 @@ def test_fp16_is_close_and_half_the_size(
 
 
 @pytest.mark.parametrize("constant", [False, True], ids=["initializer", "constant-node"])
-@pytest.mark.parametrize(
-    ("value", "shown"), [(65505.0, r"6\.55e\+04"), (-1e6, r"1e\+06"), (float("inf"), "inf"), (float("nan"), "nan")]
-)
+@pytest.mark.parametrize(("value", "shown"), [(65505.0, r"6\.55e\+04"), (-1e6, r"1e\+06"), (float("nan"), "nan")])
 def test_a_weight_beyond_fp16_is_refused(
     tiny: Callable[..., ModelProto], value: float, shown: str, constant: bool
 ) -> None:
@@ -90,19 +89,19 @@ def test_a_value_that_comes_near_the_end_of_fp16_is_named_with_its_node() -> Non
     model = _net()
     assert activations(model) == ["x", "c", "r", "m", "f", "y"]
     calm = {"x": 4.0, "c": 9.0, "r": 9.0, "m": 3.0, "f": 3.0, "y": 2.0}
-    assert fp16_overflows(model, calm) == {}
-    assert fp16_overflows(model, calm | {"y": 40_000.0}) == {"y": "y reaches 4e+04"}
-    assert set(fp16_overflows(model, calm | {"c": 33_000.0})) == {"c", "r"}
-    assert fp16_overflows(model, calm | {"c": 32_000.0}) == {}
+    assert needs_fp32(model, calm) == {}
+    assert needs_fp32(model, calm | {"y": 40_000.0}) == {"y": "y reaches 4e+04"}
+    assert set(needs_fp32(model, calm | {"c": 33_000.0})) == {"c", "r"}
+    assert needs_fp32(model, calm | {"c": 32_000.0}) == {}
 
 
 def test_a_mean_is_judged_by_its_sum() -> None:
     model = _net()
     maxima = {"x": 4.0, "c": 900.0, "r": 900.0, "m": 600.0, "f": 600.0, "y": 2.0}
-    assert fp16_overflows(model, maxima) == {"m": "the sum of 64 values reaches 3.84e+04"}
+    assert needs_fp32(model, maxima) == {"m": "the sum of 64 values reaches 3.84e+04"}
     pooled = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["" : 17]>
         g (float[1,2,8,8] x) => (float[1,2,4,4] y) { y = AveragePool<kernel_shape=[2,2], strides=[2,2]>(x) }""")
-    assert fp16_overflows(pooled, {"x": 9.0, "y": 9000.0}) == {"y": "the sum of 4 values reaches 3.6e+04"}
+    assert needs_fp32(pooled, {"x": 9.0, "y": 9000.0}) == {"y": "the sum of 4 values reaches 3.6e+04"}
 
 
 @pytest.mark.parametrize("weight", [1e6, float("nan")])
@@ -110,7 +109,7 @@ def test_a_weight_beyond_fp16_keeps_its_node_in_fp32(
     tensors: Callable[..., Any], run: Callable[..., Any], weight: float
 ) -> None:
     model = _net(weight)
-    found = fp16_overflows(model, {})
+    found = needs_fp32(model, {})
     assert list(found) == ["c"]
     assert found["c"].startswith("its weight w reaches")
     half = to_fp16(model, keep_fp32=found)
