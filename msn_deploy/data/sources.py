@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from msn_deploy.core.artifacts import Parent
 from msn_deploy.core.errors import InputError, did_you_mean
+from msn_deploy.data import feeds
 from msn_deploy.data.cifar import read_cifar
 from msn_deploy.data.idx import PREFIX, read_idx_folder
 from msn_deploy.data.images import SUFFIXES, LazyImages, Raw, fit_images, read_image
@@ -164,6 +165,11 @@ def is_as_recorded(parent: Parent) -> bool | None:
 
     Nothing is downloaded. False also where the source is there and can't be read any more.
     """
+    if parent.role == feeds.ROLE:
+        try:
+            return feeds.digest_of(parent.file) == parent.sha256 if os.path.exists(parent.file) else None
+        except InputError:
+            return False
     if not is_local(parent.file) or not _is_plausible(parent.read):
         return None
     read = dict(parent.read)

@@ -1,0 +1,331 @@
+"""Feeds from files: arrays for the named inputs of any network, where images would not do.
+
+    source = open_feeds("feeds.npz", runner.inputs)      # checked: names, types, shapes; nothing is read yet
+    for feeds in source.first(256).runs(most=32):         # {name: array}, as `runner.run` takes it
+        runner.run(feeds)
+
+Three forms, none of which may hold pickled objects:
+
+- `NAME.npz`: one array for each input, under its name. The first axis counts the samples: (samples, ...) where the
+  input itself has the batch in front (input (1 or any or B, ...)), (samples, *input) for an input that has no batch.
+- `NAME.npy`: the same for a network with a single input.
+- a folder of `.npz` (or `.npy`) files: each has the same form. An array of exactly the input's fixed sizes, its first
+  one above 1, is one sample as a whole.
+
+Files are read from front to back, a sample at a time: memory does not grow with them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from msn_deploy.core.artifacts import Parent, open_input
+from msn_deploy.core.errors import InputError
+from msn_deploy.core.model_info import TensorSpec
+
+Feeds = Mapping[str, NDArray[Any]]
+SUFFIXES = (".npz", ".npy")
+ROLE = "data:feeds"
+_BLOCK = 1 << 20  # bytes that are hashed together
+
+
+def is_feeds(data: str | None) -> bool:
+    """Whether `--data` names feeds: a file of SUFFIXES, or a folder that holds such files and no other."""
+    if data is None or Path(data).suffix.lower() in SUFFIXES:
+        return data is not None
+    return os.path.isdir(data) and bool(_files_in(Path(data)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeedSource:
+    """Samples for the inputs of one network, in order; `open_feeds` makes it."""
+
+    source: str
+    """The file or folder."""
+    inputs: tuple[TensorSpec, ...]
+    rows: frozenset[str]
+    """The inputs whose first axis is the batch; a sample has one row of each. The others are whole in each sample."""
+    files: tuple[_File, ...] = field(repr=False)
+    picked: tuple[int, ...] | None = field(default=None, repr=False)
+    """Which samples; None: all."""
+    drawn: tuple[Any, ...] = ()
+    """How they were picked, for the records."""
+
+    def __len__(self) -> int:
+        return sum(file.samples for file in self.files) if self.picked is None else len(self.picked)
+
+    def __iter__(self) -> Iterator[dict[str, NDArray[Any]]]:
+        """Yield each sample as feeds for a batch of 1. Raises InputError for values that are not finite."""
+        wanted = None if self.picked is None else iter((*self.picked, -1))
+        at, following = 0, 0 if wanted is None else next(wanted)
+        for file in self.files:
+            for sample in file.read():
+                if at == following:
+                    _require_finite(sample, file.path, at)
+                    yield sample
+                    following = at + 1 if wanted is None else next(wanted)
+                at += 1
+
+    def runs(self, *, most: int) -> Iterator[dict[str, NDArray[Any]]]:
+        """Yield feeds for runs of up to `most` samples, as many as the network takes at once.
+
+        A network of a fixed batch gets it, the last sample repeated to fill the last run. One sample at a time goes to
+        a network that has an input without a batch, and where samples are of different sizes.
+        """
+        fixed = next((spec.shape[0] for spec in self.inputs if spec.name in self.rows and spec.shape), None)
+        step = (fixed or max(most, 1)) if len(self.rows) == len(self.inputs) else 1
+        group: list[dict[str, NDArray[Any]]] = []
+        for sample in self:
+            if group and (len(group) == step or _shapes(sample) != _shapes(group[0])):
+                yield self._stacked(group, fixed)
+                group = []
+            group.append(sample)
+        if group:
+            yield self._stacked(group, fixed)
+
+    def _stacked(self, group: list[dict[str, NDArray[Any]]], fixed: int | None) -> dict[str, NDArray[Any]]:
+        group = group + group[-1:] * ((fixed or 0) - len(group))
+        return {
+            name: np.concatenate([each[name] for each in group]) if name in self.rows else each
+            for name, each in group[0].items()
+        }
+
+    def first(self, count: int | None, *, seed: int | None = None) -> FeedSource:
+        """Return at most `count` samples (None: all), drawn evenly over the whole, or by a seed."""
+        total = len(self)
+        if count is None or count >= total:
+            return self
+        if seed is None:
+            chosen = np.linspace(0, total - 1, count).round().astype(np.int64)
+        else:
+            chosen = np.sort(np.random.RandomState(seed).permutation(total)[:count])
+        before = range(total) if self.picked is None else self.picked
+        drawn = count if seed is None else [count, seed]
+        return replace(self, picked=tuple(before[at] for at in chosen.tolist()), drawn=(*self.drawn, drawn))
+
+    @cached_property
+    def digest(self) -> str:
+        """The SHA-256 of the files, names and bytes: the identity of the data in provenance."""
+        return digest_of(self.source)
+
+    def as_parent(self) -> Parent:
+        """Describe the files as the parent of what is made from them."""
+        return Parent(role=ROLE, file=self.source, sha256=self.digest, read={"first": list(self.drawn)})
+
+
+def open_feeds(path: str | Path, inputs: Sequence[TensorSpec]) -> FeedSource:
+    """Open feeds for the inputs of a network (`runner.inputs`, `model.inputs`), and check all headers.
+
+    Raises InputError (exit 2) for a file that is missing, damaged, or holds objects; for names, types or shapes that
+    are not those of the inputs; for arrays that count different numbers of samples.
+    """
+    folder = os.path.isdir(path)
+    found = _files_in(Path(path)) if folder else [Path(path)]
+    if not found:
+        raise InputError(f"{path} holds no feeds: neither .npz nor .npy files.\n{_how(inputs)}")
+    files: list[_File] = []
+    for each in found:
+        headers = _headers(each, inputs)
+        forms = {spec.name: _form_of(spec, headers[spec.name].shape, folder, each) for spec in inputs}
+        counts = {name: 1 if form == "whole" else headers[name].shape[0] for name, form in forms.items()}
+        if len(set(counts.values())) > 1:
+            text = ", ".join(f"{name} {count}" for name, count in counts.items())
+            raise InputError(f"{each} holds different numbers of samples: {text}.\n{_how(inputs)}")
+        if files and files[0].rows != _rows_in(forms):
+            raise InputError(f"{each} and {found[0]} do not have the same form.\n{_how(inputs)}")
+        files.append(_File(path=each, headers=headers, forms=forms, samples=next(iter(counts.values()))))
+    result = FeedSource(source=str(path), inputs=tuple(inputs), rows=files[0].rows, files=tuple(files))
+    if not len(result):
+        raise InputError(f"{path} holds no sample.\n{_how(inputs)}")
+    return result
+
+
+def digest_of(path: str | Path) -> str:
+    """Return the SHA-256 over the names and bytes of the files. Raises InputError where they cannot be read."""
+    digest = hashlib.sha256()
+    for file in _files_in(Path(path)) if os.path.isdir(path) else [Path(path)]:
+        digest.update(f"{file.name}\0".encode())
+        with open_input(file) as stream:
+            while block := stream.read(_BLOCK):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+_Form = Literal["row", "counted", "whole"]
+"""How an array holds samples: each is a row of its first axis, which is the batch of the input; each is one of its
+first axis, which the input has not; the array is one sample."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Header:
+    """What stands before the numbers of an array."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    fortran: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _File:
+    """A file of feeds, and how many samples it holds."""
+
+    path: Path
+    headers: Mapping[str, _Header]
+    forms: Mapping[str, _Form]
+    samples: int
+
+    @property
+    def rows(self) -> frozenset[str]:
+        return _rows_in(self.forms)
+
+    def read(self) -> Iterator[dict[str, NDArray[Any]]]:
+        """Yield the samples one by one, each read when it is asked for."""
+        with ExitStack() as stack:
+            parts = {name: self._parts(name, stack) for name in self.headers}
+            for _ in range(self.samples):
+                yield {name: next(each) for name, each in parts.items()}
+
+    def _parts(self, name: str, stack: ExitStack) -> Iterator[NDArray[Any]]:
+        header, form = self.headers[name], self.forms[name]
+        stream = _array_in(self.path, name, stack)
+        _header_of(stream, self.path)
+        if form == "whole" or header.fortran:  # not laid out sample by sample
+            array = _take(stream, header.shape, header, self.path)
+            yield from [array] if form == "whole" else (np.ascontiguousarray(each) for each in _each(array, form))
+            return
+        shape = (1, *header.shape[1:]) if form == "row" else header.shape[1:]
+        for _ in range(self.samples):
+            yield _take(stream, shape, header, self.path)
+
+
+def _each(array: NDArray[Any], form: _Form) -> Iterator[NDArray[Any]]:
+    return (array[at : at + 1] if form == "row" else array[at] for at in range(len(array)))
+
+
+def _rows_in(forms: Mapping[str, _Form]) -> frozenset[str]:
+    return frozenset(name for name, form in forms.items() if form == "row")
+
+
+def _form_of(spec: TensorSpec, shape: tuple[int, ...], folder: bool, path: Path) -> _Form:
+    """Return how an array holds the samples of an input. Raises InputError where its sizes are not the input's."""
+    wanted = spec.shape
+    if wanted is None:
+        if shape:
+            return "row"
+    elif len(shape) == len(wanted) and folder and _fits(shape, wanted) and (not wanted or (wanted[0] or 1) > 1):
+        return "whole"
+    elif wanted and len(shape) == len(wanted) and _fits(shape[1:], wanted[1:]):
+        return "row"
+    elif len(shape) == len(wanted) + 1 and _fits(shape[1:], wanted):
+        return "counted"
+    text = "x".join("any" if size is None else str(size) for size in wanted or ()) or "a single number"
+    raise InputError(
+        f"{path}: {spec.name} is {'x'.join(map(str, shape)) or 'a single number'}; the input takes {text}.\n"
+        "The first axis counts the samples, the others are those of the input."
+    )
+
+
+def _headers(path: Path, inputs: Sequence[TensorSpec]) -> dict[str, _Header]:
+    """Return what the arrays of a file are, by input. Raises InputError where they do not belong to the inputs."""
+    names = [spec.name for spec in inputs]
+    with ExitStack() as stack:
+        if path.suffix.lower() == ".npy":
+            if len(inputs) != 1:
+                raise InputError(f"{path} is one array, and the network has {len(inputs)} inputs.\n{_how(inputs)}")
+            held = names
+        else:
+            held = [each.removesuffix(".npy") for each in _archive(path, stack).namelist()]
+        if sorted(held) != sorted(names):
+            raise InputError(
+                f"{path} holds {', '.join(held) or 'nothing'}; the inputs are {', '.join(names)}.\n{_how(inputs)}"
+            )
+        found = {name: _header_of(_array_in(path, name, stack), path) for name in names}
+    for spec in inputs:
+        if found[spec.name].dtype.name != spec.dtype:
+            raise InputError(
+                f"{path}: {spec.name} is {found[spec.name].dtype.name}; the input takes {spec.dtype}.\n"
+                f"Save it with `.astype({spec.dtype!r})`."
+            )
+    return found
+
+
+def _archive(path: Path, stack: ExitStack) -> zipfile.ZipFile:
+    stream = stack.enter_context(open_input(path))
+    try:
+        return stack.enter_context(zipfile.ZipFile(stream))
+    except (zipfile.BadZipFile, OSError, ValueError) as cause:
+        raise InputError(f"{path} is not a .npz file ({type(cause).__name__}).\nSave it with numpy.savez.") from cause
+
+
+def _array_in(path: Path, name: str, stack: ExitStack) -> IO[bytes]:
+    """Open an array for reading from its beginning."""
+    if path.suffix.lower() == ".npy":
+        stream: IO[bytes] = stack.enter_context(open_input(path))
+        return stream
+    try:
+        return stack.enter_context(_archive(path, stack).open(f"{name}.npy"))
+    except (zipfile.BadZipFile, RuntimeError, NotImplementedError) as cause:
+        raise InputError(f"{path}: {name} cannot be read ({type(cause).__name__}).\nSave it again.") from cause
+
+
+def _header_of(stream: IO[bytes], path: Path) -> _Header:
+    try:
+        version = np.lib.format.read_magic(stream)
+        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+        shape, fortran, dtype = read(stream)
+    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as cause:
+        raise InputError(f"{path} is not in numpy's format ({type(cause).__name__}).\nSave it again.") from cause
+    if dtype.hasobject:
+        raise InputError(f"{path} holds Python objects, which are never loaded.\nSave arrays of numbers.")
+    return _Header(shape, dtype, fortran)
+
+
+def _take(stream: IO[bytes], shape: tuple[int, ...], header: _Header, path: Path) -> NDArray[Any]:
+    """Read the next array of a stream."""
+    size = int(np.prod(shape, dtype=np.int64)) * header.dtype.itemsize
+    try:
+        data = stream.read(size)
+    except (zipfile.BadZipFile, OSError, EOFError) as cause:
+        raise InputError(f"{path} is damaged ({type(cause).__name__}).\nSave it again.") from cause
+    if len(data) < size:
+        raise InputError(f"{path} was cut off: {size} bytes of an array are {len(data)}.\nSave or copy it again.")
+    array = np.frombuffer(data, header.dtype).reshape(shape, order="F" if header.fortran else "C")
+    return array.astype(header.dtype.newbyteorder("="))
+
+
+def _files_in(folder: Path) -> list[Path]:
+    """Return the files of feeds in a folder, of the first of SUFFIXES that it has."""
+    for suffix in SUFFIXES:
+        if found := sorted(path for path in folder.iterdir() if path.suffix.lower() == suffix):
+            return found
+    return []
+
+
+def _how(inputs: Sequence[TensorSpec]) -> str:
+    names = ", ".join(f"{spec.name}=..." for spec in inputs[:4]) + (", ..." if len(inputs) > 4 else "")
+    return f"Save them with numpy.savez(FILE, {names}); the first axis counts the samples."
+
+
+def _require_finite(sample: Feeds, path: Path, at: int) -> None:
+    for name, array in sample.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise InputError(f"{path}: sample {at} (counted from 0) of {name} is not finite.")
+
+
+def _shapes(sample: Feeds) -> list[tuple[int, ...]]:
+    return [array.shape for array in sample.values()]
+
+
+def _fits(shape: Sequence[int], wanted: Sequence[int | None]) -> bool:
+    return len(shape) == len(wanted) and all(size in (None, got) for size, got in zip(wanted, shape, strict=True))
