@@ -15,14 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from msn_deploy.graph.affine import shape_of
-from msn_deploy.graph.evaluate import values_float64
+from msn_deploy.graph.evaluate import ROUNDING, apart, values_float64
 from msn_deploy.graph.fold import FoldedGraph, NormFold, Rule
 from msn_deploy.graph.rules import Code
 from msn_deploy.model.feeds import BATCH, Array, ExampleInput, random_feeds
 from msn_deploy.msn.plain import FoldedLayer, copied, fold_layers, raw_weight
 
 INPUTS = ("normal", "lit corners")
-_LARGEST = 1e-9  # difference in float64 that is still rounding, times the largest value where that is above 1
+_Moved = tuple[float, float, bool]  # difference, largest value, and whether it is coarse
+_ROUNDING_OF_FLOAT32 = 1e-4  # as much of the largest value as the parity of float32 outputs allows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +46,8 @@ class CertifiedNorm:
     """Largest absolute difference in float64 on INPUTS; None for a norm that was kept."""
     of: float | None = None
     """Largest absolute value that differs by it."""
+    coarse: bool = False
+    """Whether the rounding of float32 may be in the difference (see Certificate.in_float32)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +60,8 @@ class Certificate:
     """Tensors whose average pooling was moved."""
     inputs: tuple[str, ...] = INPUTS
     """What was run."""
+    in_float32: tuple[str, ...] = ()
+    """Names of the nodes that could be computed in float32 only."""
 
     @property
     def kept(self) -> list[CertifiedNorm]:
@@ -65,17 +70,19 @@ class Certificate:
 
     @property
     def worst(self) -> CertifiedNorm:
-        """The norm (or the output) whose values moved most, relative to them."""
-        return max((norm for norm in (*self.norms, self.output) if norm.rule != "kept"), key=_relative)
+        """The norm (or the output) whose values moved most, as a share of what is still rounding."""
+        return max((norm for norm in (*self.norms, self.output) if norm.rule != "kept"), key=_share)
 
     @property
     def is_exact(self) -> bool:
-        """Whether no difference is more than rounding in float64."""
-        return _relative(self.worst) <= _LARGEST
+        """Whether no difference is more than rounding in float64, or in float32 behind what has no float64."""
+        return _share(self.worst) <= 1
 
 
-def _relative(norm: CertifiedNorm) -> float:
-    return (norm.difference or 0.0) / max(1.0, norm.of or 0.0)
+def _share(norm: CertifiedNorm) -> float:
+    """Return the difference as a share of what is still rounding."""
+    allowed = _ROUNDING_OF_FLOAT32 if norm.coarse else ROUNDING
+    return (norm.difference or 0.0) / (allowed * max(1.0, norm.of or 0.0))
 
 
 def certify(
@@ -89,32 +96,28 @@ def certify(
     outputs = [str(output.name) for output in folded.before.graph.outputs]
     same = {*outputs, *(each for fold in folded.folds for each in fold.same)}
     feeds = edge_feeds(_inputs_of(folded) if inputs is None else inputs)
-    moved: dict[str, list[tuple[float, float]]] = {}
+    moved: dict[str, list[_Moved]] = {}
+    in_float32: set[str] = set()
     for found in values_float64([folded.before, folded.after], feeds, same):
-        moved.setdefault(found.name, []).append(_moved(*found.values))
+        difference, of = apart(*found.values) if found.values else (0.0, 0.0)
+        moved.setdefault(found.name, []).append((difference, of, found.coarse))
+        in_float32 |= found.in_float32
     norms = [_certified(fold, moved) for fold in folded.folds]
     wholes = [NormFold(norm=name, operator="the whole graph", rule="output", same=(name,)) for name in outputs]
     return Certificate(
         norms=(*layers, *norms),
-        output=max((_certified(whole, moved) for whole in wholes), key=_relative),
+        output=max((_certified(whole, moved) for whole in wholes), key=_share),
         pooled_first=folded.pooled_first,
+        in_float32=tuple(sorted(in_float32)),
     )
 
 
-def _moved(before: Array, after: Array) -> tuple[float, float]:
-    """Return the largest absolute difference (infinite where one of both is not finite), and the largest value."""
-    a, b = (np.asarray(each, dtype=np.float64) for each in (before, after))
-    with np.errstate(invalid="ignore"):
-        apart = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, np.abs(a - b))
-    apart[np.isnan(apart)] = np.inf
-    return float(apart.max(initial=0.0)), float(np.abs(a[np.isfinite(a)]).max(initial=0.0))
-
-
-def _certified(fold: NormFold, moved: Mapping[str, Sequence[tuple[float, float]]]) -> CertifiedNorm:
+def _certified(fold: NormFold, moved: Mapping[str, Sequence[_Moved]]) -> CertifiedNorm:
     difference = of = None
+    coarse = False
     if fold.rule != "kept":
-        pairs = [pair for name in fold.same for pair in moved[name]]
-        difference, of = (max(each) for each in zip(*pairs, strict=True))
+        found = [each for name in fold.same for each in moved[name]]
+        difference, of, coarse = (max(each) for each in zip(*found, strict=True))
     return CertifiedNorm(
         norm=fold.norm,
         operator=fold.operator,
@@ -123,6 +126,7 @@ def _certified(fold: NormFold, moved: Mapping[str, Sequence[tuple[float, float]]
         why=fold.why,
         difference=difference,
         of=of,
+        coarse=bool(coarse),
     )
 
 
@@ -131,6 +135,7 @@ def _inputs_of(folded: FoldedGraph) -> list[ExampleInput]:
     for value in folded.before.graph.inputs:
         sizes = shape_of(value)
         dtype = "float32" if value.dtype in (None, ir.DataType.DOUBLE) else value.dtype.numpy().name
+        sizes = tuple(size if size is not None and size > 0 else None for size in sizes)  # older files have 0 or -1
         names = tuple(None if size else (f"size {at}" if at else BATCH) for at, size in enumerate(sizes))
         shape = tuple(size or 1 for size in sizes)
         found.append(ExampleInput(name=str(value.name), dtype=dtype, shape=shape, open=names))
