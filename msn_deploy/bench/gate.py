@@ -102,9 +102,12 @@ def check_comparable(result: BenchResult, base: BenchResult, *, source: str) -> 
         if arm.name not in earlier:
             raise _differs(source, f"no model {arm.name!r} in it; there is {', '.join(earlier)}")
         for mode, ours, theirs in zip(
-            ("images", "runtime_norm_fusions"), _input_of(arm.facts), _input_of(earlier[arm.name]), strict=True
+            ("images", "runtime_norm_fusions", "inputs"),
+            _input_of(arm.facts),
+            _input_of(earlier[arm.name]),
+            strict=True,
         ):
-            if ours != theirs:
+            if ours != theirs and not (mode == "inputs" and None in (ours, theirs)):  # earlier versions told none
                 raise _differs(source, f"another input mode of {arm.name}: {mode} {ours} against {theirs}")
 
 
@@ -115,8 +118,8 @@ def _known(environment: Environment, key: str) -> Any:
     return getattr(environment, key)
 
 
-def _input_of(facts: ArmFacts) -> tuple[str | None, str | None]:
-    return (None if facts.images is None else facts.images.sha256, facts.runtime_norm_fusions)
+def _input_of(facts: ArmFacts) -> tuple[str | None, ...]:
+    return (None if facts.images is None else facts.images.sha256, facts.runtime_norm_fusions, facts.inputs)
 
 
 def _differs(source: str, what: str) -> NotComparable:

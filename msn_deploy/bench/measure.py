@@ -54,6 +54,8 @@ class ArmFacts:
     changed: bool | None = None
     """Another tool has changed the graph after it was exported."""
     provider: str | None = None
+    inputs: str | None = None
+    """Name, type and shape of everything that a query feeds."""
     images: Parent | None = None
     """What its queries were made of."""
     accuracy: float | None = None

@@ -9,8 +9,9 @@ import typer
 
 from msn_deploy.cli import output
 from msn_deploy.cli.bench_show import live_bench, show
-from msn_deploy.cli.options import MINIMUM_SECONDS, BatchSize, Json, Threads, Trust, new_file, new_text
+from msn_deploy.cli.options import MINIMUM_SECONDS, Json, Threads, Trust, new_file, new_text
 from msn_deploy.core.errors import InputError, InvalidMeasurement
+from msn_deploy.engine.tensors import parse_shapes
 from msn_deploy.pipeline.bench_request import BenchRequest
 
 
@@ -34,7 +35,15 @@ def command(
     runs: Annotated[
         Path | None, typer.Option(help="With --baseline auto: take and keep checkpoints here.", show_default="a cache")
     ] = None,
-    batch: BatchSize = BenchRequest.batch,
+    batch: Annotated[
+        int | None, typer.Option("--batch-size", min=1, help="Images per query.", show_default="the files', or 1")
+    ] = None,
+    shapes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--shapes", metavar="NAME=SHAPE", help="Shape of an input that leaves more than its batch open; repeatable."
+        ),
+    ] = None,
     threads: Threads = None,
     seconds: Annotated[
         float | None,
@@ -72,7 +81,7 @@ def command(
     if str(baseline) == "auto":
         if cuda_graph:
             raise InputError("--cuda-graph is for engines, and `--baseline auto` makes ONNX files.\nLeave one out.")
-        names, accuracies = _rows_of_recipe(models, runs, batch=batch, threads=threads)
+        names, accuracies = _rows_of_recipe(models, runs, batch=batch or 1, threads=threads)
         models, baseline = list(names), None
     request = BenchRequest(
         models=models,
@@ -80,6 +89,7 @@ def command(
         provider=provider,
         compiled=compiled,
         batch=batch,
+        shapes=tuple(map(parse_shapes, shapes or ())),
         threads=threads,
         profile=profile,
         cuda_graph=cuda_graph,

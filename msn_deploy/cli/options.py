@@ -67,7 +67,6 @@ Json = Annotated[
     ),
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
-BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Images per query.")]
 AtMost = Annotated[
     int | None, typer.Option("--samples", metavar="N", min=1, help="Use at most N images.", show_default="all")
 ]

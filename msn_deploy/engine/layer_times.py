@@ -18,13 +18,11 @@ from typing import TYPE_CHECKING, Any
 from msn_deploy.core.errors import InputError
 from msn_deploy.engine.inspector import layers_from_json
 from msn_deploy.engine.ort import OrtRunner
-from msn_deploy.engine.runner import run_images
 from msn_deploy.engine.trt import TrtRunner
 from msn_deploy.model.opened import OpenModel, made_model
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+    from msn_deploy.model.feeds import Feeds
 
 RUNS = 50
 _WARM_UP = 5  # runs that do not count
@@ -72,7 +70,7 @@ class _Timed:
 
 def time_ort_layers(
     model: OpenModel,
-    batches: Sequence[NDArray[np.float32]],
+    feeds: Sequence[Feeds],
     *,
     threads: int | None = None,
     provider: str = "cpu",
@@ -105,7 +103,7 @@ def time_ort_layers(
         )
         try:
             for at in range(_WARM_UP + runs):
-                run_images(runner, batches[at % len(batches)])
+                runner.run(feeds[at % len(feeds)])
             profile = runner.end_profiling()
         finally:
             runner.close()
@@ -115,15 +113,12 @@ def time_ort_layers(
     return _table("ONNX Runtime's profiler", timed, runs)
 
 
-def time_trt_layers(runner: TrtRunner, batches: Sequence[NDArray[np.float32]], *, runs: int = RUNS) -> LayerTimes:
-    """Run a loaded engine with TensorRT's layer profiler; the runner is slower afterwards.
-
-    Each batch has to fit the engine's largest, or several queries would count as one.
-    """
+def time_trt_layers(runner: TrtRunner, feeds: Sequence[Feeds], *, runs: int = RUNS) -> LayerTimes:
+    """Run a loaded engine with TensorRT's layer profiler; the runner is slower afterwards."""
     taken: defaultdict[str, list[float]] = defaultdict(list)
     inspected = runner.report_layers(lambda name, ms: taken[name].append(1e3 * ms))
     for at in range(_WARM_UP + runs):
-        run_images(runner, batches[at % len(batches)])
+        runner.run(feeds[at % len(feeds)])
     rows = {row.name: row for row in layers_from_json(inspected)}
     origins = _origins(inspected)
     timed = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from msn_deploy.core.errors import InputError, did_you_mean
@@ -113,6 +113,29 @@ def shape_ranges(
     return ranges
 
 
+def sized_inputs(
+    inputs: Sequence[TensorSpec], given: Sequence[InputShapes], *, batch: int, source: str
+) -> list[TensorSpec]:
+    """Return the inputs with every open size fixed: by what is given for them, the first else by `batch`.
+
+    Raises InputError for a range, and as `shape_ranges` does.
+    """
+    named = {spec.name for spec in inputs}
+    ours = [each for each in given if each.name in named]
+    several = next((each for each in ours if each.least != each.most), None)
+    if several is not None:
+        raise InputError(f"`--shapes {several}` is a range; one query has one shape.\nGive `--shapes NAME=SHAPE`.")
+    unnamed = named - {each.name for each in ours}
+    left = next((spec for spec in inputs if spec.name in unnamed and None in (spec.shape or ())[1:]), None)
+    if left is not None:
+        raise InputError(
+            f"{source} leaves more than the batch open: input {left.name} is {sizes_text(left.shape)}.\n"
+            f"Give the sizes of a query: `--shapes {_example(left, [(batch, 64)])}`."
+        )
+    ranges = shape_ranges(inputs, ours, (batch,) * 3, source=source)
+    return [replace(spec, shape=ranges[spec.name][1]) if spec.name in ranges else spec for spec in inputs]
+
+
 def _check_given(inputs: Sequence[TensorSpec], given: Sequence[InputShapes], *, source: str, one_size: bool) -> None:
     known = {spec.name: spec for spec in inputs}
     for each in given:
@@ -147,9 +170,8 @@ def _check_fixed_batch(
         )
 
 
-def _example(spec: TensorSpec) -> str:
-    """Write a `--shapes` that fits the input, with sizes made up where they are open."""
-    made_up = ((1, 32), (1, 64), (4, 128))
+def _example(spec: TensorSpec, made_up: Sequence[tuple[int, int]] = ((1, 32), (1, 64), (4, 128))) -> str:
+    """Write a `--shapes` that fits the input. made_up: batch and other sizes of each shape, where they are open."""
     shapes = (
         [size or (batch if at == 0 else open_size) for at, size in enumerate(spec.shape or ())]
         for batch, open_size in made_up

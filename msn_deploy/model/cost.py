@@ -7,7 +7,7 @@ operators and quantisation into what makes their input, and keeps nothing else i
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from onnx import GraphProto, ModelProto, NodeProto
@@ -53,10 +53,11 @@ class Cost:
         return self.flops / self.bytes
 
 
-def cost_of(model: ModelProto, *, batch: int) -> Cost | None:
-    """Count a model for a batch; None where a tensor's size cannot be told before it runs."""
+def cost_of(model: ModelProto, *, batch: int, shapes: Mapping[str, Sequence[int]] | None = None) -> Cost | None:
+    """Count a model for a batch; None where a tensor's size cannot be told before it runs. shapes: of inputs."""
     try:
-        return _Graph(sized(model, batch=batch), outputs=[value.name for value in model.graph.output]).cost(batch)
+        graph = sized(model, batch=batch, shapes=shapes)
+        return _Graph(graph, outputs=[value.name for value in model.graph.output]).cost(batch)
     except KeyError:  # the size of a tensor is not known
         return None
 

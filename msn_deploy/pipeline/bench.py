@@ -10,9 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
-from numpy.typing import NDArray
-
 from msn_deploy.bench import Arm, BenchResult, MeasureOptions, compare, from_json, measure
 from msn_deploy.bench import to_json as bench_json
 from msn_deploy.bench.gate import Gate
@@ -20,19 +17,19 @@ from msn_deploy.bench.layers import LayerProfile, limits_of
 from msn_deploy.bench.measure import ArmFacts, Watch
 from msn_deploy.bench.power import measure_energy
 from msn_deploy.bench.profile import preset
-from msn_deploy.core.artifacts import Parent, open_input, parent_of, publish, read_sidecar, sha256_of
-from msn_deploy.core.errors import InputError
+from msn_deploy.core.artifacts import open_input, parent_of, publish, read_sidecar, sha256_of
+from msn_deploy.core.errors import InputError, did_you_mean
 from msn_deploy.core.progress import Progress, silent
-from msn_deploy.data import to_input
-from msn_deploy.engine import Plan, Runner, run_images, target_of, what_machine
+from msn_deploy.engine import Plan, Runner, target_of, what_machine
 from msn_deploy.engine.layer_times import time_ort_layers, time_trt_layers
-from msn_deploy.engine.runner import image_input
+from msn_deploy.engine.tensors import InputShapes
 from msn_deploy.engine.trt import TrtRunner
 from msn_deploy.machine.environment import read_environment
 from msn_deploy.machine.state import Probe, find_sensor, pinned_mhz
+from msn_deploy.model.feeds import Feeds
 from msn_deploy.model.opened import OpenModel, open_model
+from msn_deploy.pipeline.bench_inputs import BenchInputs, batch_of, check_finite, inputs_of
 from msn_deploy.pipeline.bench_request import BenchRequest
-from msn_deploy.pipeline.images import preprocess_for, split_for
 from msn_deploy.pipeline.models import ModelFile, open_file
 from msn_deploy.report.bench import render_html
 from msn_deploy.report.gate_text import junit, markdown
@@ -41,18 +38,16 @@ if TYPE_CHECKING:
     from msn_deploy.model.cost import Cost
 
 _VERSIONS = ("onnxruntime", "onnx", "numpy", "pillow")
-_DIFFERENT_INPUTS = 64  # batches that the queries cycle through
 
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """A file that is measured: its first build, what runs it, and the batches (N, C, H, W) that it is fed."""
+    """A file that is measured: its first build, what runs it, and what it is fed."""
 
     file: ModelFile
     provider: str
     runner: Runner
-    batches: Sequence[NDArray[np.float32]]
-    images: Parent | None
+    fed: BenchInputs
 
     @property
     def fuses(self) -> bool:
@@ -68,7 +63,8 @@ class _Row:
             runtime_norm_fusions="on" if self.fuses else "off",
             **asdict(told),
             provider=self.provider,
-            images=self.images,
+            inputs=self.fed.in_words,
+            images=self.fed.images,
             net=info.net if info else None,
             norm=info.norm if info else None,
             folded=info.folded if info else None,
@@ -84,7 +80,9 @@ def bench(
     watch: Watch | None = None,
     **request: Any,
 ) -> BenchResult:
-    """Time every model against the baseline, each query on another real image.
+    """Time every model against the baseline, each query on other inputs.
+
+    They are real images where the model says what it was trained on, seeded random numbers otherwise.
 
     ONNX files that say they are not folded run with the runtime's own norm fusions off, and their row says so.
     The result may be invalid (a throttled machine): look at its `validity`.
@@ -100,7 +98,7 @@ def bench(
         InputError: Models or options that do not go together.
         MissingDependency: A runtime that is not installed.
         MissingDevice: Hardware that is not here.
-        InvalidMeasurement: Too poor conditions to measure at all.
+        InvalidMeasurement: Too poor conditions to measure at all, or outputs that are not finite.
     """
     asked = models if isinstance(models, BenchRequest) else BenchRequest(models=models, **request)
     options = asked.options or MeasureOptions()
@@ -108,41 +106,46 @@ def bench(
     threads = asked.threads or len(os.sched_getaffinity(0))
     named, further = asked.rows(), asked.further_builds()
     provided = " and ".join(sorted({each for _, each in named.values()}))
+    preset(asked.profile, provider=provided, input="random")  # a name that is not one is refused before any work
+    if asked.layers:
+        _check_layers([path for path, _ in named.values()], provider=asked.provider)
+    opened, loaded = [], []
+    for path, provider in named.values():
+        file = open_file(path, trust=asked.trust)
+        load = partial(
+            ModelFile.runner, provider=provider, threads=threads, batch=asked.batch or 1,
+            fuse_norms=not file.keeps_norms, cuda_graph=asked.cuda_graph,
+        )  # fmt: skip
+        opened.append((file, load))
+        loaded.append(load(file))
+    batch = batch_of(loaded, asked.batch, asked.shapes)
+    _check_names(asked.shapes, loaded)
+    arms, rows = [], {}
+    for (name, (path, provider)), (file, load), runner in zip(named.items(), opened, loaded, strict=True):
+        rows[name] = row = _Row(file, provider, runner, inputs_of(runner, batch=batch, shapes=asked.shapes))
+        facts = row.facts(asked.accuracies.get(path))
+        others = [file] * (asked.builds - 1) + [open_file(each, trust=asked.trust) for each in further.get(path, ())]
+        for number, each in enumerate([runner, *map(load, others)]):
+            check_finite(each, row.fed.feeds[: None if number == 0 else 1], random=row.fed.images is None)
+            arms.append(Arm(name=name, run=_query(each, row.fed.feeds), build=number, facts=facts))
+    inputs = {"random" if row.fed.images is None else "real samples" for row in rows.values()}
+    if len(inputs) > 1:
+        raise InputError("some models say what data they were trained on and others do not: their inputs would differ.")
     conditions = preset(
         asked.profile,
         provider=provided,
-        batch=asked.batch,
+        batch=batch,
         threads=threads,
-        input="random",
+        input=inputs.pop(),
         cuda_graph=asked.cuda_graph,
     )
-    if asked.layers:
-        _check_layers([path for path, _ in named.values()], provider=asked.provider)
-    arms, rows = [], {}
-    for name, (path, provider) in named.items():
-        file = open_file(path, trust=asked.trust)
-        load = partial(
-            ModelFile.runner, provider=provider, threads=threads, batch=asked.batch, fuse_norms=not file.keeps_norms,
-            cuda_graph=asked.cuda_graph,
-        )  # fmt: skip
-        runner = load(file)
-        rows[name] = row = _Row(file, provider, runner, *_samples(runner, asked.batch))
-        facts = row.facts(asked.accuracies.get(path))
-        others = [file] * (asked.builds - 1) + [open_file(each, trust=asked.trust) for each in further.get(path, ())]
-        arms += [
-            Arm(name=name, run=_query(each, row.batches), build=number, facts=facts)
-            for number, each in enumerate([runner, *map(load, others)])
-        ]
-    inputs = {"random" if row.images is None else "real samples" for row in rows.values()}
-    if len(inputs) > 1:
-        raise InputError("some models say what data they were trained on and others do not: their inputs would differ.")
     taken = measure(arms, options=options, progress=progress, probe=Probe(root), watch=watch)
     firsts = [arm for arm in arms if arm.build == 0]
     result = compare(
         taken,
         baseline=next(iter(rows)),
         environment=read_environment(root),
-        profile=replace(conditions, input=inputs.pop()),
+        profile=conditions,
         pinned_mhz=pinned_mhz(root),
         energies=measure_energy(firsts, sensor, seconds=options.seconds, progress=progress) if sensor else None,
     )
@@ -198,36 +201,18 @@ def _publish(
     )
 
 
-def _query(runner: Runner, samples: Sequence[NDArray[np.float32]]) -> Callable[[], object]:
+def _query(runner: Runner, feeds: Sequence[Feeds]) -> Callable[[], object]:
     """Bind a runner to an endless supply of inputs: one call, one query."""
-    supply = itertools.cycle(samples)
-    return lambda: run_images(runner, next(supply))
+    supply = itertools.cycle(feeds)
+    return lambda: runner.run(next(supply))
 
 
-def _samples(runner: Runner, batch: int) -> tuple[Sequence[NDArray[np.float32]], Parent | None]:
-    """Return the batches that a model is fed, and which images they are: None for random numbers."""
-    given = image_input(runner)
-    shape = given.shape or ()
-    if shape[0] is not None and shape[0] != batch:
-        raise InputError(
-            f"{runner.name} has a fixed batch of {shape[0]}, {batch} was asked for.\n"
-            f"Export it with `--batch-size {batch}` or `--batch-size dynamic`."
-        )
-    most = runner.batch_range[1]  # more would be several queries
-    if most is not None and batch > most:
-        raise InputError(f"{runner.name} takes at most {most} images at once.\nBuild it with `--batch-size {batch}`.")
-    rng = np.random.default_rng(0)
-    if runner.info is None or not runner.info.data:
-        if None in shape[1:]:
-            raise InputError(f"{runner.name} leaves sizes other than the batch open; they have to be fixed.")
-        sizes = (_DIFFERENT_INPUTS, batch, *(int(size or 0) for size in shape[1:]))
-        return list(rng.standard_normal(sizes, dtype=np.float32)), None
-    prep = preprocess_for(runner.info, shape, model=runner.name)
-    split = split_for(runner.info, prep, None, "test")
-    images = to_input(split.images, prep)
-    chosen = rng.permutation(max(len(images), _DIFFERENT_INPUTS * batch)) % len(images)
-    batches = [images[chosen[at * batch : (at + 1) * batch]] for at in range(_DIFFERENT_INPUTS)]
-    return batches, split.as_parent()
+def _check_names(shapes: Sequence[InputShapes], runners: Sequence[Runner]) -> None:
+    """Refuse a shape that is for none of the models."""
+    known = [spec.name for runner in runners for spec in runner.inputs]
+    for each in shapes:
+        if each.name not in known:
+            raise InputError(f"`--shapes {each}`: no model has that input{did_you_mean(each.name, known)}")
 
 
 def _check_layers(paths: Sequence[Path], *, provider: str) -> None:
@@ -253,9 +238,9 @@ def _with_layers(
         opened, limits = row.file.opened, None
         if isinstance(opened, OpenModel):  # on the CPU, whose limits the table of targets does not have
             model: OpenModel | None = opened
-            times = time_ort_layers(opened, row.batches, threads=threads, fuse_norms=row.fuses)
+            times = time_ort_layers(opened, row.fed.feeds, threads=threads, fuse_norms=row.fuses)
         else:
-            times = time_trt_layers(cast(TrtRunner, row.runner), row.batches)
+            times = time_trt_layers(cast(TrtRunner, row.runner), row.fed.feeds)
             source = onnx_of(row.file.path)
             model = None if source is None else open_model(source, step="counting operations")
             limits = limits_of(target, cast(Plan, opened).precision)
@@ -263,18 +248,18 @@ def _with_layers(
             source=times.source,
             runs=times.runs,
             layers=times.layers,
-            cost=_cost(model, batch=len(row.batches[0])),
+            cost=_cost(model, batch=result.profile.batch, shapes=row.fed.shapes),
             limits=limits,
         )
     return replace(result, arms=tuple(replace(arm, layers=profiles[arm.name]) for arm in result.arms))
 
 
-def _cost(model: OpenModel | None, *, batch: int) -> Cost | None:
+def _cost(model: OpenModel | None, *, batch: int, shapes: Mapping[str, Sequence[int]]) -> Cost | None:
     if model is None:
         return None
     from msn_deploy.model.cost import cost_of  # late: it imports onnx, which a device that times engines can lack
 
-    return cost_of(model.proto, batch=batch)
+    return cost_of(model.proto, batch=batch, shapes=shapes)
 
 
 def onnx_of(engine: Path) -> Path | None:

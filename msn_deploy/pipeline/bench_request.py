@@ -12,6 +12,7 @@ from msn_deploy.core.errors import InputError
 
 if TYPE_CHECKING:
     from msn_deploy.bench import MeasureOptions
+    from msn_deploy.engine.tensors import InputShapes
 
 _REPLICATE = re.compile(r"(.+)\.r\d+\.engine")
 
@@ -29,8 +30,10 @@ class BenchRequest:
     """Of ONNX files, one of PROVIDERS; a checkpoint runs in torch on the same device."""
     compiled: bool = False
     """Run each checkpoint by torch.compile too, as a row of its own."""
-    batch: int = 1
-    """Images per query."""
+    batch: int | None = None
+    """Rows of a query, such as images; None: what the files fix, else 1."""
+    shapes: Sequence[InputShapes] = ()
+    """One shape for each input that leaves more than its batch open."""
     threads: int | None = None
     """None: every core that this process may use."""
     profile: str = "single-stream"

@@ -20,7 +20,8 @@ pytest.importorskip("onnxruntime", reason="these tests run ONNX files")
 
 
 def timed(path, batch, **options):
-    times = time_ort_layers(open_model(path, step="test"), [batch(1)], threads=1, runs=7, **options)
+    model = open_model(path, step="test")
+    times = time_ort_layers(model, [{model.inputs[0].name: batch(1)}], threads=1, runs=7, **options)
     return times, {layer.name: layer for layer in times.layers}
 
 
@@ -155,7 +156,7 @@ TAKES_MS = {"conv0 + act0": 0.03, "__myl_Fc_0": 0.008, "Reformat 1": 0.002}
 def test_layers_of_an_engine():
     runner, gpu, _ = load(inspected=json.dumps(INSPECTED), layers=TAKES_MS)
     given = images(4)
-    times = time_trt_layers(runner, [given], runs=9)
+    times = time_trt_layers(runner, [{"x": given}], runs=9)
     assert (times.source, times.runs) == ("TensorRT's layer profiler", 9)
     found = [(row.name, row.operator, row.us, row.share, row.precision, row.fused_from) for row in times.layers]
     # The stand-in takes longer in each of its runs: the median is that of the last nine.
@@ -173,7 +174,7 @@ def test_layers_of_an_engine():
 
 def test_an_engine_built_without_details_still_has_names_and_times():
     runner, _, _ = load(inspected=json.dumps({"Layers": ["conv0 + act0"]}), layers=TAKES_MS)
-    rows = time_trt_layers(runner, [images(4)], runs=3).layers
+    rows = time_trt_layers(runner, [{"x": images(4)}], runs=3).layers
     assert [(row.name, row.operator, row.precision) for row in rows] == [
         ("conv0 + act0", "", None),
         ("__myl_Fc_0", "", None),
@@ -187,7 +188,7 @@ def test_a_captured_graph_is_left_for_plain_runs_that_report():
     run_images(runner, images(4))
     launches = gpu.launches
     assert launches > 0
-    times = time_trt_layers(runner, [images(4)], runs=3)
+    times = time_trt_layers(runner, [{"x": images(4)}], runs=3)
     assert len(times.layers) == 3
     assert gpu.launches == launches
     runner.close()

@@ -11,6 +11,7 @@ from msn_deploy.engine.tensors import (
     check_types,
     parse_shapes,
     shape_ranges,
+    sized_inputs,
     trtexec_shapes,
     types_in,
 )
@@ -102,6 +103,17 @@ def test_on_dla_a_range_is_refused():
     with pytest.raises(InputError, match=r"on DLA every size is fixed\.\nGive one shape: `--shapes state=2x64`"):
         ranges([STATE], "state=1x64:1x64:2x64", one_size=True)
     assert ranges([STATE], "state=2x64", one_size=True) == {"state": ((2, 64),) * 3}
+
+
+def test_a_query_has_one_shape_for_every_input():
+    given = [parse_shapes(each) for each in ("image=2x3x32x48", "of_another_network=1x1")]
+    sized = sized_inputs([IMAGE, STATE, GAIN, MASK], given, batch=5, source="m.onnx")
+    assert [spec.shape for spec in sized] == [(2, 3, 32, 48), (5, 64), (), (2, 64)]
+    assert [spec.dtype for spec in sized] == ["uint8", "float32", "float32", "bool"]
+    with pytest.raises(InputError, match=r"input image is anyx3xanyxany\.\n.*`--shapes image=5x3x64x64`"):
+        sized_inputs([STATE, IMAGE], [], batch=5, source="m.onnx")
+    with pytest.raises(InputError, match=r"image=1x3x8x8:2x3x8x8:3x3x8x8` is a range"):
+        sized_inputs([IMAGE], [parse_shapes("image=1x3x8x8:2x3x8x8:3x3x8x8")], batch=5, source="m.onnx")
 
 
 def test_trtexec_is_told_all_inputs_at_once_with_odd_names_in_its_quotes():

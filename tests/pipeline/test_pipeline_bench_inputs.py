@@ -1,0 +1,125 @@
+"""`bench` of networks that are no image classifiers: what they are fed, and what is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, save
+from onnx_fixtures import conv_net, stereo_net
+
+from msn_deploy.bench import MeasureOptions
+from msn_deploy.bench.gate import check_comparable
+from msn_deploy.core.errors import InputError, InvalidMeasurement, NotComparable
+from msn_deploy.engine import load_runner
+from msn_deploy.engine.tensors import parse_shapes
+from msn_deploy.pipeline.bench import bench
+from msn_deploy.pipeline.bench_inputs import batch_of, inputs_of
+
+QUICK = MeasureOptions(seconds=0.2, block_ms=1, warmup_seconds=0, warmup_queries=2)
+WIDTHS = tuple(parse_shapes(f"{name}=2x3x8x24") for name in ("left", "right"))
+
+
+@pytest.fixture
+def net(tmp_path):
+    def write(model, name="net.onnx"):
+        save(model, tmp_path / name)
+        return tmp_path / name
+
+    return write
+
+
+def test_several_inputs_of_any_type_are_fed_by_name_at_the_shapes_that_are_given(net):
+    path = net(stereo_net())
+    result = bench([path], threads=1, options=QUICK, shapes=WIDTHS, layers=True)
+    (arm,) = result.arms
+    assert (result.profile.input, result.profile.batch) == ("random", 2)
+    assert arm.facts.inputs == "left float32 2x3x8x24, right uint8 2x3x8x24, gain int64 no dimensions"
+    assert arm.layers is not None
+    assert arm.layers.cost.flops > 2 * 2 * 4 * 8 * 24 * 3 * 3 * 3  # the convolution's alone
+    assert {layer.operator for layer in arm.layers.layers} >= {"Conv", "ArgMax"}
+
+
+def test_random_feeds_are_seeded_and_of_their_type(net):
+    runner = load_runner(net(stereo_net()), threads=1)
+    one, again = (inputs_of(runner, batch=2, shapes=WIDTHS) for _ in range(2))
+    for feeds, same in zip(one.feeds, again.feeds, strict=True):
+        for name in feeds:
+            np.testing.assert_array_equal(feeds[name], same[name])
+    first = one.feeds[0]
+    assert {name: array.dtype.name for name, array in first.items()} == {
+        "left": "float32",
+        "right": "uint8",
+        "gain": "int64",
+    }
+    assert first["right"].max() > 200
+    assert 0.8 < first["left"].std() < 1.2
+    assert not np.array_equal(first["left"], one.feeds[1]["left"])
+    assert one.images is None
+
+
+def test_large_inputs_are_fewer(net, monkeypatch):
+    runner = load_runner(net(conv_net()), threads=1)
+    assert len(inputs_of(runner, batch=1).feeds) == 64
+    monkeypatch.setattr("msn_deploy.pipeline.bench_inputs._MOST_BYTES", 7 * 3 * 8 * 8 * 4)
+    assert len(inputs_of(runner, batch=1).feeds) == 7
+    monkeypatch.setattr("msn_deploy.pipeline.bench_inputs._MOST_BYTES", 1)
+    assert len(inputs_of(runner, batch=1).feeds) == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({}, r"net.onnx leaves more than the batch open: input left .*\n.*--shapes left=1x3x8x64"),
+        ({"shapes": WIDTHS[:1]}, "input right is anyx3x8xany"),
+        ({"shapes": (*WIDTHS, parse_shapes("lift=1x3"))}, "no model has that input; did you mean 'left'"),
+        ({"shapes": (parse_shapes("gain=1"), *WIDTHS)}, "gain of net.onnx has the fixed shape"),
+        ({"shapes": WIDTHS, "batch": 3}, "fixed batch of 2, 3 was asked for"),
+        ({"shapes": (parse_shapes("left=2x3x8x8:2x3x8x9:2x3x8x10"),)}, "is a range"),
+    ],
+)
+def test_shapes_that_miss_or_do_not_fit_are_refused(net, options, words):
+    with pytest.raises(InputError, match=words):
+        bench([net(stereo_net())], threads=1, options=QUICK, **options)
+
+
+def test_the_batch_is_the_one_that_files_fix(net):
+    paths = [net(conv_net(batch=batch), f"{batch}.onnx") for batch in (4, "N", 2)]
+    runners = [load_runner(path, threads=1) for path in paths]
+    assert batch_of(runners[:2], None) == batch_of(runners[1::-1], None) == 4
+    assert batch_of(runners[1:2], None) == 1
+    assert batch_of(runners, 7) == 7
+    with pytest.raises(InputError, match=r"4\.onnx has a fixed batch of 4 and 2\.onnx has a fixed batch of 2"):
+        batch_of(runners, None)
+
+
+def test_a_network_of_two_sizes_is_measured_apart(net):
+    path = net(stereo_net())
+    wider = tuple(parse_shapes(f"{name}=2x3x8x48") for name in ("left", "right"))
+    one, other = (bench([path], threads=1, options=QUICK, shapes=shapes) for shapes in (WIDTHS, wider))
+    with pytest.raises(NotComparable, match=r"inputs left float32 2x3x8x24.* against left float32 2x3x8x48"):
+        check_comparable(one, other, source="base.json")
+
+
+@pytest.mark.parametrize(("operator", "kind"), [("Log", "nan"), ("Reciprocal", "inf")])
+def test_outputs_that_are_not_finite_are_never_measured(net, operator, kind):
+    """0 and negative numbers give infinities and NaN; an output of integers cannot."""
+    nodes = [
+        helper.make_node("Relu", ["x"], ["positive"]),
+        helper.make_node(operator, ["positive"], ["y"]),
+        helper.make_node("ArgMax", ["x"], ["best"], axis=1),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        kind,
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 40])],
+        [
+            helper.make_tensor_value_info("best", TensorProto.INT64, None),
+            helper.make_tensor_value_info("y", TensorProto.FLOAT, None),
+        ],
+    )
+    path = net(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    with pytest.raises(
+        InvalidMeasurement, match=r"net\.onnx makes y with \d+ of 40 values that are not finite"
+    ) as caught:
+        bench([path], threads=1, options=QUICK)
+    assert caught.value.exit_code == 4
