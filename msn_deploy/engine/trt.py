@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 from msn_deploy.core.errors import InputError, MissingDependency, MissingDevice, shorten
 from msn_deploy.core.model_info import TensorSpec
 from msn_deploy.core.optional import require
-from msn_deploy.engine.build_log import logger_of
+from msn_deploy.engine.build_log import Messages, logger_of
 from msn_deploy.engine.cuda import Cuda, CudaError, Pair, Work, open_cuda
 from msn_deploy.engine.plan import TITLES, Plan, what_is_here
 from msn_deploy.engine.preflight import check_version
 from msn_deploy.engine.runner import check_feeds, sizes_text
 from msn_deploy.engine.tensors import TYPES
-from msn_deploy.engine.trt_outputs import DecidedOutputs, allocator_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -314,6 +313,59 @@ class TrtRunner:
         for name in ("_context", "_allocator", "_profiler", "_engine", "_runtime"):
             self.__dict__.pop(name, None)
         self._cuda.close()
+
+
+class DecidedOutputs:
+    """Outputs whose size the data decide (NonMaxSuppression, NonZero): their buffers and last shapes, by name.
+
+    TensorRT asks for the memory and tells the shape while it queues a run. dtypes: of each output, by numpy's name.
+    """
+
+    def __init__(self, cuda: Cuda, dtypes: Mapping[str, str]) -> None:
+        self._cuda, self.dtypes = cuda, dtypes
+        self._pairs: dict[str, Pair] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+
+    def room(self, name: str, size: int) -> int:
+        """Return the address of a buffer of at least `size` bytes; it only grows."""
+        pair = self._pairs.get(name)
+        if pair is None or pair.host.nbytes < size:
+            import numpy as np  # late: importing this module must stay light
+
+            elements = -(-size // np.dtype(self.dtypes[name]).itemsize)
+            pair = self._pairs[name] = self._cuda.allocate((max(elements, 1),), self.dtypes[name])
+        return pair.device
+
+    def last(self, name: str) -> tuple[tuple[int, ...], Pair]:
+        """Return the shape and the buffers of the last run that was queued."""
+        self.room(name, 1)  # TensorRT need not ask for what is empty
+        return self.shapes[name], self._pairs[name]
+
+
+def allocator_of(trt: Any, outputs: DecidedOutputs, messages: Messages) -> Any:
+    """Return an IOutputAllocator that uses those buffers; what goes wrong in it is kept in `messages`."""
+
+    class Allocator(trt.IOutputAllocator):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IOutputAllocator.__init__(self)  # pybind11 needs the base called by name
+
+        def reallocate_output(self, tensor_name: str, memory: int, size: int, alignment: int) -> int:
+            try:
+                return outputs.room(tensor_name, size)
+            except BaseException as cause:  # into C++ it would abort the process
+                messages.hold(cause)
+                return 0
+
+        def reallocate_output_async(self, tensor_name: str, memory: int, size: int, alignment: int, stream: int) -> int:
+            return self.reallocate_output(tensor_name, memory, size, alignment)
+
+        def notify_shape(self, tensor_name: str, shape: Any) -> None:
+            try:
+                outputs.shapes[tensor_name] = tuple(int(each) for each in shape)
+            except BaseException as cause:
+                messages.hold(cause)
+
+    return Allocator()
 
 
 def _module(plan: Plan) -> Any:

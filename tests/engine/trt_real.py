@@ -113,7 +113,7 @@ def allocate(trt: Any) -> list[Any]:
 
     from msn_deploy.engine.build_log import logger_of
     from msn_deploy.engine.cuda import Pair
-    from msn_deploy.engine.trt_outputs import DecidedOutputs, allocator_of
+    from msn_deploy.engine.trt import DecidedOutputs, allocator_of
 
     cuda: Any = SimpleNamespace(allocate=lambda shape, dtype: Pair(np.zeros(shape, dtype), shape[0]))
     outputs = DecidedOutputs(cuda, {"found": "int64"})
