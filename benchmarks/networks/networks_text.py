@@ -1,0 +1,85 @@
+"""What docs/networks.md says of benchmarks/networks/run.py."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+STEPS = ("export", "calibrate", "fp16", "int8", "bench")
+
+
+def page(recorded: Path) -> str:
+    """Return docs/networks.md: a row per network, and what those that stopped said."""
+    rows = json.loads((recorded / "networks.json").read_text(encoding="utf-8"))["rows"].values()
+    whole = [row for row in rows if _is_whole(row)]
+    states = Counter(_state(row, step) for row in rows for step in STEPS)
+    parts = [
+        "# Networks that others wrote",
+        "Measured by `make networks`: networks of public packages with random weights and shaken BatchNorm statistics, "
+        "and ONNX files that ship in packages. Each goes through `export` with folding, `calibrate` on random inputs, "
+        "`build-engine` in FP16 and INT8 with TensorRT-RTX (engines are built and read, there is no GPU to run them) and "
+        "`bench` in ONNX Runtime.",
+        f"{len(whole)} of {len(rows)} networks go through all of it. Of {sum(states.values())} steps {states['ok']} are "
+        f"done, {states['refused']} refused with a reason, {states['error']} ended in an error of msn-deploy.",
+        "`exact`: largest error of the exported file on ONNX Runtime against torch in float64, over the largest output, "
+        "and the same of torch's own exporter with its optimiser. `nodes`: ours, behind onnxsim, behind onnxslim. `left`: "
+        "norms that stay, with the reason. A file of others has no torch network to be held against: it is held against "
+        "itself.",
+        "\n".join([_line(_HEAD), _line(["---"] * len(_HEAD)), *map(_row, rows)]),
+    ]
+    said = [f"- {row['name']}, {step}: {_reason(row, step)}" for row in rows for step in STEPS if _reason(row, step)]
+    if said:
+        parts += ["## What was refused, and what was left out", "\n".join(said)]
+    return "\n\n".join(parts) + "\n"
+
+
+_HEAD = ["network", "nodes", "exact", "norms: left", "opset", "INT8 SQNR", "INT8 convolutions", *STEPS, "MiB"]
+
+
+def _is_whole(row: dict[str, Any]) -> bool:
+    return all(_state(row, step) in ("ok", "not there") for step in STEPS)
+
+
+def _state(row: dict[str, Any], step: str) -> str:
+    if "ended" in row:
+        return "error"
+    return str(row[step]["state"]) if step in row else "not there"
+
+
+def _row(row: dict[str, Any]) -> str:
+    export, peers = row.get("export", {}), row.get("peers", {})
+    nodes = "/".join(str(each) for each in (export.get("nodes"), peers.get("onnxsim"), peers.get("onnxslim")) if each)
+    exact = export.get("exact")
+    off = (
+        f"{exact:.0e} ({peers['exact']:.0e})"
+        if exact is not None and "exact" in peers
+        else _number(export.get("parity"))
+    )
+    left = ", ".join(f"{count} {code}" for code, count in export.get("left", {}).items()) or "0"
+    cells = [row["name"], nodes, off, f"{export.get('norms', '')}: {left}", str(export.get("opset", ""))]
+    cells += [
+        _number(row.get("calibrate", {}).get("sqnr_db"), ".0f"),
+        _number(row.get("int8", {}).get("int8_convs"), "d"),
+    ]
+    cells += [_state(row, step) for step in STEPS]
+    cells += [str(row.get("peak_mib", ""))]
+    return _line(cells)
+
+
+def _number(value: float | None, how: str = ".0e") -> str:
+    return "" if value is None else format(value, how)
+
+
+def _reason(row: dict[str, Any], step: str) -> str:
+    if "ended" in row:
+        return str(row["ended"]).splitlines()[-1] if step == "export" else ""
+    if step not in row:
+        return str(row.get("why_not", ""))
+    message = str(row[step].get("message", ""))
+    return " ".join(message.split())
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
