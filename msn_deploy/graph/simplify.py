@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from onnx import ModelProto
+from onnx import ModelProto, ValueInfoProto
 
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.optional import missing
 from msn_deploy.model.checks import check_valid
+from msn_deploy.model.graphs import without_weights
 from msn_deploy.model.identity import structural_hash
 
 TIMEOUT_S = 120.0  # networks of this project's size take one to three
@@ -129,23 +130,60 @@ def work(timeout_s: float) -> None:
 
 
 def _require_same_contract(before: ModelProto, after: ModelProto) -> None:
-    """Raise _UnusableError if an input or output has another name, type or shape."""
-    for kind in ("input", "output"):
-        old, new = _signature(before, kind), _signature(after, kind)
-        if old != new:
-            raise _UnusableError(f"onnxsim changed the {kind}s from {', '.join(old)} to {', '.join(new)}")
+    """Raise _UnusableError if an input or output has another name, type or shape; sizes keep the names they had.
+
+    An output may have a number where its size was open, if it follows from the inputs' sizes.
+    """
+    inputs = _tensors(before, "input")
+    follows = all(isinstance(size, int) for value in inputs for size in _sizes(value) or ("?",))
+    bare = ModelProto() if follows else without_weights(before)
+    inferred = {value.name: value for value in onnx.shape_inference.infer_shapes(bare, data_prop=True).graph.value_info}
+    for kind, told in (("input", inputs), ("output", _tensors(before, "output"))):
+        found = _tensors(after, kind)
+        known = [value if kind == "input" else inferred.get(value.name, value) for value in told]
+        same = len(told) == len(found) and all(
+            _keeps(*each, more=follows and kind == "output") for each in zip(told, found, known, strict=True)
+        )
+        if not same:
+            was, now = (", ".join(map(_text, values)) for values in (told, found))
+            raise _UnusableError(f"onnxsim changed the {kind}s from {was} to {now}")
+        for old, new in zip(told, found, strict=True):
+            for was, now in zip(old.type.tensor_type.shape.dim, new.type.tensor_type.shape.dim, strict=False):
+                if not now.HasField("dim_value"):
+                    now.CopyFrom(was)
 
 
-def _signature(model: ModelProto, kind: str) -> list[str]:
-    """Name, element type and sizes (a name or "?" where they are open; a "?" where not even their number is told)."""
+def _keeps(old: ValueInfoProto, new: ValueInfoProto, known: ValueInfoProto, *, more: bool) -> bool:
+    """Whether a tensor is still what it was. known: with the sizes that follow; more: all that are open follow."""
+    if (old.name, old.type.tensor_type.elem_type) != (new.name, new.type.tensor_type.elem_type):
+        return False
+    was, now, follow = _sizes(old), _sizes(new), _sizes(known)
+    if was is None or now is None:
+        return was is now or (now is not None and (more or now == follow))
+    if len(was) != len(now):
+        return False
+    follow = was if follow is None or len(follow) != len(was) else follow
+    return all(
+        a == b or (isinstance(a, str) and (isinstance(b, str) or more or b == c))
+        for a, b, c in zip(was, now, follow, strict=True)
+    )
+
+
+def _tensors(model: ModelProto, kind: str) -> list[ValueInfoProto]:
     weights = {tensor.name for tensor in model.graph.initializer}
-    found = []
-    for value in getattr(model.graph, kind):
-        if value.name not in weights:
-            tensor = value.type.tensor_type
-            sizes = [
-                str(dim.dim_value) if dim.HasField("dim_value") else dim.dim_param or "?" for dim in tensor.shape.dim
-            ]
-            shape = "x".join(sizes) if tensor.HasField("shape") else "?"
-            found.append(f"{value.name} ({onnx.TensorProto.DataType.Name(tensor.elem_type).lower()} {shape})")
-    return found
+    return [value for value in getattr(model.graph, kind) if value.name not in weights]
+
+
+def _sizes(value: ValueInfoProto) -> list[int | str] | None:
+    """Return the sizes of a tensor, a name or "?" where they are open; None where not even their number is told."""
+    tensor = value.type.tensor_type
+    sizes: list[int | str] = [
+        dim.dim_value if dim.HasField("dim_value") else dim.dim_param or "?" for dim in tensor.shape.dim
+    ]
+    return sizes if tensor.HasField("shape") else None
+
+
+def _text(value: ValueInfoProto) -> str:
+    sizes = _sizes(value)
+    shape = "?" if sizes is None else "x".join(map(str, sizes))
+    return f"{value.name} ({onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type).lower()} {shape})"

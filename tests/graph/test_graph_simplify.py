@@ -188,3 +188,73 @@ def test_a_simplifier_that_fails_or_harms_leaves_the_graph_as_it_is(
     reason = _kept(graph)
     assert why in reason
     assert f"kept the unsimplified graph: {reason}" in caplog.text
+
+
+def _net_of_open_sizes(output: list[Any] | None, *given: Any) -> ModelProto:
+    """Two Relus with their sizes told in between, and whatever is said of the output's."""
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Relu", ["x"], ["a"]), onnx.helper.make_node("Flatten", ["a"], ["y"])],
+        "net",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, given)],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, output)],
+    )
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+
+
+_SIZED = "for d, size in zip(copied.graph.output[0].type.tensor_type.shape.dim, {sizes}): d.{field} = size"
+
+
+@pytest.mark.parametrize(
+    ("given", "said", "sizes", "field", "then"),
+    [
+        ((1, 3, 4, 4), ["n", "floor(h*w)"], [1, 48], "dim_value", [1, 48]),
+        ((1, 3, 4, 4), [None, None], [1, 48], "dim_value", [1, 48]),
+        (("n", 3, 4, 4), ["n", "features"], ["n", "unk__0"], "dim_param", ["n", "features"]),
+        (("n", 3, 4, 4), ["n", "features"], ["batch", "m"], "dim_param", ["n", "features"]),
+    ],
+)
+def test_sizes_that_follow_from_the_input_may_be_told_and_names_of_others_stay(
+    fake: Callable[[str], Path], given: Any, said: Any, sizes: Any, field: str, then: list[Any]
+) -> None:
+    graph = _net_of_open_sizes(said, *given)
+    fake(_COPY.format(change=_SIZED.format(sizes=sizes, field=field) + "; copied.graph.node[0].op_type = 'Sigmoid'"))
+    result = simplify(graph)
+    assert result.kept_because is None
+    found = result.model.graph.output[0].type.tensor_type.shape.dim
+    assert [dim.dim_param or dim.dim_value for dim in found] == then
+
+
+def test_a_number_that_follows_beside_an_open_batch_may_be_told(fake: Callable[[str], Path]) -> None:
+    graph = _net_of_open_sizes(["n", "features"], "n", 3, 4, 4)
+    fake(_COPY.format(change="copied.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 48"))
+    assert simplify(graph).kept_because is None
+
+
+@pytest.mark.parametrize(
+    ("given", "said", "sizes"),
+    [
+        (("n", 3, 4, 4), ["n", 48], [1, 48]),
+        (("n", 3, 4, 4), ["n", "features"], [4, 48]),
+        (("n", 3, 4, "w"), ["n", "features"], [4, 48]),
+        ((2, 3, 4, 4), [2, 48], [3, 48]),
+    ],
+)
+def test_an_open_batch_stays_open_and_a_number_that_number(
+    fake: Callable[[str], Path], given: Any, said: Any, sizes: list[int]
+) -> None:
+    graph = _net_of_open_sizes(said, *given)
+    fake(_COPY.format(change=_SIZED.format(sizes=sizes, field="dim_value")))
+    reason = _kept(graph)
+    assert "changed the outputs" in reason or "not valid" in reason
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_another_number_of_sizes_is_refused(fake: Callable[[str], Path], rank: int) -> None:
+    graph = _net_of_open_sizes(["n", "m"], 1, 3, 4, 4)
+    graph.graph.node[1].op_type = "Custom"  # of which nobody knows the sizes
+    graph.graph.node[1].domain = "elsewhere"
+    graph.opset_import.append(onnx.helper.make_opsetid("elsewhere", 1))
+    add = "copied.graph.output[0].type.tensor_type.shape.dim.add()"
+    drop = "copied.graph.output[0].type.tensor_type.shape.dim.pop()"
+    fake(_COPY.format(change=add if rank == 3 else drop))
+    assert "changed the outputs" in _kept(graph)
