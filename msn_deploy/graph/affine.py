@@ -116,7 +116,8 @@ def _of_norm(node: ir.Node) -> Mapped | None:
     if value is None or node.attributes.get_int("training_mode", 0) != 0 or len(vectors) < 4:
         return None
     gain, bias, mean, var = vectors
-    if not gain.shape == bias.shape == mean.shape == var.shape == (channels_of(value),):
+    channels = channels_of(value) or gain.size  # shape inference may have failed
+    if not gain.shape == bias.shape == mean.shape == var.shape == (channels,):
         return None
     with np.errstate(invalid="ignore", divide="ignore"):  # a bad variance is reported by who asks, not here
         scale = gain / np.sqrt(var + node.attributes.get_float("epsilon", 1e-5))

@@ -75,9 +75,10 @@ def map_inputs(node: ir.Node, of: Affine) -> None:
 def rewrite_affine(node: ir.Node, of: Affine) -> None:
     """Make an affine node compute `of`, in as few passes over its input as it takes."""
     value = present(affine_of(node)).value
-    shape = (-1, *[1] * (len(shape_of(value)) - 2))
+    rank = len(shape_of(value))
+    shape = (-1, *[1] * (rank - 2))
     node.replace_input_with(0, value)
-    if of.only_shifts or of.only_scales:
+    if rank and (of.only_shifts or of.only_scales):
         _replace(node, "Add" if of.only_shifts else "Mul", 2)
         _set(node, 1, (of.shift if of.only_shifts else of.scale).reshape(shape))
         return

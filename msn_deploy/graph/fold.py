@@ -12,7 +12,7 @@ from typing import Literal
 import onnx_ir as ir
 from onnx import ModelProto, NodeProto, TensorProto
 
-from msn_deploy.graph.affine import Mapped, affine_of
+from msn_deploy.graph.affine import Mapped, affine_of, constant
 from msn_deploy.graph.clean import clean
 from msn_deploy.graph.edits import graph_of, map_inputs
 from msn_deploy.graph.evaluate import to_double, to_single
@@ -250,7 +250,9 @@ def _why_no_affine(node: ir.Node) -> Refused | None:
         return None
     if node.attributes.get_int("training_mode", 0):
         return Refused("TRAIN_MODE", "it normalises by the batch, as in training")
-    return Refused("COMPUTED_WEIGHT", "its statistics are computed from the input")
+    if any(constant(value) is None for value in node.inputs[1:5]):
+        return Refused("COMPUTED_WEIGHT", "its statistics are computed from the input")
+    return Refused("UNKNOWN_SHAPE", "its parameters are not one number per channel of what it reads")
 
 
 def norm_name(node: ir.Node) -> str:

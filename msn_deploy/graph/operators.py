@@ -47,12 +47,13 @@ def keeps_channels(node: ir.Node) -> bool:
 
 
 def interpolates(node: ir.Node) -> bool:
-    """Whether a Resize makes every output a mean of inputs of its channel, with weights that sum to one."""
+    """Whether a Resize or Upsample makes every output a mean of inputs of its channel, with weights that sum to one."""
     if node.attributes.get_string("mode", "nearest") not in ("nearest", "linear"):
         return False
     if node.attributes.get_string("coordinate_transformation_mode", "") == "tf_crop_and_resize":
         return False
-    return channels_of(node.inputs[0]) is not None and channels_of(node.inputs[0]) == channels_of(node.outputs[0])
+    before, after = channels_of(node.inputs[0]), channels_of(node.outputs[0])
+    return before is not None and before == after
 
 
 def is_channel_axis(node: ir.Node, value: ir.Value) -> bool:

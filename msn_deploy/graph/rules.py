@@ -63,7 +63,11 @@ Code = Literal[
     "TINY_GAIN",
     "TRAIN_MODE",
     "UNKNOWN_OPERATOR",
+    "UNKNOWN_SHAPE",
 ]
+_ASKS_FOR_SIZES = (  # what a map does there depends on the sizes of what they read and make
+    *("Add", "Concat", "Flatten", "Gemm", "MatMul", "Max", "ReduceMean", "Reshape", "Resize", "Upsample"),
+)
 _FARTHEST_BOUND = 1e4  # -t / s of a Max; beyond it, rounding it to float32 or float16 would be felt
 
 
@@ -107,6 +111,7 @@ def plan_into_producers(value: ir.Value, of: Affine) -> Plan:
     plan = Plan(changed=(str(value.name),))
     if affine_of(node) is not None:
         return plan + Plan(((map_outputs, node, of),))
+    _require_sizes(node, value)
     return plan + _PRODUCERS.get(node.op_type, _before_any)(node, of)
 
 
@@ -122,8 +127,17 @@ def plan_into_readers(value: ir.Value, of: Affine) -> Plan:
         if own is not None and own.value is value:
             plan += _taken_in(node, map_inputs, of)
         else:
+            _require_sizes(node, value)
             plan += _READERS.get(node.op_type, _behind_any)(node, value, of)
     return plan
+
+
+def _require_sizes(node: ir.Node, value: ir.Value) -> None:
+    """Raise Refused for an operator that asks for sizes which shape inference could not tell."""
+    for each in (value, node.outputs[0]) if node.op_type in _ASKS_FOR_SIZES else ():
+        rank = len(shape_of(each))
+        if rank == 0 or (rank > 1 and channels_of(each) is None):
+            raise Refused("UNKNOWN_SHAPE", f"the channels of {each.name} at {named(node)} are not known")
 
 
 def _taken_in(node: ir.Node, edit: Callable[[ir.Node, Affine], None], of: Affine) -> Plan:
@@ -230,7 +244,7 @@ def _flatten_reads(node: ir.Node, value: ir.Value, of: Affine) -> Plan:
         raise Refused("NOT_PER_CHANNEL", f"{named(node)} reshapes it to something else than one row per image")
     sizes = [size for size in shape_of(value)[1:] if size is not None]
     if len(sizes) < len(shape_of(value)) - 1:
-        raise Refused("NOT_PER_CHANNEL", f"{named(node)} reshapes a tensor of unknown size")
+        raise Refused("UNKNOWN_SHAPE", f"{named(node)} reshapes a tensor of unknown size")
     if math.prod(sizes) != features:
         raise Refused("NOT_PER_CHANNEL", f"{named(node)} mixes images")
     scale, shift = (np.repeat(vector, features // channels) for vector in (of.scale, of.shift))
@@ -258,6 +272,8 @@ def _relu_reads(node: ir.Node, value: ir.Value, of: Affine) -> Plan:
     if of.only_scales:
         return _behind_any(node, value, of)
     _require_positive(node, of)
+    if not shape_of(value):
+        raise Refused("UNKNOWN_SHAPE", f"the number of sizes of {value.name} is not known, before {named(node)}")
     live = of.scale > 0
     if (np.abs(of.shift[live]) > _FARTHEST_BOUND * of.scale[live]).any():
         raise Refused("TINY_GAIN", f"a gain so small that -shift / gain is above {_FARTHEST_BOUND:g}")
@@ -329,6 +345,7 @@ _PASSES: dict[str, Callable[[ir.Node, Affine], None]] = {
     "GlobalAveragePool": _mean,
     "ReduceMean": _mean,
     "Resize": _resized,
+    "Upsample": _resized,
 }
 
 

@@ -12,6 +12,7 @@ from fold_nets import C
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from msn_deploy.core.errors import InputError
+from msn_deploy.graph.certificate import certify
 from msn_deploy.graph.evaluate import run_float64
 from msn_deploy.graph.fold import fold_graph
 from msn_deploy.model.opset import to_opset
@@ -183,3 +184,74 @@ def test_a_variance_below_zero_is_kept_and_told(exported: Callable[..., Any]) ->
     var = next(tensor for tensor in model.graph.initializer if tensor.name == norm.input[4])
     var.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(var) - 100, var.name))
     assert [fold.code for fold in fold_graph(model).folds] == ["NOT_FINITE", "", ""]
+
+
+def _norm(reads: str, name: str, makes: str) -> NodeProto:
+    """A BatchNormalization of parameters name.0 to name.3; see `_parameters`."""
+    return helper.make_node("BatchNormalization", [reads, *(f"{name}.{at}" for at in range(4))], [makes], epsilon=1e-3)
+
+
+def _parameters(name: str, channels: int = C) -> dict[str, Any]:
+    rng = np.random.default_rng(7)
+    gain, bias, mean = (rng.standard_normal(channels).astype(np.float32) for _ in range(3))
+    var = rng.random(channels).astype(np.float32) + 0.2
+    return dict(zip((f"{name}.{at}" for at in range(4)), (abs(gain) + 0.1, bias, mean, var), strict=True))
+
+
+@pytest.mark.parametrize("mode", ["nearest", "linear"])
+@pytest.mark.parametrize("kind", ["Resize", "Upsample"])
+def test_norms_around_a_resize_by_scales_fold_and_nothing_is_said_of_shapes_before(kind: str, mode: str) -> None:
+    """Its scales are float32 by its schema, in a graph of doubles too."""
+    reads = ["r", "", "scales"] if kind == "Resize" else ["r", "scales"]
+    nodes = [
+        helper.make_node("Conv", ["input", "w"], ["c"], pads=[1, 1, 1, 1]),
+        _norm("c", "first", "n"),
+        helper.make_node("Relu", ["n"], ["r"]),
+        helper.make_node(kind, reads, ["up"], mode=mode),
+        helper.make_node("Conv", ["up", "v"], ["d"]),
+        helper.make_node(kind, ["d", *reads[1:]], ["more"], mode=mode),
+        _norm("more", "second", "logits"),
+    ]
+    arrays = {"w": _normal(C, C, 3, 3), "v": _normal(C, C, 1, 1), "scales": np.array([1, 1, 2, 2], np.float32)}
+    model = _model(nodes, [1, C, 6, 6], None, **arrays, **_parameters("first"), **_parameters("second"))
+    if kind == "Upsample":
+        model.opset_import[0].version = 9
+    folded = fold_graph(model)
+    assert {fold.norm: fold.rule for fold in folded.folds} == {"first": "into-producer", "second": "into-producer"}
+    assert [node.op_type for node in folded.model.graph.node] == ["Conv", "Relu", kind, "Conv", kind]
+    assert certify(folded).is_exact
+
+
+@pytest.mark.parametrize(
+    ("behind", "code"), [("Conv", ""), ("Relu", "UNKNOWN_SHAPE"), ("Concat", "UNKNOWN_SHAPE"), ("Max", "UNKNOWN_SHAPE")]
+)
+def test_a_norm_of_a_tensor_of_unknown_shape_folds_or_says_so(behind: str, code: str) -> None:
+    """It is reshaped to sizes that are computed from the input, of which even the number is not known."""
+    nodes = [
+        helper.make_node("Greater", ["input", "huge"], ["never"]),
+        helper.make_node("Cast", ["never"], ["zeros"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMax", ["zeros"], ["zero"], keepdims=0),
+        helper.make_node("Add", ["zero", "mask"], ["marked"]),
+        helper.make_node("NonZero", ["marked"], ["places"]),
+        helper.make_node("Squeeze", ["places", "axis"], ["sizes"]),
+        helper.make_node("Reshape", ["input", "sizes"], ["x"]),
+        _norm("x", "norm", "n"),
+        helper.make_node("Conv", ["n" if behind == "Conv" else "b", "w"], ["logits"]),
+    ]
+    inner = {"Relu": ["n"], "Concat": ["n", "n"], "Max": ["n", "bound"]}.get(behind)
+    if inner:
+        nodes.insert(-1, helper.make_node(behind, inner, ["b"], **({"axis": 1} if behind == "Concat" else {})))
+    weight = _normal(2, 6 if behind == "Concat" else 3, 1, 1)
+    arrays = {"huge": np.float32(1e30), "mask": np.array([0, 1, 0, 1, 1, 1], np.float32), "axis": np.array([0])}
+    arrays |= {"w": weight, "bound": _normal(3, 1, 1), **_parameters("norm", 3)}
+    folded = _held(_model(nodes, [1, 3, 20], None, **arrays), 1, 3, 20)
+    assert [(fold.norm, fold.code) for fold in folded.folds] == [("norm", code)]
+
+
+def test_statistics_that_are_computed_are_told_from_a_shape_that_is_not_known() -> None:
+    nodes = [
+        helper.make_node("ReduceMean", ["input"], ["mean"], axes=[0, 2, 3], keepdims=0),
+        helper.make_node("BatchNormalization", ["input", "norm.0", "norm.1", "mean", "norm.3"], ["logits"]),
+    ]
+    folded = fold_graph(_model(nodes, [1, C, 4, 4], None, **_parameters("norm")))
+    assert [fold.code for fold in folded.folds] == ["COMPUTED_WEIGHT"]
