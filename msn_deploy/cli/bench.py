@@ -38,6 +38,12 @@ def command(
     batch: Annotated[
         int | None, typer.Option("--batch-size", min=1, help="Images per query.", show_default="the files', or 1")
     ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="Known name or folder of images; or .npz or .npy feeds.", show_default="the model's own, or random"
+        ),
+    ] = None,
     shapes: Annotated[
         list[str] | None,
         typer.Option(
@@ -89,6 +95,7 @@ def command(
         provider=provider,
         compiled=compiled,
         batch=batch,
+        data=data,
         shapes=tuple(map(parse_shapes, shapes or ())),
         threads=threads,
         profile=profile,

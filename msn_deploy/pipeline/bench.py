@@ -82,7 +82,7 @@ def bench(
 ) -> BenchResult:
     """Time every model against the baseline, each query on other inputs.
 
-    They are real images where the model says what it was trained on, seeded random numbers otherwise.
+    They come from `data`, or are the images that the model was trained on, or seeded random numbers.
 
     ONNX files that say they are not folded run with the runtime's own norm fusions off, and their row says so.
     The result may be invalid (a throttled machine): look at its `validity`.
@@ -122,7 +122,9 @@ def bench(
     _check_names(asked.shapes, loaded)
     arms, rows = [], {}
     for (name, (path, provider)), (file, load), runner in zip(named.items(), opened, loaded, strict=True):
-        rows[name] = row = _Row(file, provider, runner, inputs_of(runner, batch=batch, shapes=asked.shapes))
+        rows[name] = row = _Row(
+            file, provider, runner, inputs_of(runner, batch=batch, shapes=asked.shapes, data=asked.data)
+        )
         facts = row.facts(asked.accuracies.get(path))
         others = [file] * (asked.builds - 1) + [open_file(each, trust=asked.trust) for each in further.get(path, ())]
         for number, each in enumerate([runner, *map(load, others)]):
@@ -130,7 +132,10 @@ def bench(
             arms.append(Arm(name=name, run=_query(each, row.fed.feeds), build=number, facts=facts))
     inputs = {"random" if row.fed.images is None else "real samples" for row in rows.values()}
     if len(inputs) > 1:
-        raise InputError("some models say what data they were trained on and others do not: their inputs would differ.")
+        raise InputError(
+            "some models say what data they were trained on and others do not: their inputs would differ.\n"
+            "Give all of them the same: `--data`."
+        )
     conditions = preset(
         asked.profile,
         provider=provided,

@@ -32,6 +32,8 @@ class BenchRequest:
     """Run each checkpoint by torch.compile too, as a row of its own."""
     batch: int | None = None
     """Rows of a query, such as images; None: what the files fix, else 1."""
+    data: str | None = None
+    """Images, or feeds for all inputs; None: what each model was trained on, else random numbers."""
     shapes: Sequence[InputShapes] = ()
     """One shape for each input that leaves more than its batch open."""
     threads: int | None = None

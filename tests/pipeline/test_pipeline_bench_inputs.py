@@ -100,6 +100,66 @@ def test_a_network_of_two_sizes_is_measured_apart(net):
         check_comparable(one, other, source="base.json")
 
 
+# Data
+
+
+@pytest.fixture
+def feeds(tmp_path):
+    rng = np.random.default_rng(3)
+    arrays = {
+        "left": rng.standard_normal((6, 3, 8, 24)).astype(np.float32),
+        "right": rng.integers(0, 256, (6, 3, 8, 24)).astype(np.uint8),
+        "gain": rng.integers(1, 4, 6),
+    }
+    np.savez(tmp_path / "feeds.npz", **arrays)
+    return tmp_path / "feeds.npz", arrays
+
+
+def test_feeds_from_a_file_are_what_is_measured_and_their_digest_is_kept(net, feeds):
+    path, arrays = feeds
+    model = net(stereo_net())
+    runner = load_runner(model, threads=1)
+    fed = inputs_of(runner, batch=1, data=str(path))
+    assert len(fed.feeds) == 6
+    for at, each in enumerate(fed.feeds):
+        np.testing.assert_array_equal(each["left"], arrays["left"][at : at + 1])
+        assert each["gain"] == arrays["gain"][at]
+    result = bench([model], threads=1, options=QUICK, data=str(path))
+    (arm,) = result.arms
+    assert (result.profile.input, arm.facts.images.role) == ("real samples", "data:feeds")
+    assert arm.facts.images.sha256 == fed.images.sha256
+    assert arm.facts.inputs == "left float32 1x3x8x24, right uint8 1x3x8x24, gain int64 no dimensions"
+
+
+def test_only_whole_queries_are_measured(net, tmp_path):
+    runner = load_runner(net(conv_net(batch="N")), threads=1)
+    images = np.random.default_rng(0).standard_normal((7, 3, 8, 8)).astype(np.float32)
+    np.save(tmp_path / "x.npy", images)
+    fed = inputs_of(runner, batch=3, data=str(tmp_path / "x.npy"))
+    assert [each["x"].shape for each in fed.feeds] == [(3, 3, 8, 8)] * 2
+    np.testing.assert_array_equal(np.concatenate([each["x"] for each in fed.feeds]), images[:6])
+    with pytest.raises(InputError, match=r"x\.npy gives queries of 7 rows, 9 are needed"):
+        inputs_of(runner, batch=9, data=str(tmp_path / "x.npy"))
+
+
+def test_feeds_that_are_not_those_of_the_network_are_refused(net, feeds):
+    runner = load_runner(net(stereo_net()), threads=1)
+    with pytest.raises(InputError, match=r"left is 6x3x8x24; the input takes 1x3x8x16"):
+        inputs_of(runner, batch=1, data=str(feeds[0]), shapes=[parse_shapes("left=1x3x8x16")])
+    with pytest.raises(InputError, match=r"holds left, right, gain; the inputs are x"):
+        inputs_of(load_runner(net(conv_net(), "o.onnx"), threads=1), batch=1, data=str(feeds[0]))
+    with pytest.raises(InputError, match=r"digits holds images, and net\.onnx takes left .*, right \(uint8\)"):
+        inputs_of(runner, batch=2, data="digits", shapes=WIDTHS)
+
+
+def test_images_are_prepared_for_a_network_that_says_nothing_of_them(net, caplog):
+    runner = load_runner(net(conv_net(channels=1)), threads=1)
+    fed = inputs_of(runner, batch=1, data="digits")
+    assert fed.feeds[0]["x"].shape == (1, 1, 8, 8)
+    assert 0 <= fed.feeds[0]["x"].min() < fed.feeds[0]["x"].max() <= 1
+    assert "says nothing of its preprocessing" in caplog.text
+
+
 @pytest.mark.parametrize(("operator", "kind"), [("Log", "nan"), ("Reciprocal", "inf")])
 def test_outputs_that_are_not_finite_are_never_measured(net, operator, kind):
     """0 and negative numbers give infinities and NaN; an output of integers cannot."""
