@@ -39,7 +39,13 @@ def command(
     batch: Annotated[
         str | None, typer.Option("--batch-size", metavar="N", help="Fixed batch size, or `dynamic`.", show_default="1")
     ] = None,
-    opset: Annotated[int | None, typer.Option(min=7, help="ONNX opset.", show_default="17")] = None,
+    opset: Annotated[
+        int | None, typer.Option(min=7, help="ONNX opset.", show_default="17, or more if the network needs it")
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The machine whose TensorRT has to read it (`msn-deploy targets`)."),
+    ] = None,
     simplify: Annotated[bool, typer.Option("--simplify/--no-simplify", help="Run onnxsim.")] = True,
     fold: Annotated[bool, typer.Option("--fold/--no-fold", help="Fold norms into convolutions.")] = True,
     require_fully_folded: Annotated[
@@ -60,6 +66,7 @@ def command(
         dynamic_batch=dynamic,
         batch=size,
         opset=opset,
+        target=target,
         fold=fold,
         simplify=simplify,
         require_fully_folded=require_fully_folded,

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterable, Iterator
 
 import onnx_ir as ir
+from onnx import ModelProto
 from onnx_ir.passes import common
 from onnxscript.optimizer import fold_constants
 
@@ -21,6 +22,13 @@ _MOST_GROWTH = 1 << 22  # numbers (16 MiB of float32) that a file may gain, besi
 _WEIGHTS_ARE_NO_INPUTS = 4  # version of ONNX's representation since which they need not be listed as such
 _TRACE = "pkg.onnxscript.optimizer.folded_from"  # which names of tensors fold_constants leaves in the file
 _SAME_NUMBERS = ("Reshape", "Unsqueeze", "Squeeze")
+
+
+def cleaned(model: ModelProto) -> ModelProto:
+    """Return a clean model; the input is left alone."""
+    graph = ir.from_proto(model)
+    clean(graph)
+    return ir.to_proto(graph)
 
 
 def clean(model: ir.Model) -> None:

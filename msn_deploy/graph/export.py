@@ -17,12 +17,11 @@ from torch import nn
 from msn_deploy.core.errors import InputError, root_line
 from msn_deploy.graph.calls import INPUT_NAME, Call, returns_flat
 from msn_deploy.model.feeds import ExampleInput, fixed_input, random_feeds, with_open_batch
-from msn_deploy.model.opset import from_18_to_17, not_converted
+from msn_deploy.model.opset import DEFAULT_OPSET, to_opset
 from msn_deploy.msn.pairs import BATCH_NORMS
 from msn_deploy.msn.plain import copied
 
-LOWEST_OPSET = 18  # that torch's exporter writes; below it, converters are at work
-DEFAULT_OPSET = 17  # what TensorRT 8.5 and 8.6 still read; the exporter writes 18 and converts
+LOWEST_OPSET = 18  # that torch's exporter writes
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
@@ -70,7 +69,7 @@ def to_onnx(
                 args,
                 kwargs=kwargs,
                 dynamo=True,
-                opset_version=opset,
+                opset_version=max(opset, LOWEST_OPSET),
                 optimize=optimize,
                 input_names=[spec.name for spec in call.specs],
                 dynamic_shapes=call.dynamic_shapes(model, args, kwargs),
@@ -83,11 +82,8 @@ def to_onnx(
     except Exception as cause:  # errors of its own, and what its converters raise
         call.run(copied(original, share=True).cpu(), examples)
         raise InputError(f"torch could not export the network: {root_line(cause)}") from cause
-    written = next(entry.version for entry in proto.opset_import if entry.domain == "")
-    if written != opset and not (opset == 17 and written == 18 and from_18_to_17(proto)):
-        raise not_converted(written, opset)
     _drop_traces(proto)
-    return proto
+    return to_opset(proto, opset)
 
 
 def _traceable(given: ExampleInput) -> ExampleInput:

@@ -71,6 +71,22 @@ JETPACKS: tuple[JetPack, ...] = (
 )
 
 
+# The opset that the ONNX parser of a TensorRT and of later ones reads: docs/operators.md of onnx-tensorrt's branches.
+# Those of 8.4 and 8.5 say 17 and lack all operators that are new in it, as LayerNormalization; it changed nothing else.
+_OPSETS_READ = (("7.0", 11), ("7.2", 13), ("8.4", 16), ("8.6", 17), ("10.0", 20), ("10.15", 24))
+
+
+def opset_read(tensorrt: str) -> int:
+    """Return the opset that a release of TensorRT reads at most; of one that is not in the table, the one before it."""
+    read = [opset for first, opset in _OPSETS_READ if numbers_of(first) <= numbers_of(tensorrt)]
+    return read[-1] if read else _OPSETS_READ[0][1]
+
+
+def first_to_read(opset: int) -> str | None:
+    """Return the first TensorRT that reads an opset, such as "10.0"; None where the table has none."""
+    return next((first for first, most in _OPSETS_READ if most >= opset), None)
+
+
 def jetpack_of(l4t: str | None) -> JetPack | None:
     """Return the JetPack of an L4T such as "36.4.3"; None for one that is unknown or older than all of the table."""
     older = [row for row in JETPACKS if l4t is not None and row.l4t <= numbers_of(l4t)]

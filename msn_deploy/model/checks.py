@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -318,8 +318,6 @@ def _compute_constants(model: ModelProto) -> None:
     Exporters write `expand` as half a dozen nodes that end in a shape: ConstantOfShape, Mul, Equal, Where. Shape
     inference of onnx follows few of them, ONNX Runtime computes all of them as it loads.
     """
-    from onnx.reference import ReferenceEvaluator  # late: it takes as long to import as all the rest
-
     opsets = {entry.domain: entry.version for entry in model.opset_import}
     known = {
         tensor.name: onnx.numpy_helper.to_array(tensor)
@@ -328,17 +326,8 @@ def _compute_constants(model: ModelProto) -> None:
     }
     kept = []
     for node in model.graph.node:
-        made = None
-        if len(node.output) == 1 and _is_small(node, known):
-            try:
-                with np.errstate(all="ignore"):
-                    results: Any = ReferenceEvaluator(node, opsets=opsets).run(
-                        None, {name: known[name] for name in node.input if name}
-                    )
-                made = results[0]
-            except Exception:  # whatever it raises on a node that does not fit: then its result stays open
-                made = None
-        if made is None or made.size > _FEW:
+        made = small_constant(node, known, opsets)
+        if made is None:
             kept.append(node)
             continue
         known[node.output[0]] = made
@@ -347,7 +336,23 @@ def _compute_constants(model: ModelProto) -> None:
     model.graph.node.extend(kept)
 
 
-def _is_small(node: NodeProto, known: dict[str, NDArray[Any]]) -> bool:
+def small_constant(node: NodeProto, known: Mapping[str, NDArray[Any]], opsets: dict[str, int]) -> NDArray[Any] | None:
+    """Return what a node makes of known constants, None where that is not known or may be large."""
+    from onnx.reference import ReferenceEvaluator  # late: it takes as long to import as all the rest
+
+    if len(node.output) != 1 or not _is_small(node, known):
+        return None
+    try:
+        with np.errstate(all="ignore"):
+            made: Any = ReferenceEvaluator(node, opsets=opsets).run(
+                None, {name: known[name] for name in node.input if name}
+            )
+    except Exception:  # whatever it raises on a node that does not fit: then its result stays open
+        return None
+    return made[0] if made[0].size <= _FEW else None
+
+
+def _is_small(node: NodeProto, known: Mapping[str, NDArray[Any]]) -> bool:
     """Tell whether a node can be computed here at little cost."""
     if node.domain not in ("", "ai.onnx"):
         return False
@@ -355,6 +360,9 @@ def _is_small(node: NodeProto, known: dict[str, NDArray[Any]]) -> bool:
         return all(math.prod(attribute.t.dims) <= _FEW for attribute in node.attribute)
     if not all(name in known for name in node.input if name):
         return False
+    if node.op_type == "Range":
+        start, limit, delta = (float(known[name].item()) for name in node.input)
+        return delta != 0 and (limit - start) / delta <= _FEW
     if node.op_type == "ConstantOfShape":
         sizes = [int(size) for size in known[node.input[0]].ravel()]
         return all(size >= 0 for size in sizes) and math.prod(sizes) <= _FEW

@@ -12,9 +12,10 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto
+from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto
 
 from msn_deploy.core.errors import size_text
 
@@ -49,7 +50,7 @@ def nodes_of_model(model: ModelProto) -> Iterator[NodeProto]:
 
 def all_tensors(model: ModelProto) -> Iterator[TensorProto]:
     """Every tensor stored in a model: initializers and those in attributes; a sparse one as its two dense parts."""
-    for graph in _graphs_of_model(model):
+    for graph in all_graphs(model):
         yield from graph.initializer
     for attribute in (attribute for node in nodes_of_model(model) for attribute in node.attribute):
         if attribute.HasField("t"):
@@ -61,7 +62,7 @@ def all_tensors(model: ModelProto) -> Iterator[TensorProto]:
 
 def sparse_tensors(model: ModelProto) -> Iterator[SparseTensorProto]:
     """Every sparse tensor stored in a model."""
-    for graph in _graphs_of_model(model):
+    for graph in all_graphs(model):
         yield from graph.sparse_initializer
     for attribute in (attribute for node in nodes_of_model(model) for attribute in node.attribute):
         if attribute.HasField("sparse_tensor"):
@@ -69,7 +70,8 @@ def sparse_tensors(model: ModelProto) -> Iterator[SparseTensorProto]:
         yield from attribute.sparse_tensors
 
 
-def _graphs_of_model(model: ModelProto) -> Iterator[GraphProto]:
+def all_graphs(model: ModelProto) -> Iterator[GraphProto]:
+    """A model's graph and the graphs inside it and inside its functions."""
     yield model.graph
     for node in nodes_of_model(model):
         yield from inner_graphs(node)
@@ -80,8 +82,19 @@ def constants_of(graph: GraphProto) -> dict[str, TensorProto]:
     found = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
         if node.op_type == "Constant":
-            found.update((node.output[0], each.t) for each in node.attribute if each.name == "value")
+            found.update((node.output[0], tensor) for tensor in map(_constant, node.attribute) if tensor is not None)
     return found
+
+
+def _constant(attribute: AttributeProto) -> TensorProto | None:
+    """Return what a Constant makes by that attribute as a tensor; None for a sparse one."""
+    if attribute.name == "value":
+        return attribute.t
+    kinds = {"value_int": np.int64, "value_float": np.float32, "value_string": np.object_}
+    kind = kinds.get(attribute.name.removesuffix("s"))
+    if kind is None:
+        return None
+    return onnx.numpy_helper.from_array(np.asarray(onnx.helper.get_attribute_value(attribute), kind))
 
 
 def activations(model: ModelProto) -> list[str]:

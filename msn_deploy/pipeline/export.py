@@ -97,9 +97,9 @@ def export_onnx(
         raise InputError(f"{out} is the input itself; it would be overwritten.\nChoose another `--out`.")
     require_packages()
     from msn_deploy.graph.certificate import certify  # after the packages were asked for, which these import
-    from msn_deploy.graph.export import DEFAULT_OPSET
+    from msn_deploy.graph.clean import cleaned
     from msn_deploy.graph.fold import fold_graph
-    from msn_deploy.model.opset import to_opset
+    from msn_deploy.pipeline.opset import at_opset
 
     made = open_source(source, options)
     name = source if isinstance(source, str) else type(source).__name__
@@ -115,10 +115,12 @@ def export_onnx(
         except InputError:
             _require_repeatable(made, feeds, truth, source=name)
             raise
-        opset = options.opset or (None if made.graph_is_truth else DEFAULT_OPSET)
-        graph = folded.model if opset is None else to_opset(folded.model, opset)
-    else:
+        graph = folded.model
+    elif made.graph_is_truth:
         graph = copy.deepcopy(made.model.proto)  # the file's metadata is set in place
+    else:
+        graph = cleaned(made.model.proto)
+    graph = at_opset(graph, opset=options.opset, target=options.target, ours=not made.graph_is_truth)
     file = _file_of(graph, made.info, fold=options.fold)
     if options.fold or not made.graph_is_truth:
         rungs.append(compared("graph folded" if options.fold else "onnx", outputs=in_ort(file)(feeds)))
@@ -155,7 +157,9 @@ def _publish(
     options: ExportOptions,
 ) -> None:
     """Write the file and its certificate, each with a sidecar."""
-    chosen = {name: getattr(options, name) for name in ("opset", "dynamic_batch", "batch", "fold", "simplify")}
+    chosen = {
+        name: getattr(options, name) for name in ("opset", "target", "dynamic_batch", "batch", "fold", "simplify")
+    }
     written = publish(
         out,
         lambda path: path.write_bytes(file.data),

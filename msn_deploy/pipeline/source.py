@@ -60,7 +60,9 @@ class ExportOptions:
     batch: int | None = None
     """Rows per run, where the batch size is fixed; None: 1, or what the input's shape or the ONNX file says."""
     opset: int | None = None
-    """None: DEFAULT_OPSET, or for a file of others the one that it has."""
+    """None: the lowest from 17 on that has what the graph uses, or for a file of others the one that it has."""
+    target: str | None = None
+    """The machine that the file is for, such as "orin-nano": its TensorRT has to read the opset."""
     fold: bool = True
     """Fold norms into the layers around them. False keeps every norm a node of its own, and leaves the simplifier out,
     which would fuse it."""
@@ -107,18 +109,17 @@ def open_source(source: str | nn.Module, options: ExportOptions) -> Source:
     if isinstance(source, str) and source.endswith(".onnx"):
         return _open_onnx(Path(source), options)
     from msn_deploy.graph.certificate import certify_layers
-    from msn_deploy.graph.export import DEFAULT_OPSET, LOWEST_OPSET, to_onnx
+    from msn_deploy.graph.export import LOWEST_OPSET, to_onnx
     from msn_deploy.msn import fold_layers
 
     net, info, inputs, parents = _opened_net(source, options)
     inputs = _with_batch(inputs, options)
     plain, layers = fold_layers(net, share=True) if options.fold else (net, [])
     predict = _in_torch(net, inputs)
-    opset = options.opset or DEFAULT_OPSET
     graph = to_onnx(
         plain,
         inputs=inputs,
-        opset=max(opset, LOWEST_OPSET) if options.fold else opset,
+        opset=max(options.opset or 0, LOWEST_OPSET),
         optimize=False,
     )
     model = in_memory(graph)
