@@ -19,14 +19,14 @@ def page(recorded: Path) -> str:
         "# Networks that others wrote",
         "Measured by `make networks`: networks of public packages with random weights and shaken BatchNorm statistics, "
         "and ONNX files that ship in packages. Each goes through `export` with folding, `calibrate` on random inputs, "
-        "`build-engine` in FP16 and INT8 with TensorRT-RTX (engines are built and read, there is no GPU to run them) and "
-        "`bench` in ONNX Runtime.",
-        f"{len(whole)} of {len(rows)} networks go through all of it. Of {sum(states.values())} steps {states['ok']} are "
-        f"done, {states['refused']} refused with a reason, {states['error']} ended in an error of msn-deploy.",
-        "`exact`: largest error of the exported file on ONNX Runtime against torch in float64, over the largest output, "
-        "and the same of torch's own exporter with its optimiser. `nodes`: ours, behind onnxsim, behind onnxslim. `left`: "
-        "norms that stay, with the reason. A file of others has no torch network to be held against: it is held against "
-        "itself.",
+        "`build-engine` in FP16 and INT8 with TensorRT-RTX (engines are built and read, there is no GPU to run them) "
+        "and `bench` in ONNX Runtime.",
+        f"{len(whole)} of {len(rows)} networks go through all of it. Of {sum(states.values())} steps {states['ok']} "
+        f"are done, {states['refused']} refused with a reason, {states['error']} ended in an error of msn-deploy.",
+        "`exact`: largest error of the exported file on ONNX Runtime against torch in float64, over the largest "
+        "output, and the same of torch's own exporter with its optimiser. `nodes`: ours, behind onnxsim, behind "
+        "onnxslim. `left`: norms that stay, with the reason. A file of others has no torch network to be held against: it is "
+        "held against itself.",
         "\n".join([_line(_HEAD), _line(["---"] * len(_HEAD)), *map(_row, rows)]),
     ]
     said = [f"- {row['name']}, {step}: {_reason(row, step)}" for row in rows for step in STEPS if _reason(row, step)]

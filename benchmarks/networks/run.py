@@ -20,7 +20,8 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 PACKAGES = (
     "torchvision==0.28.0", "timm==1.0.31", "ultralytics==8.4.190", "transformers==5.24.0",
-    "segmentation-models-pytorch==0.6.0", "nudenet==3.4.2", "rapidocr-onnxruntime==1.4.4", "silero-vad==6.2.3", "magika==1.0.3", "onnxslim",
+    "segmentation-models-pytorch==0.6.0", "nudenet==3.4.2", "rapidocr-onnxruntime==1.4.4", "silero-vad==6.2.3",
+    "magika==1.0.3", "onnxslim",
     # What importing those needs.
     "huggingface-hub", "tokenizers", "regex", "opencv-python-headless", "pyyaml", "tqdm", "filelock", "fsspec",
     "packaging", "scipy",

@@ -374,7 +374,8 @@ NETWORKS: Sequence[Network] = (
     *(
         _yolo(name)
         for name in (
-            "yolov8n", "yolov8n-seg", "yolov8n-pose", "yolo11n", "yolo11n-seg", "yolo11n-pose", "yolov5n", "yolo11n-obb",
+            "yolov8n", "yolov8n-seg", "yolov8n-pose", "yolo11n", "yolo11n-seg", "yolo11n-pose", "yolov5n",
+            "yolo11n-obb",
         )
     ),
     _yolo("yolov8n-cls", 224),
