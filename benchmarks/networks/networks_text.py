@@ -23,10 +23,9 @@ def page(recorded: Path) -> str:
         "and `bench` in ONNX Runtime.",
         f"{len(whole)} of {len(rows)} networks go through all of it. Of {sum(states.values())} steps {states['ok']} "
         f"are done, {states['refused']} refused with a reason, {states['error']} ended in an error of msn-deploy.",
-        "`exact`: largest error of the exported file on ONNX Runtime against torch in float64, over the largest "
-        "output, and the same of torch's own exporter with its optimiser. `nodes`: ours, behind onnxsim, behind "
-        "onnxslim. `left`: norms that stay, with the reason. A file of others has no torch network to be held against: it is "
-        "held against itself.",
+        "`exact`: largest error of our file on ONNX Runtime against torch in float64, over its largest value; "
+        "and that of torch's exporter. `nodes`: ours, behind onnxsim, behind onnxslim. `left`: norms that stay, and "
+        "why. A file of others has no torch network to be held against: it is held against itself.",
         "\n".join([_line(_HEAD), _line(["---"] * len(_HEAD)), *map(_row, rows)]),
     ]
     said = [f"- {row['name']}, {step}: {_reason(row, step)}" for row in rows for step in STEPS if _reason(row, step)]

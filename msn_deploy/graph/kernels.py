@@ -6,6 +6,7 @@ not known here it raises NotImplementedError, and `reference` asks the next one.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -123,6 +124,8 @@ def _conv(call: Call, x: Array, w: Array, b: Array | None = None) -> Array:
     convolve: Any = (torch.conv1d, torch.conv2d, torch.conv3d)[at.sides - 1]
     added = bias[0] if bias else None
     sizes = at.counts(ceil=False)
+    if w.shape[1] == 1 and groups == x.shape[1]:
+        return _depthwise(at, sizes, image, weight, added)
     rows = max(1, _MOST_UNFOLDED // (x.itemsize * math.prod(w.shape[1:]) * groups * math.prod(sizes[1:])))
     if rows >= sizes[0] and len(x) == 1 and at.before == at.behind:
         whole: Array = convolve(image, weight, added, at.strides, at.before, at.dilations, groups).numpy()
@@ -145,6 +148,19 @@ def _conv(call: Call, x: Array, w: Array, b: Array | None = None) -> Array:
             made = convolve(piece, weight, added, at.strides, padding, at.dilations, groups)
             y[n, :, first:last] = made[0]
     return y.numpy()
+
+
+def _depthwise(at: Window, sizes: Sequence[int], x: Tensor, w: Tensor, b: Tensor | None) -> Array:
+    """Add up a picture per place in the window: torch convolves doubles channel by channel, 10 to 50 times slower."""
+    x, each = at.padded(x, sizes, 0.0), (1, -1, *[1] * at.sides)
+    x = x.repeat_interleave(len(w) // x.shape[1], dim=1) if len(w) > x.shape[1] else x
+    y = torch.zeros((len(x), len(w), *sizes), dtype=x.dtype)
+    for number, place in enumerate(itertools.product(*(range(size) for size in at.kernel))):
+        part = x
+        for axis, step in enumerate(place):
+            part = at.taps(part, axis, sizes[axis])[step]
+        y.addcmul_(part, w[:, 0].flatten(1)[:, number].reshape(each))
+    return (y if b is None else y.add_(b.reshape(each))).numpy()
 
 
 @kernel("ConvTranspose")

@@ -23,6 +23,9 @@ CASES: list[tuple[str, int, dict[str, Any]]] = [
     *(("ConvTranspose", sides, {"strides": [2] * sides}) for sides in (1, 2, 3)),
     ("ConvTranspose", 2, {"group": 2, "pads": [0, 1, 2, 0], "strides": [2, 3], "output_padding": [1, 0]}),
     ("ConvTranspose", 2, {"dilations": [2, 1]}),
+    *(("Conv", sides, {"group": 4, "strides": [2] * sides, "pads": [0, 2, 1][:sides] * 2}) for sides in (1, 2, 3)),
+    ("Conv", 2, {"group": 4, "dilations": [2, 1], "pads": [1, 0, 2, 1]}),
+    ("Conv", 2, {"group": 4, "auto_pad": "SAME_UPPER", "strides": [2, 2]}),
     *((kind, sides, {"strides": [2] * sides}) for kind in ("MaxPool", "AveragePool") for sides in (1, 2, 3)),
     *((kind, 2, {"pads": [1, 1, 1, 1], "ceil_mode": 1}) for kind in ("MaxPool", "AveragePool")),
     *((kind, 2, {"auto_pad": "SAME_LOWER"}) for kind in ("MaxPool",)),
@@ -41,8 +44,9 @@ def _graph(kind: str, sides: int, attributes: dict[str, Any]) -> ModelProto:
     group, shape = attributes.get("group", 1), [2, 4, *SIZES[sides]]
     arrays = {}
     if kind.startswith("Conv"):
-        channels = (6, 4 // group) if kind == "Conv" else (4, 6 // group)
-        arrays = {"w": rng.standard_normal((*channels, *[3] * sides)), "b": rng.standard_normal(6)}
+        made = 8 if group == 4 else 6
+        channels = (made, 4 // group) if kind == "Conv" else (4, made // group)
+        arrays = {"w": rng.standard_normal((*channels, *[3] * sides)), "b": rng.standard_normal(made)}
     else:
         attributes = {"kernel_shape": [3] * sides, **attributes}
     weights = [numpy_helper.from_array(array.astype(np.float32), name) for name, array in arrays.items()]
