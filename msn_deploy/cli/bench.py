@@ -9,7 +9,7 @@ import typer
 
 from msn_deploy.cli import output
 from msn_deploy.cli.bench_show import live_bench, show
-from msn_deploy.cli.options import MINIMUM_SECONDS, Json, Threads, Trust, new_file, new_text
+from msn_deploy.cli.options import MINIMUM_SECONDS, Json, Plugins, Threads, Trust, new_file, new_text
 from msn_deploy.core.errors import InputError, InvalidMeasurement
 from msn_deploy.engine.tensors import parse_shapes
 from msn_deploy.pipeline.bench_request import BenchRequest
@@ -61,6 +61,7 @@ def command(
     energy: Annotated[bool, typer.Option("--energy", help="Measure energy per query too (Jetson).")] = False,
     layers: Annotated[bool, typer.Option("--layers", help="Time each model's layers afterwards.")] = False,
     trust: Trust = False,
+    plugins: Plugins = None,
     json: Json = None,
     html: Annotated[Path | None, typer.Option("--html", callback=new_text, help="Write the report page.")] = None,
     against: Annotated[Path | None, typer.Option(help="Compare every model with this earlier --json.")] = None,
@@ -104,6 +105,7 @@ def command(
         energy=energy,
         layers=layers,
         trust=trust,
+        plugins=tuple(plugins or ()),
         options=MeasureOptions(seconds=seconds_for(profile, seconds)),
         names=names,
         accuracies=accuracies,

@@ -9,7 +9,7 @@ import typer
 
 from msn_deploy.cli import output
 from msn_deploy.cli.calibrate import show_verdict
-from msn_deploy.cli.options import Data, Json, LeaveOut, MaxDrop, Method, Samples, new_file
+from msn_deploy.cli.options import Data, Json, LeaveOut, MaxDrop, Method, Plugins, Samples, new_file
 from msn_deploy.core.errors import size_text
 from msn_deploy.core.model_info import DEFAULT_METHOD, DEFAULT_SAMPLES
 from msn_deploy.engine.build_options import DEFAULT_BATCH, BuildOptions, parse_mib
@@ -57,6 +57,7 @@ def command(
         int | None, typer.Option(min=1, help="Batch size to optimise for, likewise.", show_default="the largest")
     ] = None,
     shapes: Shapes = None,
+    plugins: Plugins = None,
     workspace: Annotated[
         str,
         typer.Option(
@@ -105,6 +106,7 @@ def command(
         min_batch=min_batch,
         opt_batch=opt_batch,
         shapes=tuple(map(parse_shapes, shapes or ())),
+        plugins=tuple(plugins or ()),
         workspace_mib=parse_mib(workspace),
         timing_cache=timing_cache,
         optimization_level=optimization_level,
@@ -183,7 +185,9 @@ def _show_dla(plan: DlaPlan) -> None:
 
 def _show_elsewhere(report: EngineReport, there: DeviceBuild) -> None:
     output.say(f"No engine was built here: {there.why}.")
-    if report.proxy is None:
+    if report.proxy is None and there.plugins:
+        output.say("  unchecked  TensorRT-RTX, the builder of this machine, takes no plugins")
+    elif report.proxy is None:
         output.say("  unchecked  no NVIDIA builder here: pip install 'msn-deploy[rtx]' brings TensorRT-RTX")
     else:
         seen = report.proxy
@@ -195,9 +199,8 @@ def _show_elsewhere(report: EngineReport, there: DeviceBuild) -> None:
         _show_dla(there.dla)
     if report.typed is None:
         output.say(f"  takes      {report.onnx}")
-    output.say(
-        f"Copy {report.onnx.name}, its .json and {there.script.name} into one folder of the device, and run there:"
-    )
+    copied = ", ".join([report.onnx.name, "its .json", *there.plugins])
+    output.say(f"Copy {copied} and {there.script.name} into one folder of the device, and run there:")
     output.say(f"  ./{there.script.name}")
     output.say("It takes the first of these that the device has:")
     for command in there.commands:

@@ -78,6 +78,10 @@ Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threa
 Trust = Annotated[
     bool, typer.Option("--trust", help="Load engines built elsewhere: they are native code; adds them to your list.")
 ]
+Plugins = Annotated[
+    list[Path] | None,
+    typer.Option("--plugins", metavar="LIB.so", help="Library with operators that TensorRT lacks; repeatable."),
+]
 Out = Annotated[Path, typer.Option("--out", "-o", callback=new_file, help="File to write.")]
 Seconds = Annotated[float, typer.Option("--seconds", min=MINIMUM_SECONDS, help="Measured time per model, s.")]
 Method = Annotated[str, typer.Option("--method", help="How ranges are chosen: entropy, minmax, percentile or mse.")]

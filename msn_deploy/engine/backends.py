@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import ctypes
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from msn_deploy.core.errors import InputError, MissingDependency, MissingDevice
+from msn_deploy.core.errors import InputError, MissingDependency, MissingDevice, shorten
 from msn_deploy.core.optional import require
 from msn_deploy.machine.device import DeviceFacts, target_of, what_machine
 from msn_deploy.machine.targets import Target
@@ -34,6 +36,35 @@ class Backend:
     def is_rtx(self) -> bool:
         """It builds ahead of time, for GPUs that this machine lacks."""
         return self.name == "tensorrt-rtx"
+
+
+def load_plugins(trt: Any, logger: Any, libraries: Sequence[Path], *, title: str) -> None:
+    """Make the operators of these libraries known to TensorRT, and those of NVIDIA's own plugin library.
+
+    A library registers its operators when it is loaded, as with trtexec's `--staticPlugins`. Raises InputError for one
+    that does not load, and for any where TensorRT takes none (TensorRT-RTX).
+    """
+    if libraries:
+        check_plugins(trt, title=title)
+    for path in libraries:
+        try:
+            ctypes.CDLL(str(path.absolute()), mode=ctypes.RTLD_GLOBAL)
+        except OSError as cause:
+            raise InputError(
+                f"{path} does not load: {shorten(cause)}.\n"
+                "`--plugins` takes a shared library that was built on this machine for its TensorRT."
+            ) from cause
+    if hasattr(trt, "init_libnvinfer_plugins"):
+        trt.init_libnvinfer_plugins(logger, "")
+
+
+def check_plugins(trt: Any, *, title: str) -> None:
+    """Raise InputError if this TensorRT has no way to add an operator."""
+    if not (hasattr(trt.INetworkDefinition, "add_plugin_v3") or hasattr(trt.INetworkDefinition, "add_plugin_v2")):
+        raise InputError(
+            f"{title} takes no operators but its own.\n"
+            "Leave `--plugins` out and replace them in the network, or build with TensorRT, which takes plugins."
+        )
 
 
 def pick_backend(

@@ -42,8 +42,8 @@ class BuildReport:
     best and the largest shape of each input with open sizes. compute_capability: such as "8.6". device: the GPU's
     name, None ahead of time. layers: () if not told. int8_convs: convolutions that read INT8. not_int8: convolutions
     and matrix products of an INT8 network that read something else. device_memory_bytes: of one execution context,
-    beside the weights. dla: where each layer runs, None without DLA. replicate: which of several, from 1. warnings:
-    the builder's first ten.
+    beside the weights. plugins: names of the libraries that it needs. dla: where each layer runs, None without DLA.
+    replicate: which of several, from 1. warnings: the builder's first ten.
     """
 
     path: Path
@@ -64,6 +64,7 @@ class BuildReport:
     not_int8: tuple[Layer, ...]
     version_compatible: bool
     hardware_compatible: bool
+    plugins: tuple[str, ...]
     dla_core: int | None
     dla: DlaPlan | None
     replicate: int
@@ -157,6 +158,7 @@ def build_engine_file(
         not_int8=not_in_int8(layers) if precision == "int8" else (),
         version_compatible=options.version_compatible,
         hardware_compatible=options.hardware_compatible,
+        plugins=tuple(path.name for path in options.plugins),
         dla_core=options.dla,
         dla=built.dla,
         replicate=replicate,

@@ -25,7 +25,8 @@ class BuildOptions:
     also needs it as a flag). target: None is the GPU of this machine, or rtx-sm86 ahead of time where there is none.
     backend: "auto", "tensorrt" or "tensorrt-rtx". min_batch, opt_batch, batch: the least, the one to be fast at (None:
     the largest) and the largest (None: DEFAULT_BATCH) of inputs whose first axis the file leaves open. shapes: the
-    sizes of inputs that leave others open, or whose first axis is not a batch. workspace_mib: scratch memory of
+    sizes of inputs that leave others open, or whose first axis is not a batch. plugins:
+    libraries with operators that TensorRT lacks. workspace_mib: scratch memory of
     the builder, MiB. timing_cache: read if it exists, then written (not on RTX). optimization_level: 0 to 5, None is
     TensorRT's own default. version_compatible: the plan loads in later TensorRT releases too. hardware_compatible: it
     loads on every GPU from Ampere on. dla: the core to build for, with fallback to the GPU; None is the GPU alone.
@@ -39,6 +40,7 @@ class BuildOptions:
     min_batch: int = 1
     opt_batch: int | None = None
     shapes: tuple[InputShapes, ...] = ()
+    plugins: tuple[Path, ...] = ()
     workspace_mib: int = DEFAULT_WORKSPACE_MIB
     timing_cache: Path | None = None
     optimization_level: int | None = None
@@ -106,6 +108,7 @@ class BuildOptions:
         """Return every option as plain values, for a sidecar."""
         cache = str(self.timing_cache) if self.timing_cache else None
         given = {"batch": self.most_batch, "timing_cache": cache, "shapes": [str(each) for each in self.shapes]}
+        given["plugins"] = [str(each) for each in self.plugins]
         return {**asdict(self), **given, "target": self.target.name if self.target else None}
 
 

@@ -47,7 +47,7 @@ class DeviceBuild:
 
     why: no plan was built here. commands: with msn-deploy on the device, and in its container; none where its Python is
     too old. trtexec: the line per TensorRT release that serves the target. dla: what will run there by the documented
-    limits; the builder on the device has the last word.
+    limits; the builder on the device has the last word. plugins: libraries that it needs beside it.
     """
 
     script: Path
@@ -56,6 +56,7 @@ class DeviceBuild:
     commands: tuple[str, ...]
     trtexec: dict[str, str]
     dla: DlaPlan | None
+    plugins: tuple[str, ...] = ()
 
 
 def write_device_script(
@@ -114,6 +115,7 @@ def write_device_script(
     shapes = trtexec_shapes(options.ranges(model))
     return DeviceBuild(
         dla=dla,
+        plugins=tuple(path.name for path in options.plugins),
         script=script,
         target=target.name,
         why=why_elsewhere(target),
@@ -135,7 +137,7 @@ def trtexec_options(route: str, shapes: list[str], precision: str, options: Buil
     """What follows --onnx, --saveEngine and --timingCacheFile on one of ROUTES."""
     pool = "--workspace=" if route == "8.0" else "--memPoolSize=workspace:"
     words = [f"{pool}{options.workspace_mib}", *shapes]
-    weak = route in ("8.0", "8") or (route == "10" and options.dla is not None)
+    weak = weak_release(route) or (route == "10" and options.dla is not None)
     if weak:
         words += {"fp32": [], "fp16": ["--fp16"], "int8": ["--int8", "--fp16"]}[precision]
     elif route == "10":
@@ -146,7 +148,13 @@ def trtexec_options(route: str, shapes: list[str], precision: str, options: Buil
         words.append(f"--builderOptimizationLevel={options.optimization_level}")
     if options.version_compatible and route != "8.0":
         words.append("--versionCompatible")
-    return words
+    plugins = "--plugins" if weak_release(route) else "--staticPlugins"  # its name since 8.6; 8.5 has the old one only
+    return words + [f"{plugins}={_beside(path)}" for path in options.plugins]
+
+
+def weak_release(route: str) -> bool:
+    """Whether a route is one of TensorRT 8."""
+    return route in ("8.0", "8")
 
 
 def library_text() -> str:
@@ -217,12 +225,18 @@ def _msn_deploy_options(target: Target, precision: str, options: BuildOptions) -
             words += [name, f"{value:g}" if isinstance(value, float) else str(value)]
     if options.version_compatible:
         words.append("--version-compatible")
-    return words + [word for each in options.shapes for word in ("--shapes", str(each))]
+    words += [word for each in options.shapes for word in ("--shapes", str(each))]
+    return words + [word for path in options.plugins for word in ("--plugins", _beside(path))]
 
 
 def _no_option(name: str) -> str:
     """Keep a file name from being read as an option."""
     return f"./{name}" if name.startswith("-") else name
+
+
+def _beside(path: Path) -> str:
+    """Name a library beside the script: without a slash it would be looked for among the system's."""
+    return f"./{path.name}"
 
 
 def _one_line(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -18,19 +19,22 @@ Opened: TypeAlias = OpenModel | Plan
 _STEP = "running an ONNX file"
 
 
-def open_runnable(path: Path, *, trust: bool = False) -> Opened:
-    """Open an ONNX file, or an engine that runs here; trust: add the engine to the local list of trusted plans.
+def open_runnable(path: Path, *, trust: bool = False, plugins: Sequence[Path] = ()) -> Opened:
+    """Open an ONNX file, or an engine that runs here.
 
+    trust: add the engine to the local list of trusted plans. plugins: libraries with operators that the engine needs.
     Raises InputError for a file that cannot be used, MissingDependency or MissingDevice for what is not there.
     """
     suffix = path.suffix.lower()
     if suffix == ".engine":
-        return preflight(path, trusting=trust)
+        return preflight(path, trusting=trust, plugins=plugins)
     if suffix != ".onnx":
         raise InputError(
             f"{path} cannot be run: its name ends in {suffix or 'nothing'!r}; .onnx and .engine files are accepted.\n"
             "Make one with `msn-deploy export`."
         )
+    if plugins:
+        raise InputError(f"`--plugins` gives TensorRT its operators, and {path} is not an engine.\nLeave it out.")
     return open_model(path, step=_STEP)
 
 
@@ -72,7 +76,8 @@ def load_runner(
     fuse_norms: bool = True,
     trust: bool = False,
     cuda_graph: bool = False,
+    plugins: Sequence[Path] = (),
 ) -> Runner:
     """Load a model file into the runner that serves its kind: `open_runnable`, then `runner_of`, which see."""
-    model = open_runnable(Path(path), trust=trust)
+    model = open_runnable(Path(path), trust=trust, plugins=plugins)
     return runner_of(model, threads=threads, provider=provider, fuse_norms=fuse_norms, cuda_graph=cuda_graph)

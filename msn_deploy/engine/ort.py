@@ -81,9 +81,12 @@ class OrtRunner:
         try:
             session = ort.InferenceSession(model.data, options, providers=_PROVIDER[provider], **off)
         except Exception as cause:  # ONNX Runtime's classes share no base below Exception
+            foreign = foreign_operators(model.proto)
+            hint = "Export it again, or update onnxruntime if the file is newer than it."
+            if foreign:
+                hint = f"ONNX does not have {', '.join(foreign)}; TensorRT takes such operators by `--plugins`."
             raise InputError(
-                f"ONNX Runtime {ort.__version__} cannot load {self.path}: {shorten(cause)}.\n"
-                "Export it again, or update onnxruntime if the file is newer than it."
+                f"ONNX Runtime {ort.__version__} cannot load {self.path}: {shorten(cause)}.\n{hint}"
             ) from cause
         # A provider whose libraries do not load is dropped by ONNX Runtime with no more than a log line.
         if session.get_providers()[0] != _PROVIDER[provider][0]:
@@ -119,6 +122,16 @@ class OrtRunner:
 def run_on_one_thread(graph: ModelProto) -> OrtRunner:
     """Load a graph that a stage has made on the CPU and one thread: the same numbers, bit for bit, on every run."""
     return OrtRunner(made_model(Path("the network"), graph, graph.SerializeToString()), threads=1)
+
+
+def foreign_operators(model: ModelProto) -> list[str]:
+    """Return the operators that are neither ONNX's own nor functions of the file, such as "Voxelize of acme.ops"."""
+    own = {("", ""), ("ai.onnx", ""), ("ai.onnx.ml", "")}
+    functions = {(function.domain, function.name) for function in model.functions}
+    named = dict.fromkeys((node.domain, node.op_type) for node in model.graph.node)
+    return [
+        f"{kind} of {domain}" for domain, kind in named if (domain, "") not in own and (domain, kind) not in functions
+    ]
 
 
 def _check_provider(ort: Any, provider: str) -> None:

@@ -26,6 +26,7 @@ _KINDS: Mapping[str, tuple[type, ...]] = {
     "compute_capability": (str, type(None)),
     "device": (str, type(None)),
     "dla_core": (int, type(None)),
+    "plugins": (list, type(None)),
     "version_compatible": (bool, type(None)),
     "hardware_compatible": (bool, type(None)),
     "machine": (dict, type(None)),
@@ -75,7 +76,8 @@ class Plan:
     backend: "tensorrt" or "tensorrt-rtx". compute_capability: such as "8.7". device: the GPU that its kernels were
     timed on, jetson: the module, arch: of the CPU; all None where nothing says so. dla_core: None for the GPU.
     version_compatible: later TensorRT versions load it too. hardware_compatible: so does any GPU since Ampere.
-    onnx: the file it was built from. info: what that file says of itself.
+    onnx: the file it was built from. info: what that file says of itself. needs: names of the libraries with plugins
+    that it was built with. plugins: those that are given to load it.
     """
 
     path: Path
@@ -93,6 +95,8 @@ class Plan:
     hardware_compatible: bool
     onnx: Parent
     info: ModelInfo | None
+    needs: tuple[str, ...] = ()
+    plugins: tuple[Path, ...] = ()
 
     @property
     def is_rtx(self) -> bool:
@@ -115,6 +119,7 @@ class Plan:
             wanted = here.compute_capability or self.compute_capability
             target = next((each for each in TARGETS if not each.jetson and each.compute_capability == wanted), None)
         options = ["--precision", self.precision, *(["--target", target.name] if target else [])]
+        options += [word for library in self.needs for word in ("--plugins", library)]
         return shlex.join(["msn-deploy", "build-engine", self.onnx.file, *options, "--out", self.path.name])
 
 
@@ -160,9 +165,9 @@ def _described(path: Path, data: bytes, side: Sidecar, name: str) -> Plan:
         known = {"backend": TITLES, "precision": PRECISIONS}.get(key)
         if type(value) not in _KINDS[key] or (known is not None and value not in known):
             raise InputError(f"{name} says {key} = {value!r}, which this version does not know.\nUpdate msn-deploy.")
-    machine, info = facts.pop("machine") or {}, facts.pop("info")
+    machine, info, needs = facts.pop("machine") or {}, facts.pop("info"), facts.pop("plugins") or []
     arch, model, memory = (machine.get(key) for key in ("arch", "jetson", "memory_gib"))
-    for text in (onnx.file, arch, model, *facts.values()):
+    for text in (onnx.file, arch, model, *map(str, needs), *facts.values()):
         if isinstance(text, str) and not text.isprintable():  # it goes to the terminal, before anything is trusted
             raise InputError(f"{name} holds {text!r}, which is no name.\nBuild the plan again.")
     module = None
@@ -176,6 +181,7 @@ def _described(path: Path, data: bytes, side: Sidecar, name: str) -> Plan:
         arch=arch if isinstance(arch, str) else None,
         onnx=Parent(role=onnx.role, file=Path(onnx.file).name, sha256=onnx.sha256),
         info=None if info is None else info_from_json(info, source=name),
+        needs=tuple(map(str, needs)),
         **{**facts, **{key: bool(facts[key]) for key in ("version_compatible", "hardware_compatible")}},
     )
 

@@ -16,6 +16,8 @@ import json
 import logging
 import os
 import stat
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from msn_deploy.core.artifacts import sha256_of
@@ -32,11 +34,12 @@ _NEXT_MAJOR = ((8, 10), (10, 11))
 _AMPERE = (8, 0)
 
 
-def preflight(path: Path, *, here: Here | None = None, trusting: bool = False) -> Plan:
+def preflight(path: Path, *, here: Here | None = None, trusting: bool = False, plugins: Sequence[Path] = ()) -> Plan:
     """Return the plan if it is whole, of the model beside it, made for this machine, and trusted.
 
     Checked in that order; nothing of TensorRT or CUDA is imported. here: found out if not given. trusting: add the plan
-    to the local list, and say so. Raises InputError, or MissingDependency or MissingDevice for what is not here at all.
+    to the local list, and say so. plugins: libraries with operators that it needs. Raises InputError, or
+    MissingDependency or MissingDevice for what is not here at all.
     """
     plan = read_plan(path)
     here = here or what_is_here()
@@ -45,6 +48,7 @@ def preflight(path: Path, *, here: Here | None = None, trusting: bool = False) -
     if version != "?":
         check_version(plan, version, here)
     _check_device(plan, here)
+    _check_plugins(plan, plugins)
     if plan.sha256 not in trusted():
         if not trusting:
             raise InputError(
@@ -53,7 +57,7 @@ def preflight(path: Path, *, here: Here | None = None, trusting: bool = False) -
             )
         _LOG.warning("trusting %s from now on: SHA-256 %s goes into %s", path, plan.sha256, trust_list())
         trust(plan.sha256, path.name)
-    return plan
+    return replace(plan, plugins=tuple(plugins))
 
 
 def check_version(plan: Plan, version: str, here: Here) -> None:
@@ -82,6 +86,17 @@ def _check_parent(plan: Plan, here: Here) -> None:
             f"{plan.path} was built from another {beside.name} than the one beside it: an engine of an older model.\n"
             f"{_again(plan, here)}"
         )
+
+
+def _check_plugins(plan: Plan, given: Sequence[Path]) -> None:
+    missing = sorted(set(plan.needs) - {path.name for path in given})
+    if missing:
+        words = " ".join(f"--plugins {name}" for name in missing)
+        raise InputError(
+            f"{plan.path} was built with operators of {', '.join(missing)}.\nGive what it needs to load: `{words}`."
+        )
+    if given and not plan.needs:
+        raise InputError(f"{plan.path} was built without plugins.\nLeave `--plugins` out.")
 
 
 def _installed(plan: Plan, here: Here) -> str:

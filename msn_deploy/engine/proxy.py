@@ -30,10 +30,12 @@ class ProxyCheck:
 
 
 def check_with_rtx(model: OpenModel, *, options: BuildOptions, progress: Progress = silent) -> ProxyCheck | None:
-    """Build a network with TensorRT-RTX and throw the plan away; None where it is not installed.
+    """Build a network with TensorRT-RTX and throw the plan away; None where it is not installed, or lacks operators.
 
     Raises InputError if it cannot be parsed or built.
     """
+    if options.plugins:  # it takes none
+        return None
     target = find_target(RTX_DEFAULT)
     try:
         backend = pick_backend("tensorrt-rtx", target)

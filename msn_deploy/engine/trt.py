@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from msn_deploy.core.errors import InputError, MissingDependency, MissingDevice, shorten
 from msn_deploy.core.model_info import TensorSpec
 from msn_deploy.core.optional import require
+from msn_deploy.engine.backends import load_plugins
 from msn_deploy.engine.build_log import Messages, logger_of
 from msn_deploy.engine.cuda import Cuda, CudaError, Pair, Work, open_cuda
 from msn_deploy.engine.plan import TITLES, Plan, what_is_here
@@ -116,10 +117,11 @@ class TrtRunner:
             raise
 
     def _load(self, trt: Any, plan: Plan, *, rtx_graph: bool) -> None:
-        """Deserialise and set up.
+        """Load what the plan needs, deserialise it and set it up.
 
         No TensorRT object is kept in a local variable: the traceback of an error would keep it past `close`.
         """
+        load_plugins(trt, self._logger, plan.plugins, title=self._title)
         try:
             self._runtime = trt.Runtime(self._logger)
         except Exception as cause:  # without a GPU; pybind11 makes a nullptr a TypeError

@@ -5,6 +5,7 @@ By asking the module what it has, never by its version: flags moved bits between
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 from msn_deploy.core.errors import InputError, MissingDevice, shorten
 from msn_deploy.core.model_info import TensorSpec
 from msn_deploy.core.progress import Progress
-from msn_deploy.engine.backends import Backend
+from msn_deploy.engine.backends import Backend, check_plugins, load_plugins
 from msn_deploy.engine.build_log import Messages, ctrl_c_held, logger_of, monitor_of
 from msn_deploy.engine.build_options import BuildOptions
 from msn_deploy.engine.dla import DlaPlan, ask_builder, check_fallback, check_quantised, use_dla
@@ -66,6 +67,7 @@ def build_plan(
     types = [name for name in TYPES.values() if hasattr(trt.DataType, name)]
     check_types((*model.inputs, *model.outputs), types, source=str(model.path), title=backend.title)
     logger, messages = logger_of(trt)
+    load_plugins(trt, logger, options.plugins, title=backend.title)
     messages.start()
     # Up to TensorRT 10 the DLA takes its precision from flags, as all of TensorRT 8 does.
     weak = is_weakly_typed(trt) or (options.dla is not None and hasattr(trt.BuilderFlag, "FP16"))
@@ -195,11 +197,20 @@ def _parse_error(model: OpenModel, backend: Backend, parser: Any, messages: Mess
         getattr(error, method, lambda: "")() or ours
         for method, ours in zip(("node_name", "node_operator"), known, strict=True)
     )
-    where = f"node {name or at} ({operator})" if operator else "the graph"
+    domain = f" of the domain {nodes[at].domain}" if 0 <= at < len(nodes) and nodes[at].domain else ""
+    where = f"node {name or at} ({operator}{domain})" if operator else "the graph"
     hint = "Export it again with `msn-deploy export`, which writes only what TensorRT reads."
-    if "Plugin not found" in error.desc():
-        hint = f"TensorRT has no operator {operator}: replace it in the network."
+    if re.search("plugin.* not found", error.desc(), re.I):
+        hint = f"TensorRT has no operator {operator}: replace it in the network{_or_plugins(backend)}."
     return InputError(f"{backend.title} cannot read {where} of {model.path}: {shorten(error.desc())}{more}.\n{hint}")
+
+
+def _or_plugins(backend: Backend) -> str:
+    try:
+        check_plugins(backend.module, title=backend.title)
+    except InputError:
+        return ""
+    return ", or give the library that has it: `--plugins LIB.so`"
 
 
 def _last_error(messages: Messages, otherwise: str) -> str:

@@ -111,7 +111,7 @@ def bench(
         _check_layers([path for path, _ in named.values()], provider=asked.provider)
     opened, loaded = [], []
     for path, provider in named.values():
-        file = open_file(path, trust=asked.trust)
+        file = open_file(path, trust=asked.trust, plugins=asked.plugins)
         load = partial(
             ModelFile.runner, provider=provider, threads=threads, batch=asked.batch or 1,
             fuse_norms=not file.keeps_norms, cuda_graph=asked.cuda_graph,
@@ -126,7 +126,9 @@ def bench(
             file, provider, runner, inputs_of(runner, batch=batch, shapes=asked.shapes, data=asked.data)
         )
         facts = row.facts(asked.accuracies.get(path))
-        others = [file] * (asked.builds - 1) + [open_file(each, trust=asked.trust) for each in further.get(path, ())]
+        others = [file] * (asked.builds - 1) + [
+            open_file(each, trust=asked.trust, plugins=asked.plugins) for each in further.get(path, ())
+        ]
         for number, each in enumerate([runner, *map(load, others)]):
             check_finite(each, row.fed.feeds[: None if number == 0 else 1], random=row.fed.images is None)
             arms.append(Arm(name=name, run=_query(each, row.fed.feeds), build=number, facts=facts))

@@ -50,6 +50,8 @@ class BenchRequest:
     """Time each model's layers too, when all is measured."""
     trust: bool = False
     """Load engines that were built elsewhere."""
+    plugins: Sequence[Path] = ()
+    """Libraries with operators that the engines need. All models have to be engines."""
     options: MeasureOptions | None = None
     """How long to measure, and in which blocks; None: as MeasureOptions says."""
     names: Mapping[Path, str] = field(default_factory=dict)
@@ -61,6 +63,8 @@ class BenchRequest:
         if self.builds < 1:
             raise InputError(f"{self.builds} builds cannot be measured.\nGive `--builds` 1 or more.")
         other = next((path for path in self.files if path.suffix.lower() != ".engine"), None)
+        if self.plugins and other is not None:
+            raise InputError(f"--plugins gives TensorRT operators; {other} is not an engine.\nLeave it out.")
         if self.cuda_graph and other is not None:
             raise InputError(
                 f"--cuda-graph is for engines, which TensorRT replays; {other} is not an engine.\n"

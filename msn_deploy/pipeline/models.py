@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,9 +79,12 @@ class ModelFile:
         )
 
 
-def open_file(path: Path, *, trust: bool = False) -> ModelFile:
+def open_file(path: Path, *, trust: bool = False, plugins: Sequence[Path] = ()) -> ModelFile:
     """Open an ONNX file or an engine, once; a checkpoint is opened by each of its runners.
 
-    trust: load an engine from elsewhere. Raises InputError, MissingDependency or MissingDevice.
+    trust: load an engine from elsewhere. plugins: libraries with operators that an engine needs. Raises InputError,
+    MissingDependency or MissingDevice.
     """
-    return ModelFile(path, None if path.suffix.lower() == ".safetensors" else open_runnable(path, trust=trust))
+    if path.suffix.lower() == ".safetensors":
+        return ModelFile(path, None)
+    return ModelFile(path, open_runnable(path, trust=trust, plugins=plugins))

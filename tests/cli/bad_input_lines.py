@@ -204,6 +204,8 @@ TABLE = [
     ("bench m.onnx --builds 0", 2, "--builds 0"),
     ("bench m.onnx --profile fast", 2, "no timing profile 'fast' single-stream, mlperf"),
     ("bench m.onnx --profile throughput", 2, "no timing profile 'throughput' single-stream, mlperf"),
+    ("bench m.onnx --plugins lib.so", 2, "--plugins m.onnx is not an engine"),
+    ("build-engine m.onnx --precision fp32 --backend tensorrt-rtx --plugins lib.so", 2, "TensorRT-RTX --plugins"),
     ("bench m.onnx --cuda-graph", 2, "--cuda-graph engines m.onnx build-engine"),
     ("bench m.engine n.safetensors --cuda-graph", 2, "--cuda-graph n.safetensors"),
     ("bench vgg7_msn --baseline auto --cuda-graph", 2, "--cuda-graph --baseline auto"),

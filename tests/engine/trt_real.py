@@ -66,7 +66,7 @@ def load(trt: Any) -> object:
     from msn_deploy.engine.trt import TrtRunner
 
     facts = {"backend": "tensorrt", "backend_version": trt.__version__, "precision": "fp16", "info": None}
-    traits = {"dla_core": None, "version_compatible": False}
+    traits = {"dla_core": None, "version_compatible": False, "plugins": ()}
     plan: Any = SimpleNamespace(path=Path("net.engine"), data=b"a plan", **facts, **traits)
     cuda: Any = SimpleNamespace(close=lambda: None)
     return TrtRunner(plan, trt=trt, cuda=lambda graphs: cuda)

@@ -155,6 +155,8 @@ class Release:
             Builder=start,
             OnnxParser=lambda network, logger: parser,
             Runtime=lambda logger: runtime,
+            INetworkDefinition=self.of("INetworkDefinition", **dict.fromkeys(("add_plugin_v2", "add_plugin_v3"))),
+            init_libnvinfer_plugins=lambda logger, namespace: True,
         )
         self.module.__dict__["__version__"] = release.removeprefix("rtx-")
 
