@@ -23,7 +23,16 @@ CONTRACT = {
     ],
     "study": ["--norms", "--data", "--epochs", "--seed", "--out", "--json"],
     "import-checkpoint": ["--out", "--json"],
-    "export": ["--weights", "--input-shape", "--out", "--batch-size", "--opset", "--no-simplify", "--no-fold"],
+    "export": [
+        "--weights",
+        "--input-shape",
+        "--out",
+        "--batch-size",
+        "--opset",
+        "--target",
+        "--no-simplify",
+        "--no-fold",
+    ],
     "calibrate": [
         "--data",
         "--method",
