@@ -88,6 +88,21 @@ def rewrite_affine(node: ir.Node, of: Affine) -> None:
         _set(node, index, vector)
 
 
+def spell_out(norm: ir.Node) -> None:
+    """Make a BatchNormalization a product and a sum."""
+    mapped, graph = present(affine_of(norm)), graph_of(norm)
+    shape = (-1, *[1] * (len(shape_of(mapped.value)) - 2))
+    product = ir.Node("", "Mul", [mapped.value, None], num_outputs=1)
+    graph.insert_before(norm, product)
+    scaled, made = product.outputs[0], norm.outputs[0]
+    scaled.name, scaled.type, scaled.shape = free_name(graph, f"{made.name}.scaled"), made.type, made.shape
+    product.name = scaled.name
+    _set(product, 1, mapped.of.scale.reshape(shape))
+    _replace(norm, "Add", 2)
+    norm.replace_input_with(0, scaled)
+    _set(norm, 1, mapped.of.shift.reshape(shape))
+
+
 def free_name(graph: ir.Graph, stem: str) -> str:
     """Return a name that no tensor of the graph has: the stem, or the stem and a number."""
     taken = {value.name for node in graph for value in node.outputs}

@@ -14,12 +14,14 @@ from onnx import ModelProto, NodeProto, TensorProto
 
 from msn_deploy.graph.affine import Mapped, affine_of, constant
 from msn_deploy.graph.clean import clean
-from msn_deploy.graph.edits import graph_of, map_inputs
+from msn_deploy.graph.edits import graph_of, map_inputs, spell_out
 from msn_deploy.graph.evaluate import to_double, to_single
 from msn_deploy.graph.reorder import pool_before_concat, pool_before_pointwise
-from msn_deploy.graph.rules import Code, Refused, plan_into_producers, plan_into_readers
+from msn_deploy.graph.rules import Code, Plan, Refused, plan_into_producers, plan_into_readers
 
 _NORMS_OF_THEIR_INPUT = ("InstanceNormalization", "LayerNormalization", "GroupNormalization", "LpNormalization")
+
+_IS_NORM = "is norm"  # key in the meta of nodes that are, or hold, a norm
 
 Rule = Literal["into-producer", "into-readers", "into-weight", "kept", "output"]
 _VAGUE: tuple[Code, ...] = ("NONLINEAR_BETWEEN", "READ_ELSEWHERE", "GRAPH_INPUT")  # the vaguest last
@@ -27,9 +29,10 @@ _VAGUE: tuple[Code, ...] = ("NONLINEAR_BETWEEN", "READ_ELSEWHERE", "GRAPH_INPUT"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NormFold:
-    """What became of one norm (or of any other per-channel affine map) of a graph.
+    """What became of one norm of a graph, or of arithmetic with constants per channel that was folded like one.
 
-    code and why are empty where it was folded.
+    Arithmetic that stays (GELU's constants, the scale of an attention) is not a norm, and not told. code and why are
+    empty where it was folded.
     """
 
     norm: str
@@ -147,6 +150,9 @@ class _Folder:
 
     def run(self) -> None:
         """Fold what can be folded."""
+        for node in self.graph:
+            if node.op_type == "BatchNormalization":
+                node.meta[_IS_NORM] = True
         _join_arithmetic(self.graph)
         self.order = {id(node): at for at, node in enumerate(self.graph)}
         moved = True
@@ -156,6 +162,9 @@ class _Folder:
             for node in list(self.graph):
                 self._try(node)
             moved = len(self.folded) > before
+        for node in list(self.graph):
+            if node.op_type == "BatchNormalization" and _IS_NORM not in node.meta:
+                spell_out(node)
 
     def _try(self, node: ir.Node) -> None:
         own = affine_of(node)
@@ -166,7 +175,8 @@ class _Folder:
             return
         result, changed = _fold_one(node, own)
         if result.rule == "kept":
-            self.kept[id(node)] = result
+            if _IS_NORM in node.meta:
+                self.kept[id(node)] = result
             return
         self.folded[id(node)] = result
         self.shown_by |= dict.fromkeys(changed, result.same)
@@ -218,7 +228,7 @@ def _fold_one(node: ir.Node, own: Mapped) -> tuple[NormFold, tuple[str, ...]]:
     except Refused as refused:
         by_producers = refused
     else:
-        plan.carry_out()
+        _carry_out(plan, node)
         name = output.name
         output.replace_all_uses_with(own.value, replace_graph_outputs=True)
         graph_of(node).remove(node, safe=True)
@@ -232,10 +242,16 @@ def _fold_one(node: ir.Node, own: Mapped) -> tuple[NormFold, tuple[str, ...]]:
             (by_producers, by_readers), key=lambda each: _VAGUE.index(each.code) if each.code in _VAGUE else -1
         )
         return replace(_kept(node, main), why=f"{main.why}; {other.why}"), ()
-    plan.carry_out()
+    _carry_out(plan, node)
     output.replace_all_uses_with(own.value)
     graph_of(node).remove(node, safe=True)
     return replace(folded, rule="into-readers", same=tuple(dict.fromkeys(plan.same))), plan.changed
+
+
+def _carry_out(plan: Plan, norm: ir.Node) -> None:
+    plan.carry_out()
+    for _, node, _ in plan.edits if _IS_NORM in norm.meta else ():
+        node.meta[_IS_NORM] = True  # of a Mul that a norm went into, and which is kept
 
 
 def _kept(node: ir.Node, refusal: Refused) -> NormFold:

@@ -58,10 +58,10 @@ def test_alpha_and_beta_and_every_shape_of_bias(transposed: int, bias: tuple[int
 def test_a_product_that_reads_its_input_transposed_takes_no_norm() -> None:
     nodes = [
         helper.make_node("Sigmoid", ["input"], ["s"]),
-        helper.make_node("Mul", ["s", "before"], ["x"]),
+        _norm("s", "norm", "x"),
         helper.make_node("Gemm", ["x", "weight"], ["logits"], transA=1),
     ]
-    folded = _held(_model(nodes, [C, C], [C, 6], before=_normal(C), weight=_normal(C, 6)), C, C)
+    folded = _held(_model(nodes, [C, C], [C, 6], weight=_normal(C, 6), **_parameters("norm")), C, C)
     assert [fold.code for fold in folded.folds] == ["NOT_PER_CHANNEL"]
 
 
@@ -255,3 +255,53 @@ def test_statistics_that_are_computed_are_told_from_a_shape_that_is_not_known() 
     ]
     folded = fold_graph(_model(nodes, [1, C, 4, 4], None, **_parameters("norm")))
     assert [fold.code for fold in folded.folds] == ["COMPUTED_WEIGHT"]
+
+
+ARITHMETIC = {
+    "GELU": [
+        helper.make_node("Div", ["c", "root"], ["d"]),
+        helper.make_node("Erf", ["d"], ["e"]),
+        helper.make_node("Add", ["e", "half"], ["f"]),
+        helper.make_node("Mul", ["c", "f"], ["g"]),
+        helper.make_node("Mul", ["g", "half"], ["logits"]),
+    ],
+    "anchors": [
+        helper.make_node("Sigmoid", ["c"], ["s"]),
+        helper.make_node("Mul", ["s", "root"], ["m"]),
+        helper.make_node("Sub", ["m", "half"], ["d"]),
+        helper.make_node("Mul", ["d", "d"], ["q"]),
+        helper.make_node("Mul", ["q", "strides"], ["logits"]),
+    ],
+    "attention": [
+        helper.make_node("MatMul", ["c", "c"], ["p"]),
+        helper.make_node("Mul", ["p", "half"], ["scaled"]),
+        helper.make_node("Softmax", ["scaled"], ["logits"]),
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", ARITHMETIC)
+def test_arithmetic_that_stays_is_no_norm_that_is_kept(kind: str) -> None:
+    nodes = [helper.make_node("Conv", ["input", "w"], ["b"]), _norm("b", "norm", "c"), *ARITHMETIC[kind]]
+    arrays = {"root": np.float32(2**0.5), "half": np.float32(0.5), "strides": _normal(1, C, 1, 1)}
+    folded = _held(
+        _model(nodes, [1, C, 4, 4], None, w=_normal(C, C, 1, 1), **arrays, **_parameters("norm")), 1, C, 4, 4
+    )
+    assert [(fold.norm, fold.rule) for fold in folded.folds] == [("norm", "into-producer")]
+    assert certify(folded).kept == []
+    kinds = sorted(node.op_type.replace("Sub", "Add") for node in folded.model.graph.node)
+    assert kinds == sorted(["Conv", *(node.op_type.replace("Sub", "Add") for node in ARITHMETIC[kind])])
+
+
+@pytest.mark.parametrize("where", ["before", "behind"])
+def test_a_norm_in_arithmetic_that_stays_is_kept(where: str) -> None:
+    nodes = [
+        helper.make_node("Sigmoid", ["input"], ["s"]),
+        _norm("s", "norm", "n") if where == "before" else helper.make_node("Mul", ["s", "gain"], ["n"]),
+        helper.make_node("Mul", ["n", "gain"], ["m"]) if where == "before" else _norm("n", "norm", "m"),
+        helper.make_node("Softmax", ["m"], ["logits"]),
+    ]
+    folded = _held(_model(nodes, [1, C, 4, 4], None, gain=_normal(C, 1, 1), **_parameters("norm")), 1, C, 4, 4)
+    assert [node.op_type for node in folded.model.graph.node] == ["Sigmoid", "BatchNormalization", "Softmax"]
+    assert sorted(fold.rule for fold in folded.folds)[-1] == "kept"
+    assert sum(fold.rule == "kept" for fold in folded.folds) == 1
