@@ -71,20 +71,29 @@ JETPACKS: tuple[JetPack, ...] = (
 )
 
 
-# The opset that the ONNX parser of a TensorRT and of later ones reads: docs/operators.md of onnx-tensorrt's branches.
-# Those of 8.4 and 8.5 say 17 and lack all operators that are new in it, as LayerNormalization; it changed nothing else.
-_OPSETS_READ = (("7.0", 11), ("7.2", 13), ("8.4", 16), ("8.6", 17), ("10.0", 20), ("10.15", 24))
+# From which TensorRT on, which opset its ONNX parser reads (docs/operators.md of onnx-tensorrt's branches), and which
+# is written for it: 8.4 and 8.5 have none of the operators that are new in 17, such as LayerNormalization.
+_OPSETS = (("7.0", 11, 11), ("7.2", 13, 13), ("8.4", 17, 16), ("8.6", 17, 17), ("10.0", 20, 20), ("10.15", 24, 24))
 
 
 def opset_read(tensorrt: str) -> int:
     """Return the opset that a release of TensorRT reads at most; of one that is not in the table, the one before it."""
-    read = [opset for first, opset in _OPSETS_READ if numbers_of(first) <= numbers_of(tensorrt)]
-    return read[-1] if read else _OPSETS_READ[0][1]
+    return _opsets_of(tensorrt)[0]
+
+
+def opset_for(tensorrt: str) -> int:
+    """Return the highest opset all of whose operators a release of TensorRT may have."""
+    return _opsets_of(tensorrt)[1]
+
+
+def _opsets_of(tensorrt: str) -> tuple[int, int]:
+    known = [row[1:] for row in _OPSETS if numbers_of(row[0]) <= numbers_of(tensorrt)]
+    return known[-1] if known else _OPSETS[0][1:]
 
 
 def first_to_read(opset: int) -> str | None:
     """Return the first TensorRT that reads an opset, such as "10.0"; None where the table has none."""
-    return next((first for first, most in _OPSETS_READ if most >= opset), None)
+    return next((first for first, most, _ in _OPSETS if most >= opset), None)
 
 
 def jetpack_of(l4t: str | None) -> JetPack | None:

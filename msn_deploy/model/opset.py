@@ -22,7 +22,7 @@ from onnx.defs import OpSchema
 
 from msn_deploy.core.errors import InputError, first_line, shorten
 from msn_deploy.model.checks import check_valid
-from msn_deploy.model.graphs import all_graphs, inner_graphs
+from msn_deploy.model.graphs import all_graphs, inner_graphs, nodes_of_model
 from msn_deploy.model.opset_rules import RULES, drop_idle_ceil
 from msn_deploy.model.opset_scope import NotSaid, Scope, attribute_of, set_attribute
 
@@ -58,6 +58,12 @@ class OpsetError(InputError):
 def opset_of(model: ModelProto) -> int:
     """Return the opset that a model is written in."""
     return max(int(entry.version) for entry in model.opset_import if entry.domain in _ONNX)
+
+
+def first_lacked(model: ModelProto, opset: int) -> NodeProto | None:
+    """Return the first node whose operator does not exist in an opset; None where all do."""
+    nodes = (node for node in nodes_of_model(model) if node.domain in _ONNX)
+    return next((node for node in nodes if _schema(node.op_type, opset) is None), None)
 
 
 def to_opset(model: ModelProto, opset: int) -> ModelProto:

@@ -30,6 +30,7 @@ from msn_deploy.engine.device_script import check_dla_precision, engine_names
 from msn_deploy.model.opened import OpenModel, open_model
 from msn_deploy.pipeline.calibrate import CalibrationOptions, PrecisionReport, calibrated
 from msn_deploy.pipeline.fp16 import cast
+from msn_deploy.pipeline.opset import warn_of_unread
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +102,7 @@ def build_engine(
     model, typed = _typed(model, out, precision, calibration, progress)
     if site is None:
         assert target is not None
+        warn_of_unread(model.proto, target)
         proxy = check_with_rtx(model, options=options, progress=progress)
         script = write_device_script(model, out, target=target, precision=precision, options=options)
         return EngineReport(engine=None, onnx=model.path, typed=typed, elsewhere=script, proxy=proxy)

@@ -7,9 +7,9 @@ import logging
 from onnx import ModelProto
 
 from msn_deploy.core.errors import InputError
-from msn_deploy.machine.jetpacks import first_to_read, opset_read
+from msn_deploy.machine.jetpacks import first_to_read, opset_for, opset_read
 from msn_deploy.machine.targets import Target, find_target
-from msn_deploy.model.opset import DEFAULT_OPSET, Blocked, OpsetError, lowered, opset_of, to_opset
+from msn_deploy.model.opset import DEFAULT_OPSET, OpsetError, first_lacked, lowered, opset_of, to_opset
 
 _LOG = logging.getLogger(__name__)
 
@@ -27,39 +27,42 @@ def at_opset(graph: ModelProto, *, opset: int | None, target: str | None, ours: 
         InputError: It cannot be written in that opset, or the target has no TensorRT that reads it.
     """
     machine = None if target is None else find_target(target)
-    reads = sorted(opset_read(version) for version in machine.tensorrt) if machine else []
+    releases = machine.tensorrt if machine else ()
+    most = max(map(opset_read, releases), default=None)
+    limit = f"TensorRT {releases[-1]} of {machine.title} reads opset {most} at most" if machine and releases else ""
+    if opset is not None and most is not None and opset > most:
+        raise InputError(f"{limit}, not {opset}.\nTry `--opset {most}`.")
     if opset is None:
-        wanted = min([DEFAULT_OPSET, *reads]) if ours else min([opset_of(graph), *reads])
-        graph, blocked = lowered(graph, wanted)
+        graph, blocked = lowered(graph, min([DEFAULT_OPSET if ours else opset_of(graph), *map(opset_for, releases)]))
+        if blocked is not None and most is not None and blocked.needs > most:
+            raise InputError(f"{limit}.\nThe graph has more: {blocked}, which {_readers(blocked.needs)}.")
     else:
-        if machine and reads and opset > reads[-1]:
-            raise InputError(f"{_most(machine, reads)}, not {opset}.\nTry `--opset {reads[-1]}`.")
         try:
-            graph, blocked = to_opset(graph, opset), None
+            graph = to_opset(graph, opset)
         except OpsetError as cause:
             if cause.blocked is None:
                 raise
             what, needs = str(cause).splitlines()[0], cause.blocked.needs
-            if reads and needs > reads[-1]:
-                raise InputError(f"{what}\n{_most(machine, reads)}.") from cause
+            if most is not None and needs > most:
+                raise InputError(f"{what}\n{limit}.") from cause
             raise InputError(f"{what}\nTry `--opset {needs}`, which {_readers(needs)}.") from cause
-    if machine and reads and opset_of(graph) > reads[0]:
-        _require_read(machine, reads, opset_of(graph), blocked)
+    if machine is not None:
+        warn_of_unread(graph, machine)
     return graph
 
 
-def _require_read(machine: Target, reads: list[int], opset: int, blocked: Blocked | None) -> None:
-    """Raise InputError if no TensorRT of a target reads a graph; say which do if some do not."""
-    why = f"{blocked}" if blocked else f"`--opset {opset}`"
-    if opset > reads[-1]:
-        raise InputError(f"{_most(machine, reads)}.\nThe graph has more: {why}, which {_readers(opset)}.")
-    left_out = [version for version in machine.tensorrt if opset_read(version) < opset]
-    _LOG.warning("TensorRT %s of %s cannot read the file: %s", " and ".join(left_out), machine.title, why)
-
-
-def _most(machine: Target | None, reads: list[int]) -> str:
-    title, newest = (machine.title, machine.tensorrt[-1]) if machine else ("", "")
-    return f"TensorRT {newest} of {title} reads opset {reads[-1]} at most"
+def warn_of_unread(graph: ModelProto, machine: Target) -> None:
+    """Log which releases of TensorRT that a target may have do not read a graph, and why."""
+    opset = opset_of(graph)
+    for version in machine.tensorrt:
+        lacked = first_lacked(graph, opset_for(version))
+        if opset > opset_read(version):
+            why = f"reads opset {opset_read(version)} at most; the file has {opset}"
+        elif lacked is not None:
+            why = f"has no {lacked.op_type}, which {lacked.name or lacked.output[0]!r} of the file is"
+        else:
+            continue
+        _LOG.warning("TensorRT %s of %s %s", version, machine.title, why)
 
 
 def _readers(opset: int) -> str:

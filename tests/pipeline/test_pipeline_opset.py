@@ -14,10 +14,11 @@ from torch import nn
 from torch.nn import functional
 
 from msn_deploy.core.errors import InputError
-from msn_deploy.engine import BuildOptions, check_with_rtx
-from msn_deploy.machine.jetpacks import JETPACKS, first_to_read, opset_read
+from msn_deploy.engine import BuildOptions, check_with_rtx, find_target
+from msn_deploy.machine.jetpacks import JETPACKS, first_to_read, opset_for, opset_read
 from msn_deploy.model.opened import open_model
 from msn_deploy.model.opset import opset_of
+from msn_deploy.pipeline.build import build_engine
 from msn_deploy.pipeline.export import export_onnx
 from msn_deploy.pipeline.opset import at_opset
 
@@ -175,10 +176,37 @@ def test_a_target_some_of_whose_releases_read_it_gets_it_and_is_told(opset, capl
     caplog.set_level(logging.WARNING)
     made = at_opset(graph_of(MAXIMA, **INTO), opset=opset, target="orin-nano", ours=True)
     assert opset_of(made) == 18
+    said = [record.getMessage() for record in caplog.records]
+    assert [message.split()[1] for message in said] == ["8.5.2", "8.6.2"]
+    assert all("reads opset 17 at most; the file has 18" in message for message in said)
+
+
+NORM = helper.make_node("LayerNormalization", ["x", "s"], ["y"], name="norm")
+
+
+def test_tensorrt_8_5_reads_17_without_its_new_operators(caplog):
+    caplog.set_level(logging.WARNING)
+    span = np.float32([0.5, 1.5, 2, 0.7, 0.3, 1.1])
+    made = at_opset(graph_of(NORM, s=span), opset=None, target="orin-nano", ours=True)
+    assert "LayerNormalization" not in {node.op_type for node in made.graph.node}
+    assert caplog.records == []
+    kept = at_opset(graph_of(NORM, s=span), opset=17, target="orin-nano", ours=True)
+    assert opset_of(kept) == 17
     (record,) = caplog.records
     assert "8.5.2" in record.getMessage()
-    assert "8.6.2" in record.getMessage()
-    assert "10.3" not in record.getMessage()
+    assert "LayerNormalization" in record.getMessage()
+    caplog.clear()
+    at_opset(graph_of(SPLIT, s=SIZES), opset=17, target="orin-nano", ours=True)
+    assert caplog.records == []
+
+
+def test_an_engine_for_a_device_is_told_what_its_tensorrt_does_not_read(tmp_path, caplog):
+    caplog.set_level(logging.WARNING)
+    model = graph_of(helper.make_node("Conv", ["x", "w"], ["y"]), opset=17, w=np.full((4, 4, 1, 1), 0.3, np.float32))
+    path = tmp_path / "m.onnx"
+    path.write_bytes(model.SerializeToString())
+    build_engine(path, tmp_path / "m.engine", options=BuildOptions(target=find_target("nano")))
+    assert "TensorRT 8.2.1 of Jetson Nano reads opset 13 at most; the file has 17" in caplog.messages
 
 
 def test_an_unknown_target_is_refused():
@@ -191,10 +219,11 @@ def test_what_each_tensorrt_reads():
         11,
         13,
         13,
-        16,
-        16,
+        17,
+        17,
         17,
     ]
+    assert [opset_for(each) for each in ("8.2.1", "8.5.2", "8.6.2", "10.3.0")] == [13, 16, 17, 20]
     assert [opset_read(each) for each in ("10.3.0", "10.13.3", "10.16.2", "11.4")] == [20, 20, 24, 24]
-    assert [first_to_read(each) for each in (13, 17, 18, 24, 25)] == ["7.2", "8.6", "10.0", "10.15", None]
+    assert [first_to_read(each) for each in (13, 17, 18, 24, 25)] == ["7.2", "8.4", "10.0", "10.15", None]
     assert all(opset_read(older.tensorrt) <= opset_read(newer.tensorrt) for older, newer in pairwise(JETPACKS))
