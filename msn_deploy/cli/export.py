@@ -36,6 +36,14 @@ def command(
             help="One of several inputs; repeat it. A name in place of a size keeps it open.",
         ),
     ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data",
+            help="What to compare on: .npz or .npy files, or images.",
+            show_default="what the model was trained on, else random numbers",
+        ),
+    ] = None,
     batch: Annotated[
         str | None, typer.Option("--batch-size", metavar="N", help="Fixed batch size, or `dynamic`.", show_default="1")
     ] = None,
@@ -63,6 +71,7 @@ def command(
         weights=weights,
         input_shape=parse_shape(input_shape) if input_shape else None,
         inputs=tuple(parse_input(each) for each in inputs or ()),
+        data=data,
         dynamic_batch=dynamic,
         batch=size,
         opset=opset,

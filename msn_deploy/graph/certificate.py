@@ -18,7 +18,7 @@ from msn_deploy.graph.affine import shape_of
 from msn_deploy.graph.evaluate import ROUNDING, apart, values_float64
 from msn_deploy.graph.fold import FoldedGraph, NormFold, Rule
 from msn_deploy.graph.rules import Code
-from msn_deploy.model.feeds import BATCH, Array, ExampleInput, random_feeds
+from msn_deploy.model.feeds import BATCH, Array, ExampleInput, Feeds, random_feeds
 from msn_deploy.msn.plain import FoldedLayer, copied, fold_layers, raw_weight
 
 INPUTS = ("normal", "lit corners")
@@ -86,16 +86,24 @@ def _share(norm: CertifiedNorm) -> float:
 
 
 def certify(
-    folded: FoldedGraph, inputs: Sequence[ExampleInput] | None = None, layers: Sequence[CertifiedNorm] = ()
+    folded: FoldedGraph,
+    inputs: Sequence[ExampleInput] | None = None,
+    layers: Sequence[CertifiedNorm] = (),
+    *,
+    data: Feeds | None = None,
 ) -> Certificate:
     """Run the graph before and after its folds in float64 and compare what should be the same.
 
     inputs: with the sizes to run the graph with; None: 1 for what it leaves open. layers: norms that were
-    folded before the graph was exported. Raises InputError if the graph can't be evaluated.
+    folded before the graph was exported. data: one run's inputs, in place of INPUTS, for a network that needs such.
+    Raises InputError if the graph can't be evaluated.
     """
     outputs = [str(output.name) for output in folded.before.graph.outputs]
     same = {*outputs, *(each for fold in folded.folds for each in fold.same)}
-    feeds = edge_feeds(_inputs_of(folded) if inputs is None else inputs)
+    if data is not None:
+        feeds = [{name: each.astype(np.float64) if each.dtype.kind == "f" else each for name, each in data.items()}]
+    else:
+        feeds = edge_feeds(_inputs_of(folded) if inputs is None else inputs)
     moved: dict[str, list[_Moved]] = {}
     in_float32: set[str] = set()
     for found in values_float64([folded.before, folded.after], feeds, same):
@@ -108,6 +116,7 @@ def certify(
         norms=(*layers, *norms),
         output=max((_certified(whole, moved) for whole in wholes), key=_share),
         pooled_first=folded.pooled_first,
+        inputs=INPUTS if data is None else ("data",),
         in_float32=tuple(sorted(in_float32)),
     )
 

@@ -17,6 +17,7 @@ from msn_deploy.core.artifacts import Parent, publish, sidecar_path, write_json
 from msn_deploy.core.errors import FoldError, GateError, InputError
 from msn_deploy.core.model_info import ModelInfo
 from msn_deploy.data import to_input
+from msn_deploy.data.feeds import is_feeds, open_feeds
 from msn_deploy.engine.ort import run_on_one_thread
 from msn_deploy.model.feeds import BATCH, Feeds, random_feeds, rows_of
 from msn_deploy.model.opened import OpenModel, norms_in, with_info
@@ -103,7 +104,7 @@ def export_onnx(
 
     made = open_source(source, options)
     name = source if isinstance(source, str) else type(source).__name__
-    feeds, feeds_are = _comparison_feeds(made)
+    feeds, feeds_are = _comparison_feeds(made, options.data)
     truth = made.predict(feeds)
     compared = partial(rung, truth=truth, classifies=classifies(made.info))
     rungs = [compared(stage, outputs=predict(feeds)) for stage, predict in made.stages.items()]
@@ -111,7 +112,7 @@ def export_onnx(
     if options.fold:
         folded = fold_graph(made.model.proto)
         try:
-            certificate = certify(folded, made.inputs, made.layers)
+            certificate = certify(folded, made.inputs, made.layers, data=feeds[0] if is_feeds(options.data) else None)
         except InputError:
             _require_repeatable(made, feeds, truth, source=name)
             raise
@@ -270,15 +271,25 @@ def _require_exact(certificate: Certificate, source: str, *, fully: bool) -> Non
         )
 
 
-def _comparison_feeds(made: Source) -> tuple[Sequence[Feeds], str]:
+def _comparison_feeds(made: Source, data: str | None) -> tuple[Sequence[Feeds], str]:
     """Return what the stages are compared on, one run behind the other, and what it is."""
     info, inputs = made.info, made.inputs
+    if data is not None and is_feeds(data):
+        given = open_feeds(data, [each.spec for each in inputs]).first(_MOST_SAMPLES)
+        return list(given.runs(most=_MOST_ROWS)), f"{len(given)} samples of {data}"
+    if data is not None and info.preprocess is None:
+        raise InputError(
+            f"it is not known how images are prepared for this network, so that {data} can't be fed to it.\n"
+            "Give `--data` an .npz or .npy file of prepared inputs."
+        )
     first = inputs[0]
     is_open, batch = first.open[:1] == (BATCH,), (first.shape or (1,))[0]
-    if info.preprocess is not None and info.data and len(inputs) == 1:
+    if info.preprocess is not None and (data or info.data) and len(inputs) == 1:
         try:
-            split = split_for(info, info.preprocess, None, "test").first(_MOST_SAMPLES)
+            split = split_for(info, info.preprocess, data, "test").first(_MOST_SAMPLES)
         except InputError as cause:
+            if data is not None:
+                raise
             _LOG.warning("compared on random input: %s", str(cause).splitlines()[0])
         else:
             step = _MOST_ROWS if is_open else batch
@@ -286,7 +297,7 @@ def _comparison_feeds(made: Source) -> tuple[Sequence[Feeds], str]:
             if whole:
                 images = to_input(split.images[:whole], info.preprocess)
                 runs = [{first.name: images[at : at + step]} for at in range(0, whole, step)]
-                return runs, f"{whole} test images of {info.data}"
+                return runs, f"{whole} test images of {data or info.data}"
     row = sum(int(np.prod(each.shape[1:])) for each in inputs)
     wanted = min(FEW, max(2 if is_open else 1, _RANDOM_NUMBERS // max(1, row)))
     sizes = [{BATCH: wanted}] if is_open else [{}] * -(-wanted // batch)

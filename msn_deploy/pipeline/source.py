@@ -55,6 +55,9 @@ class ExportOptions:
     """Of the only input: (N, C, H, W), for a network of the user's own, or to fix open sizes of an ONNX file."""
     inputs: tuple[InputOption, ...] = ()
     """In place of `input_shape`: one or more inputs by name."""
+    data: str | None = None
+    """What the stages are compared on: feeds (see `data.feeds`), or, for a network that says how its images are prepared,
+    a known name or a folder of images; None: what it was trained on, else random numbers."""
     dynamic_batch: bool = False
     """Whether the batch size stays open in the file."""
     batch: int | None = None

@@ -260,3 +260,29 @@ def test_a_checkpoint_has_its_size_and_weights(checkpoint: Path, tmp_path: Path,
 def test_a_missing_input_is_named_with_what_to_type(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"right[\s\S]*--input left=\S+ --input right="):
         exported(source(tmp_path, NETWORKS["stereo"]), tmp_path / "m.onnx", input_shape=(1, 3, 8, 8))
+
+
+def test_stages_are_compared_on_data_that_a_network_needs(tmp_path: Path) -> None:
+    body = (
+        f"{NET}        self.table = nn.Embedding(500, 8)\n"
+        "    def forward(self, x, kinds):\n"
+        "        return self.c(x) + self.table(kinds - 400)[:, :, None, None]\n"
+    )
+    spec, rng = source(tmp_path, body), np.random.default_rng(2)
+    inputs = ["x=2,3,8,8", "kinds=2:int64"]
+    with pytest.raises(InputError, match="index"):
+        exported(spec, tmp_path / "m.onnx", inputs)
+    np.savez(
+        tmp_path / "d.npz", x=rng.standard_normal((6, 3, 8, 8)).astype(np.float32), kinds=rng.integers(400, 900, 6)
+    )
+    report = exported(spec, tmp_path / "m.onnx", inputs, data=str(tmp_path / "d.npz"))
+    assert report.ladder[-1].samples == 6
+    assert report.certificate is not None
+    assert report.certificate.inputs == ("data",)
+    assert report.certificate.is_exact
+
+
+def test_images_are_no_data_for_a_network_that_says_nothing_of_them(tmp_path: Path) -> None:
+    spec = source(tmp_path, f"{NET}{FORWARD}return self.c(x)\n")
+    with pytest.raises(InputError, match=r"\.npz"):
+        exported(spec, tmp_path / "m.onnx", input_shape=(1, 3, 8, 8), data=str(tmp_path))
