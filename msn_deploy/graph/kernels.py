@@ -6,7 +6,6 @@ not known here it raises NotImplementedError, and `reference` asks the next one.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Array = NDArray[Any]
-_MOST_UNFOLDED = 1 << 25  # bytes that a convolution may unfold at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +55,7 @@ def tensor(array: Array) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array).reshape(array.shape))  # which makes a number a list of one
 
 
-def _floats(*arrays: Array | None) -> list[Tensor]:
+def floats(*arrays: Array | None) -> list[Tensor]:
     """Return arrays of floating point as tensors."""
     if any(each is not None and each.dtype.kind != "f" for each in arrays):
         raise NotImplementedError("numbers that are not floating point")
@@ -117,78 +115,6 @@ def _every(axis: int, stride: int) -> tuple[slice, ...]:
     return (*[slice(None)] * axis, slice(None, None, stride))
 
 
-@kernel("Conv")
-def _conv(call: Call, x: Array, w: Array, b: Array | None = None) -> Array:
-    at, groups = Window(call, x.shape[2:], w.shape[2:]), call.get("group", 1)
-    image, weight, *bias = _floats(x, w, b)
-    convolve: Any = (torch.conv1d, torch.conv2d, torch.conv3d)[at.sides - 1]
-    added = bias[0] if bias else None
-    sizes = at.counts(ceil=False)
-    if w.shape[1] == 1 and groups == x.shape[1]:
-        return _depthwise(at, sizes, image, weight, added)
-    rows = max(1, _MOST_UNFOLDED // (x.itemsize * math.prod(w.shape[1:]) * groups * math.prod(sizes[1:])))
-    if rows >= sizes[0] and len(x) == 1 and at.before == at.behind:
-        whole: Array = convolve(image, weight, added, at.strides, at.before, at.dilations, groups).numpy()
-        return whole
-    y = torch.empty((len(x), len(w), *sizes), dtype=image.dtype)
-    sides = at.before if at.before[1:] == at.behind[1:] else [0] * at.sides
-    if sides is not at.before and at.sides > 1:
-        ends = zip(reversed(at.before[1:]), reversed(at.behind[1:]), strict=True)
-        image = F.pad(image, [each for pair in ends for each in pair])
-    for n in range(len(x)):  # in pieces: what torch unfolds of a whole picture is as large as all the rest
-        for first in range(0, sizes[0], rows):
-            last = min(first + rows, sizes[0])
-            start = first * at.strides[0] - at.before[0]
-            stop = (last - 1) * at.strides[0] - at.before[0] + at.spans[0]
-            piece = image[n : n + 1, :, max(0, start) : max(0, min(stop, at.sizes[0]))]
-            above, below = max(0, min(-start, stop - start)), max(0, stop - max(start, at.sizes[0]))
-            if above or below:
-                piece = F.pad(piece, [0, 0] * (at.sides - 1) + [above, below])
-            padding = [0, *sides[1:]]
-            made = convolve(piece, weight, added, at.strides, padding, at.dilations, groups)
-            y[n, :, first:last] = made[0]
-    return y.numpy()
-
-
-def _depthwise(at: Window, sizes: Sequence[int], x: Tensor, w: Tensor, b: Tensor | None) -> Array:
-    """Add up a picture per place in the window: torch convolves doubles channel by channel, 10 to 50 times slower."""
-    x, each = at.padded(x, sizes, 0.0), (1, -1, *[1] * at.sides)
-    x = x.repeat_interleave(len(w) // x.shape[1], dim=1) if len(w) > x.shape[1] else x
-    y = torch.zeros((len(x), len(w), *sizes), dtype=x.dtype)
-    for number, place in enumerate(itertools.product(*(range(size) for size in at.kernel))):
-        part = x
-        for axis, step in enumerate(place):
-            part = at.taps(part, axis, sizes[axis])[step]
-        y.addcmul_(part, w[:, 0].flatten(1)[:, number].reshape(each))
-    return (y if b is None else y.add_(b.reshape(each))).numpy()
-
-
-@kernel("ConvTranspose")
-def _conv_transpose(call: Call, x: Array, w: Array, b: Array | None = None) -> Array:
-    """Padding here is cutting off; the picture is computed with all that the kernel reaches."""
-    at, auto = Window(call, x.shape[2:], w.shape[2:]), call.get("auto_pad", "NOTSET")
-    image, weight, *bias = _floats(x, w, b)
-    extra = list(call.get("output_padding") or [0] * at.sides)
-    full = [(size - 1) * stride + span for size, stride, span in zip(at.sizes, at.strides, at.spans, strict=True)]
-    shape = list(call.get("output_shape") or [])[-at.sides :]
-    if not shape and auto in ("SAME_UPPER", "SAME_LOWER"):
-        shape = [size * stride for size, stride in zip(at.sizes, at.strides, strict=True)]
-    before, behind = at.before, at.behind
-    if shape:
-        cut = [max(0, each + more - size) for each, more, size in zip(full, extra, shape, strict=True)]
-        less = [each // 2 for each in cut]
-        more = [each - each // 2 for each in cut]
-        before, behind = (less, more) if auto == "SAME_UPPER" else (more, less)
-        extra = [size + each - have for size, each, have in zip(shape, cut, full, strict=True)]
-    convolve: Any = (torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d)[at.sides - 1]
-    y = convolve(image, weight, None, at.strides, 0, 0, call.get("group", 1), at.dilations)
-    pads: list[int] = []
-    for i in reversed(range(at.sides)):
-        pads += [-before[i], extra[i] - behind[i]]
-    y = F.pad(y, pads) if any(pads) else y
-    return (y + bias[0].reshape(-1, *[1] * at.sides) if bias else y).numpy()
-
-
 @kernel("MaxPool")
 def _max_pool(call: Call, x: Array) -> Any:
     at, kind = Window(call, x.shape[2:], call.given["kernel_shape"]), x.dtype
@@ -216,7 +142,7 @@ def _max_pool(call: Call, x: Array) -> Any:
 def _summing_pool(call: Call, x: Array) -> Array:
     at = Window(call, x.shape[2:], call.given["kernel_shape"])
     counts = at.counts(ceil=bool(call.get("ceil_mode", 0)))
-    (image,) = _floats(x)
+    (image,) = floats(x)
     power = call.get("p", 2) if call.operator == "LpPool" else 0
     if power:
         image = image.abs() ** power
@@ -241,7 +167,7 @@ def _summing_pool(call: Call, x: Array) -> Array:
 
 @kernel("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool")
 def _global_pool(call: Call, x: Array) -> Any:
-    (image,) = _floats(x)
+    (image,) = floats(x)
     axes = list(range(2, x.ndim))
     if call.operator == "GlobalAveragePool":
         return image.mean(axes, keepdim=True).numpy()
@@ -256,7 +182,7 @@ def _batch_norm(call: Call, x: Array, gain: Array, bias: Array, mean: Array, var
     """The one of evaluation. Before opset 14 a training one has more outputs; `momentum` never means training."""
     if call.get("training_mode", 0) or call.outputs > 1:
         raise NotImplementedError("a batch normalisation in training")
-    image, *terms = _floats(x, gain, bias, mean, var)
+    image, *terms = floats(x, gain, bias, mean, var)
     if gain.ndim == 1 and x.ndim > 1:
         terms = [each.reshape(-1, *[1] * (x.ndim - 2)) for each in terms]
     scale = terms[0] / (terms[3] + call.get("epsilon", 1e-5)).sqrt()
@@ -265,7 +191,7 @@ def _batch_norm(call: Call, x: Array, gain: Array, bias: Array, mean: Array, var
 
 @kernel("InstanceNormalization")
 def _instance_norm(call: Call, x: Array, gain: Array, bias: Array) -> Array:
-    image, scale, shift = _floats(x, gain, bias)
+    image, scale, shift = floats(x, gain, bias)
     by_channel = (-1, *[1] * (x.ndim - 2))
     y = _standardised(image, list(range(2, x.ndim)), call.get("epsilon", 1e-5))[0]
     return (y * scale.reshape(by_channel)).add_(shift.reshape(by_channel)).numpy()
@@ -273,7 +199,7 @@ def _instance_norm(call: Call, x: Array, gain: Array, bias: Array) -> Array:
 
 @kernel("LayerNormalization")
 def _layer_norm(call: Call, x: Array, gain: Array, bias: Array | None = None) -> Any:
-    image, scale, *shift = _floats(x, gain, bias)
+    image, scale, *shift = floats(x, gain, bias)
     first = call.get("axis", -1)
     axes = list(range(first % x.ndim, x.ndim))
     y, mean, inverse = _standardised(image, axes, call.get("epsilon", 1e-5))
@@ -285,7 +211,7 @@ def _layer_norm(call: Call, x: Array, gain: Array, bias: Array | None = None) ->
 @kernel("MeanVarianceNormalization")
 def _mean_variance_norm(call: Call, x: Array) -> Array:
     """With the constant 1e-9 that its definition adds to the deviation."""
-    (image,) = _floats(x)
+    (image,) = floats(x)
     axes = list(call.get("axes", [0, 2, 3]))
     apart = image - image.mean(axes, keepdim=True)
     return (apart / ((apart * apart).mean(axes, keepdim=True).sqrt() + 1e-9)).numpy()
@@ -293,7 +219,7 @@ def _mean_variance_norm(call: Call, x: Array) -> Array:
 
 @kernel("GroupNormalization")
 def _group_norm(call: Call, x: Array, gain: Array, bias: Array) -> Array:
-    image, scale, shift = _floats(x, gain, bias)
+    image, scale, shift = floats(x, gain, bias)
     groups = call.given["num_groups"]
     grouped = image.reshape(x.shape[0], groups, -1)
     y = _standardised(grouped, [2], call.get("epsilon", 1e-5))[0]
@@ -311,7 +237,7 @@ def _standardised(x: Tensor, axes: list[int], epsilon: float) -> tuple[Tensor, T
 
 @kernel("LRN")
 def _lrn(call: Call, x: Array) -> Any:
-    (image,) = _floats(x)
+    (image,) = floats(x)
     size = call.given["size"]
     squares = F.pad(image * image, [0, 0] * (x.ndim - 2) + [(size - 1) // 2, size // 2])
     total = sum((squares.narrow(1, at, x.shape[1]) for at in range(1, size)), squares.narrow(1, 0, x.shape[1]))
@@ -320,19 +246,19 @@ def _lrn(call: Call, x: Array) -> Any:
 
 @kernel("LpNormalization")
 def _lp_norm(call: Call, x: Array) -> Any:
-    (image,) = _floats(x)
+    (image,) = floats(x)
     length = torch.linalg.vector_norm(image, call.get("p", 2), dim=call.get("axis", -1), keepdim=True)
     return torch.where(length == 0, torch.zeros_like(image), image / length).numpy()
 
 
 @kernel("MatMul")
 def _matmul(call: Call, a: Array, b: Array) -> Array:
-    return np.asarray(torch.matmul(*_floats(a, b)).numpy())
+    return np.asarray(torch.matmul(*floats(a, b)).numpy())
 
 
 @kernel("Gemm")
 def _gemm(call: Call, a: Array, b: Array, c: Array | None = None) -> Array:
-    left, right, *added = _floats(a, b, c)
+    left, right, *added = floats(a, b, c)
     left = left.T if call.get("transA", 0) else left
     right = right.T if call.get("transB", 0) else right
     y = left @ right
@@ -344,7 +270,7 @@ def _gemm(call: Call, a: Array, b: Array, c: Array | None = None) -> Array:
 
 @kernel("Einsum")
 def _einsum(call: Call, *inputs: Array) -> Array:
-    return np.asarray(torch.einsum(call.given["equation"].replace(" ", ""), *_floats(*inputs)).numpy())
+    return np.asarray(torch.einsum(call.given["equation"].replace(" ", ""), *floats(*inputs)).numpy())
 
 
 @kernel("Add", "Sub", "Mul", "Div", "Pow")
@@ -352,7 +278,7 @@ def _arithmetic(call: Call, a: Array, b: Array) -> Array:
     if call.version < 7 and call.get("broadcast", 0) and "axis" in call.given:
         b = b.reshape(*b.shape, *[1] * (a.ndim - b.ndim - call.given["axis"] % a.ndim))
     compute: dict[str, Any] = {"Add": torch.add, "Sub": torch.sub, "Mul": torch.mul, "Div": torch.div, "Pow": torch.pow}
-    return np.asarray(compute[call.operator](*_floats(a, b)).numpy())
+    return np.asarray(compute[call.operator](*floats(a, b)).numpy())
 
 
 _GELU_SLOPE = math.sqrt(2 / math.pi)
@@ -393,13 +319,13 @@ _UNARY: dict[str, Callable[[Call, Tensor], Tensor]] = {
 
 @kernel(*_UNARY)
 def _unary(call: Call, x: Array) -> Array:
-    return np.asarray(_UNARY[call.operator](call, *_floats(x)).numpy())
+    return np.asarray(_UNARY[call.operator](call, *floats(x)).numpy())
 
 
 @kernel("PRelu")
 def _prelu(call: Call, x: Array, slope: Array) -> Array:
     """Its slope is broadcast as in numpy; one per channel, as older files have it, is (C,)."""
-    image, slopes = _floats(x, slope)
+    image, slopes = floats(x, slope)
     if slope.ndim == 1 and x.ndim > 2 and len(slope) == x.shape[1] and call.version < 7:
         slopes = slopes.reshape(-1, *[1] * (x.ndim - 2))
     return torch.where(image < 0, image * slopes, image).numpy()
@@ -407,7 +333,7 @@ def _prelu(call: Call, x: Array, slope: Array) -> Array:
 
 @kernel("Clip")
 def _clip(call: Call, x: Array, low: Array | None = None, high: Array | None = None) -> Array:
-    (image,) = _floats(x)
+    (image,) = floats(x)
     low = call.get("min") if low is None else low
     high = call.get("max") if high is None else high
     image = image if low is None else torch.clamp(image, min=float(low))
@@ -416,7 +342,7 @@ def _clip(call: Call, x: Array, low: Array | None = None, high: Array | None = N
 
 @kernel("Softmax", "LogSoftmax", "Hardmax")
 def _softmax(call: Call, x: Array) -> Any:
-    (image,) = _floats(x)
+    (image,) = floats(x)
     compute: Any = {"Softmax": torch.softmax, "LogSoftmax": torch.log_softmax, "Hardmax": _hardmax}[call.operator]
     if call.version >= 13:
         return compute(image, call.get("axis", -1)).numpy()
@@ -444,6 +370,6 @@ def _dropout(call: Call, x: Array, ratio: Array | None = None, training: Array |
 def _grid_sample(call: Call, x: Array, grid: Array) -> Array:
     named = call.get("mode", "linear" if call.version >= 20 else "bilinear")
     mode = {"linear": "bilinear", "cubic": "bicubic"}.get(named, named)
-    image, places = _floats(x, grid)
+    image, places = floats(x, grid)
     padding, corners = call.get("padding_mode", "zeros"), bool(call.get("align_corners", 0))
     return F.grid_sample(image, places, mode=mode, padding_mode=padding, align_corners=corners).numpy()

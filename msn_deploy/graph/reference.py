@@ -16,7 +16,8 @@ import onnx_ir as ir
 from onnx import ModelProto, TypeProto, helper
 from onnx.reference import ReferenceEvaluator
 
-import msn_deploy.graph.resize  # noqa: F401  registers its kernels
+import msn_deploy.graph.convolve  # these register their kernels
+import msn_deploy.graph.resize  # noqa: F401
 from msn_deploy.core.errors import first_line
 from msn_deploy.core.optional import require
 from msn_deploy.graph.doubles import to_single
