@@ -200,6 +200,8 @@ def _parse_error(model: OpenModel, backend: Backend, parser: Any, messages: Mess
     domain = f" of the domain {nodes[at].domain}" if 0 <= at < len(nodes) and nodes[at].domain else ""
     where = f"node {name or at} ({operator}{domain})" if operator else "the graph"
     hint = "Export it again with `msn-deploy export`, which writes only what TensorRT reads."
+    if "UInt8" in error.desc():
+        hint = "TensorRT takes uint8 into a Cast alone: cast it first, as `msn-deploy export` does where it can."
     if re.search("plugin.* not found", error.desc(), re.I):
         hint = f"TensorRT has no operator {operator}: replace it in the network{_or_plugins(backend)}."
     return InputError(f"{backend.title} cannot read {where} of {model.path}: {shorten(error.desc())}{more}.\n{hint}")

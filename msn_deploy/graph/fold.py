@@ -16,7 +16,7 @@ from msn_deploy.graph.affine import Mapped, affine_of, constant
 from msn_deploy.graph.clean import clean
 from msn_deploy.graph.edits import graph_of, map_inputs, spell_out
 from msn_deploy.graph.evaluate import to_double, to_single
-from msn_deploy.graph.reorder import pool_before_concat, pool_before_pointwise
+from msn_deploy.graph.reorder import cast_bytes_first, pool_before_concat, pool_before_pointwise
 from msn_deploy.graph.rules import Code, Plan, Refused, plan_into_producers, plan_into_readers
 
 _NORMS_OF_THEIR_INPUT = ("InstanceNormalization", "LayerNormalization", "GroupNormalization", "LpNormalization")
@@ -66,6 +66,7 @@ def fold_graph(model: ModelProto) -> FoldedGraph:
     Norms of graphs that are not of one floating precision, or that branch on their input, are kept with a reason.
     """
     graph = ir.from_proto(model)
+    cast_bytes_first(graph.graph)
     if len(_float_types(model)) > 1:  # of constants that are cast, perhaps, which are computed once
         clean(graph)
         model = ir.to_proto(graph)

@@ -1,4 +1,4 @@
-"""Pooling as early as it may: convolutions of one pixel and concatenations commute with it, and then see less."""
+"""What may come earlier: pooling, of which convolutions of one pixel and concatenations see less; casts of bytes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ import onnx_ir as ir
 from msn_deploy.graph.affine import constant, present
 from msn_deploy.graph.edits import free_name
 from msn_deploy.graph.operators import is_channel_axis, keeps_constants, makes_smaller
+
+# What moves the numbers of its first input and computes nothing.
+_MOVES = {"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Gather", "Split", "Identity", "Expand"}
+_MOVES |= {"Tile", "DepthToSpace", "SpaceToDepth"}
+_FLOATS = {int(ir.DataType.FLOAT), int(ir.DataType.FLOAT16)}
 
 
 def pool_before_pointwise(graph: ir.Graph) -> dict[str, str]:
@@ -60,6 +65,48 @@ def pool_before_concat(graph: ir.Graph, known: Collection[str]) -> dict[str, tup
         graph.remove(pool, safe=True)
         whole.name, whole.shape = pooled.name, pooled.shape
     return gone
+
+
+def cast_bytes_first(graph: ir.Graph) -> None:
+    """Cast an input of bytes before it is turned, cut or reshaped, in place: TensorRT takes it into a cast alone.
+
+    Only where everything that is made of the bytes is cast to one type of floats in the end; the numbers are the same.
+    """
+    for given in graph.inputs:
+        if given.dtype != ir.DataType.UINT8:
+            continue
+        moved, casts, waiting = [given], [], [given]
+        while waiting:
+            value = waiting.pop()
+            for node, index in value.uses():
+                if index == 0 and any(_is_own(node, kind, graph) for kind in _MOVES):
+                    moved += node.outputs
+                    waiting += node.outputs
+                else:
+                    casts.append(node)
+        kinds = {each.attributes["to"].as_int() if _is_own(each, "Cast", graph) else 0 for each in casts}
+        if (
+            len(moved) == 1
+            or len(kinds) != 1
+            or not kinds <= _FLOATS
+            or any(each.is_graph_output() for each in (*moved, *(cast.outputs[0] for cast in casts)))
+        ):
+            continue
+        first = ir.Node("", "Cast", [given], [ir.AttrInt64("to", (kind := kinds.pop()))], num_outputs=1)
+        made = first.outputs[0]
+        made.name, made.shape = free_name(graph, f"{given.name}.float"), given.shape
+        given.replace_all_uses_with(made)
+        first.replace_input_with(0, given)
+        graph.insert_before(graph[0], first)
+        for value in (made, *moved[1:]):
+            value.type = ir.TensorType(ir.DataType(kind))
+        for cast in casts:
+            cast.outputs[0].replace_all_uses_with(present(cast.inputs[0]))
+            graph.remove(cast, safe=True)
+
+
+def _is_own(node: ir.Node, kind: str, graph: ir.Graph) -> bool:
+    return node.op_type == kind and not node.domain and node.graph is graph
 
 
 def _poolings(graph: ir.Graph, *kinds: str) -> Iterator[tuple[ir.Node, ir.Value, ir.Node]]:

@@ -94,7 +94,7 @@ def inputs_of(
 
 
 def _from_files(runner: Runner, data: str, *, batch: int, shapes: Sequence[InputShapes]) -> BenchInputs:
-    """Take as many whole queries as the files hold, and few enough to lie in memory together."""
+    """Take as many whole queries as the files hold, and few enough to be in memory at once."""
     given = {each.name: each.best for each in shapes}
     specs = [replace(spec, shape=given.get(spec.name, spec.shape)) for spec in runner.inputs]
     source = open_feeds(data, specs)

@@ -309,6 +309,12 @@ def test_a_parser_error_names_the_node_in_the_words_that_the_release_has(save, r
         build(save(), trt)
 
 
+def test_bytes_that_are_not_cast_at_once_are_told_what_tensorrt_takes(save):
+    text = "ITensor::getDimensions: Error Code 4: API Usage Error (turn0: first input has type UInt8 but must have type"
+    with pytest.raises(InputError, match=r"\nTensorRT takes uint8 into a Cast alone: .*`msn-deploy export`"):
+        build(save(), Release("10.3.0", error=(0, "turn0", "Transpose", text)))
+
+
 def test_a_parser_error_of_no_node_speaks_of_the_graph(save):
     with pytest.raises(InputError, match=r"cannot read the graph of .*: no graph"):
         build(save(), Release("10.3.0", error=(-1, "", "", "no graph")))
