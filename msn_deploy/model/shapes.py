@@ -10,7 +10,7 @@ from onnx import ModelProto, ValueInfoProto
 
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.model_info import InputOption, TensorSpec
-from msn_deploy.model.feeds import BATCH, ExampleInput
+from msn_deploy.model.feeds import BATCH, ExampleInput, Feeds
 from msn_deploy.model.opened import OpenModel, made_model
 
 
@@ -61,8 +61,10 @@ def with_sizes(
     )
 
 
-def example_inputs(model: OpenModel, wanted: Sequence[InputOption] = ()) -> tuple[ExampleInput, ...]:
-    """Return the inputs with numbers to try their open sizes with: 1 for a batch, for others those of `wanted`.
+def example_inputs(
+    model: OpenModel, wanted: Sequence[InputOption] = (), *, data: Feeds | None = None
+) -> tuple[ExampleInput, ...]:
+    """Return the inputs with numbers to try their open sizes with: those of `wanted`, else of `data`; 1 for a batch.
 
     Raises InputError for an open size that no number is given for.
     """
@@ -81,6 +83,8 @@ def example_inputs(model: OpenModel, wanted: Sequence[InputOption] = ()) -> tupl
         shape = []
         for at, (own, name) in enumerate(zip(spec.shape, names, strict=True)):
             size = own if own is not None else sizes[at] or (1 if name == batch and at == 0 else None)
+            if size is None and data is not None and data[spec.name].ndim == len(names):
+                size = data[spec.name].shape[at]
             if size is None:
                 raise InputError(_open_text(spec, names, source=str(model.path)))
             shape.append(size)

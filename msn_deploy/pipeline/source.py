@@ -14,6 +14,7 @@ from msn_deploy.core.errors import InputError
 from msn_deploy.core.model_info import InputOption, ModelInfo
 from msn_deploy.core.optional import require
 from msn_deploy.core.recipes import recipe_from_dict
+from msn_deploy.data.feeds import is_feeds, open_feeds
 from msn_deploy.engine import OrtRunner
 from msn_deploy.engine.runner import sizes_text
 from msn_deploy.model.feeds import (
@@ -56,8 +57,8 @@ class ExportOptions:
     inputs: tuple[InputOption, ...] = ()
     """In place of `input_shape`: one or more inputs by name."""
     data: str | None = None
-    """What the stages are compared on: feeds (see `data.feeds`), or, for a network that says how its images are prepared,
-    a known name or a folder of images; None: what it was trained on, else random numbers."""
+    """What the stages are compared on: feeds (see `data.feeds`), or images where it is known how they are prepared;
+    None: what it was trained on, else random numbers."""
     dynamic_batch: bool = False
     """Whether the batch size stays open in the file."""
     batch: int | None = None
@@ -275,10 +276,12 @@ def _open_onnx(path: Path, options: ExportOptions) -> Source:
         name, _ = model.only_input
         wanted = (InputOption(name, tuple((size, None) for size in options.input_shape)),)
     model = with_sizes(model, wanted, batch=options.batch, open_batch=options.dynamic_batch)
+    is_sample = options.data is not None and is_feeds(options.data)
+    sample = next(iter(open_feeds(str(options.data), model.inputs)), None) if is_sample else None
     return Source(
         model=model,
         info=model.info or ModelInfo(net="custom", norm="custom"),
-        inputs=example_inputs(model, wanted),
+        inputs=example_inputs(model, wanted, data=sample),
         predict=in_ort(model),
         parents=(model.as_parent(), *(parent_of(file, role="weights") for file in model.weight_files)),
         graph_is_truth=True,

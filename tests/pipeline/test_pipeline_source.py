@@ -286,3 +286,10 @@ def test_images_are_no_data_for_a_network_that_says_nothing_of_them(tmp_path: Pa
     spec = source(tmp_path, f"{NET}{FORWARD}return self.c(x)\n")
     with pytest.raises(InputError, match=r"\.npz"):
         exported(spec, tmp_path / "m.onnx", input_shape=(1, 3, 8, 8), data=str(tmp_path))
+
+
+def test_open_sizes_are_tried_with_those_of_the_data(foreign: Any, tmp_path: Path) -> None:
+    np.save(tmp_path / "d.npy", np.random.default_rng(3).standard_normal((5, 3, 8, 12)).astype(np.float32))
+    report = export_onnx(foreign(["n", 3, "h", "w"]), tmp_path / "m.onnx", data=str(tmp_path / "d.npy"))
+    assert report.ladder[-1].samples == 5
+    assert session(tmp_path / "m.onnx").get_inputs()[0].shape == ["n", 3, "h", "w"]
