@@ -8,7 +8,7 @@ ON_PATH := PATH="$(CURDIR)/$(BIN):$$PATH"
 TORCH := torch==2.13.0
 SCRIPTS := .ci/run $(wildcard benchmarks/*.sh msn_deploy/engine/*.sh msn_deploy/pipeline/bundle_scripts/* tests/container/*.sh)
 
-.PHONY: setup demo quick test gpu-test nightly check hooks fmt results train-step throughput overhead control peers networks paper int8 readme \
+.PHONY: setup demo quick test gpu-test nightly check hooks fmt results train-step throughput overhead control peers networks export-cost backend-tests paper int8 readme \
 	container-test jetson-wheels clean
 
 setup: $(VENV)/.installed $(VENV)/.bindings
@@ -91,6 +91,14 @@ peers: setup
 # Rows anew: make networks NETWORKS="timm_resnet18 own_stereo"
 networks: setup
 	$(BIN)/python benchmarks/networks/run.py $(NETWORKS)
+
+# Time and memory of `export` against torch's exporter with onnxsim: a quarter of an hour on an otherwise idle machine.
+export-cost: setup
+	$(BIN)/python benchmarks/networks/export_cost.py
+
+# ONNX's own tests through `export`: ten minutes.
+backend-tests: setup
+	$(BIN)/python benchmarks/backend_tests.py
 
 # Trains every table of accuracy that is not there yet: hours on two cores. Stop it at any time and type it again.
 # MNIST lies elsewhere: make paper PAPER="--data mnist=FOLDER". One table alone: make paper TABLES=mnist-cnn3
