@@ -13,32 +13,32 @@ from msn_deploy.graph.affine import Affine, Array, affine_of, constant, present,
 
 def scale_conv_outputs(node: ir.Node, of: Affine) -> None:
     """Make it of(conv): W'[o] = s[o] * W[o], b' = s * b + t."""
-    _set(node, 1, _by_output(node, _weight(node), of.scale))
-    _set(node, 2, of.scale * _bias(node, len(of.scale)) + of.shift)
+    set_constant(node, 1, _by_output(node, _weight(node), of.scale))
+    set_constant(node, 2, of.scale * _bias(node, len(of.scale)) + of.shift)
 
 
 def scale_conv_inputs(node: ir.Node, of: Affine) -> None:
     """conv(of(x)) as a convolution of x: W'[:, c] = s[c] * W[:, c], b' = b + sum of W[:, c] * t[c]."""
     weight, groups = _weight(node), node.attributes.get_int("group", 1)
     if node.op_type == "ConvTranspose":  # (C_in, C_out / groups, ...), and only scales come here
-        _set(node, 1, weight * of.scale.reshape(-1, *[1] * (weight.ndim - 1)))
+        set_constant(node, 1, weight * of.scale.reshape(-1, *[1] * (weight.ndim - 1)))
         return
     grouped = weight.reshape(groups, weight.shape[0] // groups, *weight.shape[1:])
     by_group = (groups, 1, weight.shape[1], *[1] * (weight.ndim - 2))
     scaled = grouped * of.scale.reshape(by_group)
     offset = (grouped * of.shift.reshape(by_group)).sum(axis=tuple(range(2, grouped.ndim))).reshape(-1)
     bias = _bias(node, weight.shape[0])
-    _set(node, 1, scaled.reshape(weight.shape))
+    set_constant(node, 1, scaled.reshape(weight.shape))
     if len(node.inputs) > 2 or offset.any():
-        _set(node, 2, bias + offset)
+        set_constant(node, 2, bias + offset)
 
 
 def scale_matmul_outputs(node: ir.Node, of: Affine) -> None:
     """Make x @ W + b of(x @ W + b), as a Gemm."""
     weight, bias = _as_gemm(node, len(of.scale))
     by_output = of.scale.reshape((-1, 1) if node.attributes.get_int("transB", 0) else (1, -1))
-    _set(node, 1, weight * by_output)
-    _set(node, 2, of.scale * bias + of.shift)
+    set_constant(node, 1, weight * by_output)
+    set_constant(node, 2, of.scale * bias + of.shift)
 
 
 def scale_matmul_inputs(node: ir.Node, of: Affine) -> None:
@@ -46,8 +46,8 @@ def scale_matmul_inputs(node: ir.Node, of: Affine) -> None:
     transposed = bool(node.attributes.get_int("transB", 0))
     outputs = _weight(node).shape[0 if transposed else 1]
     weight, bias = _as_gemm(node, outputs)
-    _set(node, 1, weight * of.scale.reshape((1, -1) if transposed else (-1, 1)))
-    _set(node, 2, bias + (weight @ of.shift if transposed else of.shift @ weight))
+    set_constant(node, 1, weight * of.scale.reshape((1, -1) if transposed else (-1, 1)))
+    set_constant(node, 2, bias + (weight @ of.shift if transposed else of.shift @ weight))
 
 
 def add_to_bound(node: ir.Node, of: Affine) -> None:
@@ -59,7 +59,7 @@ def add_to_bound(node: ir.Node, of: Affine) -> None:
         if not bound.any():
             return
         _replace(node, "Max", 2)
-    _set(node, 1, bound.reshape(-1, *[1] * (rank - 2)))
+    set_constant(node, 1, bound.reshape(-1, *[1] * (rank - 2)))
 
 
 def map_outputs(node: ir.Node, of: Affine) -> None:
@@ -80,12 +80,12 @@ def rewrite_affine(node: ir.Node, of: Affine) -> None:
     node.replace_input_with(0, value)
     if rank and (of.only_shifts or of.only_scales):
         _replace(node, "Add" if of.only_shifts else "Mul", 2)
-        _set(node, 1, (of.shift if of.only_shifts else of.scale).reshape(shape))
+        set_constant(node, 1, (of.shift if of.only_shifts else of.scale).reshape(shape))
         return
     _replace(node, "BatchNormalization", 5)
     node.attributes["epsilon"] = ir.AttrFloat32("epsilon", 0.0)
     for index, vector in enumerate((of.scale, of.shift, np.zeros_like(of.scale), np.ones_like(of.scale)), start=1):
-        _set(node, index, vector)
+        set_constant(node, index, vector)
 
 
 def spell_out(norm: ir.Node) -> None:
@@ -97,10 +97,10 @@ def spell_out(norm: ir.Node) -> None:
     scaled, made = product.outputs[0], norm.outputs[0]
     scaled.name, scaled.type, scaled.shape = free_name(graph, f"{made.name}.scaled"), made.type, made.shape
     product.name = scaled.name
-    _set(product, 1, mapped.of.scale.reshape(shape))
+    set_constant(product, 1, mapped.of.scale.reshape(shape))
     _replace(norm, "Add", 2)
     norm.replace_input_with(0, scaled)
-    _set(norm, 1, mapped.of.shift.reshape(shape))
+    set_constant(norm, 1, mapped.of.shift.reshape(shape))
 
 
 def free_name(graph: ir.Graph, stem: str) -> str:
@@ -155,7 +155,7 @@ def _bias(node: ir.Node, size: int) -> Array:
     return np.zeros(size) if bias is None else bias
 
 
-def _set(node: ir.Node, index: int, array: Array) -> None:
+def set_constant(node: ir.Node, index: int, array: Array) -> None:
     """Give a node an array of its own as an input, under the name of the one before where nothing else reads that."""
     if index >= len(node.inputs):
         node.resize_inputs(index + 1)

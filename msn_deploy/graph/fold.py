@@ -13,6 +13,7 @@ import onnx_ir as ir
 from onnx import ModelProto, NodeProto, TensorProto
 
 from msn_deploy.graph.affine import Mapped, affine_of, constant
+from msn_deploy.graph.branches import merge_branches
 from msn_deploy.graph.clean import clean
 from msn_deploy.graph.edits import graph_of, map_inputs, spell_out
 from msn_deploy.graph.evaluate import to_double, to_single
@@ -23,7 +24,7 @@ _NORMS_OF_THEIR_INPUT = ("InstanceNormalization", "LayerNormalization", "GroupNo
 
 _IS_NORM = "is norm"  # key in the meta of nodes that are, or hold, a norm
 
-Rule = Literal["into-producer", "into-readers", "into-weight", "kept", "output"]
+Rule = Literal["into-producer", "into-readers", "into-branch", "into-weight", "kept", "output"]
 _VAGUE: tuple[Code, ...] = ("NONLINEAR_BETWEEN", "READ_ELSEWHERE", "GRAPH_INPUT")  # the vaguest last
 
 
@@ -162,7 +163,7 @@ class _Folder:
             self.kept = {}
             for node in list(self.graph):
                 self._try(node)
-            moved = len(self.folded) > before
+            moved = len(self.folded) > before or self._merge_branches()
         for node in list(self.graph):
             if node.op_type == "BatchNormalization" and _IS_NORM not in node.meta:
                 spell_out(node)
@@ -181,6 +182,16 @@ class _Folder:
             return
         self.folded[id(node)] = result
         self.shown_by |= dict.fromkeys(changed, result.same)
+
+    def _merge_branches(self) -> bool:
+        merged = merge_branches(self.graph)
+        for each in merged:
+            self.shown_by |= dict.fromkeys(each.gone, (each.made,))
+            for node in each.maps:
+                self.folded[id(node)] = NormFold(
+                    norm=norm_name(node), operator=node.op_type, rule="into-branch", same=(each.made,)
+                )
+        return bool(merged)
 
     def found(self) -> list[NormFold]:
         """Return what became of each norm, in graph order, told by tensors that are left."""
