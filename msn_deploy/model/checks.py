@@ -369,17 +369,17 @@ def _is_small(node: NodeProto, known: Mapping[str, NDArray[Any]]) -> bool:
     return node.op_type in _BOUNDED and math.prod(known[name].size for name in node.input if name) <= _MOST_WORK
 
 
-def check_editable(model: ModelProto, *, source: str) -> None:
+def check_editable(model: ModelProto, *, source: str, branches: bool = False) -> None:
     """Refuse a graph that the folds and the quantiser do not work on, and one that the ONNX checker objects to.
 
-    They take a graph of ONNX's own operators, without functions and without graphs inside it. Raises InputError.
+    They take a graph of ONNX's own operators, without functions and, unless `branches`, without graphs inside it.
+    Raises InputError.
     """
     if model.functions:
         names = sorted({function.name for function in model.functions})
         raise InputError(
             f"{source} has {len(model.functions)} functions of its own ({_some(names)}).\n"
-            'Put them in first: python -c "import onnx, onnx.inliner as i; '
-            f"onnx.save(i.inline_local_functions(onnx.load('{source}')), 'plain.onnx')\""
+            f"`msn-deploy export {source} --out plain.onnx` puts them in."
         )
     foreign = sorted({f"{node.domain}:{node.op_type}" for node in model.graph.node if node.domain not in _DOMAINS})
     if foreign:
@@ -388,10 +388,10 @@ def check_editable(model: ModelProto, *, source: str) -> None:
             "Export the network without that extension, from operators of ONNX alone."
         )
     for node in model.graph.node:
-        if any(inner_graphs(node)):
+        if not branches and any(inner_graphs(node)):
             raise InputError(
-                f"{source}: {node.op_type} {node.name!r} holds a graph inside the graph; networks without branches "
-                "are supported.\nExport the network again, with fixed sizes and in evaluation mode."
+                f"{source}: {node.op_type} {node.name!r} holds a graph inside the graph: the network branches or "
+                "loops, and ranges of what runs only sometimes are not measured.\nGive the part without it."
             )
     check_valid(model, source=source)
 

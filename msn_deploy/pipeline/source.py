@@ -267,8 +267,8 @@ def _open_onnx(path: Path, options: ExportOptions) -> Source:
     from msn_deploy.model.checks import check_editable
     from msn_deploy.model.shapes import example_inputs, with_sizes
 
-    model = open_model(path, step="export", merge=True)
-    check_editable(model.proto, source=str(path))
+    model = _without_functions(open_model(path, step="export", merge=True))
+    check_editable(model.proto, source=str(path), branches=True)
     if options.weights is not None:
         raise InputError(f"{path} is an ONNX file and has its own weights.\nLeave `--weights` away.")
     wanted = options.inputs
@@ -286,3 +286,13 @@ def _open_onnx(path: Path, options: ExportOptions) -> Source:
         parents=(model.as_parent(), *(parent_of(file, role="weights") for file in model.weight_files)),
         graph_is_truth=True,
     )
+
+
+def _without_functions(model: OpenModel) -> OpenModel:
+    """Return a model with the functions that its file defines put in where they are called."""
+    if not model.proto.functions:
+        return model
+    import onnx.inliner
+
+    plain = onnx.inliner.inline_local_functions(model.proto)
+    return replace(made_model(model.path, plain, plain.SerializeToString()), sha256=model.sha256)

@@ -4,9 +4,10 @@ import json
 import os
 import subprocess
 
+import onnx
 import pytest
 from cli_explained import assert_explained
-from hostile_files import EXPORT_REFUSES, HOSTILE, outside, write
+from hostile_files import CALIBRATE_REFUSES, EXPORT_REFUSES, HOSTILE, outside, write
 
 pytestmark = pytest.mark.slow
 
@@ -24,6 +25,7 @@ def place(tmp_path_factory):
     place = tmp_path_factory.mktemp("hostile")
     write(place, HOSTILE)
     write(place, EXPORT_REFUSES)
+    write(place, CALIBRATE_REFUSES)
     return place
 
 
@@ -47,6 +49,16 @@ def test_export_and_calibrate_explain_what_they_do_not_take(cli, place, monkeypa
         outcome = cli(command, f"{name}.onnx", *COMMANDS[command])
         assert outcome.code == 2, outcome
         assert_explained(outcome.err, f"{name}.onnx {EXPORT_REFUSES[name][1]}")
+
+
+@pytest.mark.parametrize("name", CALIBRATE_REFUSES)
+def test_branches_and_functions_are_exported_and_not_calibrated(cli, ok, place, monkeypatch, tmp_path, name):
+    monkeypatch.chdir(place)
+    outcome = cli("calibrate", f"{name}.onnx", *COMMANDS["calibrate"])
+    assert outcome.code == 2
+    assert_explained(outcome.err, f"{name}.onnx {CALIBRATE_REFUSES[name][1]}")
+    ok("export", f"{name}.onnx", "--out", tmp_path / "plain.onnx")
+    assert not onnx.load(str(tmp_path / "plain.onnx")).functions
 
 
 _ALL = """

@@ -293,3 +293,43 @@ def test_open_sizes_are_tried_with_those_of_the_data(foreign: Any, tmp_path: Pat
     report = export_onnx(foreign(["n", 3, "h", "w"]), tmp_path / "m.onnx", data=str(tmp_path / "d.npy"))
     assert report.ladder[-1].samples == 5
     assert session(tmp_path / "m.onnx").get_inputs()[0].shape == ["n", 3, "h", "w"]
+
+
+def test_a_file_that_branches_on_its_input_keeps_its_norms(tmp_path: Path) -> None:
+    def inner(name: str, factor: float) -> onnx.GraphProto:
+        made = helper.make_tensor_value_info(f"{name}_y", TensorProto.FLOAT, None)
+        nodes = [helper.make_node("Mul", ["n", f"{name}_f"], [f"{name}_y"])]
+        return helper.make_graph(nodes, name, [], [made], [numpy_helper.from_array(np.float32(factor), f"{name}_f")])
+
+    rng = np.random.default_rng(4)
+    constants = {
+        "g": rng.uniform(0.5, 2, 3),
+        "b": rng.standard_normal(3),
+        "m": rng.standard_normal(3),
+        "v": rng.uniform(0.5, 2, 3),
+    }
+    graph = helper.make_graph(
+        [
+            helper.make_node("BatchNormalization", ["x", "g", "b", "m", "v"], ["n"]),
+            helper.make_node("If", ["flag"], ["y"], then_branch=inner("a", 3), else_branch=inner("b", -2)),
+        ],
+        "g",
+        [
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 3, 4]),
+            helper.make_tensor_value_info("flag", TensorProto.BOOL, []),
+        ],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [2, 3, 4])],
+        [numpy_helper.from_array(each.astype(np.float32), name) for name, each in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    (tmp_path / "if.onnx").write_bytes(model.SerializeToString())
+    report = export_onnx(str(tmp_path / "if.onnx"), tmp_path / "m.onnx")
+    assert report.certificate is not None
+    assert {norm.code for norm in report.certificate.norms} == {"CONTROL_FLOW"}
+    assert report.operators == {"BatchNormalization": 1, "If": 1}
+    feeds = {"x": rng.standard_normal((2, 3, 4)).astype(np.float32)}
+    for flag in (True, False):
+        before, after = (
+            session(tmp_path / name).run(None, {**feeds, "flag": np.array(flag)})[0] for name in ("if.onnx", "m.onnx")
+        )
+        np.testing.assert_allclose(after, before, rtol=1e-5)
