@@ -60,12 +60,16 @@ class Network:
         """Calibrate the graph as it is now, by every method, and see which answers it gets right."""
         from msn_deploy.model.graphs import activations
         from msn_deploy.quant.calibrate import quantised_tensors, ranges_from
-        from msn_deploy.quant.histograms import collect
+        from msn_deploy.quant.histograms import collect, samples_of
 
-        found = collect(self.graph, self.calibration, quantised_tensors(self.graph), load=run_on_one_thread)
+        found = collect(
+            self.graph, samples_of(self.graph, self.calibration), quantised_tensors(self.graph), load=run_on_one_thread
+        )
         self.ranges = {method: ranges_from(found, method=method) for method in METHODS}
-        everything = collect(self.graph, self.calibration, activations(self.graph), load=run_on_one_thread)
-        self.maxima = ranges_from(everything, method="minmax", skip_zero=True)
+        everything = collect(
+            self.graph, samples_of(self.graph, self.calibration), activations(self.graph), load=run_on_one_thread
+        )
+        self.maxima = ranges_from(everything, method="minmax")
         self.logits = self.run(self.graph)
         self.right = self.logits.argmax(1) == self.labels
 
@@ -127,7 +131,11 @@ def hard(checkpoint: Path, factor: float, max_drop: float, data: dict[str, str])
     plain = {name: net.against_fp32(quantize(net.graph, net.ranges[name])) for name in METHODS}
     ranges, maxima = net.ranges[DEFAULT_METHOD], net.maxima
     verdict = within_budget(net.graph, ranges, maxima, images=net.images, labels=net.labels, max_drop=max_drop)[1]
-    return {"factor": factor, "images": len(net.labels), "plain": plain, "verdict": asdict(verdict)}
+    record = asdict(verdict)
+    accuracy = record.pop("accuracy")
+    record |= {"accuracy_fp32": accuracy.pop("fp32"), "accuracy": accuracy.pop("int8")}
+    record |= {"max_drop": accuracy.pop("allowed"), **accuracy}
+    return {"factor": factor, "images": len(net.labels), "plain": plain, "verdict": record}
 
 
 def checkpoint_of(run: Run, work: Path) -> Path:

@@ -9,7 +9,17 @@ import typer
 
 from msn_deploy.cli import output
 from msn_deploy.cli.calibrate import show_verdict
-from msn_deploy.cli.options import Data, Json, LeaveOut, MaxDrop, Method, Plugins, Samples, new_file
+from msn_deploy.cli.options import (
+    DataOrFeeds,
+    Json,
+    LeaveOut,
+    MaxDrop,
+    Method,
+    MinSqnr,
+    Plugins,
+    Samples,
+    new_file,
+)
 from msn_deploy.core.errors import size_text
 from msn_deploy.core.model_info import DEFAULT_METHOD, DEFAULT_SAMPLES
 from msn_deploy.engine.build_options import DEFAULT_BATCH, BuildOptions, parse_mib
@@ -36,10 +46,11 @@ _ROWS = 12  # of the fallback table; the sidecar holds all
 def command(
     onnx: Annotated[Path, typer.Argument(help="ONNX file from `export` or `calibrate`.")],
     precision: Annotated[str, typer.Option(help="fp32, fp16 or int8.")] = "fp16",
-    data: Data = None,
+    data: DataOrFeeds = None,
     method: Method = DEFAULT_METHOD,
     samples: Samples = DEFAULT_SAMPLES,
     max_drop: MaxDrop = None,
+    min_sqnr: MinSqnr = None,
     leave_out: LeaveOut = None,
     target: Annotated[str, typer.Option(help="Device; `msn-deploy targets` lists them.")] = "auto",
     backend: Annotated[str, typer.Option(help="auto, tensorrt or tensorrt-rtx.")] = _DEFAULT.backend,
@@ -95,7 +106,7 @@ def command(
 
     If the target is another device, write an ONNX file and a build script for it instead.
     """
-    from msn_deploy.pipeline.budget import parse_drop
+    from msn_deploy.pipeline.budget import parse_drop, parse_sqnr
     from msn_deploy.pipeline.build import build_engine
 
     stem = onnx.stem.removesuffix(f".{precision}")
@@ -125,6 +136,7 @@ def command(
             method=method,
             samples=samples,
             max_drop=None if max_drop is None else parse_drop(max_drop),
+            min_sqnr=None if min_sqnr is None else parse_sqnr(min_sqnr),
             leave_out=leave_out or (),
             options=options,
             progress=progress,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from msn_deploy.cli import output
-from msn_deploy.cli.options import Data, Json, LeaveOut, MaxDrop, new_file
+from msn_deploy.cli.options import DataOrFeeds, Json, LeaveOut, MaxDrop, MinSqnr, new_file
 from msn_deploy.core.errors import size_text
 from msn_deploy.core.model_info import DEFAULT_METHOD, DEFAULT_PERCENTILE, DEFAULT_SAMPLES
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def command(
     onnx: Annotated[Path, typer.Argument(help="FP32 ONNX file from `export`.")],
-    data: Data = None,
+    data: DataOrFeeds = None,
     recipe: Annotated[
         str | None, typer.Option(help="TOML file, or name of one: digits, mnist, fashion-mnist, image-folder.")
     ] = None,
@@ -30,13 +30,14 @@ def command(
         typer.Option(help="Percentile for `--method percentile`.", show_default=str(DEFAULT_PERCENTILE)),
     ] = None,
     samples: Annotated[
-        int | None, typer.Option(min=1, help="Images to calibrate on.", show_default=str(DEFAULT_SAMPLES))
+        int | None, typer.Option(min=1, help="Images or samples to calibrate on.", show_default=str(DEFAULT_SAMPLES))
     ] = None,
     seed: Annotated[
         int | None,
-        typer.Option(min=0, max=2**32 - 1, help="Seed for drawing images at random.", show_default="evenly spread"),
+        typer.Option(min=0, max=2**32 - 1, help="Seed for drawing samples at random.", show_default="evenly spread"),
     ] = None,
     max_drop: MaxDrop = None,
+    min_sqnr: MinSqnr = None,
     leave_out: LeaveOut = None,
     cache: Annotated[bool, typer.Option("--cache/--no-cache", help="Reuse cached scales.")] = True,
     sufficiency: Annotated[
@@ -52,9 +53,9 @@ def command(
     ] = None,
     json: Json = None,
 ) -> None:
-    """Quantise an ONNX file to INT8 (explicit Q/DQ) on real training images."""
+    """Quantise an ONNX file to INT8 (explicit Q/DQ) on real data: training images, or arrays for any other network."""
     from msn_deploy.core.recipes import load_calibration_recipe
-    from msn_deploy.pipeline.budget import parse_drop
+    from msn_deploy.pipeline.budget import parse_drop, parse_sqnr
     from msn_deploy.pipeline.calibrate import calibrate
 
     flags = {"data": data, "method": method, "percentile": percentile, "samples": samples, "seed": seed}
@@ -68,6 +69,7 @@ def command(
             out or onnx.with_name(f"{onnx.stem}.int8.onnx"),
             **chosen,
             max_drop=None if max_drop is None else parse_drop(max_drop),
+            min_sqnr=None if min_sqnr is None else parse_sqnr(min_sqnr),
             leave_out=leave_out or (),
             use_cache=cache,
             sufficiency=sufficiency,
@@ -77,13 +79,8 @@ def command(
     if output.emit(report, json, made_from=[report.path], then=("build-engine", report.path, "--precision", "int8")):
         return
     output.say(f"{report.path}: {size_text(report.bytes)}, {report.bytes / report.bytes_fp32:.2f} of FP32")
-    assert report.parity is not None
-    same = report.parity.same_class
-    alike = f"SQNR {report.parity.sqnr_db:.1f} dB" if same is None else f"same class as FP32 on {same:.2%}"
-    output.say(
-        f"  {report.scales} activation scales ({report.method}) from {report.samples} images; {alike} of "
-        f"{report.parity.samples}"
-    )
+    output.say(f"  {report.scales} activation scales ({report.method}) from {report.samples} samples")
+    show_fidelity(report)
     show_verdict(report)
     if report.cache:
         output.say(f"  {report.cache}")
@@ -106,23 +103,46 @@ def command(
         )
 
 
+def show_fidelity(report: PrecisionReport) -> None:
+    """Say how near each output is to FP32 on the samples."""
+    if report.parity is None:
+        return
+    same = report.parity.same_class
+    if same is not None:
+        output.say(f"  same class as FP32 on {same:.2%} of {report.parity.samples}")
+    for each in report.parity.outputs:
+        alike = f"SQNR {each.sqnr_db:.1f} dB, cosine {each.cosine:.6f}, max difference {each.worst:.3g}"
+        output.say(f"  {each.name}: {alike if each.floats else f'{each.equal:.2%} equal'}")
+
+
 def show_verdict(report: PrecisionReport) -> None:
-    """Say which layers are not INT8, and what the accuracy budget came to."""
+    """Say which layers are not INT8, and what the budget came to."""
     layers = ", ".join(report.left_out[:4]) + (", ..." if len(report.left_out) > 4 else "")
     verdict = report.verdict
     if verdict is not None:
-        low, high = verdict.interval
-        output.say(
-            f"  verdict {verdict.kind}{f' ({layers} in FP16)' if layers else ''}: accuracy {verdict.accuracy:.2%}, "
-            f"FP32 {verdict.accuracy_fp32:.2%}"
-        )
-        output.say(
-            f"  drop {100 * verdict.drop:.2f} points (95 %: {100 * low:+.2f} to {100 * high:+.2f}) on "
-            f"{verdict.samples:,} test images; allowed {100 * verdict.max_drop:.2f}"
-        )
+        mixed = f"verdict {verdict.kind}{f' ({layers} in FP16)' if layers else ''}"
+        if verdict.accuracy is not None:
+            found = verdict.accuracy
+            low, high = found.interval
+            output.say(f"  {mixed}: accuracy {found.int8:.2%}, FP32 {found.fp32:.2%}")
+            output.say(
+                f"  drop {100 * found.drop:.2f} points (95 %: {100 * low:+.2f} to {100 * high:+.2f}) on "
+                f"{verdict.samples:,} test images; allowed {100 * found.allowed:.2f}"
+            )
+        else:
+            output.say(
+                f"  {mixed}: SQNR {verdict.sqnr_db:.1f} dB of the worst output on {verdict.samples:,} samples; "
+                f"asked for {verdict.min_sqnr_db:g} dB"
+            )
         for each in verdict.ranking[:4]:
             output.say(f"  {each.layer}: {each.sqnr_db:.1f} dB with INT8 in this layer alone")
     elif layers:
         output.say(f"  left out of INT8, in FP16: {layers}")
+    for name in report.dead:
+        output.say(f"  {name} is 0 on all samples: it has the range 1, and zero stays exact")
+    for name in report.transposed:
+        output.say(
+            f"  {name} is a ConvTranspose: TensorRT-RTX 1.7.1 runs it in FP32; `--leave-out {name}` makes it FP16"
+        )
     for name, why in (report.in_fp32 or {}).items():
         output.say(f"  {name} stays in FP32: {why}")

@@ -60,6 +60,14 @@ Data = Annotated[
     str | None,
     typer.Option("--data", help="Known name or folder of images.", show_default="what the model was trained on"),
 ]
+DataOrFeeds = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        help="Known name or folder of images; for any other network arrays: .npz (one per input), .npy, a folder.",
+        show_default="what the model was trained on",
+    ),
+]
 Json = Annotated[
     Path | None,
     typer.Option(
@@ -91,6 +99,12 @@ MaxDrop = Annotated[
     str | None,
     typer.Option(
         "--max-drop", metavar="0.5pp", help="Accuracy that INT8 may cost; the fewest layers it takes stay in FP16."
+    ),
+]
+MinSqnr = Annotated[
+    str | None,
+    typer.Option(
+        "--min-sqnr", metavar="30dB", help="What each output keeps against FP32; the fewest layers stay in FP16."
     ),
 ]
 LeaveOut = Annotated[

@@ -20,12 +20,12 @@ from __future__ import annotations
 import hashlib
 import os
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +37,59 @@ from msn_deploy.core.model_info import TensorSpec
 Feeds = Mapping[str, NDArray[Any]]
 SUFFIXES = (".npz", ".npy")
 ROLE = "data:feeds"
+_CHUNK = 32  # images that are decoded and prepared together
 _BLOCK = 1 << 20  # bytes that are hashed together
+
+
+class Samples(Protocol):
+    """What a network is measured on, such as a FeedSource: each sample an array for every input, at a batch of 1."""
+
+    @property
+    def rows(self) -> Collection[str]:
+        """The inputs of which a sample is a row; of the others it is the whole."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Feeds]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSamples:
+    """Images, or whatever has the samples on its first axis, for the only input of a network."""
+
+    name: str
+    images: Any
+
+    @property
+    def rows(self) -> Collection[str]:
+        """Its only input."""
+        return (self.name,)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __iter__(self) -> Iterator[Feeds]:
+        """Yield every image (1, ...), reading a chunk at a time."""
+        for start in range(0, len(self), _CHUNK):
+            chunk = np.ascontiguousarray(self.images[start : start + _CHUNK])
+            for at in range(len(chunk)):
+                yield {self.name: chunk[at : at + 1]}
+
+
+@dataclass(frozen=True, slots=True)
+class WholeSamples:
+    """Feeds for whole runs, whatever batch the network has."""
+
+    feeds: Sequence[Feeds]
+    rows: Collection[str] = ()
+
+    def __len__(self) -> int:
+        return len(self.feeds)
+
+    def __iter__(self) -> Iterator[Feeds]:
+        """Yield the feeds."""
+        return iter(self.feeds)
 
 
 def is_feeds(data: str | None) -> bool:
@@ -83,23 +135,7 @@ class FeedSource:
         A network of a fixed batch gets it, the last sample repeated to fill the last run. One sample at a time goes to
         a network that has an input without a batch, and where samples are of different sizes.
         """
-        fixed = next((spec.shape[0] for spec in self.inputs if spec.name in self.rows and spec.shape), None)
-        step = (fixed or max(most, 1)) if len(self.rows) == len(self.inputs) else 1
-        group: list[dict[str, NDArray[Any]]] = []
-        for sample in self:
-            if group and (len(group) == step or _shapes(sample) != _shapes(group[0])):
-                yield self._stacked(group, fixed)
-                group = []
-            group.append(sample)
-        if group:
-            yield self._stacked(group, fixed)
-
-    def _stacked(self, group: list[dict[str, NDArray[Any]]], fixed: int | None) -> dict[str, NDArray[Any]]:
-        group = group + group[-1:] * ((fixed or 0) - len(group))
-        return {
-            name: np.concatenate([each[name] for each in group]) if name in self.rows else each
-            for name, each in group[0].items()
-        }
+        return runs_of(self, self.inputs, self.rows, most=most)
 
     def first(self, count: int | None, *, seed: int | None = None) -> FeedSource:
         """Return at most `count` samples (None: all), drawn evenly over the whole, or by a seed."""
@@ -122,6 +158,30 @@ class FeedSource:
     def as_parent(self) -> Parent:
         """Describe the files as the parent of what is made from them."""
         return Parent(role=ROLE, file=self.source, sha256=self.digest, read={"first": list(self.drawn)})
+
+
+def runs_of(
+    samples: Iterable[Feeds], inputs: Sequence[TensorSpec], rows: Collection[str], *, most: int
+) -> Iterator[dict[str, NDArray[Any]]]:
+    """Yield samples as feeds for whole runs: see `FeedSource.runs`. rows: the inputs of which a sample is a row."""
+    fixed = next((spec.shape[0] for spec in inputs if spec.name in rows and spec.shape), None)
+    step = (fixed or max(most, 1)) if len(rows) == len(inputs) else 1
+
+    def stacked(group: list[Feeds]) -> dict[str, NDArray[Any]]:
+        group = group + group[-1:] * ((fixed or 0) - len(group))
+        return {
+            name: np.concatenate([each[name] for each in group]) if name in rows else each
+            for name, each in group[0].items()
+        }
+
+    group: list[Feeds] = []
+    for sample in samples:
+        if group and (len(group) == step or _shapes(sample) != _shapes(group[0])):
+            yield stacked(group)
+            group = []
+        group.append(sample)
+    if group:
+        yield stacked(group)
 
 
 def open_feeds(path: str | Path, inputs: Sequence[TensorSpec]) -> FeedSource:

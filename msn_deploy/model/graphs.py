@@ -115,6 +115,16 @@ def activations(model: ModelProto) -> list[str]:
     return [name for name in found if name in floats]
 
 
+def with_outputs(model: ModelProto, names: Iterable[str]) -> ModelProto:
+    """Return a copy whose only outputs are the named tensors; nothing is said of shapes inside."""
+    copied = ModelProto()
+    copied.CopyFrom(model)
+    del copied.graph.output[:]
+    del copied.graph.value_info[:]
+    copied.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    return copied
+
+
 def drop_unread_constants(graph: GraphProto) -> None:
     """Take out, in place, the constants that no node reads any more, nor a graph inside a node."""
     read = {name for node in all_nodes(graph) for name in node.input} | {value.name for value in graph.output}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from msn_deploy.core.errors import ParityError
+from msn_deploy.core.errors import GateError, ParityError
 from msn_deploy.core.model_info import ModelInfo
 from msn_deploy.model.feeds import Array, Feeds, rows_of
 
@@ -36,6 +36,8 @@ class OutputDifference:
     equal: float
     limit: str
     passed: bool
+    floats: bool = True
+    """Whether its numbers are floats; of integers `equal` says more than the rest."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +96,16 @@ def require_ladder(rungs: Sequence[Rung], *, source: str) -> None:
         raise ParityError(source=source, stage=failed.stage, worst=failed.worst, limit=failed.limit)
 
 
+def require_finite(outputs: Feeds, *, source: str) -> None:
+    """Raise GateError (exit 1) for an output that holds a NaN or an infinity, and say how many of its numbers do."""
+    for name, array in outputs.items():
+        if array.dtype.kind == "f" and not (finite := np.isfinite(array)).all():
+            raise GateError(
+                f"{source}: {int((~finite).sum())} of the {array.size} numbers of its output {name} are not finite "
+                "(NaN or infinite)."
+            )
+
+
 def _difference(stage: str, name: str, truth: Array, output: Array | None) -> OutputDifference:
     if output is None or truth.shape != output.shape or truth.dtype.kind != output.dtype.kind:
         limit = f"{truth.dtype} of shape {'x'.join(map(str, truth.shape)) or 'one number'}"
@@ -129,6 +141,7 @@ def _difference(stage: str, name: str, truth: Array, output: Array | None) -> Ou
         equal=equal,
         limit=limit,
         passed=math.isfinite(worst) and kept,
+        floats=truth.dtype.kind == "f",
     )
 
 

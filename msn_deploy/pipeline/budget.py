@@ -1,37 +1,40 @@
-"""How much of a network can be INT8 before its accuracy drops by more than is allowed?
+"""How much of a network can be INT8 before its accuracy drops, or its outputs differ, by more than is allowed?
 
-Layers are ranked by what INT8 in that layer alone does to the logits (SQNR), and the worst are left in FP16, as few of
-them as the measured accuracy allows.
+Layers are ranked by what INT8 in that layer alone does to the outputs (SQNR), and the worst are left in FP16, as few of
+them as the budget allows: one of accuracy for a classifier, one of SQNR for any other network.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from msn_deploy.core.errors import GateError, InputError
 from msn_deploy.core.progress import Progress, silent
-from msn_deploy.engine import OrtRunner, run_images
-from msn_deploy.model.opened import made_model
+from msn_deploy.data.feeds import ImageSamples, runs_of
+from msn_deploy.engine import OrtRunner
+from msn_deploy.model.feeds import Array, Feeds, joined, rows_of
+from msn_deploy.model.opened import inputs_of, made_model
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-_CHUNK = 256
+CHUNK = 32  # samples per run of an open batch
+_RANKED = 256  # images that rank the layers
 _MOST_PRUNED = 16  # layers left out that are tried one by one: each costs a run over all images
 _Z95 = 1.959964
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sensitivity:
-    """What INT8 in this layer alone leaves of the logits: their power over that of the error, in decibels."""
+    """What INT8 in this layer alone leaves of the outputs: their power over that of the error, in decibels."""
 
     layer: str
     sqnr_db: float
@@ -41,21 +44,30 @@ class Sensitivity:
 class Verdict:
     """What the budget came to.
 
-    kind: "INT8" (all layers), "MIXED" (left_out stay in FP16; of those, in_fp32 in FP32, for FP16 would overflow).
-    accuracy_fp32, accuracy: 0 to 1, on the same `samples` images. drop: their difference; interval: its 95 % interval,
-    paired. max_drop: what was allowed. ranking: the most sensitive layer first; empty where INT8 was good enough.
+    kind: "INT8" (all layers), "MIXED" (left_out stay in FP16; of those, in_fp32 in FP32, for FP16 is not enough).
+    ranking: the most sensitive layer first; empty where INT8 was good enough. accuracy: of a budget of accuracy.
+    sqnr_db, min_sqnr_db: of a budget of SQNR, that of the worst float output and what was asked for.
     """
 
-    kind: str
+    kind: Literal["INT8", "MIXED"]
     left_out: tuple[str, ...]
     in_fp32: dict[str, str]
     samples: int
-    accuracy_fp32: float
-    accuracy: float
+    ranking: tuple[Sensitivity, ...]
+    accuracy: Accuracy | None = None
+    sqnr_db: float | None = None
+    min_sqnr_db: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accuracy:
+    """fp32, int8: 0 to 1, on the same images. drop: their difference; interval: its 95 % interval, paired; allowed."""
+
+    fp32: float
+    int8: float
     drop: float
     interval: tuple[float, float]
-    max_drop: float
-    ranking: tuple[Sensitivity, ...]
+    allowed: float
 
 
 def parse_drop(text: str) -> float:
@@ -98,6 +110,14 @@ def int8_graph(
     return (in_fp16(int8, half) if half else int8), kept
 
 
+def parse_sqnr(text: str) -> float:
+    """Turn "30dB" into 30.0. Raises InputError."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*d[bB]", text.strip())
+    if found is None:
+        raise InputError(f"`--min-sqnr {text}` is not a number of decibels.\nWrite it as 30dB.")
+    return float(found[1])
+
+
 def within_budget(
     model: ModelProto,
     ranges: Mapping[str, float],
@@ -113,54 +133,73 @@ def within_budget(
     images: (N, C, H, W), preprocessed; the first of them rank the layers. max_drop: a share, 0.005 for half a point.
     Raises GateError (exit 1) if no INT8 is within the budget, and says what FP16 loses.
     """
-    budget = _Budget(model, ranges, maxima, images, labels, max_drop, progress)
-    if budget.fits(()):
-        return budget.result((), ())
-    ranking = budget.ranking()
-    order = [each.layer for each in ranking]
-    count = budget.fewest(order)
-    if count == len(order):
-        raise GateError(budget.only_fp16(order))
-    left_out = budget.pruned(order[:count])
-    return budget.result(left_out, ranking)
+    return _DropBudget(model, ranges, maxima, images, labels, max_drop, progress).found()
 
 
-class _Budget:
-    """One search: every set of layers is measured once."""
+def within_sqnr(
+    model: ModelProto,
+    ranges: Mapping[str, float],
+    maxima: Mapping[str, float],
+    *,
+    runs: Sequence[Feeds],
+    min_sqnr_db: float,
+    progress: Progress = silent,
+) -> tuple[ModelProto, Verdict]:
+    """Return the graph with the fewest layers left out of which every float output keeps `min_sqnr_db` on all runs.
+
+    Raises GateError (exit 1) if no INT8 is within the budget, and says what FP16 keeps; InputError (exit 2) for a
+    network without a float output.
+    """
+    return _SqnrBudget(model, ranges, maxima, runs, min_sqnr_db, progress).found()
+
+
+class _Search:
+    """One search for the fewest layers to leave out: every set of layers is measured once."""
 
     def __init__(
         self,
         model: ModelProto,
         ranges: Mapping[str, float],
         maxima: Mapping[str, float],
-        images: NDArray[np.float32],
-        labels: NDArray[np.int64],
-        max_drop: float,
+        ranked_on: Sequence[Feeds],
         progress: Progress,
     ) -> None:
-        self.model, self.ranges, self.maxima = model, ranges, maxima
-        self.images, self.labels, self.max_drop, self.progress = images, labels, max_drop, progress
-        self.right_fp32 = self._logits(model, images, "FP32").argmax(1) == labels
-        self.right: dict[frozenset[str], NDArray[np.bool_]] = {}
+        self.model, self.ranges, self.maxima, self.progress = model, ranges, maxima, progress
+        self.ranked_on = ranked_on
+
+    def found(self) -> tuple[ModelProto, Verdict]:
+        if self.fits(()):
+            return self.result((), ())
+        ranking = self.ranking()
+        order = [each.layer for each in ranking]
+        count = self.fewest(order)
+        if count == len(order):
+            raise GateError(self.only_fp16(order))
+        return self.result(self.pruned(order[:count]), ranking)
 
     def fits(self, left_out: Collection[str]) -> bool:
-        """Whether the drop with these layers left out is within the budget."""
-        return paired_drop(self.right_fp32, self._right(left_out))[0] <= self.max_drop
+        """Whether the graph with these layers left out is within the budget."""
+        raise NotImplementedError
+
+    def only_fp16(self, order: list[str]) -> str:
+        """Say that INT8 is out of the question, and what FP16 would lose."""
+        raise NotImplementedError
+
+    def result(self, left_out: Collection[str], ranking: tuple[Sensitivity, ...]) -> tuple[ModelProto, Verdict]:
+        raise NotImplementedError
 
     def ranking(self) -> tuple[Sensitivity, ...]:
-        """Rank the layers by the SQNR of the logits with that layer alone in INT8, the worst first."""
-        from msn_deploy.model.parity import rung
+        """Rank the layers by the SQNR of the outputs with that layer alone in INT8, the worst first."""
         from msn_deploy.quant.placement import place
         from msn_deploy.quant.quantize import quantize
 
-        images = self.images[:_CHUNK]
-        truth = self._logits(self.model, images)
+        truth = self.outputs(self.model, self.ranked_on)
         layers = place(self.model).layers
         found = []
         for done, layer in enumerate(layers):
             others = [each for each in layers if each != layer]
-            logits = self._logits(quantize(self.model, self.ranges, leave_out=others), images)
-            found.append(Sensitivity(layer=layer, sqnr_db=rung("int8", {layer: truth}, {layer: logits}).sqnr_db))
+            outputs = self.outputs(quantize(self.model, self.ranges, leave_out=others), self.ranked_on)
+            found.append(Sensitivity(layer=layer, sqnr_db=worst_sqnr(truth, outputs)))
             self.progress(done + 1, len(layers), "ranking layers")
         return tuple(sorted(found, key=lambda each: each.sqnr_db))
 
@@ -183,6 +222,97 @@ class _Budget:
                 kept = without
         return tuple(kept)
 
+    def half(self) -> ModelProto:
+        """Return the graph in FP16, to say what INT8 is compared with."""
+        from msn_deploy.quant.fp32_nodes import needs_fp32
+        from msn_deploy.quant.precision import to_fp16
+
+        return to_fp16(self.model, keep_fp32=needs_fp32(self.model, self.maxima))
+
+    def outputs(self, graph: ModelProto, runs: Sequence[Feeds], note: str = "") -> dict[str, Array]:
+        runner = OrtRunner(made_model(Path("the graph"), graph, graph.SerializeToString()))
+        made = []
+        for done, feeds in enumerate(runs, 1):
+            made.append(runner.run(feeds))
+            if note:
+                self.progress(done, len(runs), f"measuring {note}")
+        runner.close()
+        return joined(made)
+
+
+class _SqnrBudget(_Search):
+    def __init__(
+        self,
+        model: ModelProto,
+        ranges: Mapping[str, float],
+        maxima: Mapping[str, float],
+        runs: Sequence[Feeds],
+        least_db: float,
+        progress: Progress,
+    ) -> None:
+        super().__init__(model, ranges, maxima, runs, progress)
+        self.least_db = least_db
+        self.truth = self.outputs(model, runs, "FP32")
+        if not any(array.dtype.kind == "f" for array in self.truth.values()):
+            raise InputError(f"no output is of floats ({', '.join(self.truth)}): there is no SQNR.\nLeave out layers.")
+        self.sqnr: dict[frozenset[str], float] = {}
+
+    def fits(self, left_out: Collection[str]) -> bool:
+        return self._sqnr(left_out) >= self.least_db
+
+    def result(self, left_out: Collection[str], ranking: tuple[Sensitivity, ...]) -> tuple[ModelProto, Verdict]:
+        graph, in_fp32 = int8_graph(self.model, self.ranges, self.maxima, left_out)
+        return graph, Verdict(
+            kind="MIXED" if left_out else "INT8",
+            left_out=tuple(left_out),
+            in_fp32=in_fp32,
+            samples=sum(map(rows_of, self.ranked_on)),
+            ranking=ranking,
+            sqnr_db=self._sqnr(left_out),
+            min_sqnr_db=self.least_db,
+        )
+
+    def only_fp16(self, order: list[str]) -> str:
+        best = self._sqnr(order[:-1]) if len(order) > 1 else self._sqnr(())
+        fp16 = worst_sqnr(self.truth, self.outputs(self.half(), self.ranked_on, "FP16"))
+        return (
+            f"verdict FP16: INT8 keeps {self._sqnr(()):.1f} dB of the worst output, and {best:.1f} dB with all layers "
+            f"but one left out; {self.least_db:g} dB is asked for. FP16 keeps {fp16:.1f} dB.\n"
+            "Nothing was written. Take `build-engine --precision fp16`, other data, or another `--method`."
+        )
+
+    def _sqnr(self, left_out: Collection[str]) -> float:
+        key = frozenset(left_out)
+        if key not in self.sqnr:
+            graph, _ = int8_graph(self.model, self.ranges, self.maxima, left_out)
+            note = f"INT8, {len(key)} layers left out" if key else "INT8"
+            self.sqnr[key] = worst_sqnr(self.truth, self.outputs(graph, self.ranked_on, note))
+        return self.sqnr[key]
+
+
+class _DropBudget(_Search):
+    def __init__(
+        self,
+        model: ModelProto,
+        ranges: Mapping[str, float],
+        maxima: Mapping[str, float],
+        images: NDArray[np.float32],
+        labels: NDArray[np.int64],
+        max_drop: float,
+        progress: Progress,
+    ) -> None:
+        (spec,) = inputs_of(model)
+        samples = ImageSamples(spec.name, images)
+        self.runs = list(runs_of(samples, [spec], samples.rows, most=CHUNK))
+        ranked = max(1, _RANKED // max(1, rows_of(self.runs[0])))
+        super().__init__(model, ranges, maxima, self.runs[:ranked], progress)
+        self.labels, self.max_drop = labels, max_drop
+        self.right_fp32 = self._is_right(model, "FP32")
+        self.right: dict[frozenset[str], NDArray[np.bool_]] = {}
+
+    def fits(self, left_out: Collection[str]) -> bool:
+        return paired_drop(self.right_fp32, self._right(left_out))[0] <= self.max_drop
+
     def result(self, left_out: Collection[str], ranking: tuple[Sensitivity, ...]) -> tuple[ModelProto, Verdict]:
         right = self._right(left_out)
         drop, interval = paired_drop(self.right_fp32, right)
@@ -192,21 +322,18 @@ class _Budget:
             left_out=tuple(left_out),
             in_fp32=in_fp32,
             samples=len(right),
-            accuracy_fp32=float(self.right_fp32.mean()),
-            accuracy=float(right.mean()),
-            drop=drop,
-            interval=interval,
-            max_drop=self.max_drop,
             ranking=ranking,
+            accuracy=Accuracy(
+                fp32=float(self.right_fp32.mean()),
+                int8=float(right.mean()),
+                drop=drop,
+                interval=interval,
+                allowed=self.max_drop,
+            ),
         )
 
     def only_fp16(self, order: list[str]) -> str:
-        """Say that INT8 is out of the question, and what FP16 would lose."""
-        from msn_deploy.quant.fp32_nodes import needs_fp32
-        from msn_deploy.quant.precision import to_fp16
-
-        half = to_fp16(self.model, keep_fp32=needs_fp32(self.model, self.maxima))
-        fp16 = paired_drop(self.right_fp32, self._logits(half, self.images, "FP16").argmax(1) == self.labels)[0]
+        fp16 = paired_drop(self.right_fp32, self._is_right(self.half(), "FP16"))[0]
         int8 = paired_drop(self.right_fp32, self._right(()))[0]
         best = paired_drop(self.right_fp32, self._right(order[:-1]))[0] if len(order) > 1 else int8
         return (
@@ -219,16 +346,18 @@ class _Budget:
         key = frozenset(left_out)
         if key not in self.right:
             graph, _ = int8_graph(self.model, self.ranges, self.maxima, left_out)
-            note = f"INT8, {len(key)} layers left out" if key else "INT8"
-            self.right[key] = self._logits(graph, self.images, note).argmax(1) == self.labels
+            self.right[key] = self._is_right(graph, f"INT8, {len(key)} layers left out" if key else "INT8")
         return self.right[key]
 
-    def _logits(self, graph: ModelProto, images: NDArray[np.float32], note: str = "") -> NDArray[np.float32]:
-        runner = OrtRunner(made_model(Path("the graph"), graph, graph.SerializeToString()))
-        parts = []
-        for start in range(0, len(images), _CHUNK):
-            parts.append(run_images(runner, images[start : start + _CHUNK]))
-            if note:
-                self.progress(min(start + _CHUNK, len(images)), len(images), f"measuring {note}")
-        runner.close()
-        return np.concatenate(parts)
+    def _is_right(self, graph: ModelProto, note: str) -> NDArray[np.bool_]:
+        (logits,) = self.outputs(graph, self.runs, note).values()
+        right: NDArray[np.bool_] = logits[: len(self.labels)].argmax(1) == self.labels  # the last run may be filled up
+        return right
+
+
+def worst_sqnr(truth: Feeds, outputs: Feeds) -> float:
+    """Return the SQNR of the float output that has the lowest, dB."""
+    from msn_deploy.model.parity import rung
+
+    floats = {name: array for name, array in truth.items() if array.dtype.kind == "f"}
+    return rung("int8", floats, outputs).sqnr_db

@@ -87,8 +87,11 @@ def build_engine(
     calibration = replace(calibration or CalibrationOptions(), **settings)
     options = replace(options or BuildOptions(), precision=precision)
     target, machine = options.target, machine or what_machine()
-    if (calibration.max_drop is not None or calibration.leave_out) and precision != "int8":
-        raise InputError("`--max-drop` and `--leave-out` are for INT8.\nGive `--precision int8`, or leave them away.")
+    budget = calibration.max_drop is not None or calibration.min_sqnr is not None
+    if (budget or calibration.leave_out) and precision != "int8":
+        raise InputError(
+            "`--max-drop`, `--min-sqnr` and `--leave-out` are for INT8.\nGive `--precision int8`, or leave them away."
+        )
     check_out(onnx, out)
     site = None
     if target is not None and must_build_elsewhere(target, options.backend, machine):

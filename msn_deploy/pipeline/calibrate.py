@@ -2,46 +2,49 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from msn_deploy.core.artifacts import publish
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.model_info import DEFAULT_METHOD, DEFAULT_PERCENTILE, DEFAULT_SAMPLES, ModelInfo
 from msn_deploy.core.progress import Progress, silent
 from msn_deploy.data import to_input
-from msn_deploy.engine import OrtRunner, run_images
+from msn_deploy.data.feeds import is_feeds
+from msn_deploy.engine import OrtRunner
+from msn_deploy.engine.ort import run_on_one_thread
+from msn_deploy.model.feeds import Array, joined
 from msn_deploy.model.opened import OpenModel, made_model, open_model, with_info
-from msn_deploy.model.parity import Rung, classifies, rung
-from msn_deploy.pipeline.budget import Verdict, int8_graph, within_budget
-from msn_deploy.pipeline.images import calibration_inputs, preprocess_for, split_for
+from msn_deploy.model.parity import Rung, classifies, require_finite, rung
+from msn_deploy.pipeline.budget import CHUNK, Verdict, int8_graph, within_budget, within_sqnr
+from msn_deploy.pipeline.images import CalibrationInputs, calibration_inputs, preprocess_for, split_for
 from msn_deploy.pipeline.ranges import measured_ranges
+from msn_deploy.quant.calibration_checks import MINIMUM_SAMPLES
 from msn_deploy.quant.scales import check_method
 from msn_deploy.quant.trt_table import format_table, parse_release
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
     from onnx import ModelProto
 
     from msn_deploy.quant.sufficiency import Drift
 
 VERSIONS = ("onnx", "onnxruntime", "numpy", "pillow")
-_CHUNK = 32  # images
+OPSET_OF_QDQ = 13  # the first with an axis in DequantizeLinear
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrecisionReport:
-    """What a change of precision wrote, and how far its logits are from FP32 on real images (None: not measured).
+    """What a change of precision wrote, and how far its outputs are from FP32 on the samples (None: not measured).
 
-    left_out: layers that are not INT8, by choice or by the verdict of an accuracy budget (None: no budget). in_fp32:
-    nodes that FP16 is not enough for, with the number that says so. warnings: what is doubtful about the images. cache:
-    what the calibration cache said. drift: of the scales with fewer images, if asked for. table: the calibration table
-    for TensorRT, if asked for.
+    left_out: layers that are not INT8, by choice or by the verdict of a budget (None: no budget). in_fp32: nodes that
+    FP16 is not enough for, each with the reason. dead: tensors that are 0 on all samples, and so have no scale of their
+    own. transposed: transposed convolutions in INT8, which not every TensorRT has a kernel for. warnings: what is
+    doubtful about the samples. cache: what the calibration cache said. drift: of the scales with fewer images, if asked
+    for. table: the calibration table for TensorRT, if asked for.
     """
 
     path: Path
@@ -54,6 +57,8 @@ class PrecisionReport:
     verdict: Verdict | None = None
     left_out: tuple[str, ...] = ()
     in_fp32: dict[str, str] | None = None
+    dead: tuple[str, ...] = ()
+    transposed: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     cache: str = ""
     drift: tuple[Drift, ...] = ()
@@ -65,18 +70,22 @@ class CalibrationOptions:
     """What the user chooses about a calibration. Raises InputError for what cannot be, or not together."""
 
     data: str | None = None
-    """A known name or a folder of images; None takes what the model was trained on."""
+    """A known name or a folder of images, or feeds (.npz, .npy, a folder of them); None takes what the model was
+    trained on."""
     method: str = DEFAULT_METHOD
     """How ranges are chosen: one of METHODS of `quant.scales`."""
     percentile: float = DEFAULT_PERCENTILE
     """Of the values, percent, that the method "percentile" leaves unclipped."""
     samples: int = DEFAULT_SAMPLES
-    """Images of the training split; memory does not grow with them."""
+    """Images of the training split, or samples of the feeds; memory does not grow with them."""
     seed: int | None = None
-    """Draws the images; None spreads them evenly."""
+    """Draws the samples; None spreads them evenly."""
     max_drop: float | None = None
     """How much of the accuracy on the test split (a share, 0.005 for half a point) may go; the fewest layers that this
     takes stay in FP16."""
+    min_sqnr: float | None = None
+    """What every float output has to keep against FP32 on the samples, dB; the fewest layers that this takes stay in
+    FP16. For networks without an accuracy."""
     leave_out: Sequence[str] = ()
     """Names of layers that stay in FP16 in any case."""
     use_cache: bool = True
@@ -90,8 +99,12 @@ class CalibrationOptions:
         check_method(self.method, self.percentile)
         if self.table is not None:
             parse_release(self.table)
-        if self.max_drop is not None and self.leave_out:
-            raise InputError("`--max-drop` finds the layers to leave out itself.\nGive it or `--leave-out`, not both.")
+        given = {"--max-drop": self.max_drop, "--min-sqnr": self.min_sqnr, "--leave-out": self.leave_out or None}
+        names = [name for name, value in given.items() if value is not None]
+        if len(names) > 1:
+            raise InputError(f"`{names[0]}` finds the layers to leave out itself.\nGive it or `{names[1]}`, not both.")
+        if self.max_drop is not None and is_feeds(self.data):
+            raise InputError(f"{self.data} holds no labels, so that there is no accuracy.\nGive `--min-sqnr 30dB`.")
 
 
 def calibrate(
@@ -102,7 +115,7 @@ def calibrate(
     progress: Progress = silent,
     **settings: Any,
 ) -> PrecisionReport:
-    """Calibrate on training images (a generator: on latents) and write an INT8 Q/DQ file.
+    """Calibrate on training images or feeds (a generator: on latents) and write an INT8 Q/DQ file.
 
     Args:
         onnx: The FP32 file.
@@ -116,7 +129,7 @@ def calibrate(
 
     Raises:
         InputError: A file, option or image that cannot be used (exit 2).
-        GateError: No INT8 keeps the accuracy (exit 1).
+        GateError: No INT8 is within the budget, or an output is not finite (exit 1).
         MissingDependency: A package is missing (exit 3).
     """
     options = replace(options or CalibrationOptions(), **settings)
@@ -127,61 +140,84 @@ def calibrated(
     model: OpenModel, out: Path, options: CalibrationOptions, *, progress: Progress
 ) -> tuple[PrecisionReport, OpenModel]:
     """Do what `calibrate` does to an opened model; return the report, and the model that was written."""
-    from msn_deploy.model.graphs import activations  # late, as is the next: they import onnx
-    from msn_deploy.quant.placement import place
+    from msn_deploy.model.graphs import activations  # late, as are the next: they import onnx
+    from msn_deploy.quant.constants import fold_constants
+    from msn_deploy.quant.placement import name_of, place, require_layers
 
     check_door(model, out)
-    proto, info = model.proto, model.info
+    info = model.info
+    if options.max_drop is not None:
+        _require_accuracy(model)
+    proto = fold_constants(_at_least_13(model), load=run_on_one_thread)
     placement = place(proto, leave_out=options.leave_out)
-    if options.max_drop is not None and info is not None and info.is_generator:
-        raise InputError(f"{model.path} is a generator: it has no accuracy to keep.\nLeave `--max-drop` away.")
-    given = calibration_inputs(
-        info, model.only_input[1], options.data, samples=options.samples, seed=options.seed, model=str(model.path)
-    )
+    require_layers(placement, left_out=bool(options.leave_out))
+    given = calibration_inputs(model, options.data, samples=options.samples, seed=options.seed)
+    if len(given.samples) < MINIMUM_SAMPLES:
+        raise InputError(f"{len(given.samples)} samples are too few to calibrate on; {MINIMUM_SAMPLES} are needed.")
     parents = (model.as_parent(), *given.parents)
     measure = partial(
         measured_ranges,
         proto,
-        given.inputs,
+        given.samples,
         key={"model": parents[0].sha256, **given.key},
         method=options.method,
         percentile=options.percentile,
         use_cache=options.use_cache,
         progress=progress,
     )
-    ranges = measure(place(proto).tensors, sufficiency=options.sufficiency)
-    maxima = {}
-    if options.max_drop is not None or options.leave_out:
-        maxima = measure(activations(proto), method="minmax", skip_zero=True).values
+    truth = outputs_of(model, given, most=DEFAULT_SAMPLES)
+    require_finite(truth, source=str(model.path))
+    ranges = measure(placement.tensors, sufficiency=options.sufficiency)
+    budget = options.max_drop is not None or options.min_sqnr is not None
+    maxima = measure(activations(proto), method="minmax").values if budget or options.leave_out else {}
     verdict, left_out = None, tuple(options.leave_out)
-    if options.max_drop is None:
-        graph, in_fp32 = int8_graph(proto, ranges.values, maxima, left_out)
-    else:
-        graph, verdict = _within_budget(
-            model, ranges.values, maxima, options.data, max_drop=options.max_drop, progress=progress
+    if options.max_drop is not None:
+        graph, verdict = _within_drop(model, proto, ranges.values, maxima, options, progress)
+    elif options.min_sqnr is not None:
+        runs = list(given.runs(DEFAULT_SAMPLES, most=CHUNK))
+        graph, verdict = within_sqnr(
+            proto, ranges.values, maxima, runs=runs, min_sqnr_db=options.min_sqnr, progress=progress
         )
+    else:
+        graph, in_fp32 = int8_graph(proto, ranges.values, maxima, left_out)
+    if verdict is not None:
         left_out, in_fp32 = verdict.left_out, verdict.in_fp32
     content = with_info(graph, (info or ModelInfo(net="custom", norm="custom")).with_precision("int8"))
+    made = made_model(out, graph, content)
+    outputs = outputs_of(made, given, most=DEFAULT_SAMPLES)
+    require_finite(outputs, source=made.name)
+    parity = rung("int8", truth, outputs, classifies=info is not None and classifies(info))
+    table = None
+    if options.table is not None:
+        # The rest by itself: with more tensors as outputs, ONNX Runtime would fuse, and so round, in another way.
+        rest = [name for name in activations(proto) if name not in ranges.values]
+        scales = {**ranges.values, **placement.shared(ranges.values), **measure(rest).values}
+        table = format_table({name: size for name, size in scales.items() if size}, parse_release(options.table))
     config = {
         "precision": "int8",
         "data": given.source,
         "method": options.method,
         "percentile": options.percentile,
-        "samples": len(given.inputs),
+        "samples": len(given.samples),
         "seed": given.seed,
         "max_drop": options.max_drop,
+        "min_sqnr": options.min_sqnr,
         "leave_out": list(options.leave_out),
         "preprocess": given.preprocess,
         "recipe": {} if info is None else info.recipe,
     }
+    dead = tuple(name for name, size in placement.shared(ranges.values).items() if not size)
     facts = {
         "ranges": ranges.values,
         "images": given.facts,
         "drift": [asdict(point) for point in ranges.drift],
         "left_out": list(left_out),
         "in_fp32": in_fp32,
+        "dead": list(dead),
+        "parity": asdict(parity),
         "verdict": None if verdict is None else asdict(verdict),
     }
+    # All that can fail has not: the files come last.
     sidecar = publish(
         out,
         content,
@@ -192,37 +228,32 @@ def calibrated(
         facts=facts,
     )
     table_path = None
-    if options.table is not None:
-        # The rest by itself: with more tensors as outputs, ONNX Runtime would fuse, and so round, in another way.
-        rest = [name for name in activations(proto) if name not in ranges.values]
-        scales = {**ranges.values, **placement.shared(ranges.values), **measure(rest, skip_zero=True).values}
-        text = format_table(scales, parse_release(options.table))
+    if table is not None:
         table_path = out.with_suffix(".cache")
         publish(
             table_path,
-            text.encode(),
+            table.encode(),
             kind="calibration-table",
             parents=parents,
             versions=VERSIONS,
             config={**config, "table": options.table},
         )
-    made = made_model(out, graph, content)
+    layers = set(placement.layers) - set(left_out)
     report = PrecisionReport(
         path=out,
         bytes=sidecar.bytes,
         bytes_fp32=len(model.data),
-        samples=len(given.inputs),
+        samples=len(given.samples),
         scales=len(ranges.values),
-        parity=rung(
-            "int8",
-            _outputs(model, given.inputs),
-            _outputs(made, given.inputs),
-            classifies=info is not None and classifies(info),
-        ),
+        parity=parity,
         method=options.method,
         verdict=verdict,
         left_out=left_out,
         in_fp32=in_fp32,
+        dead=dead,
+        transposed=tuple(
+            name_of(node) for node in proto.graph.node if node.op_type == "ConvTranspose" and name_of(node) in layers
+        ),
         warnings=given.warnings,
         cache=ranges.cache,
         drift=ranges.drift,
@@ -231,29 +262,50 @@ def calibrated(
     return report, made
 
 
-def _within_budget(
+def _at_least_13(model: OpenModel) -> ModelProto:
+    """Return the graph in opset 13 at least, the first whose DequantizeLinear has an axis."""
+    from msn_deploy.model.opset import to_opset
+
+    written = next((entry.version for entry in model.proto.opset_import if entry.domain in ("", "ai.onnx")), 0)
+    return model.proto if written >= OPSET_OF_QDQ else to_opset(copy.deepcopy(model.proto), OPSET_OF_QDQ)
+
+
+def _require_accuracy(model: OpenModel) -> None:
+    """Refuse `--max-drop` for what has no accuracy. Raises InputError."""
+    info = model.info
+    if info is not None and info.is_generator:
+        raise InputError(f"{model.path} is a generator: it has no accuracy to keep.\nLeave out `--max-drop`.")
+    if len(model.inputs) != 1 or len(model.outputs) != 1:
+        raise InputError(
+            f"{model.path} has {len(model.inputs)} inputs and {len(model.outputs)} outputs: no accuracy is measured "
+            "of it.\nGive `--min-sqnr 30dB` in place of `--max-drop`."
+        )
+
+
+def _within_drop(
     model: OpenModel,
+    proto: ModelProto,
     ranges: dict[str, float],
     maxima: dict[str, float],
-    data: str | None,
-    *,
-    max_drop: float,
+    options: CalibrationOptions,
     progress: Progress,
 ) -> tuple[ModelProto, Verdict]:
-    """Hold the budget on all images of the test split."""
+    """Hold the accuracy budget on all images of the test split."""
+    assert options.max_drop is not None
     prep = preprocess_for(model.info, model.only_input[1], model=str(model.path))
-    test = split_for(model.info, prep, data, "test")
+    test = split_for(model.info, prep, options.data, "test")
     images = to_input(test.images, prep)
     return within_budget(
-        model.proto, ranges, maxima, images=images, labels=test.labels, max_drop=max_drop, progress=progress
+        proto, ranges, maxima, images=images, labels=test.labels, max_drop=options.max_drop, progress=progress
     )
 
 
-def _outputs(model: OpenModel, inputs: Any) -> dict[str, NDArray[np.float32]]:
+def outputs_of(model: OpenModel, given: CalibrationInputs, *, most: int) -> dict[str, Array]:
+    """Run a model on the first samples, at most `most`, and return all its outputs."""
     runner = OrtRunner(model)
-    most = min(len(inputs), DEFAULT_SAMPLES)
-    made = [run_images(runner, inputs[at : min(at + _CHUNK, most)]) for at in range(0, most, _CHUNK)]
-    return {runner.outputs[0].name: np.concatenate(made)}
+    made = joined([runner.run(feeds) for feeds in given.runs(most, most=CHUNK)])
+    runner.close()
+    return made
 
 
 def check_door(model: OpenModel, out: Path) -> None:

@@ -1,21 +1,31 @@
-"""The FP16 cast: an FP32 ONNX file to its half-precision twin, after a look at the ranges on real images."""
+"""The FP16 cast: an FP32 ONNX file to its half-precision twin, after a look at the values on real inputs."""
 
 from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from msn_deploy.core.artifacts import publish
+from msn_deploy.core.errors import GateError, InputError
 from msn_deploy.core.model_info import ModelInfo
 from msn_deploy.core.progress import Progress, silent
 from msn_deploy.engine.ort import run_on_one_thread
+from msn_deploy.model.feeds import Feeds
 from msn_deploy.model.opened import OpenModel, made_model, open_model, with_info
-from msn_deploy.pipeline.calibrate import VERSIONS, PrecisionReport, check_door
-from msn_deploy.pipeline.images import calibration_inputs, has_inputs
+from msn_deploy.model.parity import classifies, rung
+from msn_deploy.pipeline.calibrate import VERSIONS, PrecisionReport, check_door, outputs_of
+from msn_deploy.pipeline.images import CalibrationInputs, calibration_inputs, has_inputs, random_inputs
 from msn_deploy.pipeline.ranges import measured_ranges
 
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
 _LOG = logging.getLogger(__name__)
-_SAMPLES = 128  # images: enough to see the order of magnitude, which is all that counts here
+_SAMPLES = 128  # enough to see the order of magnitude, which is all that counts here
+_COMPARED = 32  # samples that the file is run on
 
 
 def cast_to_fp16(
@@ -23,9 +33,9 @@ def cast_to_fp16(
 ) -> PrecisionReport:
     """Write the FP16 twin of an FP32 file. Nodes that half precision is not enough for stay in FP32, and are named.
 
-    data: images to look at, a name or folder; None takes what the model was trained on, where that is on this machine.
-    Without any, weights alone are judged, which the log says.
-    Raises InputError (exit 2), MissingDependency (exit 3).
+    data: images (a name or folder) or feeds (.npz, .npy or a folder of them) to look at; None takes what the model was
+    trained on, where that is on this machine. Without any, random numbers are looked at, which the log says.
+    Raises InputError (exit 2), GateError (exit 1) where the outputs are not finite in FP16, MissingDependency (exit 3).
     """
     model = open_model(Path(onnx), step="build-engine --precision fp16")
     return cast(model, Path(out), data=data, progress=progress)[0]
@@ -33,32 +43,38 @@ def cast_to_fp16(
 
 def cast(model: OpenModel, out: Path, *, data: str | None, progress: Progress) -> tuple[PrecisionReport, OpenModel]:
     """Do what `cast_to_fp16` does to an opened model; return the report, and the model that was written."""
-    from msn_deploy.model.graphs import activations  # late, as are the next: they import onnx
-    from msn_deploy.quant.constants import fold_constants
+    from msn_deploy.quant.constants import fold_constants  # late, as are the next: they import onnx
     from msn_deploy.quant.fp32_nodes import needs_fp32
     from msn_deploy.quant.precision import to_fp16
 
     check_door(model, out)
     info, proto = model.info, fold_constants(model.proto, load=run_on_one_thread)
-    parents = [model.as_parent()]
+    given = calibration_inputs(model, data, samples=_SAMPLES) if has_inputs(info, data) else None
+    parents = [model.as_parent(), *(given.parents if given is not None else ())]
+    samples = len(given.samples) if given is not None else 0
     maxima: dict[str, float] = {}
-    samples = 0
-    if has_inputs(info, data):
-        given = calibration_inputs(info, model.only_input[1], data, samples=_SAMPLES, model=str(model.path))
-        parents += given.parents
-        samples = len(given.inputs)
-        key = {"model": parents[0].sha256, **given.key}
-        maxima = measured_ranges(
-            proto, given.inputs, activations(proto), key=key, method="minmax", percentile=100.0,
-            skip_zero=True, progress=progress,
-        ).values  # fmt: skip
+    minima: dict[str, float] = {}
+    if given is not None:
+        maxima, minima = _sizes(proto, given, model.sha256, progress)
     else:
-        _LOG.warning("no images to look at: whether FP16 overflows is judged by the weights of %s alone", model.path)
-    in_fp32 = needs_fp32(proto, maxima)
+        _LOG.warning("no data to look at: %s is judged by its weights and on random numbers", model.path)
+        try:
+            given = random_inputs(model.inputs)
+            maxima, minima = _sizes(proto, given, model.sha256, progress)
+        except InputError as cause:
+            given = None
+            _LOG.warning("it does not run on random numbers (%s): weights alone count", str(cause).splitlines()[0])
+    in_fp32 = needs_fp32(proto, maxima, minima)
     for name, why in in_fp32.items():
         _LOG.warning("%s stays in FP32: %s", name, why)
     graph = to_fp16(proto, keep_fp32=in_fp32)
     content = with_info(graph, (info or ModelInfo(net="custom", norm="custom")).with_precision("fp16"))
+    made = made_model(out, graph, content)
+    parity = None
+    if given is not None:
+        truth, outputs = (outputs_of(each, given, most=_COMPARED) for each in (model, made))
+        _require_finite(made, given, truth, outputs)
+        parity = rung("fp16", truth, outputs, classifies=info is not None and classifies(info))
     publish(
         out,
         content,
@@ -74,7 +90,46 @@ def cast(model: OpenModel, out: Path, *, data: str | None, progress: Progress) -
         bytes_fp32=len(model.data),
         samples=samples,
         scales=0,
-        parity=None,
+        parity=parity,
         in_fp32=in_fp32,
     )
-    return report, made_model(out, graph, content)
+    return report, made
+
+
+def _sizes(
+    graph: ModelProto, given: CalibrationInputs, sha256: str, progress: Progress
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Return the largest magnitude of every activation, and the smallest of what is divided by."""
+    from msn_deploy.model.graphs import activations
+    from msn_deploy.quant.fp32_nodes import divisors
+    from msn_deploy.quant.histograms import smallest
+
+    maxima = measured_ranges(
+        graph, given.samples, activations(graph), key={"model": sha256, **given.key}, method="minmax",
+        percentile=100.0, progress=progress,
+    ).values  # fmt: skip
+    by = divisors(graph)
+    return maxima, smallest(graph, given.samples, by, load=run_on_one_thread) if by else {}
+
+
+def _require_finite(made: OpenModel, given: CalibrationInputs, truth: Feeds, outputs: Feeds) -> None:
+    """Raise GateError that names the first node which makes no number where FP32 makes one."""
+    from msn_deploy.model.graphs import with_outputs
+
+    for name, expected in truth.items():
+        got = outputs[name]
+        if expected.dtype.kind != "f" or expected.shape != got.shape or np.isfinite(got[np.isfinite(expected)]).all():
+            continue
+        inside = [each for node in made.proto.graph.node if node.op_type != "Constant" for each in node.output if each]
+        runner = run_on_one_thread(with_outputs(made.proto, inside))
+        runs = (runner.run(feeds) for feeds in given.runs(_COMPARED, most=1))
+        first = next((each for values in runs for each in inside if _is_lost(values[each])), name)
+        node = next(node for node in made.proto.graph.node if first in node.output)
+        raise GateError(
+            f"{made.path.name}: its output {name} is not finite in FP16, and is in FP32; the first tensor that is not "
+            f"is {first}, of {node.name or first} ({node.op_type}).\nNothing was written. Stay with FP32 or INT8."
+        )
+
+
+def _is_lost(value: object) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype.kind == "f" and not np.isfinite(value).all()

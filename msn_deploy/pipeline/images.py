@@ -5,22 +5,30 @@ Prepared as the file says where it says so, scaled to 0..1 where it does not; a 
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from msn_deploy.core.artifacts import Parent
 from msn_deploy.core.errors import InputError
-from msn_deploy.core.model_info import ModelInfo, Preprocess
-from msn_deploy.data import Split, load_split
+from msn_deploy.core.model_info import ModelInfo, Preprocess, TensorSpec
+from msn_deploy.data import Split, load_split, to_input
+from msn_deploy.data.feeds import FeedSource, ImageSamples, Samples, WholeSamples, is_feeds, open_feeds, runs_of
 from msn_deploy.data.preprocess import PreparedImages
 from msn_deploy.data.sources import is_local
-from msn_deploy.quant.calibration_checks import check_images, check_labels, examine
+from msn_deploy.engine.runner import sizes_text
+from msn_deploy.model.feeds import Feeds, random_feeds
+from msn_deploy.model.opened import OpenModel
+from msn_deploy.quant.calibration_checks import ENOUGH_SAMPLES, check_images, check_labels, examine
 
 _LOG = logging.getLogger(__name__)
+_RANDOM_RUNS = 4
 _LATENTS = "latents of the standard normal distribution"
 
 
@@ -79,13 +87,15 @@ def split_for(info: ModelInfo | None, prep: Preprocess, data: str | None, split:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CalibrationInputs:
-    """Inputs (N, ...), float32, read as they are sliced, and what the records say of them.
+    """What a network is measured on, and what the records say of it.
 
-    parents: the images as parent, none for latents. source: name or folder. seed: what they were drawn by, None for
-    evenly spread. preprocess, facts: as dicts, empty for latents. warnings: what is doubtful about them.
+    inputs: of the network. parents: the data as parent, none for latents. source: name, folder or file. seed: what the
+    samples were drawn by, None for evenly spread. preprocess, facts: as dicts, empty for what are no images. warnings:
+    what is doubtful about them.
     """
 
-    inputs: Any
+    samples: Samples
+    inputs: tuple[TensorSpec, ...]
     parents: tuple[Parent, ...]
     source: str
     seed: int | None
@@ -97,50 +107,118 @@ class CalibrationInputs:
     def key(self) -> dict[str, Any]:
         """The parts of a calibration cache's key that tell these inputs from others."""
         return {
-            "images": self.parents[0].sha256 if self.parents else _LATENTS,
-            "samples": {"count": len(self.inputs), "seed": self.seed},
+            "images": self.parents[0].sha256 if self.parents else self.source,
+            "samples": {"count": len(self.samples), "seed": self.seed},
             "preprocessing": self.preprocess,
         }
 
+    def runs(self, count: int, *, most: int) -> Iterator[Feeds]:
+        """Yield feeds for whole runs of up to `most` samples, of the first `count` of them."""
+        return runs_of(islice(self.samples, count), self.inputs, self.samples.rows, most=most)
+
 
 def calibration_inputs(
-    info: ModelInfo | None,
-    shape: Sequence[int | None],
-    data: str | None,
-    *,
-    samples: int,
-    seed: int | None = None,
-    model: str,
-) -> CalibrationInputs:
-    """Return `samples` training images of `data`, spread evenly or drawn by `seed`; for a generator, latents.
+    model: OpenModel, data: str | None, *, samples: int, seed: int | None = None
+) -> CalibrationInputs:  # fmt: skip
+    """Return `samples` feeds or training images of `data`, spread evenly or drawn by `seed`; for a generator, latents.
 
-    shape: of the model's input. data: None takes what the model was trained on. model: its file, for messages.
-    Raises InputError for data that is not there, and for images that can't calibrate a network.
+    data: None takes what the model was trained on.
+    Raises InputError for data that is not there or does not fit, and for what can't calibrate a network.
     """
+    info, path = model.info, str(model.path)
+    if is_feeds(data):
+        assert data is not None
+        return _fed(open_feeds(data, model.inputs).first(samples, seed=seed), seed)
     if info is not None and info.is_generator:
         if data is not None:
-            raise InputError(f"{model} is a generator: it is calibrated on latents.\nLeave `--data` away.")
+            raise InputError(f"{path} is a generator: it is calibrated on latents.\nLeave out `--data`.")
+        name, shape = model.only_input
         latents = np.random.default_rng(seed or 0).standard_normal((samples, *(size or 1 for size in shape[1:])))
         return CalibrationInputs(
-            inputs=latents.astype(np.float32), parents=(), source=_LATENTS, seed=seed or 0, preprocess={}, facts={},
-            warnings=(),
+            samples=ImageSamples(name, latents.astype(np.float32)), inputs=model.inputs, parents=(), source=_LATENTS,
+            seed=seed or 0, preprocess={}, facts={}, warnings=(),
         )  # fmt: skip
-    prep = preprocess_for(info, shape, model=model)
+    spec, shape, last = _image_input(model)
+    prep = preprocess_for(info, shape, model=path)
     split = split_for(info, prep, data, "train", lazy=True).first(samples, seed=seed)
-    images = PreparedImages(split.images, prep)
-    facts = examine(images)
+    facts = examine(PreparedImages(split.images, prep))
     warnings = (*check_images(facts, info.preprocess if info else None), *check_labels(split.labels, split.classes))
     for doubt in warnings:
         _LOG.warning("%s", doubt)
+    prepared = _AsInput(split.images, prep, spec.dtype, last)
     return CalibrationInputs(
-        inputs=images,
+        samples=ImageSamples(spec.name, prepared),
+        inputs=model.inputs,
         parents=(split.as_parent(),),
         source=split.source,
         seed=seed,
-        preprocess=asdict(prep),
+        preprocess=asdict(prep) | ({} if spec.dtype == "float32" and not last else {"type": spec.dtype, "NHWC": last}),
         facts=asdict(facts),
         warnings=warnings,
     )
+
+
+def random_inputs(inputs: Sequence[TensorSpec]) -> CalibrationInputs:
+    """Return a few seeded random runs, where there is no data. Raises InputError for an input of no known rank."""
+    feeds = [random_feeds(inputs, seed=seed) for seed in range(_RANDOM_RUNS)]
+    return CalibrationInputs(
+        samples=WholeSamples(feeds), inputs=tuple(inputs), parents=(), source="seeded random numbers", seed=None,
+        preprocess={}, facts={}, warnings=(),
+    )  # fmt: skip
+
+
+def _fed(source: FeedSource, seed: int | None) -> CalibrationInputs:
+    """Look through feeds once: their values are finite, and not all the same. Raises InputError."""
+    distinct = {hashlib.blake2b(b"".join(each.tobytes() for each in sample.values())).digest() for sample in source}
+    count = len(source)
+    if count > 1 and len(distinct) == 1:
+        raise InputError(f"all {count} samples of {source.source} are the same.\nGive real, different ones.")
+    warnings = [f"only {len(distinct)} of {count} samples are different"] * (10 * len(distinct) <= 9 * count)
+    if count < ENOUGH_SAMPLES:
+        warnings.append(f"{count} samples are few; {ENOUGH_SAMPLES} or more give steadier scales")
+    for doubt in warnings:
+        _LOG.warning("%s", doubt)
+    return CalibrationInputs(
+        samples=source, inputs=source.inputs, parents=(source.as_parent(),), source=source.source, seed=seed,
+        preprocess={}, facts={"samples": count, "distinct": len(distinct)}, warnings=tuple(warnings),
+    )  # fmt: skip
+
+
+def _image_input(model: OpenModel) -> tuple[TensorSpec, tuple[int | None, ...], bool]:
+    """Return the image input of a network, its shape as N x C x H x W, and whether the channels come last.
+
+    Raises InputError that says what to give to any other network.
+    """
+    spec = model.inputs[0]
+    shape = spec.shape or ()
+    if len(model.inputs) == 1 and len(shape) == 4 and spec.dtype in ("float32", "float16", "uint8"):
+        if shape[1] in (1, 3):
+            return spec, shape, False
+        if shape[3] in (1, 3):
+            return spec, (shape[0], shape[3], shape[1], shape[2]), True
+    text = ", ".join(f"{each.name} ({each.dtype} of {sizes_text(each.shape)})" for each in model.inputs)
+    names = ", ".join(f"{each.name}=..." for each in model.inputs)
+    raise InputError(
+        f"{model.path} takes {text}: not N x (1 or 3) x height x width, so not images.\n"
+        f"Give arrays: `--data FEEDS.npz`, saved by numpy.savez(FILE, {names}); the first axis counts the samples."
+    )
+
+
+class _AsInput:
+    """Images as an input takes them: bytes as they are, floats prepared; channels first or last."""
+
+    def __init__(self, images: Any, prep: Preprocess, dtype: str, last: bool) -> None:
+        self._images, self._prep, self._dtype, self._last = images, prep, dtype, last
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: slice) -> NDArray[Any]:
+        pixels = np.asarray(self._images[index])
+        if self._dtype == "uint8":
+            return pixels if self._last else np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
+        prepared = to_input(pixels, self._prep).astype(self._dtype, copy=False)
+        return np.ascontiguousarray(prepared.transpose(0, 2, 3, 1)) if self._last else prepared
 
 
 def has_inputs(info: ModelInfo | None, data: str | None) -> bool:

@@ -21,7 +21,7 @@ from msn_deploy.core.errors import InputError
 from msn_deploy.core.home import home_folder
 from msn_deploy.core.optional import version_of
 from msn_deploy.core.progress import Progress, silent
-from msn_deploy.data.preprocess import PreparedImages
+from msn_deploy.data.feeds import Samples
 from msn_deploy.engine.ort import run_on_one_thread
 
 if TYPE_CHECKING:
@@ -46,21 +46,20 @@ class Ranges:
 
 def measured_ranges(
     model: ModelProto,
-    images: PreparedImages,
+    samples: Samples,
     tensors: Sequence[str],
     *,
     key: Mapping[str, Any],
     method: str,
     percentile: float,
-    skip_zero: bool = False,
     sufficiency: bool = False,
     use_cache: bool = True,
     progress: Progress = silent,
 ) -> Ranges:
-    """Return the ranges of the tensors on the images, by a method of `quant.scales`.
+    """Return the ranges of the tensors on the samples, by a method of `quant.scales`; 0 for one that is always zero.
 
     key: the parts "model", "images", "samples" and "preprocessing" of the cache's key; the others are added here.
-    skip_zero: leave out tensors that are zero on all images, instead of an InputError. sufficiency: measure the drift.
+    sufficiency: measure the drift.
     """
     from msn_deploy.quant.calibrate import CALIBRATOR, ranges_from  # late: these import onnx
     from msn_deploy.quant.histograms import collect
@@ -81,12 +80,12 @@ def measured_ranges(
             return Ranges(values=found.entry["ranges"], drift=drift, cache=said)
         if found.entry is not None:
             said = "cached scales come without a sufficiency curve: measured again"
-    groups = shuffled_groups(len(images)) if sufficiency else None
-    histograms = collect(model, images, tensors, load=run_on_one_thread, groups=groups, progress=progress)
-    values = ranges_from(histograms, method=method, percentile=percentile, skip_zero=skip_zero)
+    groups = shuffled_groups(len(samples)) if sufficiency else None
+    histograms = collect(model, samples, tensors, load=run_on_one_thread, groups=groups, progress=progress)
+    values = ranges_from(histograms, method=method, percentile=percentile)
     curve: list[Drift] = []
     if sufficiency:
-        curve = drift_curve(histograms, values, images=len(images), method=method, percentile=percentile)
+        curve = drift_curve(histograms, values, images=len(samples), method=method, percentile=percentile)
     if use_cache:
         kept = {"drift": [asdict(point) for point in curve]} if sufficiency else {}
         store(parts, {"ranges": values, **kept})
@@ -141,7 +140,7 @@ def _read(path: Path) -> dict[str, Any] | None:
         seal = entry.pop("seal")
         if seal != _digest(entry) or entry["schema"] != _SCHEMA:
             raise ValueError("changed after it was written")
-        if not all(math.isfinite(value) and value > 0 for value in entry["ranges"].values()) or not entry["parts"]:
+        if not all(math.isfinite(value) and value >= 0 for value in entry["ranges"].values()) or not entry["parts"]:
             raise ValueError("no ranges")
     except FileNotFoundError:
         return None

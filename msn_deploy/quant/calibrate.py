@@ -1,4 +1,4 @@
-"""Which range do the activations of a graph take on real images? Every tensor that will be quantised, every image."""
+"""Which range do the activations of a graph take on real inputs? Every tensor that will be quantised, every sample."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ from collections.abc import Sequence
 
 from onnx import ModelProto
 
-from msn_deploy.core.errors import InputError
 from msn_deploy.core.model_info import DEFAULT_METHOD, DEFAULT_PERCENTILE, Preprocess
 from msn_deploy.core.progress import Progress, silent
 from msn_deploy.quant.calibration_checks import Images, check_images, examine
-from msn_deploy.quant.histograms import LEAST, Histograms, Load, collect
+from msn_deploy.quant.histograms import LEAST, Histograms, Load, collect, samples_of
 from msn_deploy.quant.placement import place
 from msn_deploy.quant.scales import check_method, range_of
 
-CALIBRATOR = 1  # to be raised when the same images give other ranges
+CALIBRATOR = 2  # to be raised when the same images give other ranges
 _LOG = logging.getLogger(__name__)
 
 
@@ -35,33 +34,23 @@ def calibrate_ranges(
     model: FP32. images: (N, C, H, W), preprocessed. load: see `histograms`. method, percentile: see `scales`.
     tensors: which; None: `quantised_tensors` of the model. preprocess: by which the images were prepared.
     The same images give the same bits, see `collect`.
-    Raises InputError for images that cannot tell (`check_images`; what is doubtful is logged), for values that are not
-    finite and for tensors that are zero on all images.
+    Raises InputError for images that cannot tell (`check_images`; what is doubtful is logged), and for values that are
+    not finite.
     """
     check_method(method, percentile)
     for doubt in check_images(examine(images), preprocess):
         _LOG.warning("%s", doubt)
-    found = collect(
-        model, images, quantised_tensors(model) if tensors is None else tensors, load=load, progress=progress
-    )
+    wanted = quantised_tensors(model) if tensors is None else tensors
+    found = collect(model, samples_of(model, images), wanted, load=load, progress=progress)
     return ranges_from(found, method=method, percentile=percentile)
 
 
-def ranges_from(
-    found: Histograms, *, method: str, percentile: float = DEFAULT_PERCENTILE, skip_zero: bool = False
-) -> dict[str, float]:
-    """Return the range of each tensor, over all images that were counted.
-
-    A tensor that is zero on all of them is left out with skip_zero, else an InputError.
-    """
-    ranges = {}
-    for name, (counts, edge, largest) in sorted(found.first(None).items()):
-        if edge < LEAST and skip_zero:
-            continue
-        if edge < LEAST:
-            raise InputError(f"{name} is {edge:.3g} on all calibration images: nothing to scale by.")
-        ranges[name] = range_of(counts, edge, largest, method=method, percentile=percentile)
-    return ranges
+def ranges_from(found: Histograms, *, method: str, percentile: float = DEFAULT_PERCENTILE) -> dict[str, float]:
+    """Return the range of each tensor, over all samples that were counted; 0 for one that is zero on all of them."""
+    return {
+        name: 0.0 if edge < LEAST else range_of(counts, edge, largest, method=method, percentile=percentile)
+        for name, (counts, edge, largest) in sorted(found.first(None).items())
+    }
 
 
 def quantised_tensors(model: ModelProto) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from msn_deploy.core.errors import InputError
 from msn_deploy.core.model_info import Preprocess
 
 MINIMUM_SAMPLES = 16
-_ENOUGH = 100
+ENOUGH_SAMPLES = 100
 _CHUNK = 32
 _NOISE = 0.1  # correlation of neighbours; white noise has 0, MNIST 0.8, photographs 0.9
 _RMS_UNSCALED = 10.0  # of 0..1, or of mean 0 and deviation 1, it is at most about 1
@@ -29,7 +29,7 @@ class Images(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: slice, /) -> NDArray[np.float32]: ...
+    def __getitem__(self, index: slice, /) -> NDArray[Any]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,8 +136,8 @@ def check_images(facts: ImageFacts, prep: Preprocess | None) -> list[str]:
             "Random numbers give scales that are wrong for real images. Give those: `--data`."
         )
     said = [*_unscaled(facts, prep)]
-    if count < _ENOUGH:
-        said.append(f"{count} calibration images are few; {_ENOUGH} or more give steadier scales")
+    if count < ENOUGH_SAMPLES:
+        said.append(f"{count} calibration images are few; {ENOUGH_SAMPLES} or more give steadier scales")
     if facts.constant:
         said.append(f"{facts.constant} of {count} calibration images are constant ({facts.constant / count:.1%})")
     if 20 * facts.noise_like >= count:

@@ -18,7 +18,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
-from msn_deploy.model.graphs import all_nodes, constants_of, inner_graphs
+from msn_deploy.model.graphs import activations, all_nodes, constants_of, inner_graphs
 from msn_deploy.quant.placement import WEIGHTED, name_of
 
 FP16_MAX = 65504.0
@@ -36,15 +36,25 @@ _BEFORE = (*_MOVES, "Abs", "Pow", "Sqrt", "GlobalAveragePool", "ReduceL1", "Redu
            "ReduceSumSquare")  # fmt: skip
 _AFTER = (*_MOVES, "Neg", "Pow", "Reciprocal", "Sqrt")
 _DIVISIONS = ("Div", "Mul")
+_DIVISOR = {"Div": 1, "Reciprocal": 0}  # which input another number is divided by
 
 
-def needs_fp32(model: ModelProto, maxima: Mapping[str, float]) -> dict[str, str]:
+def needs_fp32(
+    model: ModelProto, maxima: Mapping[str, float], minima: Mapping[str, float] | None = None
+) -> dict[str, str]:
     """Return the nodes that half precision is not enough for, by name, each with the reason.
 
     maxima: the largest magnitude of the `activations` on real inputs; of tensors that are not in it nothing is known.
-    Nodes that compute with no float, and those that say themselves what type they make (a Cast), are not listed.
+    minima: the smallest magnitude above 0 of the `divisors`. Nodes that compute with no float, and those that say
+    themselves what type they make (a Cast), are not listed.
     """
-    return _Judge(model, maxima).run()
+    return _Judge(model, maxima, minima or {}).run()
+
+
+def divisors(model: ModelProto) -> list[str]:
+    """Return the float tensors that depend on an input and that something is divided by, in graph order."""
+    read = {node.input[at] for node in model.graph.node if (at := _DIVISOR.get(node.op_type)) is not None}
+    return [name for name in activations(model) if name in read]
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,8 +170,8 @@ class Standard:
 
 
 class _Judge:
-    def __init__(self, model: ModelProto, maxima: Mapping[str, float]) -> None:
-        self.model, self.standard = model, Standard(model)
+    def __init__(self, model: ModelProto, maxima: Mapping[str, float], minima: Mapping[str, float]) -> None:
+        self.model, self.standard, self.minima = model, Standard(model), minima
         self.makers = {name: node for node in model.graph.node for name in node.output}
         self.constants = {
             name: numpy_helper.to_array(tensor)
@@ -191,7 +201,7 @@ class _Judge:
                 large += [node] if node.op_type not in WEIGHTED and any(self._beyond(node, saturated=False)) else []
         for node in small:
             for other in self._around(node):
-                found.setdefault(name_of(other), f"it computes with the small constant of {name_of(node)}")
+                found.setdefault(name_of(other), f"it computes with the small numbers of {name_of(node)}")
         for node in large:
             made = [name for name in node.output if name in self.standard.floats and name not in self.maxima]
             for other in (each for name in made for each in self.standard.readers.get(name, ())):
@@ -243,6 +253,9 @@ class _Judge:
             least = float(sizes.min() if node.op_type == "Div" and at == 1 else sizes.max())
             if least < _LEAST:
                 return f"FP16 makes {np.float16(least):.3g} of its constant {name}, {least:.3g}"
+        divisor = node.input[_DIVISOR[node.op_type]] if node.op_type in _DIVISOR else ""
+        if (least := self.minima.get(divisor, np.inf)) < _LEAST:
+            return f"FP16 makes {np.float16(least):.3g} of {least:.3g} in {divisor}, by which it divides"
         operator = self.standard.operator(node)
         for attribute in node.attribute if operator is not None and not operator.stashes else ():
             if attribute.type == attribute.FLOAT and 0 < abs(attribute.f) < _LEAST:
@@ -252,7 +265,11 @@ class _Judge:
     def _around(self, start: NodeProto) -> Iterator[NodeProto]:
         """Yield what a small constant is added to, and what is computed with it up to the division that it guards."""
         seen = {start.output[0]}
-        ahead = [self.makers[name] for name in start.input if name in self.makers]
+        divisor = self.makers.get(start.input[_DIVISOR.get(start.op_type, -1)])
+        if divisor is not None and any(self.standard.halves(divisor)):  # FP16 would lose what it makes
+            yield divisor
+            seen.add(divisor.output[0])
+        ahead = [self.makers[name] for each in (start, divisor) if each for name in each.input if name in self.makers]
         while ahead:
             node = ahead.pop()
             is_square = node.op_type == "Mul" and len(set(node.input)) == 1

@@ -50,7 +50,7 @@ class Placement:
             raise InputError(f"the range of {missing[0]} is missing: the graph could not be quantised.")
         largest: dict[str, float] = {}
         for name, group in self.scale_of.items():
-            largest[group] = max(largest.get(group, 0.0), ranges[name])
+            largest[group] = max(largest.get(group, ranges[name]), ranges[name])
         return {name: largest[self.scale_of[name]] for name in self.tensors}
 
 
@@ -104,6 +104,15 @@ def place(model: ModelProto, *, leave_out: Collection[str] = ()) -> Placement:
         reads=frozenset(reads),
         scale_of={name: scale_of.find(name) for name in tensors},
     )
+
+
+def require_layers(placement: Placement, *, left_out: bool) -> None:
+    """Raise InputError for a graph in which nothing is quantised; left_out: whether layers stay float by choice."""
+    if not placement.layers:
+        raise InputError(
+            f"the graph holds no {', '.join(WEIGHTED)} with constant weights{' that is not left out' * left_out}: "
+            "nothing to quantise."
+        )
 
 
 def _shortcuts(

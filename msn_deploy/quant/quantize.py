@@ -18,9 +18,10 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper
 from msn_deploy.core.errors import InputError
 from msn_deploy.model.checks import check_valid
 from msn_deploy.model.graphs import constants_of, drop_unread_constants
-from msn_deploy.quant.placement import WEIGHTED, Placement, name_of, place
+from msn_deploy.quant.placement import WEIGHTED, Placement, name_of, place, require_layers
 
 _LARGEST = 127  # of INT8, on both sides: -128 has no counterpart
+_DEAD = 1.0  # the range of a tensor that is 0 on all samples: exact at any scale, and not lost if it wakes up
 
 
 def quantize(
@@ -28,18 +29,15 @@ def quantize(
 ) -> ModelProto:
     """Return an INT8 Q/DQ copy of an FP32 graph.
 
-    ranges: largest magnitude per activation tensor, from `calibrate_ranges`. leave_out: names of layers that stay
+    ranges: largest magnitude per activation tensor, from `calibrate_ranges`; 0 for one that was never anything else,
+    which gets the range 1. leave_out: names of layers that stay
     float, with their inputs. per_channel=False gives each weight one scale, for comparison. Raises InputError if the
-    graph holds nothing to quantise, is quantised already, or a range is missing or not positive.
+    graph holds nothing to quantise, is quantised already, or a range is missing, negative or infinite.
     """
     if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.node):
         raise InputError("the graph is quantised already.\nCalibrate the FP32 file it was made from.")
     placement = place(model, leave_out=leave_out)
-    if not placement.layers:
-        raise InputError(
-            f"the graph holds no {', '.join(WEIGHTED)} with constant weights"
-            f"{' that is not left out' if leave_out else ''}: nothing to quantise."
-        )
+    require_layers(placement, left_out=bool(leave_out))
     result = onnx.ModelProto()
     result.CopyFrom(model)
     _Quantiser(result, placement, placement.shared(ranges), per_channel=per_channel).run()
@@ -74,7 +72,7 @@ class _Quantiser:
     def _activation(self, name: str) -> str:
         """Return the tensor that has gone through INT8; the pair is made before its first reader."""
         if (name, None) not in self.made:
-            largest = self.ranges[name]
+            largest = self.ranges[name] or _DEAD
             if not 0 < largest < math.inf:
                 raise InputError(f"{name} has the range {largest}: nothing to scale by.")
             scale, zero = self._scale(name, np.asarray(largest / _LARGEST, np.float32))
@@ -121,15 +119,13 @@ class _Quantiser:
 
 
 def _output_axis(node: NodeProto, rank: int) -> int | None:
-    """Return the axis of a layer's weight that its outputs lie on; None where one scale each is not possible.
+    """Return the axis of a layer's weight that its outputs lie on; None where the weight has one scale.
 
-    Conv keeps (C_out, C_in / groups, ...), ConvTranspose (C_in, C_out / groups, ...), a matrix product
-    (..., C_in, C_out) unless transB. A grouped ConvTranspose has fewer numbers on that axis than outputs, and TensorRT
-    wants one each.
+    Conv keeps (C_out, C_in / groups, ...), a matrix product (..., C_in, C_out) unless transB. A ConvTranspose has one
+    scale: its outputs lie on axis 1, for which TensorRT 8 has no kernels ("We don't support per-output-channel quant
+    for ConvTranspose", NVIDIA/TensorRT#2380; wrong results in #1694 and #1699, no engine in #1519).
     """
     given = {attribute.name: attribute.i for attribute in node.attribute}
-    if node.op_type == "Conv":
-        return 0
-    if node.op_type == "ConvTranspose":
-        return 1 if given.get("group", 1) == 1 else None
+    if node.op_type in ("Conv", "ConvTranspose"):
+        return 0 if node.op_type == "Conv" else None
     return 0 if given.get("transB", 0) else rank - 1

@@ -68,6 +68,8 @@ def _drifts(
 ) -> list[float]:
     drifts = []
     for name, (counts, edge, largest) in found.first(groups, order).items():
+        if not ranges[name]:  # zero on all images
+            continue
         # A tensor that is zero on these few images has no range there; that of one bin stands for it.
         some = edge / BINS if largest < LEAST else range_of(counts, edge, largest, method=method, percentile=percentile)
         drifts.append(max(some / ranges[name], ranges[name] / some) - 1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import sys
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +30,10 @@ from msn_deploy.quant.quantize import quantize  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
-collect = partial(histograms.collect, load=run_on_one_thread)
+
+def collect(graph, images, *args, **options):
+    return histograms.collect(graph, histograms.samples_of(graph, images), *args, load=run_on_one_thread, **options)
+
 
 TARGETS = ("rtx-sm86", "rtx-sm89", "rtx-sm120")
 # Wide enough that convolution weights are most of an engine, narrow enough for a second per build.

@@ -15,7 +15,7 @@ from msn_deploy.core.errors import GateError, InputError
 from msn_deploy.graph.export import to_onnx
 from msn_deploy.model.graphs import activations
 from msn_deploy.pipeline import budget
-from msn_deploy.pipeline.budget import paired_drop, parse_drop, within_budget
+from msn_deploy.pipeline.budget import paired_drop, parse_drop, parse_sqnr, within_budget, within_sqnr
 from msn_deploy.quant.placement import place
 
 pytestmark = pytest.mark.slow
@@ -68,9 +68,9 @@ def test_what_int8_does_not_harm_stays_int8_as_a_whole(easy: dict[str, Any]) -> 
     graph, verdict = within_budget(**easy, max_drop=0.01)
     assert (verdict.kind, verdict.left_out, verdict.ranking) == ("INT8", (), ())
     assert verdict.samples == len(easy["labels"])
-    assert verdict.accuracy_fp32 > 0.9
-    assert verdict.drop == pytest.approx(verdict.accuracy_fp32 - verdict.accuracy)
-    assert verdict.interval[0] < verdict.drop < verdict.interval[1]
+    assert verdict.accuracy.fp32 > 0.9
+    assert verdict.accuracy.drop == pytest.approx(verdict.accuracy.fp32 - verdict.accuracy.int8)
+    assert verdict.accuracy.interval[0] < verdict.accuracy.drop < verdict.accuracy.interval[1]
     assert sum(node.op_type == "QuantizeLinear" for node in graph.graph.node) == 4
 
 
@@ -81,7 +81,7 @@ def test_an_outlier_channel_breaks_int8_and_one_layer_left_out_mends_it(easy: di
     graph, verdict = within_budget(**hard, max_drop=0.005, progress=lambda done, total, note="": seen.append(note))
     assert verdict.kind == "MIXED"
     assert verdict.left_out == (convs[1],)
-    assert verdict.drop <= 0.005
+    assert verdict.accuracy.drop <= 0.005
     assert [each.sqnr_db for each in verdict.ranking] == sorted(each.sqnr_db for each in verdict.ranking)
     assert verdict.ranking[0].layer == convs[1]
     assert verdict.ranking[0].sqnr_db + 10 < verdict.ranking[1].sqnr_db
@@ -106,20 +106,45 @@ def test_no_int8_within_the_budget_is_a_failed_gate_that_tells_of_fp16(easy: dic
         within_budget(**ruined, max_drop=0.005)
 
 
+def _runs(case: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{"input": case["images"][at : at + 32]} for at in (0, 32)]
+
+
+def test_a_network_without_a_task_keeps_its_sqnr_with_the_fewest_layers_left_out(easy: dict[str, Any]) -> None:
+    hard = _outlier(easy, 1000.0)
+    model, ranges, maxima = hard["model"], hard["ranges"], hard["maxima"]
+    _, plain = within_sqnr(model, ranges, maxima, runs=_runs(hard), min_sqnr_db=0.0)
+    assert (plain.kind, plain.left_out, plain.samples, plain.accuracy) == ("INT8", (), 64, None)
+    convs = [node.name for node in model.graph.node if node.op_type == "Conv"]
+    asked = plain.sqnr_db + 6
+    _, mixed = within_sqnr(model, ranges, maxima, runs=_runs(hard), min_sqnr_db=asked)
+    assert mixed.left_out == (convs[1],)
+    assert mixed.sqnr_db >= mixed.min_sqnr_db == asked
+    with pytest.raises(GateError, match=r"verdict FP16: INT8 keeps .* 200 dB is asked for\. FP16 keeps [67]\d"):
+        within_sqnr(model, ranges, maxima, runs=_runs(hard), min_sqnr_db=200.0)
+
+
+@pytest.mark.parametrize(("text", "decibels"), [("30dB", 30.0), ("12.5 db", 12.5)])
+def test_a_budget_of_sqnr_is_given_in_decibels(text: str, decibels: float) -> None:
+    assert parse_sqnr(text) == decibels
+    with pytest.raises(InputError, match="decibels"):
+        parse_sqnr(text[:-2])
+
+
 @pytest.mark.parametrize(
     ("needed", "count"), [(["a"], 1), (["b"], 1), (["a", "b"], 2), (["c", "g"], 2), (["h"], 1), (list("abcdefgh"), 8)]
 )
 def test_the_search_leaves_out_the_fewest(monkeypatch: pytest.MonkeyPatch, needed: list[str], count: int) -> None:
     """Where the accuracy is met if and only if the needed layers are left out; the order is that of the ranking."""
     order = list("abcdefghij")
-    search = object.__new__(budget._Budget)
+    search = object.__new__(budget._Search)
     asked: list[frozenset[str]] = []
 
     def fits(left_out: Any) -> bool:
         asked.append(frozenset(left_out))
         return set(needed) <= set(left_out)
 
-    monkeypatch.setattr(budget._Budget, "fits", lambda self, left_out: fits(left_out))
+    monkeypatch.setattr(budget._Search, "fits", lambda self, left_out: fits(left_out))
     least = search.fewest(order)
     assert least == order.index(needed[-1]) + 1
     assert len(search.pruned(order[:least])) == count

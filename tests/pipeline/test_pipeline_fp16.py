@@ -58,6 +58,8 @@ def test_a_calm_network_is_cast_as_a_whole(make: Callable[..., Any], tmp_path: P
     report = cast_to_fp16(path, tmp_path / "net.fp16.onnx")
     assert (report.samples, report.in_fp32) == (128, {})
     side = read_sidecar(report.path)
+    assert report.parity is not None
+    assert 50 < report.parity.sqnr_db < 90
     assert [parent.role for parent in side.parents] == ["onnx", "data:train"]
     assert 1 < side.facts["maxima"]["input"] < 4
     kinds = {tensor.data_type for tensor in onnx.load(report.path).graph.initializer}
@@ -82,7 +84,7 @@ def test_what_would_overflow_stays_in_fp32_and_is_named(
 
 
 @pytest.mark.parametrize("options", [{"data": ""}, {"data": "svhn"}, {"tell": False}], ids=["none", "away", "foreign"])
-def test_a_model_without_images_is_judged_by_its_weights_and_says_so(
+def test_a_model_without_images_is_judged_on_random_numbers_and_says_so(
     make: Callable[..., Any],
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
@@ -94,7 +96,9 @@ def test_a_model_without_images_is_judged_by_its_weights_and_says_so(
     path, _ = make(**options)
     report = cast_to_fp16(path, tmp_path / "net.fp16.onnx")
     assert report.samples == 0
-    assert "judged by the weights of" in caplog.text
+    assert "is judged by its weights and on random numbers" in caplog.text
+    assert report.parity is not None
+    assert report.parity.sqnr_db > 40
     assert [parent.role for parent in read_sidecar(report.path).parents] == ["onnx"]
 
 

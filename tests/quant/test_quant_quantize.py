@@ -140,7 +140,7 @@ def test_a_missing_range_is_named(quantised: dict[str, Any]) -> None:
 
 _LAYERS = {
     "Conv": ("Conv<pads=[1,1,1,1], group=2>", (6, 2, 3, 3), 0),
-    "ConvTranspose": ("ConvTranspose", (4, 6, 3, 3), 1),
+    "ConvTranspose": ("ConvTranspose", (4, 6, 3, 3), None),
     "grouped ConvTranspose": ("ConvTranspose<group=2>", (4, 3, 3, 3), None),
     "MatMul": ("MatMul", (8, 5), 1),
     "Gemm": ("Gemm", (256, 5), 1),

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
+from onnx import ModelProto
 
 from msn_deploy.engine.ort import run_on_one_thread
 from msn_deploy.quant import histograms
 from msn_deploy.quant.calibrate import quantised_tensors, ranges_from
 from msn_deploy.quant.sufficiency import SHUFFLES, drift_curve, shuffled_groups
 
-collect = partial(histograms.collect, load=run_on_one_thread)
+
+def collect(graph: ModelProto, images: Any, *args: Any, **options: Any) -> histograms.Histograms:
+    return histograms.collect(graph, histograms.samples_of(graph, images), *args, load=run_on_one_thread, **options)
 
 
 @pytest.mark.parametrize("count", [16, 17, 40, 64, 65, 300])
