@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -126,14 +126,16 @@ def within_budget(
     images: NDArray[np.float32],
     labels: NDArray[np.int64],
     max_drop: float,
+    answer: Callable[[Array], NDArray[np.int64]] = lambda logits: logits.argmax(1),
     progress: Progress = silent,
 ) -> tuple[ModelProto, Verdict]:
     """Return the graph with the fewest layers left out whose accuracy on `images` drops by at most `max_drop`.
 
     images: (N, C, H, W), preprocessed; the first of them rank the layers. max_drop: a share, 0.005 for half a point.
+    answer: from the output to the index of the class, (N,).
     Raises GateError (exit 1) if no INT8 is within the budget, and says what FP16 loses.
     """
-    return _DropBudget(model, ranges, maxima, images, labels, max_drop, progress).found()
+    return _DropBudget(model, ranges, maxima, images, labels, max_drop, answer, progress).found()
 
 
 def within_sqnr(
@@ -299,6 +301,7 @@ class _DropBudget(_Search):
         images: NDArray[np.float32],
         labels: NDArray[np.int64],
         max_drop: float,
+        answer: Callable[[Array], NDArray[np.int64]],
         progress: Progress,
     ) -> None:
         (spec,) = inputs_of(model)
@@ -306,7 +309,7 @@ class _DropBudget(_Search):
         self.runs = list(runs_of(samples, [spec], samples.rows, most=CHUNK))
         ranked = max(1, _RANKED // max(1, rows_of(self.runs[0])))
         super().__init__(model, ranges, maxima, self.runs[:ranked], progress)
-        self.labels, self.max_drop = labels, max_drop
+        self.labels, self.max_drop, self.answer = labels, max_drop, answer
         self.right_fp32 = self._is_right(model, "FP32")
         self.right: dict[frozenset[str], NDArray[np.bool_]] = {}
 
@@ -351,7 +354,9 @@ class _DropBudget(_Search):
 
     def _is_right(self, graph: ModelProto, note: str) -> NDArray[np.bool_]:
         (logits,) = self.outputs(graph, self.runs, note).values()
-        right: NDArray[np.bool_] = logits[: len(self.labels)].argmax(1) == self.labels  # the last run may be filled up
+        right: NDArray[np.bool_] = (
+            self.answer(logits[: len(self.labels)]) == self.labels
+        )  # the last run may be filled up
         return right
 
 

@@ -26,6 +26,7 @@ from msn_deploy.pipeline.ranges import measured_ranges
 from msn_deploy.quant.calibration_checks import MINIMUM_SAMPLES
 from msn_deploy.quant.scales import check_method
 from msn_deploy.quant.trt_table import format_table, parse_release
+from msn_deploy.tasks.classification import answers, ending_of
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -294,9 +295,17 @@ def _within_drop(
     assert options.max_drop is not None
     prep = preprocess_for(model.info, model.only_input[1], model=str(model.path))
     test = split_for(model.info, prep, options.data, "test")
-    images = to_input(test.images, prep)
+    named = model.info is not None and bool(model.info.classes)
+    answer = partial(answers, classes=test.classes, name=str(model.path), ending=ending_of(proto), named=named)
     return within_budget(
-        proto, ranges, maxima, images=images, labels=test.labels, max_drop=options.max_drop, progress=progress
+        proto,
+        ranges,
+        maxima,
+        images=to_input(test.images, prep),
+        labels=test.labels,
+        max_drop=options.max_drop,
+        answer=answer,
+        progress=progress,
     )
 
 

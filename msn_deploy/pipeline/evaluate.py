@@ -17,9 +17,10 @@ from msn_deploy.core.progress import Progress, silent
 from msn_deploy.data import to_input
 from msn_deploy.engine import run_images
 from msn_deploy.engine.runner import image_input
+from msn_deploy.model.opened import OpenModel
 from msn_deploy.pipeline.images import preprocess_for, split_for
-from msn_deploy.pipeline.models import Described, open_file
-from msn_deploy.tasks.classification import accuracy, accuracy_by_class, answers
+from msn_deploy.pipeline.models import Described, ModelFile, open_file
+from msn_deploy.tasks.classification import Ending, accuracy, accuracy_by_class, answers, ending_of
 
 _CHUNK = 256
 
@@ -47,14 +48,16 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Classifier:
-    """A model file that maps images to logits."""
+    """A model file that maps images to one number per class."""
 
     predict: Callable[[NDArray[np.float32]], NDArray[np.float32]]
-    """Float32 (N, C, H, W), for any N, to (N, classes)."""
+    """Float32 (N, C, H, W), for any N, to (N, ...)."""
     info: ModelInfo | None
     prep: Preprocess
     """What it wants of images."""
     told: Described
+    ending: Ending
+    """What its numbers are already."""
 
 
 def evaluate(
@@ -63,7 +66,8 @@ def evaluate(
 ) -> Evaluation:  # fmt: skip
     """Measure accuracy on the test split of `data`, or of what the model was trained on.
 
-    trust: load an engine from elsewhere. Raises InputError (exit 2), MissingDependency or MissingDevice (exit 3).
+    trust: load an engine from elsewhere. Raises InputError (exit 2), GateError (exit 1) for outputs that are not
+    finite, MissingDependency or MissingDevice (exit 3).
     """
     classifier = open_classifier(model, threads, trust=trust)
     split = split_for(classifier.info, classifier.prep, data, "test").first(samples)
@@ -72,7 +76,8 @@ def evaluate(
     found: list[NDArray[np.int64]] = []
     for start in range(0, len(images), _CHUNK):
         logits = classifier.predict(images[start : start + _CHUNK])
-        found.append(answers(logits, split.classes, name=str(model)))
+        named = classifier.info is not None and bool(classifier.info.classes)
+        found.append(answers(logits, split.classes, name=str(model), ending=classifier.ending, named=named))
         progress(min(start + _CHUNK, len(images)), len(images), f"evaluating {model.name}")
     predictions = np.concatenate(found)
     told = classifier.told
@@ -101,4 +106,12 @@ def open_classifier(model: Path, threads: int | None = None, *, trust: bool = Fa
         info=runner.info,
         prep=preprocess_for(runner.info, image_input(runner).shape or (), model=str(model)),
         told=file.described(runner),
+        ending=_ending_of(file),
     )
+
+
+def _ending_of(file: ModelFile) -> Ending:
+    """Return what a model file's numbers are: a checkpoint's are logits, of an engine alone it is not known."""
+    if file.opened is None:
+        return "logits"
+    return ending_of(file.opened.proto) if isinstance(file.opened, OpenModel) else "unknown"

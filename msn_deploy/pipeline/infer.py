@@ -18,7 +18,7 @@ from msn_deploy.core.optional import require
 from msn_deploy.data import to_input
 from msn_deploy.data.images import SUFFIXES, fit_images, read_image
 from msn_deploy.pipeline.evaluate import Classifier, open_classifier
-from msn_deploy.tasks.classification import likeliest
+from msn_deploy.tasks.classification import likeliest, scores_of
 
 VIDEO_SUFFIXES = (".avi", ".mkv", ".mov", ".mp4", ".mpg", ".webm")
 _CAMERA = "camera:"  # and a number
@@ -26,7 +26,7 @@ _CAMERA = "camera:"  # and a number
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What a model says of one image: the likeliest class, its softmax score (0 to 1), and how long it took.
+    """What a model says of one image: the likeliest class, its score (0 to 1), and how long it took.
 
     latency_ms: of the inference alone, without reading and scaling the image. error: why there is no answer; label is
     then empty.
@@ -50,7 +50,8 @@ def infer(model: Path, sources: Sequence[Path], *, threads: int | None = None, t
     prep = classifier.prep
     for source in sources:
         _check(source)
-    classifier.predict(np.zeros((1, prep.channels, prep.height_px, prep.width_px), dtype=np.float32))  # pays for memory
+    pays_for_memory = classifier.predict(np.zeros((1, prep.channels, prep.height_px, prep.width_px), dtype=np.float32))
+    scores_of(np.zeros_like(pays_for_memory), ending="softmax", name=str(model))  # refuses what is not a classifier
     return (_answer(name, image, classifier) for name, image in _images(sources, prep.image_size))
 
 
@@ -59,9 +60,10 @@ def _answer(name: str, image: NDArray[np.uint8] | InputError, classifier: Classi
         return Answer(image=name, error=first_line(image))
     batch = to_input(image[np.newaxis], classifier.prep)
     began = time.perf_counter()
-    logits = classifier.predict(batch)[0]
+    outputs = classifier.predict(batch)
     latency_ms = (time.perf_counter() - began) * 1e3
-    (best,) = likeliest(logits, classifier.info.classes if classifier.info else ())
+    classes = classifier.info.classes if classifier.info else ()
+    (best,) = likeliest(outputs, classes, ending=classifier.ending, name=name)
     return Answer(image=name, label=best.label, score=best.score, latency_ms=latency_ms)
 
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from msn_deploy.core.errors import InputError, MissingDependency
+from msn_deploy.core.errors import GateError, InputError, MissingDependency
 from msn_deploy.core.model_info import METADATA_KEY, ModelInfo, Preprocess
+from msn_deploy.pipeline.evaluate import evaluate
 from msn_deploy.pipeline.infer import infer
 
 
@@ -127,3 +128,56 @@ def test_a_video_without_opencv(model, monkeypatch):
     monkeypatch.setitem(sys.modules, "cv2", None)
     with pytest.raises(MissingDependency, match="python3-opencv"):
         infer(model, [Path("film.mp4")])
+
+
+def network(path: Path, nodes: str, made: str) -> Path:
+    onnx = pytest.importorskip("onnx")
+    text = f"""<ir_version: 8, opset_import: ["" : 17]> g (float[1,3,4,4] x) => (float[{made}] y) {{
+        m = GlobalAveragePool(x) f = Flatten(m) {nodes} }}"""
+    path.write_bytes(onnx.parser.parse_model(text).SerializeToString())
+    return path
+
+
+def test_a_softmax_at_the_end_is_not_applied_twice(tmp_path):
+    net = network(tmp_path / "n.onnx", "k = Constant<value_float=9.0>() s = Mul(f, k) y = Softmax<axis=1>(s)", "1,3")
+    (answer,) = infer(net, [picture(tmp_path / "a.png", (0, 255, 0))], threads=1)
+    assert (answer.label, answer.score) == ("1", pytest.approx(np.exp(9) / (np.exp(9) + 2), rel=1e-5))
+
+
+@pytest.mark.parametrize("end", ["y = Sigmoid(s)", "y = Identity(s)"])
+def test_one_number_decides_between_two_classes(tmp_path, end):
+    nodes = f"r = ReduceMean<axes=[1]>(f) k = Constant<value_float=0.5>() s = Sub(r, k) {end}"
+    net = network(tmp_path / "n.onnx", nodes, "1,1")
+    light, dark = (picture(tmp_path / f"{at}.png", (at,) * 3) for at in (255, 0))
+    answers = list(infer(net, [light, dark], threads=1))
+    assert [each.label for each in answers] == ["1", "0"]
+    assert [each.score for each in answers] == pytest.approx([1 / (1 + np.exp(-0.5))] * 2, rel=1e-5)
+
+
+def test_a_mask_is_refused_before_the_first_answer(tmp_path):
+    net = network(tmp_path / "n.onnx", "y = Relu(x)", "1,3,4,4")
+    with pytest.raises(InputError, match="gives 3x4x4 numbers per image; a classifier gives one for each class"):
+        infer(net, [picture(tmp_path / "a.png", (0, 0, 0))])
+
+
+def test_a_score_that_is_no_number_is_an_error(tmp_path):
+    net = network(tmp_path / "n.onnx", "y = Log(f)", "1,3")
+    with pytest.raises(GateError, match="3 of 3 outputs are not finite"):
+        list(infer(net, [picture(tmp_path / "a.png", (0, 0, 0))], threads=1))
+
+
+def test_eval_refuses_another_number_of_classes_and_numbers_that_are_none(tmp_path):
+    for at, name in enumerate("ab"):
+        for number in range(5):
+            picture(tmp_path / "data" / "test" / name / f"{number}.png", (at * 200, number, 0))
+    data = str(tmp_path / "data")
+    with pytest.raises(InputError, match="gives 3 numbers per image, for 3 classes; the data has 2"):
+        evaluate(network(tmp_path / "n.onnx", "y = Relu(f)", "1,3"), data=data)
+    with pytest.raises(GateError, match="not finite"):
+        evaluate(network(tmp_path / "n.onnx", "l = Log(f) y = ReduceSum(l)", "1,1"), data=data)
+    net = network(
+        tmp_path / "n.onnx",
+        "r = ReduceMax<axes=[1]>(f) k = Constant<value_float=0.3>() s = Sub(r, k) y = Sigmoid(s)",
+        "1,1",
+    )
+    assert evaluate(net, data=data).accuracy == 1.0
