@@ -11,6 +11,7 @@ from msn_deploy.cli import output
 from msn_deploy.cli.bench_show import live_bench, show
 from msn_deploy.cli.options import MINIMUM_SECONDS, Json, Plugins, Threads, Trust, new_file, new_text
 from msn_deploy.core.errors import InputError, InvalidMeasurement
+from msn_deploy.engine.runner import parse_state
 from msn_deploy.engine.tensors import parse_shapes
 from msn_deploy.pipeline.bench_request import BenchRequest
 
@@ -62,6 +63,12 @@ def command(
     layers: Annotated[bool, typer.Option("--layers", help="Time each model's layers afterwards.")] = False,
     trust: Trust = False,
     plugins: Plugins = None,
+    state: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--state", metavar="OUT=IN", help="Feed an output back as an input in the next query; repeatable."
+        ),
+    ] = None,
     json: Json = None,
     html: Annotated[Path | None, typer.Option("--html", callback=new_text, help="Write the report page.")] = None,
     against: Annotated[Path | None, typer.Option(help="Compare every model with this earlier --json.")] = None,
@@ -106,6 +113,7 @@ def command(
         layers=layers,
         trust=trust,
         plugins=tuple(plugins or ()),
+        state=dict(map(parse_state, state or ())),
         options=MeasureOptions(seconds=seconds_for(profile, seconds)),
         names=names,
         accuracies=accuracies,

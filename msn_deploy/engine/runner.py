@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from msn_deploy.core.errors import InputError
+from msn_deploy.core.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,6 +41,98 @@ class Runner(Protocol):
     def close(self) -> None:
         """Free what the runner holds; it cannot run afterwards."""
         ...
+
+
+class Stateful:
+    """A runner that feeds outputs back: a recurrent network whose state is its own business.
+
+    inputs: of the network, without those of the state; outputs: all of them. What it is asked for in between is kept
+    until `reset`, which starts again from zeros.
+
+    >>> runner = Stateful(load_runner("vad.onnx"), {"state_out": "state"})
+    >>> runner.run({"audio": first}); runner.run({"audio": second})
+    """
+
+    def __init__(self, runner: Runner, pairs: Mapping[str, str], *, shapes: Mapping[str, Sequence[int]] | None = None):
+        """Take a loaded network.
+
+        Args:
+            runner: It is closed with this one.
+            pairs: Output -> the input that takes it in the next run.
+            shapes: Of the state's inputs at the start, where they leave more than their first size open.
+
+        Raises:
+            InputError: There is no such output or input, or the two do not fit each other.
+        """
+        self.runner, self.pairs, self._shapes = runner, dict(pairs), dict(shapes or {})
+        self.name, self.path, self.info, self.batch_range = runner.name, runner.path, runner.info, runner.batch_range
+        made, taken = ({spec.name: spec for spec in specs} for specs in (runner.outputs, runner.inputs))
+        for output, given in self.pairs.items():
+            for name, known, what in ((output, made, "output"), (given, taken, "input")):
+                if name not in known:
+                    raise InputError(f"{runner.name} has no {what} {name}{did_you_mean(name, list(known))}")
+            _check_pair(made[output], taken[given], source=runner.name)
+        back = [taken[given] for given in self.pairs.values()]
+        if len({spec.name for spec in back}) < len(back):
+            raise InputError(
+                f"two outputs of {runner.name} would be fed back as one input.\nGive `--state` once for each."
+            )
+        self._back = tuple(back)
+        self.inputs = tuple(spec for spec in runner.inputs if spec not in back)
+        self.outputs = runner.outputs
+        self._state: dict[str, NDArray[Any]] = {}
+
+    def start(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Return zeros for the state's inputs, with as many rows as the first feed has."""
+        import numpy as np  # late: importing this module must stay light
+
+        rows = next((len(each) for each in feeds.values() if each.ndim), 1)
+        zeros = {}
+        for spec in self._back:
+            known = [rows if at == 0 and size is None else size for at, size in enumerate(spec.shape or ())]
+            shape = self._shapes.get(spec.name, [size for size in known if size is not None])
+            if not fits(shape, spec.shape):
+                raise InputError(
+                    f"{self.name}: the state {spec.name} takes {sizes_text(spec.shape)}, and starts as "
+                    f"{sizes_text(shape)}.\nGive its sizes: `--shapes {spec.name}=SHAPE`."
+                )
+            zeros[spec.name] = np.zeros(tuple(shape), spec.dtype)
+        return zeros
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """See Runner; the state comes from the run before."""
+        check_feeds(feeds, self.inputs, name=self.name)
+        self._state = self._state or self.start(feeds)
+        made = self.runner.run({**feeds, **self._state})
+        self._state = {given: made[output] for output, given in self.pairs.items()}
+        return made
+
+    def reset(self) -> None:
+        """Forget the state."""
+        self._state = {}
+
+    def close(self) -> None:
+        """Free what the runner holds; it cannot run afterwards."""
+        self.runner.close()
+
+
+def parse_state(text: str) -> tuple[str, str]:
+    """Read "OUT=IN": an output, and the input that takes it in the next run. Raises InputError."""
+    output, equals, given = text.partition("=")
+    if not (output and equals and given):
+        raise InputError(f"`--state {text}` is not OUT=IN, an output and the input that takes it.")
+    return output, given
+
+
+def _check_pair(made: TensorSpec, taken: TensorSpec, *, source: str) -> None:
+    fitting = made.shape is None or taken.shape is None
+    if made.shape is not None and taken.shape is not None and len(made.shape) == len(taken.shape):
+        fitting = all(None in pair or len(set(pair)) == 1 for pair in zip(made.shape, taken.shape, strict=True))
+    if not fitting or made.dtype != taken.dtype:
+        raise InputError(
+            f"{source} makes {made.name} as {made.dtype} of {sizes_text(made.shape)}; its input {taken.name} takes "
+            f"{taken.dtype} of {sizes_text(taken.shape)}.\nCheck `--state {made.name}={taken.name}`."
+        )
 
 
 def check_feeds(feeds: Mapping[str, NDArray[Any]], inputs: Sequence[TensorSpec], *, name: str) -> None:

@@ -6,7 +6,6 @@ import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -22,6 +21,7 @@ from msn_deploy.core.errors import InputError, did_you_mean
 from msn_deploy.core.progress import Progress, silent
 from msn_deploy.engine import Plan, Runner, target_of, what_machine
 from msn_deploy.engine.layer_times import time_ort_layers, time_trt_layers
+from msn_deploy.engine.runner import Stateful
 from msn_deploy.engine.tensors import InputShapes
 from msn_deploy.engine.trt import TrtRunner
 from msn_deploy.machine.environment import read_environment
@@ -112,10 +112,7 @@ def bench(
     opened, loaded = [], []
     for path, provider in named.values():
         file = open_file(path, trust=asked.trust, plugins=asked.plugins)
-        load = partial(
-            ModelFile.runner, provider=provider, threads=threads, batch=asked.batch or 1,
-            fuse_norms=not file.keeps_norms, cuda_graph=asked.cuda_graph,
-        )  # fmt: skip
+        load = _loader(file, provider, asked, threads=threads)
         opened.append((file, load))
         loaded.append(load(file))
     batch = batch_of(loaded, asked.batch, asked.shapes)
@@ -210,13 +207,43 @@ def _publish(
 
 def _query(runner: Runner, feeds: Sequence[Feeds]) -> Callable[[], object]:
     """Bind a runner to an endless supply of inputs: one call, one query."""
-    supply = itertools.cycle(feeds)
-    return lambda: runner.run(next(supply))
+    if not isinstance(runner, Stateful):
+        supply = itertools.cycle(feeds)
+        return lambda: runner.run(next(supply))
+    numbered = itertools.cycle(enumerate(feeds))
+
+    def query() -> object:
+        at, given = next(numbered)
+        if at == 0:  # the state of an endless stream of random numbers need not stay finite
+            runner.reset()
+        return runner.run(given)
+
+    return query
+
+
+def _loader(file: ModelFile, provider: str, asked: BenchRequest, *, threads: int) -> Callable[[ModelFile], Runner]:
+    """Return what loads a file or a further build of it."""
+
+    def load(each: ModelFile) -> Runner:
+        runner = each.runner(
+            provider=provider, threads=threads, batch=asked.batch or 1, fuse_norms=not file.keeps_norms,
+            cuda_graph=asked.cuda_graph,
+        )  # fmt: skip
+        if not asked.state:
+            return runner
+        return Stateful(runner, asked.state, shapes={shapes.name: shapes.best for shapes in asked.shapes})
+
+    return load
+
+
+def _whole(runner: Runner) -> Runner:
+    """Return the runner that takes all inputs of its network."""
+    return runner.runner if isinstance(runner, Stateful) else runner
 
 
 def _check_names(shapes: Sequence[InputShapes], runners: Sequence[Runner]) -> None:
     """Refuse a shape that is for none of the models."""
-    known = [spec.name for runner in runners for spec in runner.inputs]
+    known = [spec.name for runner in runners for spec in _whole(runner).inputs]
     for each in shapes:
         if each.name not in known:
             raise InputError(f"`--shapes {each}`: no model has that input{did_you_mean(each.name, known)}")
@@ -242,12 +269,14 @@ def _with_layers(
     profiles = {}
     for at, (name, row) in enumerate(rows.items()):
         progress(at, len(rows), f"layers of {name}")
-        opened, limits = row.file.opened, None
+        opened, limits, feeds = row.file.opened, None, row.fed.feeds
+        if isinstance(row.runner, Stateful):
+            feeds = [{**each, **row.runner.start(each)} for each in feeds]
         if isinstance(opened, OpenModel):  # on the CPU, whose limits the table of targets does not have
             model: OpenModel | None = opened
-            times = time_ort_layers(opened, row.fed.feeds, threads=threads, fuse_norms=row.fuses)
+            times = time_ort_layers(opened, feeds, threads=threads, fuse_norms=row.fuses)
         else:
-            times = time_trt_layers(cast(TrtRunner, row.runner), row.fed.feeds)
+            times = time_trt_layers(cast(TrtRunner, _whole(row.runner)), feeds)
             source = onnx_of(row.file.path)
             model = None if source is None else open_model(source, step="counting operations")
             limits = limits_of(target, cast(Plan, opened).precision)
@@ -255,7 +284,9 @@ def _with_layers(
             source=times.source,
             runs=times.runs,
             layers=times.layers,
-            cost=_cost(model, batch=result.profile.batch, shapes=row.fed.shapes),
+            cost=_cost(
+                model, batch=result.profile.batch, shapes={each: array.shape for each, array in feeds[0].items()}
+            ),
             limits=limits,
         )
     return replace(result, arms=tuple(replace(arm, layers=profiles[arm.name]) for arm in result.arms))

@@ -31,11 +31,6 @@ class BenchInputs:
     images: Parent | None
 
     @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of every input."""
-        return {name: array.shape for name, array in self.feeds[0].items()}
-
-    @property
     def in_words(self) -> str:
         """Name, type and shape of every input."""
         return ", ".join(f"{name} {each.dtype} {sizes_text(each.shape)}" for name, each in self.feeds[0].items())

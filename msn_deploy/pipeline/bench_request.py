@@ -50,6 +50,8 @@ class BenchRequest:
     """Time each model's layers too, when all is measured."""
     trust: bool = False
     """Load engines that were built elsewhere."""
+    state: Mapping[str, str] = field(default_factory=dict)
+    """Output -> input that takes it in the next query; it starts from zeros with every pass of the data."""
     plugins: Sequence[Path] = ()
     """Libraries with operators that the engines need. All models have to be engines."""
     options: MeasureOptions | None = None

@@ -220,7 +220,7 @@ def test_bench_replays_a_cuda_graph_if_asked_and_says_so(engine, asked):
 def test_bench_leaves_the_norms_of_an_engine_to_tensorrt(engine, monkeypatch):
     plan = preflight(engine)
     plan = replace(plan, info=replace(plan.info, folded=False))
-    monkeypatch.setattr("msn_deploy.engine.load.preflight", lambda path, *, trusting: plan)
+    monkeypatch.setattr("msn_deploy.engine.load.preflight", lambda path, *, trusting, plugins: plan)
     quick = MeasureOptions(seconds=0.1, block_ms=2, warmup_seconds=0, warmup_queries=1)
     (arm,) = bench([engine], threads=1, options=quick).arms
     assert (arm.facts.folded, arm.facts.runtime_norm_fusions) == (False, "on")

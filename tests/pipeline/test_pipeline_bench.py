@@ -52,7 +52,7 @@ def test_replicates_are_builds_of_one_row(onnx, tmp_path, monkeypatch):
     """As `build-engine --replicates` names them; a device runs the engines, ONNX Runtime stands in for it."""
     loaded = []
 
-    def opened(path, *, trust):
+    def opened(path, *, trust, plugins):
         loaded.append(path.name)
         return open_model(onnx, step="test")
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper, save
+from onnx import TensorProto, helper, parser, save
 from onnx_fixtures import conv_net, stereo_net
 
 from msn_deploy.bench import MeasureOptions
 from msn_deploy.bench.gate import check_comparable
 from msn_deploy.core.errors import InputError, InvalidMeasurement, NotComparable
-from msn_deploy.engine import load_runner
+from msn_deploy.engine import OrtRunner, load_runner
 from msn_deploy.engine.tensors import parse_shapes
 from msn_deploy.pipeline.bench import bench
 from msn_deploy.pipeline.bench_inputs import batch_of, inputs_of
@@ -98,6 +98,34 @@ def test_a_network_of_two_sizes_is_measured_apart(net):
     one, other = (bench([path], threads=1, options=QUICK, shapes=shapes) for shapes in (WIDTHS, wider))
     with pytest.raises(NotComparable, match=r"inputs left float32 2x3x8x24.* against left float32 2x3x8x48"):
         check_comparable(one, other, source="base.json")
+
+
+# State
+
+COUNTING = """<ir_version: 8, opset_import: ["": 17]>
+g (float[N,3] x, float[N,3] state) => (float[N,3] made, float[N,3] y)
+<float two = {2.0}> { twice = Mul(state, two) made = Add(twice, x) y = Neg(made) }"""
+
+
+def test_an_output_that_is_fed_back_starts_anew_with_every_pass_of_the_data(net, monkeypatch):
+    """It doubles in every query: in an endless stream it would soon be infinite."""
+    monkeypatch.setattr("msn_deploy.pipeline.bench_inputs._DIFFERENT", 5)
+    path = net(parser.parse_model(COUNTING))
+    most = []
+    run = OrtRunner.run
+
+    def watched(self, feeds):
+        made = run(self, feeds)
+        most.append(np.abs(made["made"]).max())
+        return made
+
+    monkeypatch.setattr(OrtRunner, "run", watched)
+    (arm,) = bench([path], threads=1, options=QUICK, state={"made": "state"}, layers=True).arms
+    assert arm.facts.inputs == "x float32 1x3"
+    assert len(most) > 200
+    assert 10 < max(most) < 3 * 2**6
+    with pytest.raises(InputError, match=r"no output mde; did you mean 'made'"):
+        bench([path], threads=1, options=QUICK, state={"mde": "state"})
 
 
 # Data
