@@ -403,7 +403,30 @@ def _some(names: list[str]) -> str:
 def check_valid(model: ModelProto, *, source: str) -> None:
     """Run the ONNX checker with shape inference; InputError with its first line if it objects."""
     try:
-        onnx.checker.check_model(model, full_check=True)
+        onnx.checker.check_model(_checkable(model), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as cause:
         first = next((line for line in str(cause).splitlines() if line.strip()), "no reason given")
         raise InputError(f"{source} is not valid ONNX: {first.strip()[:200]}") from cause
+
+
+def _checkable(model: ModelProto) -> ModelProto:
+    """Return a model with its large constants as inputs: the checker copies all that it is given, twice."""
+    bare = without_weights(model)
+    graph = bare.graph
+    graph.output.extend(model.graph.output)
+    graph.value_info.extend(model.graph.value_info)
+    hollow = {tensor.name: tensor for tensor in graph.initializer if flaw_of(tensor)}
+    made = ((node.output[0], each.t) for node in graph.node for each in node.attribute if node.op_type == "Constant")
+    hollow |= {name: tensor for name, tensor in made if tensor.dims and flaw_of(tensor)}
+    known = {value.name for value in graph.input}
+    graph.input.extend(
+        onnx.helper.make_tensor_value_info(name, tensor.data_type, tensor.dims)
+        for name, tensor in hollow.items()
+        if name not in known
+    )
+    for held in (graph.initializer, graph.node):
+        for at in reversed(range(len(held))):
+            each: Any = held[at]
+            if (each.name if isinstance(each, onnx.TensorProto) else each.output[0]) in hollow:
+                del held[at]
+    return bare

@@ -30,7 +30,6 @@ from msn_deploy.engine.device_script import check_dla_precision, engine_names
 from msn_deploy.model.opened import OpenModel, open_model
 from msn_deploy.pipeline.calibrate import CalibrationOptions, PrecisionReport, calibrated
 from msn_deploy.pipeline.fp16 import cast
-from msn_deploy.pipeline.opset import warn_of_unread
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +103,8 @@ def build_engine(
     options.ranges(model)  # what it refuses is told before a calibration
     model, typed = _typed(model, out, precision, calibration, progress)
     if site is None:
+        from msn_deploy.pipeline.opset import warn_of_unread  # late: it imports onnx
+
         assert target is not None
         warn_of_unread(model.proto, target)
         proxy = check_with_rtx(model, options=options, progress=progress)
