@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from msn_deploy.core.errors import InputError
@@ -517,3 +521,81 @@ def test_a_branch_that_the_converter_would_pass_on_is_refused():
     model = model_of(nodes, 11, {"zero": np.float32(0.1)}, shape=(1, 4))
     with pytest.raises(OpsetError, match="inner"):
         to_opset(model, 13)
+
+
+@st.composite
+def paddings(draw):
+    rank = draw(st.integers(1, 4))
+    shape = [draw(st.integers(3, 5)) for _ in range(rank)]
+    axes = draw(st.lists(st.integers(0, rank - 1), min_size=1, max_size=rank, unique=True))
+    pads = [draw(st.integers(-1, 2)) for _ in range(2 * len(axes))]
+    return shape, [draw(st.sampled_from((axis, axis - rank))) for axis in axes], pads
+
+
+@settings(max_examples=40, derandomize=True, deadline=None)
+@given(paddings(), st.sampled_from(("constant", "edge", "reflect", "wrap")))
+def test_any_pads_of_any_axes(drawn, mode):
+    shape, axes, pads = drawn
+    if mode in ("reflect", "wrap"):
+        pads = [abs(pad) for pad in pads]
+    one = with_gaps("Pad", "x", "p", "v" if mode == "constant" else "", "a", mode=mode)
+    constants = {"p": INT(pads), "a": INT(axes)} | ({"v": np.float32(0.7)} if mode == "constant" else {})
+    model = model_of(one, 19, constants, shape=shape)
+    batch = np.random.default_rng(3).standard_normal(shape).astype(np.float32)
+    expected = outputs_of(model, batch)[0]
+    made, blocked = lowered(model, 13)
+    assert blocked is None
+    np.testing.assert_array_equal(outputs_of(made, batch)[0], expected)
+
+
+@settings(max_examples=40, derandomize=True, deadline=None)
+@given(st.data())
+def test_any_reduction_of_any_axes(data):
+    kinds = ("L1", "L2", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare")
+    operator = f"Reduce{data.draw(st.sampled_from(kinds))}"
+    axes = data.draw(st.lists(st.integers(0, 3), max_size=4, unique=True))
+    options = {"keepdims": data.draw(st.integers(0, 1)), "noop_with_empty_axes": data.draw(st.integers(0, 1))}
+    listed = data.draw(st.booleans()) or bool(axes)
+    constants = {"a": INT([axis - 4 * data.draw(st.integers(0, 1)) for axis in axes])} if listed else {}
+    nodes = helper.make_node(operator, ["x", *constants], ["y"], name="reduce", **options)
+    model = model_of(nodes, 18, constants)
+    batch = np.random.default_rng(3).standard_normal(SHAPE).astype(np.float32)
+    made, blocked = lowered(copy.deepcopy(model), 12)
+    if blocked is not None:
+        assert (axes, options["noop_with_empty_axes"]) == ([], 1), "an operator that reduces nothing may have no twin"
+        return
+    np.testing.assert_allclose(outputs_of(made, batch)[0], outputs_of(model, batch)[0], rtol=1e-6, atol=1e-6)
+
+
+@settings(max_examples=40, derandomize=True, deadline=None)
+@given(st.data())
+def test_any_resize_of_any_axes(data):
+    axes = data.draw(st.lists(st.integers(2, 3), min_size=1, max_size=2, unique=True))
+    by_sizes = data.draw(st.booleans())
+    values = st.integers(2, 11) if by_sizes else st.sampled_from((0.5, 1.3, 2.0, 2.6))
+    new = [data.draw(values) for _ in axes]
+    mode = data.draw(st.sampled_from(("nearest", "linear", "cubic")))
+    grids = ("half_pixel", "align_corners", "asymmetric", "pytorch_half_pixel")
+    options = {"mode": mode, "coordinate_transformation_mode": data.draw(st.sampled_from(grids)), "axes": axes}
+    given_as = ["x", "", "", "s"] if by_sizes else ["x", "", "s"]
+    constants = {"s": INT(new) if by_sizes else np.float32(new)}
+    model = model_of(with_gaps("Resize", *given_as, **options), 19, constants)
+    batch = np.random.default_rng(3).standard_normal(SHAPE).astype(np.float32)
+    expected = outputs_of(model, batch)[0]
+    made, blocked = lowered(model, 11)
+    assert blocked is None
+    np.testing.assert_allclose(outputs_of(made, batch)[0], expected, rtol=1e-5, atol=1e-5)
+
+
+@settings(max_examples=20, derandomize=True, deadline=None)
+@given(st.integers(1, 11), st.integers(1, 5), st.sampled_from((0, -1)))
+def test_any_number_of_parts(size, parts, axis):
+    shape = (size, 2) if axis == 0 else (2, size)
+    if -(-size // parts) * (parts - 1) >= size:  # a part would have nothing in it
+        return
+    names = [f"p{at}" for at in range(parts - 1)]
+    nodes = helper.make_node("Split", ["x"], [*names, "y"], axis=axis, num_outputs=parts)
+    model = model_of(nodes, 18, shape=shape)
+    batch = np.random.default_rng(3).standard_normal(shape).astype(np.float32)
+    expected = outputs_of(model, batch)[0]
+    np.testing.assert_array_equal(outputs_of(to_opset(model, 11), batch)[0], expected)
