@@ -155,6 +155,8 @@ class _Folder:
         for node in self.graph:
             if node.op_type == "BatchNormalization":
                 node.meta[_IS_NORM] = True
+            if affine_of(node) is not None:
+                node.meta["norm"] = norm_name(node)
         _join_arithmetic(self.graph)
         self.order = {id(node): at for at, node in enumerate(self.graph)}
         moved = True
