@@ -77,7 +77,8 @@ class Plan:
     timed on, jetson: the module, arch: of the CPU; all None where nothing says so. dla_core: None for the GPU.
     version_compatible: later TensorRT versions load it too. hardware_compatible: so does any GPU since Ampere.
     onnx: the file it was built from. info: what that file says of itself. needs: names of the libraries with plugins
-    that it was built with. plugins: those that are given to load it.
+    that it was built with. shapes: the ranges that it was given, as `--shapes` writes them. plugins: the libraries
+    that are given to load it.
     """
 
     path: Path
@@ -96,6 +97,7 @@ class Plan:
     onnx: Parent
     info: ModelInfo | None
     needs: tuple[str, ...] = ()
+    shapes: tuple[str, ...] = ()
     plugins: tuple[Path, ...] = ()
 
     @property
@@ -119,6 +121,7 @@ class Plan:
             wanted = here.compute_capability or self.compute_capability
             target = next((each for each in TARGETS if not each.jetson and each.compute_capability == wanted), None)
         options = ["--precision", self.precision, *(["--target", target.name] if target else [])]
+        options += [word for shapes in self.shapes for word in ("--shapes", shapes)]
         options += [word for library in self.needs for word in ("--plugins", library)]
         return shlex.join(["msn-deploy", "build-engine", self.onnx.file, *options, "--out", self.path.name])
 
@@ -167,7 +170,8 @@ def _described(path: Path, data: bytes, side: Sidecar, name: str) -> Plan:
             raise InputError(f"{name} says {key} = {value!r}, which this version does not know.\nUpdate msn-deploy.")
     machine, info, needs = facts.pop("machine") or {}, facts.pop("info"), facts.pop("plugins") or []
     arch, model, memory = (machine.get(key) for key in ("arch", "jetson", "memory_gib"))
-    for text in (onnx.file, arch, model, *map(str, needs), *facts.values()):
+    shapes = [str(each) for each in side.config.get("shapes") or ()]
+    for text in (onnx.file, arch, model, *map(str, needs), *shapes, *facts.values()):
         if isinstance(text, str) and not text.isprintable():  # it goes to the terminal, before anything is trusted
             raise InputError(f"{name} holds {text!r}, which is no name.\nBuild the plan again.")
     module = None
@@ -182,6 +186,7 @@ def _described(path: Path, data: bytes, side: Sidecar, name: str) -> Plan:
         onnx=Parent(role=onnx.role, file=Path(onnx.file).name, sha256=onnx.sha256),
         info=None if info is None else info_from_json(info, source=name),
         needs=tuple(map(str, needs)),
+        shapes=tuple(shapes),
         **{**facts, **{key: bool(facts[key]) for key in ("version_compatible", "hardware_compatible")}},
     )
 

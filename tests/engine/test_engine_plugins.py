@@ -24,6 +24,7 @@ from msn_deploy.engine.build import build_engine_file, choose_site
 from msn_deploy.engine.plan import read_plan
 from msn_deploy.engine.preflight import preflight, trust
 from msn_deploy.engine.proxy import check_with_rtx
+from msn_deploy.engine.tensors import parse_shapes
 from msn_deploy.machine.device import what_machine
 from msn_deploy.model.opened import open_model
 
@@ -152,6 +153,16 @@ def test_an_engine_is_loaded_with_the_libraries_that_it_was_built_with(forge_pla
         preflight(forge_plan(), here=orin(), plugins=given)
     with pytest.raises(InputError, match=r"which is no name"):
         read_plan(forge_plan(plugins=["a\nb"]))
+
+
+def test_the_command_that_builds_an_engine_again_has_its_shapes_and_libraries(foreign, library, orin):
+    trt = Release("10.3.0", inputs={"x": ("FLOAT", (1, 4))}, outputs={"y": ("FLOAT", (1, 4))})
+    model = onnx.load(foreign)
+    model.graph.input[0].type.tensor_type.shape.dim[1].dim_param = "W"
+    onnx.save(model, foreign)
+    shapes = (parse_shapes("x=1x2:1x4:1x8"),)
+    plan = read_plan(build(foreign, trt, plugins=(library,), shapes=shapes).path)
+    assert " --shapes x=1x2:1x4:1x8 --plugins libvoxelize.so --out model.engine" in plan.rebuild(orin())
 
 
 def test_the_runner_loads_them_first(library, monkeypatch):
