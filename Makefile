@@ -9,7 +9,7 @@ TORCH := torch==2.13.0
 SCRIPTS := .ci/run $(wildcard benchmarks/*.sh msn_deploy/engine/*.sh msn_deploy/pipeline/bundle_scripts/* tests/container/*.sh)
 
 .PHONY: setup demo quick test gpu-test nightly check hooks fmt results train-step throughput overhead control peers networks export-cost backend-tests paper int8 readme \
-	container-test jetson-wheels clean
+	operators container-test jetson-wheels clean
 
 setup: $(VENV)/.installed $(VENV)/.bindings
 
@@ -65,6 +65,10 @@ fmt: setup
 # Measures again what the README shows, and fills it in; minutes, on an otherwise idle machine.
 results: setup
 	benchmarks/record.sh
+
+# The certificate's float64 against ONNX Runtime and onnx's stored outputs, operator by operator: two minutes.
+operators: setup
+	$(BIN)/python benchmarks/operators.py --out benchmarks/results/xeon-2-cores/operators.json
 
 # Step time and saved memory of each normalisation: a quarter of an hour on an otherwise idle machine.
 train-step: setup

@@ -1,7 +1,7 @@
 """Convolutions in float64, without what torch unfolds of a whole picture: many times the picture itself.
 
 One of two dimensions is the sum over the places of its kernel of a matrix product each: of the weights there, and of
-the picture shifted by that much, which lies in memory as a matrix already. One channel by itself is
+the picture shifted by that much, which is a matrix already. One channel by itself is
 multiplied place by place. All others are torch's, in pieces.
 """
 

@@ -68,7 +68,7 @@ def values_float64(
 ) -> Iterator[Found]:
     """Yield each wanted tensor of graphs of doubles (see `to_double`) for each feed, as soon as every graph has it.
 
-    feeds: an array for every input, by its name; those of floats are made float64 where the graph is of doubles. What
+    feeds: an array for every input, by its name; those of floats are cast to what the graph takes. What
     was yielded is not kept here. An operator that jumps, or that is computed in float32 only, is not computed again in
     a later graph that gives it the same inputs up to rounding.
 
@@ -357,4 +357,5 @@ def _is_rounding(one: Value, other: Value) -> bool:
 def _as(x: Value, dtype: ir.DataType | None) -> Value:
     if isinstance(x, list):
         return [_as(each, dtype) for each in x]
-    return x.astype(np.float64) if dtype == ir.DataType.DOUBLE and x is not None and x.dtype != np.float64 else x
+    is_float = x is not None and x.dtype.kind == "f" and dtype is not None and dtype.is_floating_point()
+    return x.astype(dtype.numpy(), copy=False) if is_float and dtype is not None else x

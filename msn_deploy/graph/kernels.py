@@ -366,6 +366,11 @@ def _dropout(call: Call, x: Array, ratio: Array | None = None, training: Array |
     return (x, np.ones(x.shape, dtype=bool if call.version >= 10 else x.dtype))[: call.outputs]
 
 
+@kernel("Optional")
+def _optional(_: Call, held: Any = None) -> Any:
+    return held
+
+
 @kernel("GridSample")
 def _grid_sample(call: Call, x: Array, grid: Array) -> Array:
     named = call.get("mode", "linear" if call.version >= 20 else "bilinear")

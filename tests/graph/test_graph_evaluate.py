@@ -12,7 +12,9 @@ import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from msn_deploy.core.errors import InputError
-from msn_deploy.graph.evaluate import run_float64, to_double, to_single, values_float64
+from msn_deploy.graph import evaluate
+from msn_deploy.graph.doubles import to_double, to_single
+from msn_deploy.graph.evaluate import apart, run_float64, values_float64
 
 SIZES = {1: (9,), 2: (9, 8), 3: (7, 6, 5)}
 CASES: list[tuple[str, int, dict[str, Any]]] = [
@@ -131,3 +133,150 @@ def test_weights_are_copied_once_and_not_for_every_operator(monkeypatch: pytest.
     weights = [array.__array_interface__["data"][0] for array in seen if array.shape == (6, 4, 3, 3)]
     assert len(weights) == 2
     assert len(set(weights)) == 1
+
+
+def _chain(kinds: str, *, opset: int = 17, **attributes: Any) -> ModelProto:
+    """Return x -> the operators one behind the other -> y, with a 1x1 convolution by w in front."""
+    names = ["c", *(f"t{at}" for at in range(len(kinds.split()) - 1)), "y"]
+    nodes = [helper.make_node("Conv", ["x", "w", "b"], ["c"], name="conv")]
+    for at, kind in enumerate(kinds.split()):
+        domain, _, operator = kind.rpartition("::")
+        nodes.append(
+            helper.make_node(operator, [names[at]], [names[at + 1]], domain=domain, name=f"n{at}", **attributes)
+        )
+    rng = np.random.default_rng(4)
+    weights = {"w": rng.standard_normal((3, 2, 1, 1)), "b": rng.standard_normal(3)}
+    graph = helper.make_graph(
+        nodes,
+        "chain",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 2, 5, 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(array.astype(np.float32), name) for name, array in weights.items()],
+    )
+    domains = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]
+    return helper.make_model(graph, opset_imports=domains, ir_version=8)
+
+
+def _moved(graph: ir.Model, by: float) -> ir.Model:
+    """Return a copy whose weight is other by `by`."""
+    other = graph.clone()
+    weight = other.graph.initializers["w"]
+    assert weight.const_value is not None
+    weight.const_value = ir.tensor(weight.const_value.numpy() * (1 + by))
+    return other
+
+
+X = {"x": np.random.default_rng(5).standard_normal((1, 2, 5, 4))}
+
+
+def test_a_tensor_is_gone_after_its_last_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[int] = []
+    do = evaluate._Run._do
+    monkeypatch.setattr(evaluate._Run, "_do", lambda run, step: (do(run, step), held.append(len(run.values))))
+    graph = _double(_chain("Relu Neg Tanh Neg Relu Neg Tanh Neg Exp Sin"))
+    wanted = {"c", "t3", "t7", "y"}
+    found = list(values_float64([graph, _moved(graph, 1e-3)], [X], wanted))
+    assert {each.name for each in found if each.values} == wanted
+    assert len(held) == 22
+    assert max(held) <= 4  # what is read and what is made, in each graph, and the input
+
+
+def test_what_both_graphs_compute_alike_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+    run = evaluate._Step.run
+    monkeypatch.setattr(
+        evaluate._Step, "run", lambda step, *given: (ran.append(step.node.op_type), run(step, *given))[1]
+    )
+    graph = _double(_chain("Tanh Sin Exp"))
+    other = graph.clone()
+    other.graph.node(2).op_type = "Cos"
+    (found,) = values_float64([graph, other], [X], {"y"})
+    assert sorted(ran) == ["Conv", "Cos", "Exp", "Exp", "Sin", "Tanh"]
+    assert apart(*found.values)[0] > 0.1
+    ran.clear()
+    (same,) = values_float64([graph, graph.clone()], [X], {"y"})
+    assert (same.values, ran) == ((), [])
+
+
+def test_what_jumps_is_taken_over_where_its_input_is_the_same_up_to_rounding() -> None:
+    graph = _double(_chain("Round"))
+    weight = graph.graph.initializers["w"]
+    weight.const_value = ir.tensor(np.full((3, 2, 1, 1), 0.5))
+    graph.graph.initializers["b"].const_value = ir.tensor(np.zeros(3))
+    halves = {"x": np.full((1, 2, 5, 4), 0.5)}  # 0.5, which a trace of rounding makes 1
+    for by, expected in ((1e-13, 0.0), (1e-6, 1.0)):
+        (found,) = values_float64([graph, _moved(graph, by)], [halves], {"y"})
+        assert apart(*found.values)[0] == expected
+
+
+def test_an_operator_without_float64_is_computed_in_float32_and_named() -> None:
+    graph = _double(_chain("Tanh com.microsoft::Gelu Neg"))
+    (alone,) = values_float64([graph], [X], {"y"})
+    assert (alone.in_float32, alone.coarse) == ({"n1"}, False)
+    y = run_float64(_chain("Tanh"), X["x"])
+    gelu = torch.nn.functional.gelu(torch.from_numpy(y)).numpy()
+    np.testing.assert_allclose(alone.values[0], -gelu, rtol=0, atol=1e-6)
+    (same,) = values_float64([graph, _moved(graph, 1e-12)], [X], {"y"})
+    assert (same.in_float32, same.coarse) == ({"n1"}, False)  # the same operator on the same input: taken over
+    assert apart(*same.values)[0] == 0
+    (other,) = values_float64([graph, _moved(graph, 1e-3)], [X], {"y"})
+    assert (other.in_float32, other.coarse) == ({"n1"}, True)
+    assert 1e-5 < apart(*other.values)[0] < 1e-2
+
+
+def test_a_function_of_the_file_is_run_as_what_it_is_made_of() -> None:
+    model = _chain("Tanh local::Twice")
+    body = [helper.make_node("Add", ["a", "a"], ["r"])]
+    model.functions.append(helper.make_function("local", "Twice", ["a"], ["r"], body, [helper.make_opsetid("", 17)]))
+    model.opset_import.append(helper.make_opsetid("local", 1))
+    np.testing.assert_allclose(run_float64(model, X["x"]), 2 * run_float64(_chain("Tanh"), X["x"]), rtol=1e-14)
+
+
+def test_a_celu_is_float32_in_its_definition_and_named_after_itself() -> None:
+    (found,) = values_float64([_double(_chain("Celu", alpha=0.6))], [X], {"y"})
+    assert found.in_float32 == {"n0"}
+    assert found.values[0].dtype == np.float64
+
+
+def test_what_is_not_finite_differs_only_where_one_alone_is() -> None:
+    one, other = np.array([1.0, np.inf, np.nan, -3.0]), np.array([1.5, np.inf, np.nan, -3.0])
+    assert apart(one, other) == (0.5, 3.0)
+    assert apart(one, np.array([1.0, np.inf, 2.0, -3.0])) == (np.inf, 3.0)
+    assert apart([one, one], [one, other]) == (0.5, 3.0)
+    assert apart(np.array([True, False]), np.array([True, True])) == (1.0, 1.0)
+    assert apart(one, one[:2])[0] == np.inf
+
+
+@pytest.mark.parametrize("opset", [9, 11, 13])
+def test_graphs_in_nodes_are_run_node_by_node(opset: int) -> None:
+    """A loop that adds up what is outside of it, in a branch."""
+    info = helper.make_tensor_value_info
+    inner = helper.make_graph(
+        [helper.make_node("Add", ["state", "x"], ["next"]), helper.make_node("Identity", ["go"], ["on"]),
+         helper.make_node("Mul", ["next", "next"], ["row"])],
+        "body",
+        [info("i", TensorProto.INT64, []), info("go", TensorProto.BOOL, []), info("state", TensorProto.FLOAT, [2])],
+        [info("on", TensorProto.BOOL, []), info("next", TensorProto.FLOAT, [2]), info("row", TensorProto.FLOAT, [2])],
+    )  # fmt: skip
+    results = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("last", "rows")]
+    loop = helper.make_node("Loop", ["count", "", "zero"], ["last", "rows"], body=inner)
+    then = helper.make_graph([loop], "then", [], results)
+    other = helper.make_graph(
+        [helper.make_node("Neg", ["x"], ["last2"]), helper.make_node("Neg", ["x"], ["rows2"])], "else", [],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("last2", "rows2")],
+    )  # fmt: skip
+    graph = helper.make_graph(
+        [helper.make_node("If", ["which"], ["a", "b"], then_branch=then, else_branch=other)],
+        "outer",
+        [info("x", TensorProto.FLOAT, [2]), info("which", TensorProto.BOOL, [])],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in "ab"],
+        [numpy_helper.from_array(np.array(3), "count"), numpy_helper.from_array(np.float32([0.5, -1]), "zero")],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+    x = np.array([0.25, 1.5])
+    for which in (True, False):
+        feed = {"x": x, "which": np.array(which)}
+        found = {each.name: each.values[0] for each in values_float64([_double(model)], [feed], {"a", "b"})}
+        steps = np.array([[0.5, -1]]) + x * np.arange(1, 4)[:, None]
+        np.testing.assert_allclose(found["a"], steps[-1] if which else -x, rtol=1e-14)
+        np.testing.assert_allclose(found["b"], steps**2 if which else -x, rtol=1e-14)
