@@ -30,6 +30,10 @@ DEFAULT_OPSET = 17  # what TensorRT 8.6 still reads
 LOWEST = 11  # below, an axis counted from the back means nothing to many operators
 _ONNX = ("", onnx.defs.ONNX_DOMAIN)
 _ONES = ("dilations",)  # attributes that are all ones where they are absent
+_REDEFINED = {  # the opset since which the same words mean something else
+    **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax"), 13),
+    **{"RoiAlign": 16, "GridSample": 20, "GroupNormalization": 21},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,15 +303,28 @@ def _not_converted(model: ModelProto, opset: int) -> Iterator[str]:
     for depth, graph in enumerate(all_graphs(model)):
         for node in graph.node:
             label = f"{node.op_type} {node.name or node.output[0]!r}"
-            if depth and _since(node.op_type, written) != _since(node.op_type, opset):
-                yield f"it leaves out the branch or loop with {label}"
-            elif node.op_type == "Hardmax" and written < 13 <= opset:
-                yield f"{label} has another meaning since 13"
+            if depth and not _means_the_same(node, written, opset):
+                yield f"its converter does not look into the branch or loop with {label}"
+            elif node.op_type == "Hardmax" and written < _REDEFINED["Hardmax"] <= opset:
+                yield f"{label} has another meaning since {_REDEFINED['Hardmax']}"
             elif node.op_type in ("Resize", "Upsample") and written < 11 <= opset:
                 scales = attribute_of(node, "scales") or scope.constant(node.input[1])
                 nearest = attribute_of(node, "mode", b"nearest") == b"nearest"
                 if nearest and (scales is None or min(scales) < 1):  # which neighbour is nowhere said
                     yield f"{label} makes its input smaller"
+
+
+def _means_the_same(node: NodeProto, written: int, opset: int) -> bool:
+    """Tell whether a node of one opset is one of a later opset, and the same, as it stands."""
+    old, new = (_schema(node.op_type, each) if node.domain in _ONNX else None for each in (written, opset))
+    if old is None or new is None or old.since_version == new.since_version:
+        return True
+    redefined = _REDEFINED.get(node.op_type, 0)
+    if new.deprecated or written < redefined <= opset or not new.min_input <= len(node.input) <= new.max_input:
+        return False
+    told = {each.name for each in node.attribute}
+    silent = (name for name in old.attributes if name not in told)
+    return told <= set(new.attributes) and all(_default(old, name) == _default(new, name) for name in silent)
 
 
 @cache
@@ -316,11 +333,6 @@ def _schema(operator: str, opset: int) -> OpSchema | None:
         return onnx.defs.get_schema(operator, opset)
     except onnx.defs.SchemaError:
         return None
-
-
-def _since(operator: str, opset: int) -> int:
-    schema = _schema(operator, opset)
-    return schema.since_version if schema else 0
 
 
 def _default(schema: OpSchema, name: str) -> Any:

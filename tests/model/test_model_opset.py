@@ -508,19 +508,35 @@ def test_what_the_converter_would_change_is_refused(opset, nodes, constants):
         to_opset(model_of(nodes, opset, constants), 17)
 
 
-def test_a_branch_that_the_converter_would_pass_on_is_refused():
-    def branch(name):
-        inner = helper.make_node("Squeeze", ["x"], [f"{name}_y"], name="inner", axes=[0])
-        return helper.make_graph([inner], name, [], [helper.make_tensor_value_info(f"{name}_y", 1, None)])
+def branching(opset, **squeeze):
+    """Make a graph whose branches squeeze, by an attribute or not, and add a constant."""
+
+    def branch(name, shift):
+        nodes = [
+            helper.make_node("Constant", [], [f"{name}_c"], value=numpy_helper.from_array(np.float32(shift))),
+            helper.make_node("Squeeze", ["x"], [f"{name}_s"], name="inner", **squeeze),
+            helper.make_node("Add", [f"{name}_s", f"{name}_c"], [f"{name}_y"]),
+        ]
+        return helper.make_graph(nodes, name, [], [helper.make_tensor_value_info(f"{name}_y", 1, [None])])
 
     nodes = [
         node("ReduceSum", "x", "sum", keepdims=0),
         node("Greater", "sum zero", "positive"),
-        helper.make_node("If", ["positive"], ["y"], then_branch=branch("t"), else_branch=branch("e")),
+        helper.make_node("If", ["positive"], ["y"], then_branch=branch("t", 0.3), else_branch=branch("e", -0.7)),
     ]
-    model = model_of(nodes, 11, {"zero": np.float32(0.1)}, shape=(1, 4))
+    model = model_of(nodes, opset, {"zero": np.float32(0.1)}, shape=(1, 4))
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", 1, [None]))
+    return model
+
+
+def test_a_branch_is_passed_on_as_it_is_or_refused():
     with pytest.raises(OpsetError, match="inner"):
-        to_opset(model, 13)
+        to_opset(branching(11, axes=[0]), 13)
+    batch = np.float32([[0.4, -0.2, 1.3, 0.9]])
+    for opset in (13, 21):
+        made = to_opset(branching(11), opset)
+        for one in (batch, -batch):
+            np.testing.assert_array_equal(outputs_of(made, one)[0], outputs_of(branching(11), one)[0])
 
 
 @st.composite
