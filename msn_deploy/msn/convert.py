@@ -24,6 +24,7 @@ from msn_deploy.core.errors import FoldError, InputError, did_you_mean
 from msn_deploy.msn import layers as ours
 from msn_deploy.msn.algebra import bn_scale, fold_bn_weights
 from msn_deploy.msn.fold import bn_terms
+from msn_deploy.msn.norm_act import left_behind
 from msn_deploy.msn.pairs import (
     LAYERS,
     UNREGISTERED,
@@ -51,9 +52,10 @@ def convert(model: nn.Module, norm: str, *, power_iterations: int = 1) -> Conver
 
     norm: "msn" (arXiv 1907.04003), "msn-affine" (with a gain), "sn" or "none". power_iterations: per training step.
     In evaluation the copy computes what the model does. Convolutions, transposed ones and linear layers count whose
-    output one BatchNorm alone reads, in training as in evaluation; that norm becomes an Identity. Every other BatchNorm
-    stays, with its reason in `kept`. Mode, dtype, device, memory format, frozen parameters, momentum and the count of
-    batches are kept; the mode is the norm's. Parameters are new ones: make the optimiser afterwards.
+    output one BatchNorm alone reads, in training as in evaluation; that norm becomes an Identity, or the activation
+    that it holds (timm's BatchNormAct2d). Every other BatchNorm stays, with its reason in `kept`. Mode, dtype,
+    device, memory format, frozen parameters, momentum and the count of batches are kept; the mode is the norm's.
+    Parameters are new ones: make the optimiser afterwards.
 
     A linear layer's BatchNorm1d is taken to see (N, C): behind one that is called with (N, L, C) it would normalise L.
 
@@ -79,7 +81,7 @@ def convert(model: nn.Module, norm: str, *, power_iterations: int = 1) -> Conver
                 continue
             replace_module(model, pair.layer, new)
             new.train(pair.batch_norm.training)
-            replace_module(model, pair.norm, nn.Identity())
+            replace_module(model, pair.norm, left_behind(pair.batch_norm) or nn.Identity())
             converted[pair.layer] = type(new).__name__
         if converted and not calls_only_what_is_registered(model):
             raise InputError(UNREGISTERED)

@@ -12,6 +12,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 
 from msn_deploy.core.errors import FoldError
 from msn_deploy.msn.algebra import fold_bn_weights
+from msn_deploy.msn.norm_act import left_behind
 from msn_deploy.msn.pairs import UNREGISTERED, Linear, evaluation_calls_only_what_is_registered, find_pairs
 from msn_deploy.msn.plain import fold_layers, replace_module
 
@@ -35,12 +36,15 @@ def fold(model: nn.Module, *, strict: bool = True) -> nn.Module:
             _merge(pair.linear, pair.batch_norm)
         except FoldError as cause:
             raise FoldError(f"{pair.norm}: {cause}") from cause
-        replace_module(model, pair.norm, nn.Identity())
+        replace_module(model, pair.norm, left_behind(pair.batch_norm) or nn.Identity())
     if pairs and not evaluation_calls_only_what_is_registered(model):
         raise FoldError(UNREGISTERED)
+    if refusals and strict:
+        first, reason = next(iter(refusals.items()))
+        count = len(refusals)
+        rest = "" if count == 1 else f"\n{count} norms can't be folded. `fold(model, strict=False)` keeps them."
+        raise FoldError(f"{first}: {reason}.{rest}")
     for name, reason in refusals.items():
-        if strict:
-            raise FoldError(f"{name}: {reason}.")
         _LOG.warning("not folded: %s: %s", name, reason)
     return model
 

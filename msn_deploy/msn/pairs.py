@@ -13,6 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
 from msn_deploy.msn.layers import SpectralLayer
+from msn_deploy.msn.norm_act import left_behind
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 LAYERS = (
@@ -184,8 +185,8 @@ def _mismatch(feeder: str, layer: Linear, norm: _BatchNorm) -> str | None:
     shown = f"{feeder} ({type(layer).__name__})"
     if isinstance(layer, SpectralLayer):
         return f"{shown} is normalised already"
-    for name, module in ((feeder, layer), ("it", norm)):
-        if not _is_plain(module):
+    for name, module, is_known in ((feeder, layer, _is_plain(layer)), ("it", norm, left_behind(norm) is not None)):
+        if not is_known:
             return f"{name} ({type(module).__name__}) has a forward of its own"
     channels = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
     fitting = next(norm for kind, norm in _NORM_OF.items() if isinstance(layer, kind))
