@@ -18,12 +18,13 @@ from msn_deploy.cli.options import (
     MinSqnr,
     Plugins,
     Samples,
+    State,
     new_file,
 )
 from msn_deploy.core.errors import size_text
 from msn_deploy.core.model_info import DEFAULT_METHOD, DEFAULT_SAMPLES
 from msn_deploy.engine.build_options import DEFAULT_BATCH, BuildOptions, parse_mib
-from msn_deploy.engine.runner import sizes_text
+from msn_deploy.engine.runner import parse_state, sizes_text
 from msn_deploy.engine.tensors import parse_shapes
 from msn_deploy.machine.targets import find_target
 
@@ -49,6 +50,7 @@ def command(
     data: DataOrFeeds = None,
     method: Method = DEFAULT_METHOD,
     samples: Samples = DEFAULT_SAMPLES,
+    state: State = None,
     max_drop: MaxDrop = None,
     min_sqnr: MinSqnr = None,
     leave_out: LeaveOut = None,
@@ -135,6 +137,7 @@ def command(
             data=data,
             method=method,
             samples=samples,
+            state=dict(map(parse_state, state or ())),
             max_drop=None if max_drop is None else parse_drop(max_drop),
             min_sqnr=None if min_sqnr is None else parse_sqnr(min_sqnr),
             leave_out=leave_out or (),

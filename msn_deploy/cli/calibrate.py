@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from msn_deploy.cli import output
-from msn_deploy.cli.options import DataOrFeeds, Json, LeaveOut, MaxDrop, MinSqnr, new_file
+from msn_deploy.cli.options import DataOrFeeds, Json, LeaveOut, MaxDrop, MinSqnr, State, new_file
 from msn_deploy.core.errors import size_text
 from msn_deploy.core.model_info import DEFAULT_METHOD, DEFAULT_PERCENTILE, DEFAULT_SAMPLES
+from msn_deploy.engine.runner import parse_state
 
 if TYPE_CHECKING:
     from msn_deploy.pipeline.calibrate import PrecisionReport
@@ -36,6 +37,7 @@ def command(
         int | None,
         typer.Option(min=0, max=2**32 - 1, help="Seed for drawing samples at random.", show_default="evenly spread"),
     ] = None,
+    state: State = None,
     max_drop: MaxDrop = None,
     min_sqnr: MinSqnr = None,
     leave_out: LeaveOut = None,
@@ -68,6 +70,7 @@ def command(
             onnx,
             out or onnx.with_name(f"{onnx.stem}.int8.onnx"),
             **chosen,
+            state=dict(map(parse_state, state or ())),
             max_drop=None if max_drop is None else parse_drop(max_drop),
             min_sqnr=None if min_sqnr is None else parse_sqnr(min_sqnr),
             leave_out=leave_out or (),

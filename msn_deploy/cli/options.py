@@ -101,6 +101,14 @@ MaxDrop = Annotated[
         "--max-drop", metavar="0.5pp", help="Accuracy that INT8 may cost; the fewest layers it takes stay in FP16."
     ),
 ]
+State = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--state",
+        metavar="OUT=IN",
+        help="An output that becomes an input of the next sample; repeatable.",
+    ),
+]
 MinSqnr = Annotated[
     str | None,
     typer.Option(

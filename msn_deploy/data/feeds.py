@@ -107,7 +107,7 @@ class FeedSource:
     """The file or folder."""
     inputs: tuple[TensorSpec, ...]
     rows: frozenset[str]
-    """The inputs whose first axis is the batch; a sample has one row of each. The others are whole in each sample."""
+    """The inputs whose first axis is the batch; a sample has one row of each, and all of the others."""
     files: tuple[_File, ...] = field(repr=False)
     picked: tuple[int, ...] | None = field(default=None, repr=False)
     """Which samples; None: all."""
@@ -149,6 +149,15 @@ class FeedSource:
         before = range(total) if self.picked is None else self.picked
         drawn = count if seed is None else [count, seed]
         return replace(self, picked=tuple(before[at] for at in chosen.tolist()), drawn=(*self.drawn, drawn))
+
+    def beginning(self, count: int) -> FeedSource:
+        """Return the first `count` samples at most, without a gap: of a sequence, in which each follows the last."""
+        return replace(self, picked=tuple(range(min(count, len(self)))), drawn=(*self.drawn, f"the first {count}"))
+
+    @property
+    def starts(self) -> frozenset[int]:
+        """Where a sequence begins: at the first sample of each file. Of `beginning` and of the whole."""
+        return frozenset(sum(file.samples for file in self.files[:at]) for at in range(len(self.files)))
 
     @cached_property
     def digest(self) -> str:

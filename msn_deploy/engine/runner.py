@@ -99,11 +99,15 @@ class Stateful:
             zeros[spec.name] = np.zeros(tuple(shape), spec.dtype)
         return zeros
 
-    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """See Runner; the state comes from the run before."""
+    def completed(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Return what the network itself is fed: the feeds, and the state that it has reached."""
         check_feeds(feeds, self.inputs, name=self.name)
         self._state = self._state or self.start(feeds)
-        made = self.runner.run({**feeds, **self._state})
+        return {**feeds, **self._state}
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """See Runner; the state comes from the run before."""
+        made = self.runner.run(self.completed(feeds))
         self._state = {given: made[output] for output, given in self.pairs.items()}
         return made
 

@@ -70,7 +70,7 @@ def build_engine(
         out: The engine; the name ends in .engine.
         precision: One of PRECISIONS.
         options: What is chosen about the build.
-        calibration: What is chosen about the calibration; for fp16 `data` alone counts.
+        calibration: What is chosen about the calibration; for fp16 `data` and `state` alone count.
         progress: Told how far it is.
         machine: Found out if not given.
         **settings: Fields of CalibrationOptions, over those of `calibration`: `data="mnist", samples=128`.
@@ -89,7 +89,7 @@ def build_engine(
     budget = calibration.max_drop is not None or calibration.min_sqnr is not None
     if (budget or calibration.leave_out) and precision != "int8":
         raise InputError(
-            "`--max-drop`, `--min-sqnr` and `--leave-out` are for INT8.\nGive `--precision int8`, or leave them away."
+            "`--max-drop`, `--min-sqnr` and `--leave-out` are for INT8.\nGive `--precision int8`, or leave them out."
         )
     check_out(onnx, out)
     site = None
@@ -127,7 +127,7 @@ def _typed(
         raise InputError(f"{model.path} is not FP32, and precision cannot be added to it.\nGive the FP32 file.")
     path = out.with_name(f"{model.path.stem}.{precision}.onnx")
     if precision == "fp16":
-        report, made = cast(model, path, data=calibration.data, progress=progress)
+        report, made = cast(model, path, data=calibration.data, state=calibration.state, progress=progress)
     else:
         report, made = calibrated(model, path, calibration, progress=progress)
     return made, report

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,6 +81,8 @@ class CalibrationOptions:
     """Images of the training split, or samples of the feeds; memory does not grow with them."""
     seed: int | None = None
     """Draws the samples; None spreads them evenly."""
+    state: Mapping[str, str] = field(default_factory=dict)
+    """Output -> the input that takes it in the next sample, as in recurrent networks."""
     max_drop: float | None = None
     """How much of the accuracy on the test split (a share, 0.005 for half a point) may go; the fewest layers that this
     takes stay in FP16."""
@@ -152,7 +154,7 @@ def calibrated(
     proto = fold_constants(_at_least_13(model), load=run_on_one_thread)
     placement = place(proto, leave_out=options.leave_out)
     require_layers(placement, left_out=bool(options.leave_out))
-    given = calibration_inputs(model, options.data, samples=options.samples, seed=options.seed)
+    given = calibration_inputs(model, options.data, samples=options.samples, seed=options.seed, state=options.state)
     if len(given.samples) < MINIMUM_SAMPLES:
         raise InputError(f"{len(given.samples)} samples are too few to calibrate on; {MINIMUM_SAMPLES} are needed.")
     parents = (model.as_parent(), *given.parents)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,19 +30,27 @@ _COMPARED = 32  # samples that the file is run on
 
 
 def cast_to_fp16(
-    onnx: str | Path, out: str | Path, *, data: str | None = None, progress: Progress = silent
+    onnx: str | Path,
+    out: str | Path,
+    *,
+    data: str | None = None,
+    state: Mapping[str, str] | None = None,
+    progress: Progress = silent,
 ) -> PrecisionReport:
     """Write the FP16 twin of an FP32 file. Nodes that half precision is not enough for stay in FP32, and are named.
 
     data: images (a name or folder) or feeds (.npz, .npy or a folder of them) to look at; None takes what the model was
-    trained on, where that is on this machine. Without any, random numbers are looked at, which the log says.
+    trained on, where that is on this machine. Without any, random numbers are looked at, which the log says. state: see
+    `CalibrationOptions`.
     Raises InputError (exit 2), GateError (exit 1) where the outputs are not finite in FP16, MissingDependency (exit 3).
     """
     model = open_model(Path(onnx), step="build-engine --precision fp16")
-    return cast(model, Path(out), data=data, progress=progress)[0]
+    return cast(model, Path(out), data=data, state=state, progress=progress)[0]
 
 
-def cast(model: OpenModel, out: Path, *, data: str | None, progress: Progress) -> tuple[PrecisionReport, OpenModel]:
+def cast(
+    model: OpenModel, out: Path, *, data: str | None, state: Mapping[str, str] | None = None, progress: Progress
+) -> tuple[PrecisionReport, OpenModel]:
     """Do what `cast_to_fp16` does to an opened model; return the report, and the model that was written."""
     from msn_deploy.quant.constants import fold_constants  # late, as are the next: they import onnx
     from msn_deploy.quant.fp32_nodes import needs_fp32
@@ -49,7 +58,8 @@ def cast(model: OpenModel, out: Path, *, data: str | None, progress: Progress) -
 
     check_door(model, out)
     info, proto = model.info, fold_constants(model.proto, load=run_on_one_thread)
-    given = calibration_inputs(model, data, samples=_SAMPLES) if has_inputs(info, data) else None
+    looks = has_inputs(info, data) or state
+    given = calibration_inputs(model, data, samples=_SAMPLES, state=state) if looks else None
     parents = [model.as_parent(), *(given.parents if given is not None else ())]
     samples = len(given.samples) if given is not None else 0
     maxima: dict[str, float] = {}

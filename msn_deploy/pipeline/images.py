@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -22,7 +22,8 @@ from msn_deploy.data import Split, load_split, to_input
 from msn_deploy.data.feeds import FeedSource, ImageSamples, Samples, WholeSamples, is_feeds, open_feeds, runs_of
 from msn_deploy.data.preprocess import PreparedImages
 from msn_deploy.data.sources import is_local
-from msn_deploy.engine.runner import sizes_text
+from msn_deploy.engine.ort import run_on_one_thread
+from msn_deploy.engine.runner import Stateful, sizes_text
 from msn_deploy.model.feeds import Feeds, random_feeds
 from msn_deploy.model.opened import OpenModel
 from msn_deploy.quant.calibration_checks import ENOUGH_SAMPLES, check_images, check_labels, examine
@@ -90,7 +91,7 @@ class CalibrationInputs:
     """What a network is measured on, and what the records say of it.
 
     inputs: of the network. parents: the data as parent, none for latents. source: name, folder or file. seed: what the
-    samples were drawn by, None for evenly spread. preprocess, facts: as dicts, empty for what are no images. warnings:
+    samples were drawn by, None for evenly spread. preprocess, facts: as dicts, empty for other data. warnings:
     what is doubtful about them.
     """
 
@@ -117,15 +118,48 @@ class CalibrationInputs:
         return runs_of(islice(self.samples, count), self.inputs, self.samples.rows, most=most)
 
 
+@dataclass(frozen=True, slots=True)
+class _Sequence:
+    """Samples of a sequence, with the state that the network has reached before each of them."""
+
+    source: FeedSource
+    network: Stateful
+
+    @property
+    def rows(self) -> Collection[str]:
+        """The inputs of which a sample is a row; of the state it is the whole."""
+        return self.source.rows
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __iter__(self) -> Iterator[Feeds]:
+        """Yield the samples in order; each file is a sequence of its own, and begins with zeros."""
+        starts = self.source.starts
+        for at, sample in enumerate(self.source):
+            if at in starts:
+                self.network.reset()
+            yield self.network.completed(sample)
+            self.network.run(sample)
+
+
 def calibration_inputs(
-    model: OpenModel, data: str | None, *, samples: int, seed: int | None = None
-) -> CalibrationInputs:  # fmt: skip
+    model: OpenModel,
+    data: str | None,
+    *,
+    samples: int,
+    seed: int | None = None,
+    state: Mapping[str, str] | None = None,
+) -> CalibrationInputs:
     """Return `samples` feeds or training images of `data`, spread evenly or drawn by `seed`; for a generator, latents.
 
-    data: None takes what the model was trained on.
+    data: None takes what the model was trained on. state: outputs of FP32 that become inputs of the next sample; the
+    first `samples` feeds are taken then, in order.
     Raises InputError for data that is not there or does not fit, and for what can't calibrate a network.
     """
     info, path = model.info, str(model.path)
+    if state:
+        return _in_sequence(model, data, samples, seed, state)
     if is_feeds(data):
         assert data is not None
         return _fed(open_feeds(data, model.inputs).first(samples, seed=seed), seed)
@@ -182,6 +216,27 @@ def _fed(source: FeedSource, seed: int | None) -> CalibrationInputs:
         samples=source, inputs=source.inputs, parents=(source.as_parent(),), source=source.source, seed=seed,
         preprocess={}, facts={"samples": count, "distinct": len(distinct)}, warnings=tuple(warnings),
     )  # fmt: skip
+
+
+def _in_sequence(
+    model: OpenModel, data: str | None, samples: int, seed: int | None, state: Mapping[str, str]
+) -> CalibrationInputs:
+    network = Stateful(run_on_one_thread(model.proto), state)
+    if not is_feeds(data) or data is None:
+        names = ", ".join(f"{spec.name}=..." for spec in network.inputs)
+        raise InputError(
+            "`--state` takes samples in order.\n"
+            f"Give them as `--data FEEDS.npz`, saved by numpy.savez(FILE, {names}); each file is a sequence."
+        )
+    if seed is not None:
+        raise InputError("`--state` takes samples in order, and `--seed` draws them.\nLeave out `--seed`.")
+    given = _fed(open_feeds(data, network.inputs).beginning(samples), None)
+    assert isinstance(given.samples, FeedSource)
+    fixed = next((spec.shape[0] for spec in network.inputs if spec.name in given.samples.rows and spec.shape), None)
+    if (fixed or 1) > 1:
+        raise InputError(f"{model.path} takes {fixed} samples at once; `--state` is for one at a time.")
+    return replace(given, samples=_Sequence(given.samples, network), inputs=model.inputs,
+                   preprocess={"state": [f"{made}={taken}" for made, taken in state.items()]})  # fmt: skip
 
 
 def _image_input(model: OpenModel) -> tuple[TensorSpec, tuple[int | None, ...], bool]:

@@ -250,3 +250,50 @@ def test_fp16_that_is_not_finite_is_a_failed_gate_that_names_the_node(
     with pytest.raises(GateError, match=r"output y is not finite in FP16.* of y_fp16 \(Div\)"):
         cast_to_fp16(path, tmp_path / "o.onnx", data=str(tmp_path / "x.npy"))
     assert not (tmp_path / "o.onnx").exists()
+
+
+RECURRENT = """(float[1,5] x, float[1,5] h0, int64 rate) => (float[1,2] y, float[1,5] h1) {
+    s = Cast<to=1>(rate) i = Mul(x, s) j = MatMul(i, w) k = MatMul(h0, u)
+    z = Add(j, k) h1 = Tanh(z) y = MatMul(h1, v) }"""
+STATE = {"h1": "h0"}
+
+
+def test_state_is_fed_back_in_order_and_begins_anew_with_each_file(tmp_path: Path) -> None:
+    w, u, v = drawn(5, 5, seed=1), drawn(5, 5, seed=2) * 4, drawn(5, 2, seed=3)
+    path = saved(tmp_path, RECURRENT, w=w, u=u, v=v)
+    x = [drawn(20, 5, seed=at) * 9 for at in (7, 8)]
+    (tmp_path / "f").mkdir()
+    for at, each in enumerate(x):
+        np.savez(tmp_path / "f" / f"{at}.npz", x=each, rate=np.full(20, 2))
+    report = calibrate(path, tmp_path / "i.onnx", data=str(tmp_path / "f"), state=STATE, method="minmax", samples=30)
+    assert report.samples == 30
+    h, seen = np.zeros(5), []
+    for sequence, count in zip(x, (20, 10), strict=True):
+        h = np.zeros(5)
+        for row in sequence[:count]:
+            seen.append(np.abs(h).max())
+            h = np.tanh(2 * row @ w + h @ u)
+    ranges = read_sidecar(report.path).facts["ranges"]
+    assert ranges["h0"] == pytest.approx(max(seen), rel=1e-5)
+    assert report.parity is not None
+    assert report.parity.sqnr_db > 20
+    half = cast_to_fp16(path, tmp_path / "h.onnx", data=str(tmp_path / "f"), state=STATE)
+    assert read_sidecar(half.path).facts["maxima"]["h0"] > 0.5
+    other = calibrate(path, tmp_path / "i.onnx", data=str(tmp_path / "f"), state=STATE, method="minmax", samples=30)
+    assert other.cache.startswith("scales from cache")
+
+
+def test_state_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    path, out = saved(tmp_path, RECURRENT, w=drawn(5, 5), u=drawn(5, 5), v=drawn(5, 2)), tmp_path / "o.onnx"
+    np.savez(tmp_path / "f.npz", x=drawn(20, 5), rate=np.full(20, 2))
+    data = str(tmp_path / "f.npz")
+    with pytest.raises(InputError, match="has no output h2; known are: y, h1"):
+        calibrate(path, out, data=data, state={"h2": "h0"})
+    with pytest.raises(InputError, match="makes y as float32 of 1x2; its input h0 takes float32 of 1x5"):
+        calibrate(path, out, data=data, state={"y": "h0"})
+    with pytest.raises(InputError, match=r"takes samples in order\.\nGive them as .*x=\.\.\., rate=\.\.\."):
+        calibrate(path, out, state=STATE)
+    with pytest.raises(InputError, match="Leave out `--seed`"):
+        calibrate(path, out, data=data, state=STATE, seed=3)
+    with pytest.raises(InputError, match="holds x, rate; the inputs are x, h0, rate"):
+        calibrate(path, out, data=data)
