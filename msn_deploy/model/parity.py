@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from msn_deploy.model.feeds import Array, Feeds, rows_of
 
 STAGES = ("layers folded", "onnx", "graph folded", "simplified", "fp16", "int8")
 _FLOAT_LIMIT, _LEAST_LARGEST = 1e-4, 1e-3  # of an output's largest value, which counts as the second at least
+_ROUNDINGS = 4  # of the source in float32, which another order of the same sums may be off by
 _FEWEST_EQUAL = 0.999  # of integers: an argmax of two that are equal but for rounding may fall either way
 # Half precision has 11 bits (66 dB), INT8 about 7 per tensor (42 dB) before errors add up over layers.
 _LEAST_SQNR_DB = {"fp16": 40.0, "int8": 15.0}
@@ -87,6 +88,29 @@ def rung(stage: str, truth: Feeds, outputs: Feeds, *, classifies: bool = False) 
         passed=all(each.passed for each in found),
         outputs=found,
     )
+
+
+def allowing(rung: Rung, lost: Mapping[str, float]) -> Rung:
+    """Return a rung of a float32 stage in which each output may be off by _ROUNDINGS times what the source lost itself.
+
+    lost: of each output, the largest difference between the source in float32 and in float64.
+    """
+    if rung.passed or rung.stage in _LEAST_SQNR_DB:
+        return rung
+    outputs = tuple(_allowing(each, _ROUNDINGS * lost.get(each.name, 0.0)) for each in rung.outputs)
+    worst = max(outputs, key=lambda each: (not each.passed, each.worst))
+    return replace(
+        rung,
+        outputs=outputs,
+        passed=all(each.passed for each in outputs),
+        limit=worst.limit if len(outputs) == 1 else f"{worst.limit} in {worst.name}",
+    )
+
+
+def _allowing(found: OutputDifference, allowed: float) -> OutputDifference:
+    if found.passed or not found.worst <= allowed or not math.isfinite(allowed):
+        return found
+    return replace(found, passed=True, limit=f"at most {allowed:.2g}, {_ROUNDINGS} times the rounding of the source")
 
 
 def require_ladder(rungs: Sequence[Rung], *, source: str) -> None:

@@ -21,7 +21,7 @@ from msn_deploy.data.feeds import is_feeds, open_feeds
 from msn_deploy.engine.ort import run_on_one_thread
 from msn_deploy.model.feeds import BATCH, Feeds, random_feeds, rows_of
 from msn_deploy.model.opened import OpenModel, norms_in, with_info
-from msn_deploy.model.parity import Rung, classifies, require_ladder, rung
+from msn_deploy.model.parity import Rung, allowing, classifies, require_ladder, rung
 from msn_deploy.pipeline.images import split_for
 from msn_deploy.pipeline.source import (
     FEW,
@@ -131,6 +131,7 @@ def export_onnx(
         rungs += _lower_rungs(file.proto, made.info, compared, feeds)
     if not all(each.passed for each in rungs):
         _require_repeatable(made, feeds, truth, source=name)
+        rungs = _beside_rounding(rungs, made, feeds, truth)
     require_ladder(rungs, source=name)
     if certificate is not None:
         _require_exact(certificate, name, fully=options.require_fully_folded)
@@ -237,6 +238,19 @@ def _lower_rungs(
     images_seen = to_input(split.images, info.preprocess)
     ranges = calibrate_ranges(graph, images_seen, load=run_on_one_thread, preprocess=info.preprocess)
     return [*rungs, compared("int8", outputs=in_ort(in_memory(quantize(graph, ranges)))(feeds))]
+
+
+def _beside_rounding(rungs: list[Rung], made: Source, feeds: Sequence[Feeds], truth: Feeds) -> list[Rung]:
+    """Return the rungs with a limit for each output that is not below what the source itself loses in float32."""
+    if made.exact is None:
+        return rungs
+    try:
+        exact = made.exact(feeds)
+    except InputError as cause:  # a network that makes float32 tensors of its own
+        _LOG.warning("how much the source itself loses in float32 is not known: %s", str(cause).splitlines()[0])
+        return rungs
+    lost = {each.name: each.worst for each in rung("source in float32", exact, truth).outputs}
+    return [allowing(each, lost) for each in rungs]
 
 
 def _require_repeatable(made: Source, feeds: Sequence[Feeds], truth: Feeds, *, source: str) -> None:

@@ -94,6 +94,8 @@ class Source:
     """What lies between the truth and the fold."""
     layers: tuple[CertifiedNorm, ...] = ()
     """What became of layers that normalise their own weight."""
+    exact: Predict | None = None
+    """The truth in float64; None for a file of others."""
     graph_is_truth: bool = False
     """Whether the truth is `model` itself, a file of others."""
 
@@ -137,6 +139,7 @@ def open_source(source: str | nn.Module, options: ExportOptions) -> Source:
         info=replace(info, precision="fp32"),
         inputs=inputs,
         predict=predict,
+        exact=_in_double(net, inputs),
         parents=parents,
         stages=stages,
         layers=tuple(certify_layers(layers)),
@@ -171,6 +174,19 @@ def _in_torch(net: nn.Module, inputs: Sequence[ExampleInput]) -> Predict:
     def run(feeds: Sequence[Feeds]) -> dict[str, Array]:
         own = copied(net, share=True)
         return joined([call.run(own, each) for each in feeds])
+
+    return run
+
+
+def _in_double(net: nn.Module, inputs: Sequence[ExampleInput]) -> Predict:
+    """Return what runs a network in torch in float64."""
+
+    def run(feeds: Sequence[Feeds]) -> dict[str, Array]:
+        exact = [
+            {name: each.astype("float64") if each.dtype.kind == "f" else each for name, each in of.items()}
+            for of in feeds
+        ]
+        return _in_torch(copy.deepcopy(net).double(), inputs)(exact)
 
     return run
 
@@ -269,6 +285,8 @@ def _open_onnx(path: Path, options: ExportOptions) -> Source:
 
     model = _without_functions(open_model(path, step="export", merge=True))
     check_editable(model.proto, source=str(path), branches=True)
+    if not model.inputs:
+        raise InputError(f"{path} has no input: it gives the same on every run, and there is nothing to compare it on.")
     if options.weights is not None:
         raise InputError(f"{path} is an ONNX file and has its own weights.\nLeave `--weights` away.")
     wanted = options.inputs

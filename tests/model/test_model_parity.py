@@ -116,3 +116,15 @@ def test_an_output_that_is_missing_or_of_another_kind_agrees_with_nothing() -> N
 
 def test_nothing_found_is_the_same_as_nothing_found() -> None:
     assert parity.rung("onnx", {"boxes": BOXES[:0]}, {"boxes": BOXES[:0]}).passed
+
+
+def test_a_stage_may_be_off_by_what_the_source_itself_loses_in_float32() -> None:
+    truth = {"a": 1000 * BOXES, "b": BOXES}
+    found = parity.rung("onnx", truth, {"a": truth["a"] + np.float32(3.0), "b": truth["b"]})
+    assert not found.passed
+    assert parity.allowing(found, {"a": 0.76, "b": 0.0}).passed
+    assert "rounding" in parity.allowing(found, {"a": 0.76, "b": 0.0}).outputs[0].limit
+    for lost in ({"a": 0.74, "b": 9.0}, {"b": 9.0}, {"a": math.inf}, {"a": math.nan}):
+        assert not parity.allowing(found, lost).passed
+    int8 = parity.rung("int8", truth, {"a": -truth["a"], "b": truth["b"]})
+    assert not parity.allowing(int8, {"a": 1e9, "b": 1e9}).passed

@@ -333,3 +333,29 @@ def test_a_file_that_branches_on_its_input_keeps_its_norms(tmp_path: Path) -> No
             session(tmp_path / name).run(None, {**feeds, "flag": np.array(flag)})[0] for name in ("if.onnx", "m.onnx")
         )
         np.testing.assert_allclose(after, before, rtol=1e-5)
+
+
+def test_a_network_that_loses_its_digits_is_held_against_its_own_rounding(tmp_path: Path) -> None:
+    """Two sums of large numbers in two orders leave, of their difference, nothing but rounding."""
+    body = (
+        "class Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.a, self.b = nn.Conv2d(512, 16, 1), nn.Conv2d(512, 16, 1)\n"
+        "        self.b.weight.data, self.b.bias.data = self.a.weight.data.flip(1), self.a.bias.data\n"
+        f"{FORWARD}large = 1e4 * x\n        return x[:, :16] + self.a(large) - self.b(large.flip(1))\n"
+    )
+    report = exported(source(tmp_path, body), tmp_path / "m.onnx", input_shape=(1, 512, 8, 8))
+    assert all(each.passed for each in report.ladder)
+    assert any("rounding" in each.limit for each in report.ladder)
+
+
+def test_a_file_without_inputs_is_refused(tmp_path: Path) -> None:
+    value = helper.make_tensor("v", TensorProto.FLOAT, [2], [1.0, -3.0])
+    graph = helper.make_graph(
+        [helper.make_node("Constant", [], ["y"], value=value)],
+        "g",
+        [],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [2])],
+    )
+    (tmp_path / "c.onnx").write_bytes(helper.make_model(graph, ir_version=8).SerializeToString())
+    with pytest.raises(InputError, match="no input"):
+        export_onnx(str(tmp_path / "c.onnx"), tmp_path / "m.onnx")
