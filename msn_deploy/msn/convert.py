@@ -23,6 +23,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from msn_deploy.core.errors import FoldError, InputError, did_you_mean
 from msn_deploy.msn import layers as ours
 from msn_deploy.msn.algebra import bn_scale, fold_bn_weights
+from msn_deploy.msn.exported import Example
 from msn_deploy.msn.fold import bn_terms
 from msn_deploy.msn.norm_act import left_behind
 from msn_deploy.msn.pairs import (
@@ -47,7 +48,7 @@ class Conversion(NamedTuple):
 
 
 @torch.no_grad()
-def convert(model: nn.Module, norm: str, *, power_iterations: int = 1) -> Conversion:
+def convert(model: nn.Module, norm: str, *, power_iterations: int = 1, example: Example | None = None) -> Conversion:
     """Return a copy of the model in which every layer with a BatchNorm of its own is one layer with another norm.
 
     norm: "msn" (arXiv 1907.04003), "msn-affine" (with a gain), "sn" or "none". power_iterations: per training step.
@@ -56,6 +57,9 @@ def convert(model: nn.Module, norm: str, *, power_iterations: int = 1) -> Conver
     that it holds (timm's BatchNormAct2d). Every other BatchNorm stays, with its reason in `kept`. Mode, dtype,
     device, memory format, frozen parameters, momentum and the count of batches are kept; the mode is the norm's.
     Parameters are new ones: make the optimiser afterwards.
+
+    example: an input of the network, or a tuple of all, to follow its data flow by torch.export where torch.fx cannot
+    (a loop over a tensor's sizes, a branch); it should be as large as those that the network will see.
 
     A linear layer's BatchNorm1d is taken to see (N, C): behind one that is called with (N, L, C) it would normalise L.
 
@@ -70,7 +74,7 @@ def convert(model: nn.Module, norm: str, *, power_iterations: int = 1) -> Conver
     converted: dict[str, str] = {}
     # The model's own forward, which is traced, may draw random numbers, and so does the birth of a layer.
     with torch.random.fork_rng(devices=[]):
-        pairs, kept = find_pairs_of_both_modes(model)
+        pairs, kept = find_pairs_of_both_modes(model, example)
         names = _names_of_tensors(model)
         for pair in pairs:
             try:
@@ -83,7 +87,8 @@ def convert(model: nn.Module, norm: str, *, power_iterations: int = 1) -> Conver
             new.train(pair.batch_norm.training)
             replace_module(model, pair.norm, left_behind(pair.batch_norm) or nn.Identity())
             converted[pair.layer] = type(new).__name__
-        if converted and not calls_only_what_is_registered(model):
+        replaced = [name for pair in pairs if pair.layer in converted for name in (pair.layer, pair.norm)]
+        if replaced and not calls_only_what_is_registered(model, replaced, example):
             raise InputError(UNREGISTERED)
     return Conversion(model, converted, kept)
 

@@ -12,6 +12,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 
 from msn_deploy.core.errors import FoldError
 from msn_deploy.msn.algebra import fold_bn_weights
+from msn_deploy.msn.exported import Example
 from msn_deploy.msn.norm_act import left_behind
 from msn_deploy.msn.pairs import UNREGISTERED, Linear, evaluation_calls_only_what_is_registered, find_pairs
 from msn_deploy.msn.plain import fold_layers, replace_module
@@ -20,24 +21,25 @@ _LOG = logging.getLogger(__name__)
 
 
 @torch.no_grad()
-def fold(model: nn.Module, *, strict: bool = True) -> nn.Module:
+def fold(model: nn.Module, *, strict: bool = True, example: Example | None = None) -> nn.Module:
     """Return a copy of the model with its normalisation folded into plain layers.
 
     Folded are MSN and SN layers, BatchNorm that one layer alone feeds, and torch's own spectral_norm and
-    weight_norm (parametrisations and the older hooks). A norm that can't be folded stays when `strict` is False (with
-    a warning in the log), and is a FoldError otherwise. Raises FoldError for a model in training mode, for shared
-    parameters, for parametrisations that it does not know and for layers called from outside of the module tree.
+    weight_norm (parametrisations and the older hooks). A norm that can't be folded stays when `strict` is False
+    (with a warning in the log), and is a FoldError otherwise. example: see `convert`. Raises FoldError for a model
+    in training mode, for shared parameters, for parametrisations that it does not know and for layers called from
+    outside of the module tree.
     """
     _refuse_shared_parameters(model)
     model, _ = fold_layers(model)
-    pairs, refusals = find_pairs(model)
+    pairs, refusals = find_pairs(model, example)
     for pair in pairs:
         try:
             _merge(pair.linear, pair.batch_norm)
         except FoldError as cause:
             raise FoldError(f"{pair.norm}: {cause}") from cause
         replace_module(model, pair.norm, left_behind(pair.batch_norm) or nn.Identity())
-    if pairs and not evaluation_calls_only_what_is_registered(model):
+    if pairs and not evaluation_calls_only_what_is_registered(model, [pair.norm for pair in pairs], example):
         raise FoldError(UNREGISTERED)
     if refusals and strict:
         first, reason = next(iter(refusals.items()))

@@ -1,9 +1,9 @@
-"""Which norm is fed by one layer alone, so that the two are one linear map? Found by data flow, with torch.fx."""
+"""Which norm is fed by one layer alone, so that the two are one linear map? The data flow tells it."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
+from msn_deploy.msn.exported import Example, Exported, calls_all, exported
 from msn_deploy.msn.layers import SpectralLayer
 from msn_deploy.msn.norm_act import left_behind
 
@@ -48,17 +49,20 @@ class Pair:
     batch_norm: _BatchNorm
 
 
-def find_pairs(model: nn.Module) -> tuple[list[Pair], dict[str, str]]:
-    """Return the pairs in data-flow order, and for every other BatchNorm the reason why it is none."""
-    return _split(_flow(model).found)
+def find_pairs(model: nn.Module, example: Example | None = None) -> tuple[list[Pair], dict[str, str]]:
+    """Return the pairs in data-flow order, and for every other BatchNorm the reason why it is none.
+
+    example: what the network takes, for one that torch.fx cannot follow; torch.export does then.
+    """
+    return _split(_flow(model, example).found)
 
 
-def find_pairs_of_both_modes(model: nn.Module) -> tuple[list[Pair], dict[str, str]]:
+def find_pairs_of_both_modes(model: nn.Module, example: Example | None = None) -> tuple[list[Pair], dict[str, str]]:
     """Return what `find_pairs` does, for norms that are a pair in training and in evaluation alike.
 
     A norm that only one of the two reaches (an auxiliary head) is a pair if the other leaves its layer alone, too.
     """
-    evaluation, training = _in_both_modes(model, _flow)
+    evaluation, training = _in_both_modes(model, lambda each: _flow(each, example))
     found: dict[str, Pair | str] = {}
     for name, here in evaluation.found.items():
         there = training.found[name]
@@ -73,16 +77,24 @@ def find_pairs_of_both_modes(model: nn.Module) -> tuple[list[Pair], dict[str, st
     return _split(found)
 
 
-def calls_only_what_is_registered(model: nn.Module) -> bool:
-    """Tell whether a model that could be traced still can be, after modules in it were replaced.
+def calls_only_what_is_registered(model: nn.Module, replaced: Collection[str], example: Example | None) -> bool:
+    """Tell whether a model still calls its layers after the modules of these names were replaced.
 
-    It cannot when its forward finds its layers elsewhere, such as in a plain list: there the old ones live on.
+    It does not when its forward finds its layers elsewhere, such as in a plain list: there the old ones live on.
     """
-    return all(_in_both_modes(model, evaluation_calls_only_what_is_registered))
+    return all(_in_both_modes(model, _can_be_traced)) or (
+        example is not None and calls_all(model, replaced, example, False, True)
+    )
 
 
-def evaluation_calls_only_what_is_registered(model: nn.Module) -> bool:
+def evaluation_calls_only_what_is_registered(
+    model: nn.Module, replaced: Collection[str], example: Example | None
+) -> bool:
     """Tell the same of the mode that the model is in alone."""
+    return _can_be_traced(model) or (example is not None and calls_all(model, replaced, example, False))
+
+
+def _can_be_traced(model: nn.Module) -> bool:
     try:
         _Tracer().trace(model)
     except Exception:  # fx says it in several ways
@@ -138,39 +150,55 @@ def _split(found: dict[str, Pair | str]) -> tuple[list[Pair], dict[str, str]]:
     return pairs, {name: each for name, each in found.items() if isinstance(each, str)}
 
 
-def _flow(model: nn.Module) -> _Flow:
+def _flow(model: nn.Module, example: Example | None) -> _Flow:
     named = [name for name, module in model.named_modules() if isinstance(module, BATCH_NORMS)]
     if not named:
         return _Flow({}, frozenset())
     try:
-        graph = _Tracer().trace(model)
+        flow = _by_fx(model)
     except Exception as cause:  # fx raises whatever the model's own forward raises on a symbolic input
-        message = f"{type(cause).__name__}: {cause}".splitlines()[0][:160]
-        reason = f"the data flow could not be traced ({message})"
-        return _Flow(dict.fromkeys(named, reason), frozenset())
-    calls = Counter(str(node.target) for node in graph.nodes if node.op == "call_module")
-    read = {str(node.target).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}
-    found: dict[str, Pair | str] = {name: _UNREACHED for name in named if calls[name] == 0}
+        reason = f"the data flow could not be traced ({_said(cause)})"
+        if example is None:
+            return _Flow(dict.fromkeys(named, f"{reason}; with an `example`, torch.export is asked"), frozenset())
+        try:
+            flow = exported(model, example)
+        except Exception as other:  # so does torch.export
+            return _Flow(dict.fromkeys(named, f"{reason}, nor by torch.export ({_said(other)})"), frozenset())
+    found: dict[str, Pair | str] = {name: _UNREACHED for name in named if name not in flow.feeders}
+    found |= {name: _pair_or_reason(model, name, flow) for name in flow.feeders if name in named}
+    return _Flow(found, frozenset(flow.calls))
+
+
+def _said(cause: Exception) -> str:
+    return f"{type(cause).__name__}: {cause}".splitlines()[0][:160]
+
+
+def _by_fx(model: nn.Module) -> Exported:
+    graph = _Tracer().trace(model)
+    feeders = {}
     for node in graph.nodes:
-        if node.op == "call_module" and node.target in named:
-            found[str(node.target)] = _pair_or_reason(model, node, calls, read)
-    return _Flow(found, frozenset(calls))
+        if node.op == "call_module" and isinstance(model.get_submodule(str(node.target)), BATCH_NORMS):
+            source = node.all_input_nodes[0] if node.all_input_nodes else None
+            is_module = isinstance(source, fx.Node) and source.op == "call_module"
+            feeders[str(node.target)] = (str(source.target), len(source.users)) if source and is_module else ("", 0)
+    calls = Counter(str(node.target) for node in graph.nodes if node.op == "call_module")
+    read = frozenset(str(node.target).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr")
+    return Exported(feeders=feeders, calls=calls, read=read)
 
 
-def _pair_or_reason(model: nn.Module, node: fx.Node, calls: Counter[str], read: set[str]) -> Pair | str:
-    name, norm = str(node.target), model.get_submodule(str(node.target))
+def _pair_or_reason(model: nn.Module, name: str, flow: Exported) -> Pair | str:
+    norm, (feeder, readers) = model.get_submodule(name), flow.feeders[name]
     assert isinstance(norm, _BatchNorm)
-    source = node.all_input_nodes[0] if node.all_input_nodes else None
-    if not isinstance(source, fx.Node) or source.op != "call_module":
+    if not feeder:
         return "no layer feeds it directly"
-    feeder, layer = str(source.target), model.get_submodule(str(source.target))
+    layer = model.get_submodule(feeder)
     if not isinstance(layer, LAYERS):
         return f"{feeder} ({type(layer).__name__}) stands between it and the convolution before it"
-    if calls[feeder] > 1 or calls[name] > 1:
+    if flow.calls[feeder] > 1 or flow.calls[name] > 1:
         return f"{feeder} or the norm itself is used more than once"
-    if read & {feeder, name}:
+    if flow.read & {feeder, name}:
         return f"the weights of {feeder} or of the norm are also used directly"
-    if len(source.users) > 1:
+    if readers > 1:
         return f"the output of {feeder} is also used without the norm"
     if norm.running_mean is None:
         return "it keeps no running statistics"

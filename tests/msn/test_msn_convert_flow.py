@@ -51,7 +51,7 @@ FLOWS: dict[str, tuple[Callable[[Any, Tensor], Tensor], str]] = {
     "untraceable": (
         _raising,
         "the data flow could not be traced (TraceError: symbolically traced variables cannot be used as inputs to "
-        "control flow)",
+        "control flow); with an `example`, torch.export is asked",
     ),
     "norm-only-in-training": (
         lambda net, x: net.bn(net.conv(x)) if net.training else net.conv(x),
@@ -103,4 +103,6 @@ def test_an_error_without_words_is_shown_by_its_name() -> None:
         raise NotImplementedError
 
     kept = convert(ChosenFlow(fail), "msn").kept
-    assert kept == {"bn": "the data flow could not be traced (NotImplementedError: )"}
+    assert kept == {
+        "bn": "the data flow could not be traced (NotImplementedError: ); with an `example`, torch.export is asked"
+    }
