@@ -227,10 +227,11 @@ def _lower_rungs(
 ) -> list[Rung]:
     """Return the rungs of FP16 and, where there are images to calibrate on, of INT8."""
     from msn_deploy.quant.calibrate import calibrate_ranges
+    from msn_deploy.quant.fp32_nodes import needs_fp32
     from msn_deploy.quant.precision import to_fp16
     from msn_deploy.quant.quantize import quantize
 
-    rungs = [compared("fp16", outputs=in_ort(in_memory(to_fp16(graph)))(feeds))]
+    rungs = [compared("fp16", outputs=in_ort(in_memory(to_fp16(graph, keep_fp32=needs_fp32(graph, {}))))(feeds))]
     if info.preprocess is None or not info.data or info.is_generator:
         _LOG.warning("no rung for INT8: there are no images of this network's to calibrate on")
         return rungs

@@ -27,6 +27,7 @@ _HEADROOM = 2.0  # inputs that were not looked at may reach higher
 _LEAST = 2.0**-19  # FP16 counts in steps of 2^-24 here: below, fewer than half of its 11 bits are left
 # FP16 scales are read by TensorRT 10 and later only; QAT files keep theirs in FP32 as well.
 _QDQ = ("QuantizeLinear", "DequantizeLinear")
+_SIZED = ("Resize",)  # its region, which has a type of its own, is coordinates as its scales are
 _MEANS = ("GlobalAveragePool", "AveragePool", "ReduceMean")
 _SQUARES = ("InstanceNormalization", "LRN", "LpNormalization", "ReduceSumSquare")  # they square what they read
 _ROOTS = ("ReduceL2",)  # what they make is the root of the sum inside
@@ -131,7 +132,10 @@ class Standard:
         halves = {each.type_param_str for each in schema.type_constraints if _HALF in each.allowed_type_strs}
         bound = {each.type_str for each in schema.inputs}
         return _Operator(
-            inputs=tuple(each.type_str in halves for each in schema.inputs),
+            inputs=tuple(
+                each.type_str in halves and (at == 0 or node.op_type not in _SIZED)
+                for at, each in enumerate(schema.inputs)
+            ),
             outputs=tuple(each.type_str in halves for each in schema.outputs),
             says_its_types=node.op_type in _QDQ
             or any(each.type_str in halves and each.type_str not in bound for each in schema.outputs),

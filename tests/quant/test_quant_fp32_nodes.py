@@ -100,6 +100,11 @@ def test_a_small_constant_stays_in_fp32_with_what_it_guards(kind: str, scale: fl
         np.testing.assert_allclose(got, expected, rtol=2e-3, atol=1e-6)
 
 
+def test_a_resize_reads_its_region_and_its_scales_in_fp32() -> None:
+    half = to_fp16(TYPES["the region and the scales of a Resize"][0])
+    assert [tensor.data_type for tensor in half.graph.initializer] == [onnx.TensorProto.FLOAT] * 2
+
+
 def test_without_that_there_are_numbers_that_are_none() -> None:
     model, _ = EPSILONS["F.normalize"]
     ((expected, got),) = in_both(model, {}, 0.0)
@@ -140,6 +145,12 @@ TYPES = {
     "ConstantOfShape": (
         parsed("(float[n,8] x) => (float[n,8] y)"
                " { s = Shape(x) c = ConstantOfShape<value=float[1] {0.5}>(s) y = Add(x, c) }"),
+        {},
+    ),
+    "the region and the scales of a Resize": (
+        parsed("""(float[1,1,2,2] x) => (float[1,1,4,4] y) { a = Relu(x)
+            y = Resize<mode="nearest", coordinate_transformation_mode="tf_crop_and_resize">(a, r, s) }""",
+               r=np.array([0, 0, 0.1, 0.1, 1, 1, 0.8, 0.8], F), s=np.array([1, 1, 2, 2], F)),
         {},
     ),
     "EyeLike": (parsed("(float[8,8] x) => (float[8,8] y) { e = EyeLike<dtype=1>(x) y = MatMul(e, x) }"), {}),
