@@ -10,17 +10,19 @@ def _block(given: int, made: int, stride: int = 1) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(given, made, 3, stride, 1, bias=False), nn.BatchNorm2d(made), nn.SiLU())
 
 
-def _shaken(net: nn.Module, seed: int) -> nn.Module:
-    """Move the statistics and the weights of every BatchNorm away from their neutral start."""
-    rng = torch.Generator().manual_seed(seed)
-    for module in net.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, generator=rng)
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.uniform_(-0.5, 0.5, generator=rng)
-            module.running_var.uniform_(0.5, 2.0, generator=rng)
-            nn.init.uniform_(module.weight, 0.6, 1.6, generator=rng)
-            nn.init.uniform_(module.bias, -0.4, 0.4, generator=rng)
+def _made(kind: type[nn.Module], seed: int) -> nn.Module:
+    """Make a network of seeded numbers whose every BatchNorm is away from its neutral start, in evaluation mode."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        net = kind()
+        for module in net.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight)
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.uniform_(-0.5, 0.5)
+                module.running_var.uniform_(0.5, 2.0)
+                nn.init.uniform_(module.weight, 0.6, 1.6)
+                nn.init.uniform_(module.bias, -0.4, 0.4)
     return net.eval()
 
 
@@ -90,16 +92,16 @@ class Camera(nn.Module):
 
 
 def detector() -> nn.Module:
-    return _shaken(Detector(), 1)
+    return _made(Detector, 1)
 
 
 def stereo() -> nn.Module:
-    return _shaken(Stereo(), 2)
+    return _made(Stereo, 2)
 
 
 def text() -> nn.Module:
-    return _shaken(Text(), 3)
+    return _made(Text, 3)
 
 
 def camera() -> nn.Module:
-    return _shaken(Camera(), 4)
+    return _made(Camera, 4)
