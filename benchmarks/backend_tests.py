@@ -71,7 +71,9 @@ def cases() -> Iterator[Case]:
         yield Case(
             name=case.name,
             model=model,
-            given=dict(zip(names, given, strict=False)),
+            given={
+                name: np.asarray(each) if np.isscalar(each) else each for name, each in zip(names, given, strict=False)
+            },
             expected=tuple(expected),
             rtol=max(case.rtol, 1e-3),
             atol=max(case.atol, 1e-5),

@@ -32,7 +32,7 @@ class Merged:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Branch:
-    """One term of a sum, scale * conv(x), with what is told per axis."""
+    """One term of a sum, scale * conv(x), with its attributes spelled out per axis."""
 
     conv: ir.Node | None
     """None for x itself."""

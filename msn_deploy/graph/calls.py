@@ -162,7 +162,7 @@ def returns_flat(net: nn.Module) -> list[str]:
 
 
 def _leaves(value: object, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Tensor]]:
-    """Yield every tensor in a value with its path; numbers, None and text are no outputs of a graph."""
+    """Yield every tensor in a value with its path; numbers, None and text are left out."""
     if isinstance(value, Tensor):
         yield path, value
     elif isinstance(value, Mapping):

@@ -16,7 +16,7 @@ from onnx import ModelProto
 from onnx_ir.passes import common
 from onnxscript.optimizer import fold_constants
 
-from msn_deploy.graph.sequences import split_plainly, type_sequences
+from msn_deploy.graph.sequences import has_old_sequences, split_plainly, type_sequences
 
 _MOST_GROWTH = 1 << 22  # numbers (16 MiB of float32) that a file may gain, beside as many as it has
 _WEIGHTS_ARE_NO_INPUTS = 4  # version of ONNX's representation since which they need not be listed as such
@@ -41,16 +41,8 @@ def clean(model: ir.Model) -> None:
         _infer_shapes(model)
         split_plainly(model)
         _drop_identities(model)
-        try:
-            fold_constants(
-                model,
-                onnx_shape_inference=True,
-                input_size_limit=sys.maxsize,
-                output_size_limit=sys.maxsize,
-                should_fold=_Budget(model.graph),
-            )
-        except RuntimeError:  # what it raises of an operator that it knows, and did not expect in this form
-            common.NameFixPass()(model)  # its last step; what it has not reached stays an operator
+        if not has_old_sequences(model):
+            _fold_constants(model)
         _lift(model)
         split_plainly(model)  # by sizes that are computed now
         _drop_identities(model)
@@ -62,6 +54,19 @@ def clean(model: ir.Model) -> None:
     for value in list(model.graph.initializers.values()):
         if names.get(str(value.name), value.name) not in model.graph.initializers:
             value.name = names[str(value.name)]
+
+
+def _fold_constants(model: ir.Model) -> None:
+    try:
+        fold_constants(
+            model,
+            onnx_shape_inference=True,
+            input_size_limit=sys.maxsize,
+            output_size_limit=sys.maxsize,
+            should_fold=_Budget(model.graph),
+        )
+    except RuntimeError:  # what it raises of an operator that it knows, and did not expect in this form
+        common.NameFixPass()(model)  # its last step; what it has not reached stays an operator
 
 
 @contextlib.contextmanager

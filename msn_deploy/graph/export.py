@@ -108,7 +108,7 @@ def _name_sizes(graph: ir.Graph, inputs: Sequence[ExampleInput]) -> None:
 def _name_values(graph: ir.Graph, outputs: Sequence[str]) -> None:
     """Give the outputs their names, and every other tensor one that no other has.
 
-    torch calls a parameter or buffer at the top of a network and a node alike, such as "mean", which is no valid graph.
+    torch calls a parameter or buffer at the top of a network and a node alike, such as "mean"; ONNX wants one of each.
     """
     taken = {value.name for value in graph.inputs}
     for at, name in enumerate(outputs):

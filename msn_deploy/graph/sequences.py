@@ -30,6 +30,12 @@ def type_sequences(model: ir.Model) -> None:
                     output.type = ir.SequenceType(ir.TensorType(ir.DataType.UNDEFINED))
 
 
+def has_old_sequences(model: ir.Model) -> bool:
+    """Whether a model of an opset below 13 has sequences, which onnxscript would write in operators of opset 13."""
+    old = model.opset_imports.get("", 0) < _SIZES_ARE_INPUTS
+    return old and any(node.op_type in _MADE_BY and not node.domain for graph in model.graphs() for node in graph)
+
+
 def _are_sequences(node: ir.Node) -> list[bool]:
     """Return of each output, as far as it is known, whether it is a sequence."""
     if node.domain:
@@ -71,7 +77,7 @@ def _without_sequence(node: ir.Node, opset: int) -> None:
             identity.outputs[0].type, identity.outputs[0].shape = value.type, value.shape
             made.replace_all_uses_with(identity.outputs[0], replace_graph_outputs=True)
             graph_of(reader).remove(reader, safe=True)
-    if not node.outputs[0].uses():
+    if not node.outputs[0].uses() and not node.outputs[0].is_graph_output():
         graph_of(node).remove(node, safe=True)
 
 

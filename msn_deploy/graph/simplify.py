@@ -175,7 +175,7 @@ def _tensors(model: ModelProto, kind: str) -> list[ValueInfoProto]:
 
 
 def _sizes(value: ValueInfoProto) -> list[int | str] | None:
-    """Return the sizes of a tensor, a name or "?" where they are open; None where not even their number is told."""
+    """Return the sizes of a tensor, a name or "?" where they are open; None where not even their number is known."""
     tensor = value.type.tensor_type
     sizes: list[int | str] = [
         dim.dim_value if dim.HasField("dim_value") else dim.dim_param or "?" for dim in tensor.shape.dim

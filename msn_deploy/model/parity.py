@@ -46,7 +46,7 @@ class Rung:
     """One stage against the first. Each number is that of the output that is worst in it: see OutputDifference.
 
     samples: rows of the first output. same_class: share of samples with the same largest output, 0 to 1; None for a
-    network that is no classifier. limit: in words; "the same graph" as the rung before, down to its weights, was not
+    network that does not classify. limit: in words; "the same graph" as the rung before, down to its weights, was not
     run again. passed: whether it was kept by every output.
     """
 

@@ -40,6 +40,7 @@ _LOG = logging.getLogger(__name__)
 _SHAPE_HINT = (
     "A network of your own needs its input size: `--input-shape 1,3,32,32`, or `--input NAME=SHAPE` for each input."
 )
+_NO_TENSORS = {"sequence": "a sequence", "optional": "an optional", "map": "a map", "sparse_tensor": "a sparse tensor"}
 FEW = 32  # rows, for which a pool of threads, which wait busily for work, costs more than it saves
 
 Predict = Callable[[Sequence[Feeds]], dict[str, Array]]
@@ -229,13 +230,13 @@ def _checkpoint(
 
     net, info = load_checkpoint(path)
     if options.weights is not None:
-        raise InputError(f"{path} is a checkpoint and has its own weights.\nLeave `--weights` away.")
+        raise InputError(f"{path} is a checkpoint and has its own weights.\nLeave out `--weights`.")
     sizes = recipe_from_dict(info.recipe, source=str(path)).network_input
     given = _asked_inputs(options)
     if given and (len(given) > 1 or given[0].shape[1:] != sizes or any(given[0].open[1:])):
         raise InputError(
             f"{path} was trained on inputs of {sizes_text(sizes)}, and takes no other.\n"
-            "Leave `--input-shape` and `--input` away; `--batch-size N` sets the batch."
+            "Leave out `--input-shape` and `--input`; `--batch-size N` sets the batch."
         )
     own = given[0] if given else fixed_input(INPUT_NAME, "float32", (1, *sizes))
     return net, info, (replace(own, name=INPUT_NAME, dtype="float32"),), (parent_of(path, role="checkpoint"),)
@@ -285,10 +286,15 @@ def _open_onnx(path: Path, options: ExportOptions) -> Source:
 
     model = _without_functions(open_model(path, step="export", merge=True))
     check_editable(model.proto, source=str(path), branches=True)
+    for spec in (*model.inputs, *model.outputs):
+        if spec.dtype in _NO_TENSORS:
+            raise InputError(
+                f"{path}: {spec.name} is not a tensor but {_NO_TENSORS[spec.dtype]}, which TensorRT has not."
+            )
     if not model.inputs:
         raise InputError(f"{path} has no input: it gives the same on every run, and there is nothing to compare it on.")
     if options.weights is not None:
-        raise InputError(f"{path} is an ONNX file and has its own weights.\nLeave `--weights` away.")
+        raise InputError(f"{path} is an ONNX file and has its own weights.\nLeave out `--weights`.")
     wanted = options.inputs
     if options.input_shape is not None:
         name, _ = model.only_input

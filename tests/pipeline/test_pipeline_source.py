@@ -359,3 +359,26 @@ def test_a_file_without_inputs_is_refused(tmp_path: Path) -> None:
     (tmp_path / "c.onnx").write_bytes(helper.make_model(graph, ir_version=8).SerializeToString())
     with pytest.raises(InputError, match="no input"):
         export_onnx(str(tmp_path / "c.onnx"), tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize(("opset", "at_end"), [(12, False), (12, True), (17, True)])
+def test_sequences_of_any_opset_are_exported_within_a_file_and_refused_at_its_end(
+    tmp_path: Path, opset: int, at_end: bool
+) -> None:
+    nodes = [
+        helper.make_node("SplitToSequence", ["x"], ["s"], axis=1),
+        helper.make_node("SequenceLength", ["s"], ["n"]),
+    ]
+    outputs = [helper.make_tensor_value_info("n", TensorProto.INT64, [])]
+    if at_end:
+        outputs.append(helper.make_tensor_sequence_value_info("s", TensorProto.FLOAT, None))
+    given = helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 5])
+    graph = helper.make_graph(nodes, "g", [given], outputs)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+    (tmp_path / "s.onnx").write_bytes(model.SerializeToString())
+    if at_end:
+        with pytest.raises(InputError, match="s is not a tensor but a sequence"):
+            export_onnx(str(tmp_path / "s.onnx"), tmp_path / "m.onnx")
+        return
+    export_onnx(str(tmp_path / "s.onnx"), tmp_path / "m.onnx")
+    assert session(tmp_path / "m.onnx").run(None, {"x": np.ones((2, 5), np.float32)})[0] == 5
