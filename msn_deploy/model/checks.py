@@ -235,7 +235,7 @@ def _check_sizes(model: ModelProto, *, source: str) -> None:
     sizes: dict[str, int] = {}
     for value in (*_values(_inferred(bare, source=source)), *model.graph.output):
         tensor = value.type.tensor_type
-        dims = [dim.dim_value if dim.HasField("dim_value") and dim.dim_value != OPEN else 1 for dim in tensor.shape.dim]
+        dims = [1 if dim.dim_value in OPEN else dim.dim_value for dim in tensor.shape.dim]
         if any(size < 0 for size in dims):
             raise InputError(
                 f"{source}: the tensor {value.name!r} has the negative size {min(dims)} ({shape_text(dims)}).\n"

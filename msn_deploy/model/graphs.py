@@ -20,7 +20,7 @@ from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProt
 from msn_deploy.core.errors import size_text
 
 MOST_BYTES = 2**31  # of one tensor, stored or made on the way: 2 GiB, which is also the most that protobuf takes
-OPEN = -1  # how some exporters write an open size
+OPEN = (-1, 0)  # how some exporters write an open size
 _LARGE = 1 << 16  # bytes: larger constants are no shapes, so that their values do not matter to shape inference
 _FIELDS = ("float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data")
 _BITS_IN_NAMES = {"FLOAT": 32, "DOUBLE": 64, "BOOL": 8, "STRING": 8}
@@ -162,7 +162,7 @@ def without_weights(model: ModelProto) -> ModelProto:
     graph.name = model.graph.name
     graph.input.extend(model.graph.input)  # nothing else that the file says of sizes: it is not to be believed
     for dim in (dim for value in graph.input for dim in value.type.tensor_type.shape.dim):
-        if dim.dim_value == OPEN:
+        if dim.HasField("dim_value") and dim.dim_value in OPEN:
             dim.Clear()
     graph.initializer.extend(_bare(tensor) for tensor in model.graph.initializer)
     graph.sparse_initializer.extend(model.graph.sparse_initializer)

@@ -76,6 +76,7 @@ MERGED: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", MERGED)
 def test_branches_are_one_convolution(kind: str) -> None:
     torch.manual_seed(0)
@@ -126,6 +127,7 @@ KEPT: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KEPT)
 def test_what_is_not_one_convolution_stays(kind: str) -> None:
     torch.manual_seed(0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
@@ -144,3 +146,24 @@ def test_large_weights_do_not_go_through_shape_inference(runs, monkeypatch):
     ]
     assert runs(nodes, w=np.zeros((1, 1 << 16, 1, 1), np.float32)).shape == (1, 1, 8, 8)
     assert max(seen) < 10_000
+
+
+@pytest.mark.parametrize("size", [0, -1])
+@pytest.mark.parametrize("axes", [(0,), (0, 2, 3)])
+def test_sizes_that_older_exporters_leave_open_as_zero_or_minus_one_are_open(
+    tmp_path: Path, size: int, axes: tuple[int, ...]
+) -> None:
+    given = [size if axis in axes else (1, 3, 8, 8)[axis] for axis in range(4)]
+    weight = np.random.default_rng(0).standard_normal((4, 3, 3, 3)).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["x", "w"], ["y"])],
+        "net",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, given)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [size, 4, *(2 * [6 if len(axes) == 1 else size])])],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    path = tmp_path / "open.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 11)], ir_version=6), path)
+    assert open_model(path, step="export").inputs[0].shape == tuple(
+        None if axis in axes else (1, 3, 8, 8)[axis] for axis in range(4)
+    )

@@ -93,6 +93,7 @@ REASONS: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("case", REASONS)
 def test_the_data_flow_decides(case: str) -> None:
