@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from msn_deploy.cli import output
-from msn_deploy.cli.options import AtMost, Data, Json, Threads, Trust
+from msn_deploy.cli.options import AtMost, Data, Json, Plugins, Threads, Trust
 
 if TYPE_CHECKING:
     from msn_deploy.pipeline.judge import Judgement
@@ -23,6 +23,7 @@ def command(
     ] = None,
     threads: Threads = None,
     trust: Trust = False,
+    plugins: Plugins = None,
     json: Json = None,
 ) -> None:
     """Measure accuracy on a test split; of a generator, with `--judge`, how real its images look."""
@@ -36,7 +37,15 @@ def command(
             _show_judged(judged)
         return
     with output.progress_bar() as progress:
-        result = evaluate(model, data=data, samples=samples, threads=threads, trust=trust, progress=progress)
+        result = evaluate(
+            model,
+            data=data,
+            samples=samples,
+            threads=threads,
+            trust=trust,
+            plugins=plugins or (),
+            progress=progress,
+        )
     if output.emit(result, json, made_from=[model, result.images]):
         return
     worst = min(result.per_class, key=lambda name: result.per_class[name])

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from msn_deploy.cli import output
-from msn_deploy.cli.options import Json, Threads, Trust
+from msn_deploy.cli.options import Json, Plugins, Threads, Trust
 from msn_deploy.core.errors import InputError
 
 
@@ -19,6 +19,7 @@ def command(
     images: Annotated[list[Path], typer.Argument(help="Image files, folders, video files, camera:0.")],
     threads: Threads = None,
     trust: Trust = False,
+    plugins: Plugins = None,
     json: Json = None,
 ) -> None:
     """Classify images: class, score and latency of each, as soon as it is known.
@@ -28,7 +29,7 @@ def command(
     from msn_deploy.pipeline.infer import infer
 
     count, unread, kept = 0, [], []
-    for answer in infer(model, images, threads=threads, trust=trust):
+    for answer in infer(model, images, threads=threads, trust=trust, plugins=plugins or ()):
         count += 1
         if answer.error:
             unread.append(answer)

@@ -34,7 +34,7 @@ def open_runnable(path: Path, *, trust: bool = False, plugins: Sequence[Path] = 
             "Make one with `msn-deploy export`."
         )
     if plugins:
-        raise InputError(f"`--plugins` gives TensorRT its operators, and {path} is not an engine.\nLeave it out.")
+        raise InputError(f"`--plugins` gives TensorRT operators, and {path} is not an engine.\nLeave it out.")
     return open_model(path, step=_STEP)
 
 

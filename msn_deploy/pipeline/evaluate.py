@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -62,14 +62,14 @@ class Classifier:
 
 def evaluate(
     model: Path, *, data: str | None = None, samples: int | None = None, threads: int | None = None,
-    trust: bool = False, progress: Progress = silent,
+    trust: bool = False, plugins: Sequence[Path] = (), progress: Progress = silent,
 ) -> Evaluation:  # fmt: skip
     """Measure accuracy on the test split of `data`, or of what the model was trained on.
 
-    trust: load an engine from elsewhere. Raises InputError (exit 2), GateError (exit 1) for outputs that are not
-    finite, MissingDependency or MissingDevice (exit 3).
+    trust: load an engine from elsewhere. plugins: libraries with operators that an engine needs. Raises InputError
+    (exit 2), GateError (exit 1) for outputs that are not finite, MissingDependency or MissingDevice (exit 3).
     """
-    classifier = open_classifier(model, threads, trust=trust)
+    classifier = open_classifier(model, threads, trust=trust, plugins=plugins)
     split = split_for(classifier.info, classifier.prep, data, "test").first(samples)
     images = to_input(split.images, classifier.prep)
     began = time.perf_counter()
@@ -97,9 +97,11 @@ def evaluate(
     )
 
 
-def open_classifier(model: Path, threads: int | None = None, *, trust: bool = False) -> Classifier:
+def open_classifier(
+    model: Path, threads: int | None = None, *, trust: bool = False, plugins: Sequence[Path] = ()
+) -> Classifier:
     """Open a checkpoint, ONNX file or engine. Raises InputError for a generator, and for what takes no images."""
-    file = open_file(model, trust=trust)
+    file = open_file(model, trust=trust, plugins=plugins)
     runner = file.runner(provider="cpu" if file.opened else "torch", threads=threads)
     return Classifier(
         predict=partial(run_images, runner),

@@ -39,14 +39,22 @@ class Answer:
     error: str = ""
 
 
-def infer(model: Path, sources: Sequence[Path], *, threads: int | None = None, trust: bool = False) -> Iterator[Answer]:
+def infer(
+    model: Path,
+    sources: Sequence[Path],
+    *,
+    threads: int | None = None,
+    trust: bool = False,
+    plugins: Sequence[Path] = (),
+) -> Iterator[Answer]:
     """Classify image files, the images below folders, frames of videos (VIDEO_SUFFIXES) and of cameras ("camera:0").
 
     One image is in memory at a time, each answer comes as soon as it is known, and an image that cannot be read is an
-    answer with an `error`. trust: load an engine from elsewhere. Raises InputError before the first answer for a model
-    or a source that cannot be used, MissingDependency for a video without OpenCV.
+    answer with an `error`. trust: load an engine from elsewhere. plugins: libraries with operators that an engine
+    needs. Raises InputError before the first answer for a model or a source that cannot be used, MissingDependency for
+    a video without OpenCV.
     """
-    classifier = open_classifier(model, threads, trust=trust)
+    classifier = open_classifier(model, threads, trust=trust, plugins=plugins)
     prep = classifier.prep
     for source in sources:
         _check(source)

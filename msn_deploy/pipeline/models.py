@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from msn_deploy.core.artifacts import sha256_of
+from msn_deploy.core.errors import InputError
 from msn_deploy.engine import Runner, open_runnable, runner_of
 from msn_deploy.engine.load import Opened
 from msn_deploy.model.opened import OpenModel
@@ -86,5 +87,7 @@ def open_file(path: Path, *, trust: bool = False, plugins: Sequence[Path] = ()) 
     MissingDependency or MissingDevice.
     """
     if path.suffix.lower() == ".safetensors":
+        if plugins:
+            raise InputError(f"`--plugins` gives TensorRT operators, and {path} is not an engine.\nLeave it out.")
         return ModelFile(path, None)
     return ModelFile(path, open_runnable(path, trust=trust, plugins=plugins))

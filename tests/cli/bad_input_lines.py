@@ -207,6 +207,10 @@ TABLE = [
     ("bench m.onnx --state hn", 2, "--state hn OUT=IN"),
     ("bench m.onnx --state hn=input", 2, "m.onnx no output hn known are: logits"),
     ("bench m.onnx --shapes input=1x1x28x28", 2, "input m.onnx fixed shape 1x1x28x28"),
+    *(
+        (f"{line} --plugins lib.so", 2, "--plugins m.onnx is not an engine")
+        for line in ("eval m.onnx", "infer m.onnx i.png")
+    ),
     ("bench m.onnx --plugins lib.so", 2, "--plugins m.onnx is not an engine"),
     ("build-engine m.onnx --precision fp32 --backend tensorrt-rtx --plugins lib.so", 2, "TensorRT-RTX --plugins"),
     ("bench m.onnx --cuda-graph", 2, "--cuda-graph engines m.onnx build-engine"),
