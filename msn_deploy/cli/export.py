@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from msn_deploy.graph.certificate import Certificate
     from msn_deploy.model.parity import Rung
 
+_MOST_NAMES = 5  # that a line lists
+
 
 def command(
     source: Annotated[str, typer.Argument(help="CHECKPOINT.safetensors, FILE.py:FACTORY or OTHER.onnx.")],
@@ -115,7 +117,13 @@ def _say_folds(certificate: Certificate) -> None:
     told = [f"{count} {rule}" for rule, count in sorted(rules.items())]
     worst = certificate.worst
     told_worst = f"in float64 values of {worst.of:.2g} move by {worst.difference:.1g} at most"
+    if not worst.of:  # every operator is the one that it was
+        told_worst = "nothing that is computed changed"
     output.say(f"  norms      {', '.join(told) or 'none to fold'}; {told_worst}")
+    if certificate.in_float32:
+        names = ", ".join(certificate.in_float32[:_MOST_NAMES])
+        more = len(certificate.in_float32) - _MOST_NAMES
+        output.say(f"  float32    {names}{f' and {more} more' if more > 0 else ''}: compared in float32 only")
     for code, count in sorted(Counter(norm.code for norm in certificate.kept).items()):
         first = next(norm for norm in certificate.kept if norm.code == code)
         output.say(f"  kept       {count} {code}, the first {first.norm}: {first.why}")

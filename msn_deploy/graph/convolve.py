@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -71,6 +72,21 @@ def _depthwise(at: Window, sizes: Sequence[int], x: Tensor, w: Tensor, b: Tensor
     return (y if b is None else y.add_(b.reshape(each))).numpy()
 
 
+def _each_on_one_thread(work: Callable[[int], None], items: Sequence[int]) -> None:
+    """Share work out among threads. Those of torch, in each product, wait for each other more than they multiply."""
+    threads = torch.get_num_threads()
+    if threads == 1:
+        for item in items:
+            work(item)
+        return
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(work, items))
+    finally:
+        torch.set_num_threads(threads)
+
+
 def _by_products(at: Window, image: Tensor, weight: Tensor, groups: int) -> Tensor:
     """Convolve pictures (N, C, H, W) with weights (O, C / groups, kH, kW)."""
     outputs, channels, *kernel_sizes = weight.shape
@@ -81,7 +97,7 @@ def _by_products(at: Window, image: Tensor, weight: Tensor, groups: int) -> Tens
     pads += [at.before[0], tall * down - at.sizes[0] - at.before[0]]
     parts = weight.reshape(groups, outputs // groups, channels, *kernel_sizes).permute(3, 4, 0, 1, 2).contiguous()
     y = torch.empty((len(image), outputs, high, wide), dtype=image.dtype)
-    rows = max(1, _IN_CACHE // (outputs * width))
+    rows = max(1, min(_IN_CACHE // (outputs * width), -(-high // torch.get_num_threads())))
     for n, picture in enumerate(image):
         padded = F.pad(picture, pads)
         apart = {
@@ -89,7 +105,8 @@ def _by_products(at: Window, image: Tensor, weight: Tensor, groups: int) -> Tens
             for i in {each * at.dilations[0] % down for each in range(kernel_sizes[0])}
             for j in {each * at.dilations[1] % right for each in range(kernel_sizes[1])}
         }
-        for first in range(0, high, rows):
+
+        def strip(first: int, n: int = n, apart: dict[tuple[int, int], Tensor] = apart) -> None:
             last = min(first + rows, high)
             total = torch.zeros((groups, outputs // groups, (last - first) * width), dtype=image.dtype)
             for place in range(math.prod(kernel_sizes)):
@@ -102,6 +119,8 @@ def _by_products(at: Window, image: Tensor, weight: Tensor, groups: int) -> Tens
                 else:
                     total.baddbmm_(parts[row, column], read)
             y[n, :, first:last] = total.reshape(outputs, last - first, width)[:, :, :wide]
+
+        _each_on_one_thread(strip, range(0, high, rows))
     return y
 
 

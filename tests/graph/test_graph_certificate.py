@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from msn_deploy.graph.certificate import INPUTS, certify_layers, edge_feeds
+from msn_deploy.graph.certificate import INPUTS, certify, certify_layers, edge_feeds
+from msn_deploy.graph.fold import fold_graph
 from msn_deploy.model.feeds import fixed_input, with_open_batch
 from msn_deploy.msn import MSNConv2d, MSNConvTranspose2d, SNLinear, fold_layers
 
@@ -72,3 +75,91 @@ def test_weight_norm_has_no_sigma() -> None:
     _, layers = fold_layers(nn.Sequential(parametrizations.weight_norm(nn.Linear(4, 3))).eval())
     (told,) = certify_layers(layers)
     assert (told.operator, told.sigma, told.sigma_svd) == ("WeightNorm", None, None)
+
+
+def _file(opset: int, *more: NodeProto, batch: int = 1, **constants: np.ndarray) -> ModelProto:
+    """Return x -> convolution -> norm -> r -> what else there is, of which the last output is that of the graph."""
+    rng = np.random.default_rng(6)
+    weights = {
+        "w": rng.standard_normal((6, 3, 3, 3)),
+        "gain": rng.uniform(0.5, 1.5, 6),
+        "shift": rng.standard_normal(6),
+        "mean": rng.standard_normal(6),
+        "var": rng.uniform(0.5, 2, 6),
+        **constants,
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], name="conv", pads=[1, 1, 1, 1]),
+        helper.make_node("BatchNormalization", ["c", "gain", "shift", "mean", "var"], ["n"], name="norm"),
+        helper.make_node("Relu", ["n"], ["r"], name="relu"),
+        *more,
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "file",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, 3, 9, 8])],
+        [helper.make_tensor_value_info(nodes[-1].output[0], TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(array.astype(np.float32), name) for name, array in weights.items()],
+    )
+    opsets = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=8)
+
+
+@pytest.mark.parametrize("opset", [7, 8, 9, 11, 13, 14, 15, 17, 20])
+def test_a_batch_norm_is_proved_in_every_opset(opset: int) -> None:
+    told = certify(fold_graph(_file(opset)))
+    assert [norm.rule for norm in told.norms] == ["into-producer"]
+    assert told.is_exact
+    assert told.worst.of is not None
+    assert told.worst.of > 10
+
+
+@pytest.mark.parametrize("batch", [0, -1])
+def test_a_batch_of_0_or_less_is_an_open_one(batch: int) -> None:
+    told = certify(fold_graph(_file(13, batch=batch)))
+    assert told.is_exact
+    assert told.output.difference is not None
+    assert 0 < told.output.difference < 1e-12
+
+
+_GRID = np.random.default_rng(7).uniform(-1.1, 1.1, (1, 5, 4, 2))
+INNOCENT = {
+    "grid-16": (16, [helper.make_node("GridSample", ["r", "grid"], ["y"], mode="bilinear")], {"grid": _GRID}),
+    "grid-20": (20, [helper.make_node("GridSample", ["r", "grid"], ["y"], mode="linear")], {"grid": _GRID}),
+    "resize-11": (11, [helper.make_node("Resize", ["r", "roi", "s"], ["y"], mode="cubic")],
+                  {"roi": np.zeros(0), "s": np.array([1, 1, 1.5, 2])}),
+    "resize-19": (19, [helper.make_node("Resize", ["r", "", "s"], ["y"], mode="linear", antialias=1)],
+                  {"s": np.array([1, 1, 0.4, 0.6])}),
+    "upsample-9": (9, [helper.make_node("Upsample", ["r", "s"], ["y"])], {"s": np.array([1, 1, 2, 2])}),
+    "softmax-12": (12, [helper.make_node("Softmax", ["r"], ["y"])], {}),
+    "ties": (17, [helper.make_node("ReduceMean", ["r"], ["p"], axes=[1], keepdims=0),
+                  helper.make_node("ArgMax", ["p"], ["a"], axis=2), helper.make_node("Cast", ["a"], ["y"], to=1)], {}),
+    "celu": (17, [helper.make_node("Celu", ["r"], ["y"], name="odd", alpha=0.6)], {}),
+    "theirs": (17, [helper.make_node("Gelu", ["r"], ["y"], name="odd", domain="com.microsoft")], {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", INNOCENT)
+def test_an_operator_behind_a_fold_does_not_accuse_it(name: str) -> None:
+    opset, nodes, constants = INNOCENT[name]
+    folded = fold_graph(_file(opset, *nodes, **constants))
+    told = certify(folded)
+    assert [norm.rule for norm in told.norms] == ["into-producer"]
+    assert told.is_exact
+    assert not told.output.coarse
+    assert told.in_float32 == (("odd",) if name in ("celu", "theirs") else ())
+    kinds = [node.op_type for node in folded.model.graph.node]
+    assert kinds == ["Conv", "Relu", *(node.op_type for node in nodes)]
+    assert {tensor.data_type for tensor in folded.model.graph.initializer} == {TensorProto.FLOAT}
+
+
+def test_a_wrong_fold_is_still_told_behind_an_operator_in_float32() -> None:
+    _, nodes, _ = INNOCENT["theirs"]
+    folded = fold_graph(_file(17, *nodes))
+    bias = next(value for value in folded.after.graph.initializers.values() if value.shape == ir.Shape([6]))
+    assert bias.const_value is not None
+    bias.const_value = ir.tensor(bias.const_value.numpy() + 1e-2)
+    told = certify(folded)
+    assert not told.is_exact
+    assert told.output.coarse
+    assert (told.worst.norm, told.worst.coarse) == ("norm", False)
