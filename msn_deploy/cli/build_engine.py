@@ -18,6 +18,7 @@ from msn_deploy.cli.options import (
     MinSqnr,
     Plugins,
     Samples,
+    Shapes,
     State,
     new_file,
 )
@@ -32,14 +33,6 @@ if TYPE_CHECKING:
     from msn_deploy.engine import BuildReport, DeviceBuild, DlaPlan
     from msn_deploy.pipeline.build import EngineReport
 
-Shapes = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--shapes",
-        metavar="NAME=MIN:OPT:MAX",
-        help="Sizes of an input that leaves more than its batch open; repeatable.",
-    ),
-]
 _DEFAULT = BuildOptions()
 _ROWS = 12  # of the fallback table; the sidecar holds all
 

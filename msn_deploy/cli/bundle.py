@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from msn_deploy.cli import output
-from msn_deploy.cli.options import Json, new_file
+from msn_deploy.cli.options import Json, Shapes, new_file
 from msn_deploy.core.errors import InputError, size_text
 
 
@@ -23,6 +23,7 @@ def command(
         list[str] | None,
         typer.Option(help="Python of the device; repeatable.", show_default="3.10 and 3.12"),
     ] = None,
+    shapes: Shapes = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", callback=new_file, help="File to write.", show_default="RUN-TARGET.tar"),
@@ -30,7 +31,8 @@ def command(
     json: Json = None,
 ) -> None:
     """Pack a run into one tarball that a Jetson installs, builds, checks and measures without a network."""
-    from msn_deploy.engine import find_target
+    from msn_deploy.engine import BuildOptions, find_target
+    from msn_deploy.engine.tensors import parse_shapes
     from msn_deploy.pipeline.bundle import bundle
     from msn_deploy.pipeline.wheels import PYTHONS
 
@@ -46,6 +48,7 @@ def command(
             wheels=wheels,
             with_wheels=not no_wheels,
             pythons=tuple(python or PYTHONS),
+            options=BuildOptions(shapes=tuple(map(parse_shapes, shapes or ()))),
             progress=progress,
         )
     if output.emit(report, json, made_from=[report.path]):

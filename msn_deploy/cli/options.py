@@ -86,6 +86,14 @@ Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threa
 Trust = Annotated[
     bool, typer.Option("--trust", help="Load engines built elsewhere: they are native code; adds them to your list.")
 ]
+Shapes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--shapes",
+        metavar="NAME=MIN:OPT:MAX",
+        help="Sizes of an input that leaves more than its batch open; repeatable.",
+    ),
+]
 Plugins = Annotated[
     list[Path] | None,
     typer.Option("--plugins", metavar="LIB.so", help="Library with operators that TensorRT lacks; repeatable."),

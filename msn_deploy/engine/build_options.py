@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +103,11 @@ class BuildOptions:
             batch_asked=self.batch is not None or self.opt_batch is not None or self.min_batch > 1,
             one_size=self.dla is not None,
         )
+
+    def meant_for(self, model: OpenModel) -> BuildOptions:
+        """Return it without the shapes of inputs that this model does not have, or has with fixed sizes."""
+        known = {spec.name for spec in model.inputs if spec.shape is None or None in spec.shape}
+        return replace(self, shapes=tuple(each for each in self.shapes if each.name in known))
 
     def as_config(self) -> dict[str, Any]:
         """Return every option as plain values, for a sidecar."""

@@ -180,10 +180,8 @@ def with_options(engines: Mapping[str, tuple[OpenModel, str]], *, target: Target
     """
     arms = []
     for name, (model, precision) in engines.items():
-        ours, shapes = (
-            shlex.join(_msn_deploy_options(target, precision, options)),
-            trtexec_shapes(options.ranges(model)),
-        )
+        own = options.meant_for(model)
+        ours, shapes = shlex.join(_msn_deploy_options(target, precision, own)), trtexec_shapes(own.ranges(model))
         arms.append(f'{shlex.quote(name)}:msn-deploy) "$@" {ours} {_DECIDED} ;;')
         arms += [
             f'{shlex.quote(name)}:{route}) "$@" {shlex.join(trtexec_options(route, shapes, precision, options))} ;;'

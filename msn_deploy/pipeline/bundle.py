@@ -103,6 +103,7 @@ def bundle(
         raise InputError(f"{target.name} is no Jetson; a bundle is for one.\n`msn-deploy targets` lists them.")
     contents: dict[str, bytes | Path] = dict(_run_files(run))
     models = _models(contents)
+    _check_shapes(options, [onnx for _, _, onnx in models])
     contents |= {f"recipes/{Path(model.file).stem}.json": recipe for model, recipe, _ in models if recipe is not None}
     names = [model for model, _, _ in models]
     contents["models.list"] = "".join(f"{m.precision} {m.file} {Path(m.file).stem}\n" for m in names).encode()
@@ -202,6 +203,16 @@ def _models(contents: Mapping[str, bytes | Path]) -> list[tuple[BundledModel, by
     if twice:
         raise InputError(f"the folder holds {twice}.onnx twice; their engines would have one name.\nRename one.")
     return found
+
+
+def _check_shapes(options: BuildOptions, models: Sequence[OpenModel]) -> None:
+    """Refuse a shape that is for none of the models."""
+    used = {each for model in models for each in options.meant_for(model).shapes}
+    left = next((each for each in options.shapes if each not in used), None)
+    if left is not None:
+        raise InputError(
+            f"`--shapes {left}`: no model of the folder leaves sizes of such an input open.\nLeave it out."
+        )
 
 
 def _baseline(models: Sequence[BundledModel]) -> str:

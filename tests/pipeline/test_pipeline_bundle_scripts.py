@@ -5,13 +5,16 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from functools import partial
 from pathlib import Path
 
 import pytest
 from bundle_devices import BOARD, ORIN_NANO, calls, device, onnx_bytes, sh, wheel
 
 from msn_deploy.core.artifacts import publish
+from msn_deploy.core.errors import InputError
 from msn_deploy.engine import TARGETS, BuildOptions, find_target, write_device_script
+from msn_deploy.engine.tensors import parse_shapes
 from msn_deploy.machine.device import board_words
 from msn_deploy.model.opened import open_model
 from msn_deploy.pipeline.bundle import bundle
@@ -122,6 +125,21 @@ def test_a_bundle_builds_with_the_options_of_the_script_of_one_engine(tmp_path, 
     assert engines == ["net.fp16.engine.partial", "net.fp16.r2.engine.partial"] * 2
     for word in ("512", "--minShapes=x:4x1x8x8", "--useDLACore=1"):
         assert word in bundled[0]
+
+
+def test_shapes_are_for_the_models_that_leave_sizes_open(tmp_path):
+    folder = tmp_path / "run"
+    for name, batch in (("open.onnx", "N"), ("fixed.onnx", 1)):
+        content = onnx_bytes(batch=batch)
+        publish(folder / name, lambda path, content=content: path.write_bytes(content), kind="onnx")
+    pack = partial(bundle, folder, tmp_path / "b.tar", target=ORIN_NANO, with_wheels=False)
+    pack(options=BuildOptions(shapes=(parse_shapes("x=1x1x8x8:2x1x8x8:3x1x8x8"),)))
+    with tarfile.open(tmp_path / "b.tar") as archive:
+        lines = archive.extractfile("b/options.sh").read().decode().splitlines()
+    shaped = [line.split(":")[0].strip() for line in lines if "3x1x8x8" in line]
+    assert set(shaped) == {"open", "open.fp16"}
+    with pytest.raises(InputError, match=r"--shapes y=1x1`: no model of the folder leaves sizes of such an input open"):
+        pack(options=BuildOptions(shapes=(parse_shapes("y=1x1"),)))
 
 
 def test_a_bundle_for_the_dla_is_refused_where_tensorrt_has_none(run, tmp_path):
