@@ -30,7 +30,7 @@ import numpy as np
 from msn_deploy.bench.bootstrap import single_draws, widened
 from msn_deploy.bench.measure import _block_order, time_queries
 from msn_deploy.core.artifacts import write_json
-from msn_deploy.engine import load_runner, run_images
+from msn_deploy.engine import load_runner
 from msn_deploy.machine.environment import read_environment
 from msn_deploy.pipeline.bench import _query
 
@@ -106,12 +106,13 @@ def measured(seconds: float) -> dict[str, Any]:
     with TemporaryDirectory() as folder:
         runner = load_runner(tiny_network(Path(folder)), threads=1)
     images = list(np.random.default_rng(0).standard_normal((64, 1, 1, 8, 8), dtype=np.float32))
-    session, feed = runner._session, {runner.inputs[0].name: images[0]}  # type: ignore[attr-defined]
-    bare = partial(run_images, runner, images[0])
+    feeds = [{runner.inputs[0].name: image} for image in images]
+    session = runner._session  # type: ignore[attr-defined]
+    bare = partial(runner.run, feeds[0])
     cases = {
         "call": compared(lambda: None, lambda: None, seconds=seconds),
-        "network": compared(bare, _query(runner, images), seconds=seconds),
-        "runner": compared(partial(session.run, None, feed), bare, seconds=seconds, loop=bare_loop),
+        "network": compared(bare, _query(runner, feeds), seconds=seconds),
+        "runner": compared(partial(session.run, None, feeds[0]), bare, seconds=seconds, loop=bare_loop),
     }
     for case in (cases["call"], cases["network"]):
         case["within_limit"] = bool(case["added_ns"]["interval"][1] <= LIMIT_NS)

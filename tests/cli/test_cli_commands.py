@@ -53,7 +53,7 @@ def test_trained_networks_tell_digits_apart(ok, run_folder):
 def test_calibrate_makes_a_small_int8_file(ok, run_folder, tmp_path, method):
     out = tmp_path / "net.int8.onnx"
     outcome = ok("calibrate", run_folder / "cnn3_msn.onnx", "--method", method, "--samples", 48, "--out", out)
-    assert "from 48 images" in outcome.out
+    assert "from 48 samples" in outcome.out
     assert out.stat().st_size < 0.35 * (run_folder / "cnn3_msn.onnx").stat().st_size
     side = read_sidecar(out)
     assert side.config["method"] == method
@@ -66,7 +66,7 @@ def test_calibrate_by_a_recipe_with_flags_above_it(ok, run_folder, tmp_path, mon
     out = tmp_path / "net.int8.onnx"
     command = ("calibrate", run_folder / "cnn3_msn.onnx", "--recipe", "mine.toml", "--out", out, "--no-cache")
     text = ok(*command, "--samples", 130, "--sufficiency", "--table", "trt-8.6").out
-    assert "4 activation scales (mse) from 130 images" in text
+    assert "4 activation scales (mse) from 130 samples" in text
     assert "cache" not in text.replace("net.int8.cache", "")
     assert re.search(r"^ +64 +\d+\.\d% +\d+\.\d% +\d+\.\d% to \d+\.\d%$", text, re.M)
     assert (tmp_path / "net.int8.cache").read_text().startswith("TRT-8600-EntropyCalibration2\n")
