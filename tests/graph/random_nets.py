@@ -38,7 +38,20 @@ def programs(draw: st.DrawFn) -> Program:
         newest = len(program.shapes) - 1
         source = newest if draw(st.integers(0, 3)) else draw(st.integers(0, newest))
         kinds = ["conv", "conv", "transposed", "norm", "norm", "relu", "relu", "leaky", "prelu", "relu6", "sigmoid"]
-        kinds += ["max-pool", "avg-pool", "concat", "add", "upsample", "shift", "scale", "gain", "times", "times"]
+        kinds += [
+            "max-pool",
+            "avg-pool",
+            "concat",
+            "add",
+            "upsample",
+            "shift",
+            "scale",
+            "gain",
+            "times",
+            "times",
+            "beside",
+            "beside",
+        ]
         kind = draw(st.sampled_from(kinds))
         _append(draw, program, kind, source)
     return program
@@ -100,6 +113,10 @@ def _append(draw: st.DrawFn, program: Program, kind: str, source: int) -> None:
         options = {"affine": draw(st.booleans())}
     elif kind == "relu6" and draw(st.booleans()):
         return
+    elif kind == "beside":
+        groups = draw(st.sampled_from([1, channels]))
+        kernels = draw(st.lists(st.sampled_from([1, 3, 3, 5]), min_size=1, max_size=3))
+        options = {"groups": groups, "kernels": kernels, "identity": draw(st.sampled_from(["none", "plain", "norm"]))}
     elif kind == "times":
         options = {"factor": draw(st.sampled_from([0.125, 0.5, 2.0, 4.0])), "divides": draw(st.booleans())}
     if kind in ("norm", "conv", "transposed"):
@@ -142,6 +159,12 @@ class RandomNet(nn.Module):
             return nn.BatchNorm2d(channels, affine=options["affine"])
         if kind == "prelu":
             return nn.PReLU(channels)
+        if kind == "beside":
+            many = {"groups": options["groups"], "bias": False}
+            branches = [
+                nn.Conv2d(channels, channels, width, padding=width // 2, **many) for width in options["kernels"]
+            ]
+            return nn.ModuleList([*branches, *(nn.BatchNorm2d(channels) for _ in range(len(branches) + 1))])
         if kind in ("shift", "scale"):
             return nn.ParameterDict({"value": torch.randn(channels, 1, 1)})
         if kind == "gain":
@@ -205,6 +228,11 @@ def _step(kind: str, layer: nn.Module, inputs: list[Tensor], options: dict[str, 
         return F.relu6(x)
     if kind == "sigmoid":
         return torch.sigmoid(x)
+    if kind == "beside":
+        count = len(options["kernels"])
+        parts = [norm(conv(x)) for conv, norm in zip(layer[:count], layer[count:-1], strict=True)]
+        parts += {"none": [], "plain": [x], "norm": [layer[-1](x)]}[options["identity"]]
+        return sum(parts[1:], parts[0])
     if kind == "shift":
         return x + layer["value"]
     if kind in ("scale", "gain"):
