@@ -271,7 +271,7 @@ class _File:
         _header_of(stream, self.path)
         if form == "whole" or header.fortran:  # not laid out sample by sample
             array = _take(stream, header.shape, header, self.path)
-            yield from [array] if form == "whole" else (np.ascontiguousarray(each) for each in _each(array, form))
+            yield from [array] if form == "whole" else (np.asarray(each, order="C") for each in _each(array, form))
             return
         shape = (1, *header.shape[1:]) if form == "row" else header.shape[1:]
         for _ in range(self.samples):

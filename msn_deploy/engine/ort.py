@@ -105,7 +105,7 @@ class OrtRunner:
             raise RuntimeError(f"{self.name} was closed")
         check_feeds(feeds, self.inputs, name=self.name)
         try:
-            made = self._session.run(None, {name: np.ascontiguousarray(each) for name, each in feeds.items()})
+            made = self._session.run(None, {name: np.asarray(each, order="C") for name, each in feeds.items()})
         except Exception as cause:  # as at loading: no common base
             raise InputError(f"{self.path} loads but does not run: {shorten(cause)}.\nExport it again.") from cause
         return {spec.name: each for spec, each in zip(self.outputs, made, strict=True)}

@@ -160,7 +160,7 @@ def set_constant(node: ir.Node, index: int, array: Array) -> None:
     if index >= len(node.inputs):
         node.resize_inputs(index + 1)
     old, graph = node.inputs[index], graph_of(node)
-    tensor, shape = ir.tensor(np.ascontiguousarray(array)), ir.Shape(array.shape)
+    tensor, shape = ir.tensor(np.asarray(array, order="C")), ir.Shape(array.shape)
     if old is not None and old.is_initializer() and len(old.uses()) == 1 and not old.is_graph_input():
         old.const_value, old.shape, old.dtype = tensor, shape, tensor.dtype
         return

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from msn_deploy.core.errors import InputError, MissingDependency, MissingDevice
 from msn_deploy.core.model_info import METADATA_KEY, ModelInfo, TensorSpec
 from msn_deploy.engine import OrtRunner, load_runner, run_images
-from msn_deploy.model.opened import open_model
+from msn_deploy.model.opened import made_model, open_model
 
 pytest.importorskip("onnxruntime", reason="these tests run ONNX files")
 
@@ -360,3 +361,17 @@ def test_what_is_not_one_row_per_image_is_returned_whole_and_refused_in_parts(sa
     assert run_images(runner, images[:2]) == pytest.approx(reference(images[:2]).mean(), abs=1e-5)
     with pytest.raises(InputError, match=r"makes \(\) of 2 images; one row for each"):
         run_images(runner, images)
+
+
+def test_a_number_by_itself_is_fed_and_returned_as_one() -> None:
+    given = [helper.make_tensor_value_info("rate", TensorProto.INT64, [])]
+    made = [
+        helper.make_tensor_value_info("size", TensorProto.INT64, [0]),
+        helper.make_tensor_value_info("twice", TensorProto.INT64, []),
+    ]
+    nodes = [helper.make_node("Shape", ["rate"], ["size"]), helper.make_node("Add", ["rate", "rate"], ["twice"])]
+    graph = helper.make_graph(nodes, "g", given, made)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    runner = OrtRunner(made_model(Path("m.onnx"), model, model.SerializeToString()))
+    found = runner.run({"rate": np.array(16000)})
+    assert (found["size"].shape, found["twice"].shape, int(found["twice"])) == ((0,), (), 32000)
