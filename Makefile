@@ -8,8 +8,8 @@ ON_PATH := PATH="$(CURDIR)/$(BIN):$$PATH"
 TORCH := torch==2.13.0
 SCRIPTS := .ci/run $(wildcard benchmarks/*.sh msn_deploy/engine/*.sh msn_deploy/pipeline/bundle_scripts/* tests/container/*.sh)
 
-.PHONY: setup demo quick test gpu-test nightly check hooks fmt results train-step throughput overhead control peers networks export-cost backend-tests paper int8 readme \
-	operators container-test jetson-wheels clean
+.PHONY: setup demo quick test gpu-test nightly check hooks fmt results train-step throughput overhead control peers networks export-cost \
+	backend-tests sweep paper int8 readme operators container-test jetson-wheels clean
 
 setup: $(VENV)/.installed $(VENV)/.bindings
 
@@ -103,6 +103,12 @@ export-cost: setup
 # ONNX's own tests through `export`: ten minutes.
 backend-tests: setup
 	$(BIN)/python benchmarks/backend_tests.py
+
+# Modules, functions and idioms of torch through `export`: an hour on two cores. Stop it at any time and type it again.
+# After a change: make sweep SWEEP=--failed, or SWEEP="--again --only REGEX".
+sweep: setup
+	$(BIN)/python benchmarks/sweep.py $(SWEEP)
+	$(BIN)/python benchmarks/readme.py
 
 # Trains every table of accuracy that is not there yet: hours on two cores. Stop it at any time and type it again.
 # MNIST lies elsewhere: make paper PAPER="--data mnist=FOLDER". One table alone: make paper TABLES=mnist-cnn3

@@ -12,10 +12,12 @@ import control
 import graphs_text
 import int8_table
 import suite_table
+import sweep_text
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 GRAPHS = ROOT / "docs" / "graphs.md"
+SWEEP = ROOT / "docs" / "sweep.md"
 RESULTS = ROOT / "benchmarks" / "results" / "epyc-2-cores"
 RECORDED = ROOT / "benchmarks" / "results" / "xeon-2-cores"  # what record.sh and `make peers` wrote last
 _ARMS = {
@@ -232,6 +234,7 @@ def filled(text: str) -> str:
 
 def main() -> None:
     wanted = {README: filled(README.read_text(encoding="utf-8")), GRAPHS: graphs_text.page(ROOT)}
+    wanted[SWEEP] = sweep_text.page(RECORDED / "sweep.json")
     if "--check" in sys.argv[1:]:
         stale = [path.name for path, text in wanted.items() if path.read_text(encoding="utf-8") != text]
         raise SystemExit(f"{', '.join(stale)} out of date: make readme" if stale else 0)
