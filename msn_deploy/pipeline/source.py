@@ -117,6 +117,7 @@ def open_source(source: str | nn.Module, options: ExportOptions) -> Source:
         return _open_onnx(Path(source), options)
     from msn_deploy.graph.certificate import certify_layers
     from msn_deploy.graph.export import LOWEST_OPSET, to_onnx
+    from msn_deploy.model.graphs import inner_graphs
     from msn_deploy.msn import fold_layers
 
     net, info, inputs, parents = _opened_net(source, options)
@@ -133,7 +134,9 @@ def open_source(source: str | nn.Module, options: ExportOptions) -> Source:
     stages: dict[str, Predict] = {}
     if layers:
         stages["layers folded"] = _in_torch(plain, inputs)
-    if options.fold:  # ONNX Runtime would fuse norms itself
+    # Without its own fusions of norms. What torch writes for embedding_bag, branches over sequences, crashes ONNX Runtime
+    # 1.32 and the process with it; such a graph is run once its constants are computed.
+    if options.fold and not any(any(inner_graphs(node)) for node in graph.graph.node):
         stages["onnx"] = in_ort(model, fuse_norms=False)
     return Source(
         model=model,

@@ -382,3 +382,9 @@ def test_sequences_of_any_opset_are_exported_within_a_file_and_refused_at_its_en
         return
     export_onnx(str(tmp_path / "s.onnx"), tmp_path / "m.onnx")
     assert session(tmp_path / "m.onnx").run(None, {"x": np.ones((2, 5), np.float32)})[0] == 5
+
+
+def test_branches_over_sequences_crash_nothing(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.EmbeddingBag(10, 4, mode="sum"), nn.BatchNorm1d(4)).eval()
+    with pytest.raises(InputError):
+        exported(net, tmp_path / "m.onnx", ["input=2,3:int64"])
