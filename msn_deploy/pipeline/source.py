@@ -134,8 +134,8 @@ def open_source(source: str | nn.Module, options: ExportOptions) -> Source:
     stages: dict[str, Predict] = {}
     if layers:
         stages["layers folded"] = _in_torch(plain, inputs)
-    # Without its own fusions of norms. What torch writes for embedding_bag, branches over sequences, crashes ONNX Runtime
-    # 1.32 and the process with it; such a graph is run once its constants are computed.
+    # Without its own fusions of norms. What torch writes for embedding_bag (branches over sequences) crashes ONNX
+    # Runtime 1.32, and the process with it: such a graph is run when its constants are computed.
     if options.fold and not any(any(inner_graphs(node)) for node in graph.graph.node):
         stages["onnx"] = in_ort(model, fuse_norms=False)
     return Source(
