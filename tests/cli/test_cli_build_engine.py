@@ -48,7 +48,7 @@ def watched(monkeypatch):
 
     def noting(real, into):
         def call(given, *args, **options):
-            into.append(given if into is parsed else _bytes(given))
+            into.append(given if into is parsed else _nodes(given))
             return real(given, *args, **options)
 
         return call
@@ -62,13 +62,14 @@ def watched(monkeypatch):
     def count(path):
         reads = sum(name.lstrip(".").startswith(path.name) and not name.endswith(".json") for name in _READ)
         content = path.read_bytes()
-        return reads, parsed.count(content), checked.count(_bytes(onnx.ModelProto.FromString(content)))
+        return reads, parsed.count(content), checked.count(_nodes(onnx.ModelProto.FromString(content)))
 
     return count
 
 
-def _bytes(model):
-    return model.SerializeToString(deterministic=True)
+def _nodes(model):
+    """What tells a graph from others, with its large constants or without: the checker sees them as inputs."""
+    return [(node.op_type, *node.output) for node in model.graph.node if node.op_type != "Constant"]
 
 
 @pytest.mark.parametrize("where", [("--backend", "tensorrt-rtx"), ("--target", "orin-nano")])
