@@ -33,6 +33,8 @@ NETS: dict[str, Callable[..., nn.Module]] = {
 
 GAN = "dcgan"
 
+_OF_A_USER = "__msn_deploy_source__"  # a mark of modules that were imported from FILE.py:FACTORY
+
 
 def build_net(recipe: Recipe, *, classes: int) -> nn.Module:
     """Build the untrained network of a recipe: (N, C, H, W) to logits (N, classes). Raises InputError.
@@ -80,11 +82,15 @@ def net_from_file(spec: str) -> nn.Module:
     path = Path(file)
     if not os.path.isfile(path):
         raise InputError(f"{path} does not exist.\nA network of your own is given as FILE.py:FACTORY.")
-    module_spec = importlib.util.spec_from_file_location(path.stem, path)
+    known = sys.modules.get(path.stem)
+    taken = known is not None and not hasattr(known, _OF_A_USER)
+    module_spec = importlib.util.spec_from_file_location(f"_{path.stem}" if taken else path.stem, path)
     if module_spec is None or module_spec.loader is None:
         raise InputError(f"{path} is not a Python file.")
     module = importlib.util.module_from_spec(module_spec)
+    setattr(module, _OF_A_USER, True)
     sys.path.insert(0, str(path.parent.resolve()))  # so that the file can import its neighbours, as `python FILE` can
+    sys.modules[module.__name__] = module  # where its dataclasses look for their names
     try:
         module_spec.loader.exec_module(module)
         factory = getattr(module, name, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
-from any_network import INPUTS, NETWORKS, OUTPUTS, source
+from any_network import HEAD, INPUTS, NETWORKS, OUTPUTS, source
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
@@ -388,3 +389,17 @@ def test_branches_over_sequences_crash_nothing(tmp_path: Path) -> None:
     net = nn.Sequential(nn.EmbeddingBag(10, 4, mode="sum"), nn.BatchNorm1d(4)).eval()
     with pytest.raises(InputError):
         exported(net, tmp_path / "m.onnx", ["input=2,3:int64"])
+
+
+def test_a_file_may_be_called_anything_and_define_dataclasses(tmp_path: Path) -> None:
+    body = (
+        "@dataclass(frozen=True, slots=True)\nclass Options:\n    width: int = 8\n\n\n"
+        f"{NET}        self.options = Options()\n{FORWARD}return self.c(x)[:, : self.options.width]\n"
+    )
+    source(tmp_path, f"from __future__ import annotations\n{HEAD}{body}"[0:0] or body)
+    for stem in ("net", "json", "torch"):
+        path = tmp_path / f"{stem}.py"
+        path.write_text(f"from __future__ import annotations\n{HEAD}{body}", encoding="utf-8")
+        exported(f"{path}:build", tmp_path / f"{stem}.onnx", input_shape=(1, 3, 8, 8), simplify=False)
+        path.unlink()
+    assert json.loads("1") == 1
