@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, get_type_hints
 
 import numpy as np
@@ -120,29 +120,34 @@ class Call:
                 f"the network does not run on {shapes}: {root_line(cause)}\n"
                 "`--input-shape`, or `--input` for each of several inputs, says what it is fed."
             ) from cause
-        return {name: _array(tensor) for name, tensor in named_tensors(returned).items()}
+        return {name: _array(name, tensor) for name, tensor in named_tensors(returned, inputs=feeds).items()}
 
 
-def named_tensors(returned: object) -> dict[str, Tensor]:
-    """Return the tensors of what a network returns, by their path. Raises InputError for one that returns none."""
+def named_tensors(returned: object, *, inputs: Collection[str] = ()) -> dict[str, Tensor]:
+    """Return the tensors of what a network returns, by their path; one that is called like an input gets a number.
+
+    Raises InputError for a network that returns no tensor.
+    """
     if isinstance(returned, Tensor):
-        return {OUTPUT_NAME: returned}
+        return {OUTPUT_NAME if OUTPUT_NAME not in inputs else f"{OUTPUT_NAME}_1": returned}
     leaves = list(_leaves(returned, ()))
     found: dict[str, Tensor] = {}
     for path, tensor in leaves:
         name = ".".join(path)
         if path[0].isdecimal():
             name = f"{_OUTPUT}_{name}" if len(leaves) > 1 else _OUTPUT
-        while name in found:  # keys that are equal as text
-            name += "_"
-        found[name] = tensor
+        free, count = name, 0
+        while free in found or free in inputs:  # keys may also be equal as text
+            count += 1
+            free = f"{name}_{count}"
+        found[free] = tensor
     if not found:
         raise InputError(f"the network returns {type(returned).__name__}, in which there is no tensor.")
     return found
 
 
-def returns_flat(net: nn.Module) -> list[str]:
-    """Make a network, in place, return a plain tuple of its tensors, each one a tensor of its own.
+def returns_flat(net: nn.Module, *, inputs: Collection[str]) -> list[str]:
+    """Make a network of these inputs, in place, return a plain tuple of its tensors, each one a tensor of its own.
 
     Returns a list that holds their names as soon as the network has run.
     """
@@ -150,7 +155,7 @@ def returns_flat(net: nn.Module) -> list[str]:
 
     def flat(_: nn.Module, args: Any, kwargs: Any, returned: object) -> tuple[Tensor, ...]:
         seen, made = {id(each) for each in pytree.tree_leaves((args, kwargs))}, []
-        found = named_tensors(returned)
+        found = named_tensors(returned, inputs=inputs)
         names[:] = found
         for tensor in found.values():
             made.append(tensor.clone() if id(tensor) in seen else tensor)  # one name each in the graph
@@ -224,6 +229,11 @@ def _hints(net: nn.Module) -> dict[str, object]:
         return {}
 
 
-def _array(tensor: Tensor) -> Array:
+def _array(name: str, tensor: Tensor) -> Array:
+    if tensor.is_complex():
+        raise InputError(
+            f"the network's output {name} is of complex numbers, which TensorRT has not.\n"
+            "Return the real and the imaginary part, `torch.view_as_real(y)`."
+        )
     made: Array = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).detach().cpu().numpy()
     return made

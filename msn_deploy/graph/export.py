@@ -61,7 +61,7 @@ def to_onnx(
     call = Call(model, with_open_batch(inputs) if dynamic_batch else inputs)
     examples = random_feeds([_traceable(each) for each in call.specs])
     args, kwargs = call.arguments(examples)
-    names = returns_flat(model)
+    names = returns_flat(model, inputs=[spec.name for spec in call.specs])
     try:
         with _quiet():
             program: Any = torch.onnx.export(  # not None, with dynamo

@@ -21,7 +21,7 @@ from msn_deploy.data.feeds import is_feeds, open_feeds
 from msn_deploy.engine.ort import run_on_one_thread
 from msn_deploy.model.feeds import BATCH, Feeds, random_feeds, rows_of
 from msn_deploy.model.opened import OpenModel, norms_in, with_info
-from msn_deploy.model.parity import Rung, allowing, classifies, require_ladder, rung
+from msn_deploy.model.parity import Rung, allowing, classifies, require_finite, require_ladder, rung
 from msn_deploy.pipeline.images import split_for
 from msn_deploy.pipeline.source import (
     FEW,
@@ -256,12 +256,7 @@ def _beside_rounding(rungs: list[Rung], made: Source, feeds: Sequence[Feeds], tr
 
 def _require_repeatable(made: Source, feeds: Sequence[Feeds], truth: Feeds, *, source: str) -> None:
     """Raise GateError for a network that answers the same input in two ways, or not in numbers."""
-    for name, first in truth.items():
-        if first.dtype.kind == "f" and not np.isfinite(first).all():
-            raise GateError(
-                f"{source}: its output {name} is not finite (NaN or infinite) before anything is changed, so that no "
-                "stage can be compared with it.\nNothing was written."
-            )
+    require_finite(truth, source=source)
     again = rung("again", truth, made.predict(feeds))
     if not again.passed:
         raise GateError(

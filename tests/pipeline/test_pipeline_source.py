@@ -145,7 +145,7 @@ def test_a_network_that_is_random_in_evaluation_is_called_so(tmp_path: Path, lin
 @pytest.mark.parametrize("line", ["(self.c(x) - 5).log()", "self.c(x) / (x[:, :1] * 0)"])
 def test_an_output_that_is_no_number_is_named(tmp_path: Path, line: str) -> None:
     spec = source(tmp_path, f"{NET}{FORWARD}y = {line}\n        return {{'depth': y, 'raw': x * 2}}\n")
-    with pytest.raises(GateError, match="its output depth is not finite"):
+    with pytest.raises(GateError, match="output depth are not finite"):
         exported(spec, tmp_path / "m.onnx", input_shape=(1, 3, 8, 8))
 
 
@@ -403,3 +403,23 @@ def test_a_file_may_be_called_anything_and_define_dataclasses(tmp_path: Path) ->
         exported(f"{path}:build", tmp_path / f"{stem}.onnx", input_shape=(1, 3, 8, 8), simplify=False)
         path.unlink()
     assert json.loads("1") == 1
+
+
+@pytest.mark.parametrize(("inputs", "returned", "names"), [
+    (["input=1,3,8,8"], "{'input': self.c(input), 'logits': -self.c(input)}", ["input_1", "logits"]),
+    (["input=1,3,8,8"], "{'a.b': input * 2, 'a': {'b': self.c(input)}}", ["a.b", "a.b_1"]),
+    (["logits=1,3,8,8"], "self.c(logits)", ["logits_1"]),
+])  # fmt: skip
+def test_outputs_may_be_called_like_inputs_and_like_one_another(
+    tmp_path: Path, inputs: list[str], returned: str, names: list[str]
+) -> None:
+    body = f"{NET}    def forward(self, {inputs[0].partition('=')[0]}):\n        return {returned}\n"
+    report = exported(source(tmp_path, body), tmp_path / "m.onnx", inputs, simplify=False)
+    assert [each.name for each in report.ladder[-1].outputs] == names
+    assert [each.name for each in session(tmp_path / "m.onnx").get_outputs()] == names
+
+
+def test_complex_outputs_are_refused_with_what_to_return(tmp_path: Path) -> None:
+    spec = source(tmp_path, f"{NET}{FORWARD}return torch.fft.rfft(self.c(x))\n")
+    with pytest.raises(InputError, match="view_as_real"):
+        exported(spec, tmp_path / "m.onnx", input_shape=(1, 3, 8, 8))
