@@ -423,3 +423,22 @@ def test_complex_outputs_are_refused_with_what_to_return(tmp_path: Path) -> None
     spec = source(tmp_path, f"{NET}{FORWARD}return torch.fft.rfft(self.c(x))\n")
     with pytest.raises(InputError, match="view_as_real"):
         exported(spec, tmp_path / "m.onnx", input_shape=(1, 3, 8, 8))
+
+
+def test_a_network_in_memory_is_left_as_it_was(tmp_path: Path) -> None:
+    class Counting(nn.Conv2d):
+        calls = 0
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.calls = self.calls + 1
+            return super().forward(x)
+
+    net = Counting(3, 8, 3).eval()
+    export_onnx(net, tmp_path / "m.onnx", input_shape=(1, 3, 8, 8), simplify=False)
+    assert net.calls == 0
+
+
+def test_sizes_that_stay_open_are_tried_twice(foreign: Any, tmp_path: Path) -> None:
+    path = foreign(["n", 3, "h", "w"])
+    report = export_onnx(path, tmp_path / "m.onnx", inputs=(parse_input("x=n,3,h=8,w=12"),), simplify=False)
+    assert report.parity_on == "33 random inputs"
