@@ -22,6 +22,7 @@ from msn_deploy.model.feeds import BATCH, Array, ExampleInput, Feeds, random_fee
 from msn_deploy.msn.plain import FoldedLayer, copied, fold_layers, raw_weight
 
 INPUTS = ("normal", "lit corners")
+_LARGE = 1 << 16  # numbers of all inputs in a row, above which one run has to do
 _Moved = tuple[float, float, bool]  # difference, largest value, and whether it is coarse
 _ROUNDING_OF_FLOAT32 = 1e-4  # as much of the largest value as the parity of float32 outputs allows
 
@@ -154,18 +155,23 @@ def _inputs_of(folded: FoldedGraph) -> list[ExampleInput]:
 def edge_feeds(inputs: Sequence[ExampleInput]) -> list[dict[str, Array]]:
     """Return runs in which inputs of floats are INPUTS row by row: numbers, and ones (for borders) with lit corners.
 
-    An open batch has a row for each. Other types get random numbers, see `random_feeds`.
+    An open batch has a row for each. Large inputs have both in one row: numbers, ones at the right, and lit corners.
+    Other types get random numbers, see `random_feeds`.
     """
-    sized = [each.sized({BATCH: len(INPUTS)}) for each in inputs]
+    is_large = sum(int(np.prod(each.shape[1:])) for each in inputs) > _LARGE
+    wanted = 1 if is_large else len(INPUTS)
+    sized = [each.sized({BATCH: wanted}) for each in inputs]
     rows = (sized[0].shape or (1,))[0]
     feeds = []
-    for at in range(-(-len(INPUTS) // rows)):
+    for at in range(-(-wanted // rows)):
         feed = random_feeds(sized, seed=at)
         for each in (each for each in sized if each.dtype.startswith("float") and each.shape):
             array = np.array(feed[each.name], dtype=np.float64)
-            corners = [sorted({0, size - 1}) if axis else range(size) for axis, size in enumerate(each.shape[1:])]
-            lit = range((at + 1) % 2, len(array), 2)
-            array[lit.start :: 2] = 1.0
+            ends = [sorted({0, size - 1}) for size in each.shape[1:]]
+            corners = ends if is_large and len(ends) == 1 else [range(size) for size in each.shape[1:2]] + ends[1:]
+            lit = range(0 if is_large else (at + 1) % 2, len(array), 1 if is_large else 2)
+            ones = array[lit.start :: lit.step]
+            ones[..., ones.shape[-1] // 2 if is_large else 0 :] = 1.0
             array[np.ix_(lit, *corners)] = 100.0
             feed[each.name] = array
         feeds.append(feed)

@@ -11,9 +11,11 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import onnx
 from onnx import ModelProto, ValueInfoProto
@@ -50,53 +52,88 @@ class _UnusableError(Exception):
 
 
 def simplify(model: ModelProto, *, timeout_s: float = TIMEOUT_S) -> Simplified:
-    """Return the simplified graph, or (with a line in the log) the graph itself where onnxsim fails on it or harms it.
+    """Return the simplified graph, or the graph itself where onnxsim fails on it or harms it (see `simplifier`)."""
+    with simplifier(timeout_s=timeout_s) as onnxsim:
+        onnxsim.start(model)
+        return onnxsim.result()
 
-    The result is taken only if it is valid and all inputs and outputs keep name, type and shape. The caller compares
-    outputs before it trusts it: onnxsim has changed them before (its issue 1284). Raises MissingDependency.
+
+@contextlib.contextmanager
+def simplifier(*, timeout_s: float = TIMEOUT_S) -> Iterator[Simplifier]:
+    """Start a process that loads onnxsim, which takes it a second, while the graph is still being made.
+
+    Whatever ends the block, be it Ctrl-C, ends the process and all that it started. timeout_s: for one graph.
     """
-    try:
-        simplified = _by_onnxsim(model.SerializeToString(), timeout_s)
-        check_valid(simplified, source="its graph")
-        _require_same_contract(model, simplified)
-    except (_UnusableError, InputError) as cause:
-        why = str(cause) if isinstance(cause, _UnusableError) else f"onnxsim failed ({cause})"
-        _LOG.warning("kept the unsimplified graph: %s", why)
-        return Simplified(model, kept_because=why)
-    saved = sum(tensor.ByteSize() for tensor in model.graph.initializer)
-    saved -= sum(tensor.ByteSize() for tensor in simplified.graph.initializer)
-    alike = structural_hash(simplified, weights=True) == structural_hash(model, weights=True)
-    if alike and saved < _WORTH_A_CHANGE * model.ByteSize():
-        return Simplified(model, unchanged=True)
-    return Simplified(simplified)
-
-
-def _by_onnxsim(content: bytes, timeout_s: float) -> ModelProto:
-    """Run `work` on a model. Whatever ends this, be it Ctrl-C, ends the process and all that it started."""
-    here = os.getcwd()
-    # -I: no module of the working directory or of PYTHONSTARTUP and the like; what this process imports from is passed.
-    paths = [_PACKAGE, *(path for path in sys.path if os.path.isabs(path) and os.path.realpath(path) != here)]
-    with tempfile.TemporaryDirectory(prefix="msn-deploy-") as name:
-        folder = Path(name)
-        (folder / "before.onnx").write_bytes(content)
-        worker = subprocess.Popen(
-            [sys.executable, "-I", "-c", _START, str(timeout_s), *paths],
-            cwd=folder,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "HOME": name, "TMPDIR": name},
-            start_new_session=True,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+    with tempfile.TemporaryDirectory(prefix="msn-deploy-") as folder, _worker(Path(folder), timeout_s) as worker:
         try:
-            code = worker.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            raise _UnusableError(f"onnxsim took more than {timeout_s:g} s") from None
+            yield Simplifier(Path(folder), worker, timeout_s)
         finally:
             with contextlib.suppress(ProcessLookupError, PermissionError):  # ended, and nothing else of its group left
                 os.killpg(worker.pid, signal.SIGKILL)
-            worker.wait()
-        reason = folder / "reason"
+
+
+def _worker(folder: Path, timeout_s: float) -> subprocess.Popen[bytes]:
+    here = os.getcwd()
+    # -I: no module of the working directory or of PYTHONSTARTUP and the like; what this process imports from is passed.
+    paths = [_PACKAGE, *(path for path in sys.path if os.path.isabs(path) and os.path.realpath(path) != here)]
+    return subprocess.Popen(
+        [sys.executable, "-I", "-c", _START, str(timeout_s), *paths],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        | dict.fromkeys(("HOME", "TMPDIR"), str(folder)),
+        bufsize=0,
+        start_new_session=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+class Simplifier:
+    """onnxsim at work on one graph, beside whoever started it."""
+
+    def __init__(self, folder: Path, worker: subprocess.Popen[bytes], timeout_s: float) -> None:
+        self._folder, self._worker, self._timeout_s = folder, worker, timeout_s
+
+    def start(self, model: ModelProto) -> None:
+        """Begin; `model` must not be changed before there is a result."""
+        self._model = model
+        (self._folder / "before.onnx").write_bytes(model.SerializeToString())
+        self._began = time.monotonic()
+        with contextlib.suppress(BrokenPipeError):  # it has ended, and its exit code will tell why
+            cast("IO[bytes]", self._worker.stdin).write(b"\n")
+
+    def result(self) -> Simplified:
+        """Wait for it. Return its graph, or (with a line in the log) the graph itself where it fails on it or harms it.
+
+        The result is taken only if it is valid and all inputs and outputs keep name, type and shape. The caller
+        compares outputs before it trusts it: onnxsim has changed them before (its issue 1284).
+        Raises MissingDependency.
+        """
+        model = self._model
+        try:
+            simplified = self._made()
+            check_valid(simplified, source="its graph")
+            _require_same_contract(model, simplified)
+        except (_UnusableError, InputError) as cause:
+            why = str(cause) if isinstance(cause, _UnusableError) else f"onnxsim failed ({cause})"
+            _LOG.warning("kept the unsimplified graph: %s", why)
+            return Simplified(model, kept_because=why)
+        saved = sum(tensor.ByteSize() for tensor in model.graph.initializer)
+        saved -= sum(tensor.ByteSize() for tensor in simplified.graph.initializer)
+        alike = structural_hash(simplified, weights=True) == structural_hash(model, weights=True)
+        if alike and saved < _WORTH_A_CHANGE * model.ByteSize():
+            return Simplified(model, unchanged=True)
+        return Simplified(simplified)
+
+    def _made(self) -> ModelProto:
+        try:
+            code = self._worker.wait(max(0.0, self._began + self._timeout_s - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            code = -signal.SIGALRM
+        if code == -signal.SIGALRM:
+            raise _UnusableError(f"onnxsim took more than {self._timeout_s:g} s")
+        reason = self._folder / "reason"
         said = reason.read_text(encoding="utf-8") if reason.is_file() else ""
         if code == _EXIT_MISSING and said:
             raise missing("onnxsim", step="export", cause=said)
@@ -104,19 +141,24 @@ def _by_onnxsim(content: bytes, timeout_s: float) -> ModelProto:
             death = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
             raise _UnusableError(f"onnxsim failed ({said or death})")
         try:
-            return onnx.load(folder / "after.onnx", load_external_data=False)
+            return onnx.load(self._folder / "after.onnx", load_external_data=False)
         except Exception as cause:  # no such file, or protobuf's DecodeError
             raise _UnusableError(f"onnxsim failed (its file cannot be read: {type(cause).__name__})") from cause
 
 
 def work(timeout_s: float) -> None:
-    """Make after.onnx of before.onnx in the working directory, or leave the reason in `reason`; ends the process."""
-    signal.alarm(int(timeout_s) + 2)  # ends it even if nobody is left to kill it
+    """Make after.onnx of before.onnx in the working directory, or leave the reason in `reason`; ends the process.
+
+    Begins when there is a line to read, and does nothing where there is none: whoever started it has ended.
+    """
     modules: dict[str, Any] = sys.modules
     modules["torch"] = modules["sympy"] = None  # onnxsim imports them where it finds them, for 3 s
     code = 0
     try:
         onnxsim = importlib.import_module("onnxsim")
+        if not sys.stdin.readline():
+            os._exit(0)
+        signal.alarm(int(timeout_s) + 2)  # ends it even if nobody is left to kill it
         most = _MEMORY + _MEMORY_PER_BYTE * os.path.getsize("before.onnx")
         _, hard = resource.getrlimit(resource.RLIMIT_AS)
         resource.setrlimit(resource.RLIMIT_AS, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 from collections import Counter
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from msn_deploy.graph.certificate import Certificate
+    from msn_deploy.graph.simplify import Simplifier
 
 _LOG = logging.getLogger(__name__)
 _MOST_SAMPLES = 512
@@ -97,7 +99,14 @@ def export_onnx(
     if isinstance(source, str) and out.resolve() == Path(source).resolve():
         raise InputError(f"{out} is the input itself; it would be overwritten.\nChoose another `--out`.")
     require_packages()
-    from msn_deploy.graph.certificate import certify  # after the packages were asked for, which these import
+    from msn_deploy.graph.simplify import simplifier  # after the packages were asked for, which it imports
+
+    with simplifier() if options.fold and options.simplify else contextlib.nullcontext() as onnxsim:
+        return _export(source, out, options, onnxsim)
+
+
+def _export(source: str | nn.Module, out: Path, options: ExportOptions, onnxsim: Simplifier | None) -> ExportReport:
+    from msn_deploy.graph.certificate import certify
     from msn_deploy.graph.clean import cleaned
     from msn_deploy.graph.fold import fold_graph
     from msn_deploy.pipeline.opset import at_opset
@@ -109,13 +118,8 @@ def export_onnx(
     compared = partial(rung, truth=truth, classifies=classifies(made.info))
     rungs = [compared(stage, outputs=predict(feeds)) for stage, predict in made.stages.items()]
     certificate, why = None, ""
-    if options.fold:
-        folded = fold_graph(made.model.proto)
-        try:
-            certificate = certify(folded, made.inputs, made.layers, data=feeds[0] if is_feeds(options.data) else None)
-        except InputError:
-            _require_repeatable(made, feeds, truth, source=name)
-            raise
+    folded = fold_graph(made.model.proto) if options.fold else None
+    if folded is not None:
         graph = folded.model
     elif made.graph_is_truth:
         graph = copy.deepcopy(made.model.proto)  # the file's metadata is set in place
@@ -123,10 +127,18 @@ def export_onnx(
         graph = cleaned(made.model.proto)
     graph = at_opset(graph, opset=options.opset, target=options.target, ours=not made.graph_is_truth)
     file = _file_of(graph, made.info, fold=options.fold)
+    if onnxsim is not None:
+        onnxsim.start(file.proto)
+    if folded is not None:
+        try:
+            certificate = certify(folded, made.inputs, made.layers, data=feeds[0] if is_feeds(options.data) else None)
+        except InputError:
+            _require_repeatable(made, feeds, truth, source=name)
+            raise
     if options.fold or not made.graph_is_truth:
         rungs.append(compared("graph folded" if options.fold else "onnx", outputs=in_ort(file)(feeds)))
-    if options.fold and options.simplify:
-        file, why = _simplified(file, made.info, compared, feeds, rungs)
+    if onnxsim is not None:
+        file, why = _simplified(onnxsim, file, made.info, compared, feeds, rungs)
     if options.ladder:
         rungs += _lower_rungs(file.proto, made.info, compared, feeds)
     if not all(each.passed for each in rungs):
@@ -201,12 +213,15 @@ def _file_of(graph: ModelProto, info: ModelInfo, *, fold: bool) -> OpenModel:
 
 
 def _simplified(
-    file: OpenModel, info: ModelInfo, compared: Callable[..., Rung], feeds: Sequence[Feeds], rungs: list[Rung]
+    onnxsim: Simplifier,
+    file: OpenModel,
+    info: ModelInfo,
+    compared: Callable[..., Rung],
+    feeds: Sequence[Feeds],
+    rungs: list[Rung],
 ) -> tuple[OpenModel, str]:
     """Return onnxsim's graph, or the given one and the reason, and append the rung of what is returned."""
-    from msn_deploy.graph.simplify import simplify
-
-    result = simplify(file.proto)
+    result = onnxsim.result()
     if result.kept_because is not None:
         return file, result.kept_because
     if result.unchanged:

@@ -39,6 +39,17 @@ def test_numbers_and_ones_with_lit_corners_in_runs_that_the_graph_takes(batch: i
     np.testing.assert_array_equal(images[1][:, 1:3], np.ones((2, 2, 5)))
 
 
+@pytest.mark.parametrize("shape", [(1, 3, 200, 201), (2, 3, 200, 201), (None, 70_000)])
+def test_large_inputs_have_all_of_it_in_each_row_of_one_run(shape: tuple[int | None, ...]) -> None:
+    given = fixed_input("x", "float32", (shape[0] or 1, *shape[1:]))
+    (found,) = edge_feeds([given] if shape[0] else with_open_batch([given]))
+    half = shape[-1] // 2
+    for row in found["x"]:
+        assert row[..., 1:half].std() > 0.5
+        np.testing.assert_array_equal(np.unique(row[..., half:]), [1, 100])
+        assert (row == 100).sum() == (2 if row.ndim == 1 else 3 * 4)
+
+
 def test_every_input_is_fed_by_its_own_type_and_shape() -> None:
     inputs = [fixed_input("left", "float32", (2, 3, 8, 8)), fixed_input("t", "float32", (2,)),
               fixed_input("frames", "uint8", (2, 8, 8, 3)), fixed_input("scale", "float32", ())]  # fmt: skip

@@ -94,7 +94,15 @@ def test_a_simplifier_that_hangs_does_not_outlive_who_started_it(
     folder = fake("import time\ndef simplify(model):\n    time.sleep(60)\n")
     saved(tiny("Relu")).rename(folder / "before.onnx")
     code = f"import sys; sys.path.insert(0, {str(folder)!r}); from msn_deploy.graph.simplify import work; work(0)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=folder).returncode == -signal.SIGALRM
+    assert subprocess.run([sys.executable, "-c", code], cwd=folder, input=b"\n").returncode == -signal.SIGALRM
+
+
+def test_a_simplifier_without_a_graph_ends_with_who_started_it(fake: Callable[[str], Path]) -> None:
+    folder = fake("")
+    code = f"import sys; sys.path.insert(0, {str(folder)!r}); from msn_deploy.graph.simplify import work; work(60)"
+    ended = subprocess.run([sys.executable, "-c", code], cwd=folder, stdin=subprocess.DEVNULL)
+    assert ended.returncode == 0
+    assert not (folder / "reason").exists()
 
 
 def _is_gone(pid: int) -> bool:

@@ -17,13 +17,12 @@ from onnx import ModelProto, numpy_helper
 from torch import nn
 
 import msn_deploy.graph.certificate
-import msn_deploy.graph.simplify
 import msn_deploy.msn
 import msn_deploy.pipeline.export
 import msn_deploy.pipeline.source
 from msn_deploy.core.errors import FoldError, GateError, InputError, ParityError
 from msn_deploy.graph.fold import fold_graph
-from msn_deploy.graph.simplify import Simplified
+from msn_deploy.graph.simplify import Simplified, Simplifier
 from msn_deploy.model.identity import structural_hash
 from msn_deploy.model.opened import OpenModel
 from msn_deploy.pipeline.export import export_onnx
@@ -93,10 +92,17 @@ def test_an_error_in_a_stage_is_named_at_that_stage(
     assert list(tmp_path.iterdir()) == []
 
 
+def _simplifies(monkeypatch: pytest.MonkeyPatch, change: Callable[[ModelProto], Simplified]) -> None:
+    """Put a function in onnxsim's place."""
+    given: list[ModelProto] = []
+    monkeypatch.setattr(Simplifier, "start", lambda self, model: given.append(model))
+    monkeypatch.setattr(Simplifier, "result", lambda self: change(given[-1]))
+
+
 def test_a_simplifier_that_changes_the_outputs_is_not_taken(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(msn_deploy.graph.simplify, "simplify", lambda model: Simplified(_break(copy.deepcopy(model))))
+    _simplifies(monkeypatch, lambda model: Simplified(_break(copy.deepcopy(model))))
     report = export_onnx(str(checkpoint), tmp_path / "m.onnx")
     assert report.unsimplified_because.startswith("onnxsim changed the outputs by ")
     assert report.unsimplified_because in caplog.text
@@ -128,7 +134,7 @@ def test_a_graph_that_the_simplifier_left_as_it_was_is_not_run_again(
             node.name = f"other {node.name}"
         return Simplified(copied) if changed else Simplified(model, unchanged=True)
 
-    monkeypatch.setattr(msn_deploy.graph.simplify, "simplify", changing)
+    _simplifies(monkeypatch, changing)
     run = _runs(monkeypatch)
     source = _own(tmp_path, "self.norm(self.conv(x))")
     *_, folded, simplified = export_onnx(source, tmp_path / "m.onnx", input_shape=(1, 3, 8, 8)).ladder
