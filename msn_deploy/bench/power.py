@@ -1,4 +1,4 @@
-"""How much energy does one query take? From the INA3221 on the module, through sysfs, without root rights.
+"""How much energy does one query take? From the module's own power sensor, through sysfs, without root rights.
 
 MLPerf accepts external analysers only: numbers of the module's own sensor are indicative. They are taken in windows of
 their own after the latencies, so that reading the sensor disturbs no latency: an idle window, then one of each arm.

@@ -1,7 +1,7 @@
 """In what state was the machine around every block, and which blocks must therefore not count?
 
-A block is dirty only for a recorded cause: a throttle counter that rose, a clock that fell, a zone at its passive trip
-point, a cooling device at work. A slow block without a cause stays: it may be what the model is like.
+A block is dirty only for a recorded cause: a throttle counter that rose, a clock that fell, a zone so hot that it
+slows something down, a device that does so. A slow block without a cause stays: it may be what the model is like.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def _cause(before: Reading, after: Reading, first: Reading, usual: Mapping[str, 
             return f"{name} clock below {CLOCK_SHARE:.0%} of {mhz:.0f} MHz"
     for each in (before, after):
         if each.trips:
-            return f"{each.trips[0]} at its passive trip point"
+            return f"{each.trips[0]} at its throttling trip point"
         for name, state in each.cooling.items():
             if state > max(0, first.cooling.get(name, 0)):
                 return f"{name.rpartition(' ')[0]} is cooling by slowing down"

@@ -5,9 +5,11 @@ Nothing here raises but what looks for the power sensor.
 
 from __future__ import annotations
 
+import math
 import os
 import re
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,12 +21,25 @@ _GPU_NODES = ("gm20b", "gp10b", "gv11b", "ga10b", "gpu")
 # Most containers cannot read the node, which lies in /sys/firmware; then the folder's name tells: "17000000.ga10b".
 _GPU_FOLDER = re.compile(rf"(?:.*\.)?({'|'.join(_GPU_NODES)})|gpu-gpc.*")
 _OFFLINE_C = -256  # what NVIDIA's zones read while their unit is switched off
-# Which rails add up to the module, and others by which its kind is known: Orin Nano and NX, AGX Orin, Thor.
+# Which rails add up to the module, and others by which its kind is known: Xavier NX, Orin Nano and NX; AGX Orin; Thor;
+# AGX Xavier.
 _MODULES = (
     (("VDD_IN",), ("VDD_CPU_GPU_CV", "VDD_SOC")),
     (("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"), ()),
     (("VIN",), ("VDD_GPU", "VDD_CPU_SOC_MSS")),
+    (("GPU", "CPU", "SOC", "CV", "VDDRQ", "SYS5V"), ()),
 )
+# Linux 6.8, which Thor runs, does not tell how often an INA238 updates. Its driver lets the chip average 16 samples of
+# bus, shunt and temperature, 1.052 ms each (INA238_ADC_CONFIG_DEFAULT, 0xfb6a).
+_INA238_MS = 16 * 3 * 1.052
+# Cooling devices that slow nothing down: fans; "hot-surface-alert", which only tells that the case is hot, though every
+# zone of an Orin binds it to a passive trip point at 70 °C; a Nano's DRAM, which is refreshed more often from 70 °C on.
+_HARMLESS = re.compile("fan|hot-surface|tegra-dram", re.IGNORECASE)
+# Those that slow something down without a trip point: what a program like thermald drives.
+_SLOWING = re.compile("cpufreq|devfreq|processor|powerclamp|throttle", re.IGNORECASE)
+# Kinds of trip points at which Linux, or the chip itself ("hot"), slows down; at "active" ones fans start, and a Nano
+# adapts its voltages.
+_SLOWING_TRIPS = ("passive", "hot")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,9 +86,9 @@ class Reading:
     """"cpu" (the fastest core), "gpu", "emc"."""
     temperatures_c: Mapping[str, float]
     cooling: Mapping[str, int]
-    """State of each passive cooling device, 0 at rest."""
+    """State of each cooling device that slows something down, 0 at rest."""
     trips: tuple[str, ...] = ()
-    """Zones at or above their passive trip point."""
+    """Zones at or above the trip point at which something is slowed down."""
     load: float | None = None
     """Processes that want to run, mean of the last minute."""
 
@@ -84,16 +99,21 @@ class Sensor:
 
     rail: str
     period_s: float
-    files: tuple[tuple[Path, Path], ...]  # millivolts, milliamperes
+    files: tuple[tuple[Path, ...], ...]
+    """For each rail those whose numbers multiply to microwatts: millivolts and milliamperes, or the power itself."""
 
     def watts(self) -> float:
         """Read the power now. Raises MissingDevice if the sensor is gone."""
         total = 0.0
-        for volts, amperes in self.files:
-            millivolts, milliamperes = read_number(volts), read_number(amperes)
-            if millivolts is None or milliamperes is None:
-                raise MissingDevice(f"the power sensor stopped answering: {volts} or {amperes.name} cannot be read.")
-            total += millivolts * milliamperes / 1e6
+        for files in self.files:
+            numbers = [read_number(path) for path in files]
+            known = [number for number in numbers if number is not None]
+            if len(known) < len(files):
+                raise MissingDevice(
+                    f"the power sensor stopped answering: {files[numbers.index(None)]} cannot be read.\n"
+                    "Measure again, or leave out `--energy`."
+                )
+            total += math.prod(known) / 1e6
         return total
 
 
@@ -166,16 +186,7 @@ class Probe:
             for core in cores
             for name in ("core_throttle_count", "package_throttle_count")
         } | {path.name: path for path in paths(root, "sys/class/hwmon/hwmon*/oc*_event_cnt")}
-        # A fan is a cooling device too, but it slows nothing down.
-        named = [(read_text(each / "type"), each) for each in paths(root, "sys/class/thermal/cooling_device*")]
-        self._cooling = {
-            f"{name} {each.name}": each / "cur_state" for name, each in named if name and "fan" not in name
-        }
-        # PMIC-Die on NVIDIA's boards is a constant, not a sensor.
-        zones = [(read_text(each / "type"), each) for each in paths(root, "sys/class/thermal/thermal_zone*")]
-        self._zones = {
-            name: (each / "temp", _passive_trip(each)) for name, each in zones if name and "PMIC" not in name
-        }
+        self._cooling, self._zones = _heat(root)
 
     def __call__(self) -> Reading:
         """Read everything once."""
@@ -201,22 +212,14 @@ class Probe:
 
 
 def find_sensor(root: Path = Path("/")) -> Sensor:
-    """Find the INA3221 rails that add up to the module. Raises MissingDevice that says which rail is not there."""
-    found: dict[str, tuple[Path, Path]] = {}
-    period_ms = 0
+    """Find the rails that add up to the module. Raises MissingDevice that says which of them is not there."""
+    found: dict[str, tuple[tuple[Path, ...], float]] = {}
     for device in paths(root, "sys/bus/i2c/devices/*"):
-        if "ina3221" not in (read_text(device / "name") or ""):
-            continue
-        for label_file in paths(device, "hwmon/hwmon*/in[1-3]_label"):
-            label, channel = read_text(label_file), label_file.name[2]
-            if label is None or "NC" in label:
-                continue
-            found[label] = (label_file.with_name(f"in{channel}_input"), label_file.with_name(f"curr{channel}_input"))
-            period_ms = max(period_ms, read_number(label_file.with_name("update_interval")) or 0)
+        found |= _rails(device, read_text(device / "name") or "")
     if not found:
         raise MissingDevice(
-            "energy needs an INA3221 power sensor, as Jetson modules have; this machine shows none.\n"
-            "In a container, /sys has to be visible. Without `--energy` the latencies are measured."
+            "energy needs the power sensor of a Jetson module (INA3221, on Thor INA238 too); /sys/bus/i2c shows no "
+            "rail of one.\nIn a container /sys has to be visible; JetPack 4 has another driver. Leave out `--energy`."
         )
     rails, _ = max(_MODULES, key=lambda module: len({*module[0], *module[1]} & found.keys()))
     lacking = [label for label in rails if label not in found]
@@ -225,9 +228,30 @@ def find_sensor(root: Path = Path("/")) -> Sensor:
             f"the power of the whole module is not there: rail {', '.join(lacking)} is missing among "
             f"{', '.join(found)}.\nA part would be reported as all of it. Leave out `--energy`."
         )
-    if period_ms <= 0:
-        raise MissingDevice("the INA3221 driver does not tell how often it updates (update_interval); energy needs it.")
-    return Sensor(rail=" + ".join(rails), period_s=period_ms / 1e3, files=tuple(found[label] for label in rails))
+    periods_ms = [found[label][1] for label in rails]
+    if min(periods_ms) <= 0:
+        raise MissingDevice(
+            "the driver of the power sensor does not tell how often it updates (update_interval); energy needs it.\n"
+            "Leave out `--energy`."
+        )
+    return Sensor(
+        rail=" + ".join(rails), period_s=max(periods_ms) / 1e3, files=tuple(found[label][0] for label in rails)
+    )
+
+
+def _rails(device: Path, chip: str) -> dict[str, tuple[tuple[Path, ...], float]]:
+    """Return, of a device on the I2C bus, the files of each rail (see Sensor) and ms between updates, 0 if unknown."""
+    found: dict[str, tuple[tuple[Path, ...], float]] = {}
+    for hwmon in paths(device, "hwmon/hwmon*"):
+        told_ms = read_number(hwmon / "update_interval") or 0
+        if chip.startswith("ina238"):  # one channel, named by the device itself
+            label = read_text(hwmon / "label") or read_text(hwmon / "in1_label")
+            found |= {} if label is None else {label: ((hwmon / "power1_input",), told_ms or _INA238_MS)}
+        for channel in (1, 2, 3) if chip.startswith("ina3221") else ():
+            label = read_text(hwmon / f"in{channel}_label")
+            if label is not None and "NC" not in label:
+                found[label] = ((hwmon / f"in{channel}_input", hwmon / f"curr{channel}_input"), told_ms)
+    return found
 
 
 def load_average(path: Path) -> tuple[float, ...]:
@@ -268,9 +292,37 @@ def _numbers(files: Mapping[str, Path]) -> dict[str, int]:
     return {name: value for name, path in files.items() if (value := read_number(path)) is not None}
 
 
-def _passive_trip(zone: Path) -> float | None:
-    """Return the lowest temperature in degrees Celsius at which the kernel begins to slow the machine down."""
-    types = paths(zone, "trip_point_*_type")
-    kinds = [(read_text(each), each.with_name(each.name.replace("type", "temp"))) for each in types]
-    found = [value for kind, path in kinds if kind == "passive" and (value := read_number(path)) is not None]
-    return min((value for value in found if value > 0), default=0) / 1e3 or None
+def _heat(root: Path) -> tuple[dict[str, Path], dict[str, tuple[Path, float | None]]]:
+    """Look up what can slow the machine down when it is hot: by name, states and zones.
+
+    Returns the state of each cooling device that slows something down; and the temperature of each zone, with the
+    lowest one in degrees Celsius at which such a device is put to work, if there is one. What a trip point does is
+    known only by the devices that the zone binds to it (cdevN, cdevN_trip_point).
+    """
+    zones: dict[str, tuple[Path, float | None]] = {}
+    reasons: dict[str, set[str]] = defaultdict(set)  # folder of a cooling device -> kinds of its trip points
+    for zone in paths(root, "sys/class/thermal/thermal_zone*"):
+        slowing: list[int] = []
+        for bound in paths(zone, "cdev*_trip_point"):
+            point, device = read_number(bound), zone / bound.name.removesuffix("_trip_point")
+            kind = read_text(zone / f"trip_point_{point}_type") or ""
+            if kind:
+                reasons[os.path.basename(os.path.realpath(device))].add(kind)
+            celsius = read_number(zone / f"trip_point_{point}_temp")
+            if _slows(read_text(device / "type") or "", {kind}) and celsius is not None and celsius > 0:
+                slowing.append(celsius)
+        name = read_text(zone / "type")
+        if name and "PMIC" not in name:  # on NVIDIA's boards a constant, not a sensor
+            zones[name] = (zone / "temp", min(slowing) / 1e3 if slowing else None)
+    devices = [(read_text(each / "type") or "", each) for each in paths(root, "sys/class/thermal/cooling_device*")]
+    cooling = {
+        f"{kind} {each.name}": each / "cur_state" for kind, each in devices if _slows(kind, reasons.get(each.name, ()))
+    }
+    return cooling, zones
+
+
+def _slows(kind: str, trips: Collection[str]) -> bool:
+    """Tell whether a kind of cooling device slows something down; trips: kinds of the trip points it is bound to."""
+    if not kind or _HARMLESS.search(kind):
+        return False
+    return any(each in _SLOWING_TRIPS for each in trips) if trips else _SLOWING.search(kind) is not None

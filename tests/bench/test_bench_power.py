@@ -27,7 +27,8 @@ def test_a_known_wattage_gives_known_millijoules_above_idle(kind: str, tmp_path:
         assert each.interval_mj[0] <= each.mj <= each.interval_mj[1]
         assert each.interval_mj[1] - each.interval_mj[0] < 0.02 * each.mj
         assert each.rail == " + ".join(WHOLE[kind])
-        assert (each.sensor_period_ms, each.idle_w) == (20, pytest.approx(4.0))
+        # The INA3221 tells its period, the INA238 averages for 16 x 3 x 1.052 ms.
+        assert (each.sensor_period_ms, each.idle_w) == (50.496 if kind == "thor" else 20, pytest.approx(4.0))
         assert MIN_UPDATES <= each.updates <= 3.0 / 0.020  # each update is read once, however short a query
         assert each.source == "on-module sensor, indicative"
 
@@ -82,11 +83,61 @@ def test_a_machine_without_a_sensor(tmp_path: Path) -> None:
 
 
 def test_a_driver_that_hides_its_period(tmp_path: Path) -> None:
-    board = FakeJetson(tmp_path, "thor")
+    board = FakeJetson(tmp_path, "agx-orin")
     for path in board.root.rglob("update_interval"):
         path.unlink()
     with pytest.raises(MissingDevice, match="update_interval"):
         find_sensor(board.root)
+
+
+# Thor: an INA238 beside the INA3221
+
+
+def hwmon_of(board: FakeJetson, chip: str) -> Path:
+    return next(path.parent for path in board.root.glob("sys/bus/i2c/devices/*/name") if chip in path.read_text())
+
+
+def test_vin_of_thor_is_read_in_microwatts_from_its_own_chip(tmp_path: Path) -> None:
+    board = FakeJetson(tmp_path, "thor")
+    board.set_watts(61.25)
+    sensor = find_sensor(board.root)
+    assert (sensor.rail, sensor.watts()) == ("VIN", 61.25)
+    assert [path.name for files in sensor.files for path in files] == ["power1_input"]
+
+
+def test_the_period_is_that_of_the_chip_that_is_read(tmp_path: Path) -> None:
+    board = FakeJetson(tmp_path, "thor", update_ms=400)  # of the INA3221, which energy does not need there
+    assert find_sensor(board.root).period_s == pytest.approx(0.0505, abs=1e-4)
+    (next(board.root.glob("sys/bus/i2c/devices/1-0041/hwmon/hwmon*")) / "update_interval").write_text("131\n")
+    assert find_sensor(board.root).period_s == 0.131  # later kernels tell it
+
+
+def test_a_label_of_the_channel_serves_where_the_chip_has_none(tmp_path: Path) -> None:
+    board = FakeJetson(tmp_path, "thor")
+    hwmon = next(board.root.glob("sys/bus/i2c/devices/1-0041/hwmon/hwmon*"))
+    (hwmon / "label").rename(hwmon / "in1_label")
+    assert find_sensor(board.root).rail == "VIN"
+
+
+@pytest.mark.parametrize("chip", ["ina3221", "ina238"])
+def test_a_thor_that_shows_one_of_its_chips_alone(chip: str, tmp_path: Path) -> None:
+    board = FakeJetson(tmp_path, "thor")
+    (hwmon_of(board, "ina238" if chip == "ina3221" else "ina3221") / "name").write_text("tmp451\n")
+    if chip == "ina238":
+        assert find_sensor(board.root).rail == "VIN"
+        return
+    with pytest.raises(MissingDevice, match="rail VIN is missing among VDD_GPU, VDD_CPU_SOC_MSS, VIN_SYS_5V0"):
+        find_sensor(board.root)
+
+
+def test_the_sensor_of_jetpack_4_has_other_files(tmp_path: Path) -> None:
+    device = tmp_path / "sys/bus/i2c/devices/6-0040"
+    (device / "iio:device0").mkdir(parents=True)
+    (device / "name").write_text("ina3221x\n")
+    for name, content in {"rail_name_0": "POM_5V_IN", "in_voltage0_input": "4976", "in_current0_input": "600"}.items():
+        (device / "iio:device0" / name).write_text(f"{content}\n")
+    with pytest.raises(MissingDevice, match=r"shows no rail of one\.\n.*JetPack 4"):
+        find_sensor(tmp_path)
 
 
 def test_a_run_too_short_for_the_sensor_is_refused_before_it_and_says_how_long_is_enough(tmp_path: Path) -> None:

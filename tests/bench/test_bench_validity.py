@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fake_sysfs import CONTAINER_GPUS, GPU, MHZ, MODELS, FakeJetson
+from fake_sysfs import CONTAINER_GPUS, MHZ, MODELS, NODE, OFFLINE, FakeHeat, FakeJetson
 
 from msn_deploy.bench import MeasureOptions, Profile, compare, measure
 from msn_deploy.bench.measure import Arm
@@ -43,7 +43,8 @@ def bench_on(board: FakeJetson, script: Callable[[float], None]) -> BenchResult:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_calm_board_is_valid_and_described(kind: str, tmp_path: Path) -> None:
-    result = bench_on(FakeJetson(tmp_path, kind), lambda share: None)
+    board = FakeJetson(tmp_path, kind)
+    result = bench_on(board, lambda share: None)
     assert result.validity.valid
     assert result.validity.dirty_blocks == 0
     found = result.environment
@@ -52,11 +53,16 @@ def test_a_calm_board_is_valid_and_described(kind: str, tmp_path: Path) -> None:
     assert found.clocks_pinned is True
     assert found.gpu_limits_mhz == (1020, 1020)
     assert found.l4t == "36.4.3"
-    assert found.gpu in (GPU[kind], "gpu", "ga10b")
+    assert found.gpu == NODE[kind] or found.gpu == "gpu-gpc-0"
     before = result.states["before"]
-    assert set(before) == {
-        "cpu_mhz", "gpu_mhz", "emc_mhz", "gpu-thermal °C", "cpu-thermal °C", "throttle events", "load"
-    }  # fmt: skip
+    zones = {zone for zone in board.heat.zones if zone != OFFLINE}
+    assert set(before) == {f"{zone} °C" for zone in zones} | {
+        "cpu_mhz",
+        "gpu_mhz",
+        "emc_mhz",
+        "throttle events",
+        "load",
+    }
     assert (before["gpu_mhz"], before["emc_mhz"], before["cpu_mhz"]) == (1020, 3199, 1728)
     assert result.states["during"]["cpu-thermal °C"] == [55.5, 55.5]
 
@@ -67,12 +73,16 @@ def at_one_time(set_to: Callable[[bool], None], start: float, end: float) -> Cal
 
 THROTTLES = {
     "gpu clock below 75% of 1020 MHz": lambda board: lambda on: board.set_gpu((306 if on else 1020) * MHZ),
-    "gpu-thermal at its passive trip point": lambda board: lambda on: board.set_zone(99.5 if on else 52.0),
-    "gpu-throttle-alert is cooling by slowing down": lambda board: lambda on: board.set_cooling(int(on)),
+    "gpu-thermal at its throttling trip point": lambda board: (
+        lambda on: board.heat.set_celsius("gpu-thermal", 110 if on else 52)
+    ),
+    "gpu-throttle-alert is cooling by slowing down": lambda board: (
+        lambda on: board.heat.set_state("gpu-throttle-alert", int(on))
+    ),
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["agx-orin", "orin-nano", "thor"])
 @pytest.mark.parametrize("cause", THROTTLES)
 def test_a_throttled_board_loses_whole_blocks_and_says_why(kind: str, cause: str, tmp_path: Path) -> None:
     board = FakeJetson(tmp_path, kind)
@@ -82,7 +92,7 @@ def test_a_throttled_board_loses_whole_blocks_and_says_why(kind: str, cause: str
     assert sum(sum(why is not None for why in arm.block_causes) for arm in result.arms) == 6
     assert all(why in (None, cause) for arm in result.arms for why in arm.block_causes)
     assert result.arms[1].ratio == pytest.approx(2.0, rel=0.02)
-    board = FakeJetson(tmp_path, kind)
+    board = FakeJetson(tmp_path / "longer", kind)
     result = bench_on(board, at_one_time(THROTTLES[cause](board), 0.5, 0.7))
     assert (result.validity.valid, result.validity.dirty_blocks, result.validity.blocks) == (False, 21, 100)
     for word in ("21 of 100 blocks", "10%", cause, "jetson_clocks"):
@@ -137,8 +147,75 @@ def test_pinned_clocks_that_are_low_from_the_start_are_not_taken_for_usual(tmp_p
 
 def test_a_fan_that_runs_and_a_device_that_was_cooling_before_are_no_cause(tmp_path: Path) -> None:
     board = FakeJetson(tmp_path, "orin-nano")
-    board.set_cooling(1)
+    board.heat.set_state("gpu-throttle-alert", 1)
     assert bench_on(board, lambda share: None).validity.dirty_blocks == 0
+
+
+# Heat that slows nothing down
+
+
+@pytest.mark.parametrize("kind", ["agx-orin", "orin-nano"])
+def test_an_orin_at_75_degrees_whose_case_is_hot_is_valid(kind: str, tmp_path: Path) -> None:
+    board = FakeJetson(tmp_path, kind)
+    for zone in ("cpu-thermal", "gpu-thermal", "tj-thermal"):
+        board.heat.set_celsius(zone, 75)
+    begun = [0]
+
+    def toggle(share: float) -> None:
+        board.heat.set_state("hot-surface-alert", begun[0] % 2)  # as it does all the time at that heat
+        begun[0] += 1
+
+    result = bench_on(board, toggle)
+    assert (result.validity.valid, result.validity.dirty_blocks, result.validity.causes) == (True, 0, {})
+    assert result.states["during"]["cpu-thermal °C"] == [75, 75]
+
+
+# Kind of machine; what is hot; which devices work; what of it slows the machine down.
+WARM = {
+    "a warm Nano": ("nano", {"AO-therm": 72, "CPU-therm": 90, "PLL-therm": 75}, {"gpu-scaling": 4, "GPU-cap": 1}, None),
+    "a Nano whose DRAM is refreshed more often": ("nano", {"PLL-therm": 71}, {"tegra-dram": 1}, None),
+    "a Nano that throttles": ("nano", {"CPU-therm": 97}, {}, "CPU-therm at its throttling trip point"),
+    "a Nano that throttles its GPU": ("nano", {}, {"gpu-balanced": 1}, "gpu-balanced is cooling by slowing down"),
+    "a Nano throttled by the chip": ("nano", {}, {"tegra_heavy": 1}, "tegra_heavy is cooling by slowing down"),
+    "a Xavier whose fan runs": ("xavier-nx", {"cpu-thermal": 80}, {"pwm-fan": 3}, None),
+    "an Orin below its trip point": ("agx-orin", {"cpu-thermal": 98.5, "tj-thermal": 98.5}, {"pwm-fan": 3}, None),
+    "an Orin that throttles": ("agx-orin", {"cpu-thermal": 99}, {}, "cpu-thermal at its throttling trip point"),
+    "an Orin whose clock is held": ("agx-orin", {}, {"cpufreq-cpu4": 3}, "cpufreq-cpu4 is cooling by slowing down"),
+    "a Thor at 108 degrees": ("thor", {"tj-thermal": 108.9, "gpu-thermal": 108.9}, {"pwm-fan": 4}, None),
+    "a Thor that throttles": ("thor", {"gpu-thermal": 109}, {}, "gpu-thermal at its throttling trip point"),
+    "a Thor whose clock is held": (
+        "thor", {}, {"devfreq-gpu-gpc-0": 18}, "devfreq-gpu-gpc-0 is cooling by slowing down"
+    ),
+    "a laptop with fans and a screen": (
+        "laptop", {"acpitz": 75, "x86_pkg_temp": 90, "iwlwifi_1": 60}, {"Fan": 1, "LCD": 20, "TCC Offset": 10}, None
+    ),
+    "a laptop that throttles": ("laptop", {"acpitz": 80}, {}, "acpitz at its throttling trip point"),
+    "a laptop slowed by thermald": (
+        "laptop", {}, {"intel_powerclamp": 20}, "intel_powerclamp is cooling by slowing down"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WARM)
+def test_heat_counts_by_the_devices_that_a_trip_point_drives(case: str, tmp_path: Path) -> None:
+    kind, zones, devices, cause = WARM[case]
+    heat = FakeHeat(tmp_path, kind)
+    probe = Probe(tmp_path)
+    before = probe()
+    for zone, celsius in zones.items():
+        heat.set_celsius(zone, celsius)
+    for device, state in devices.items():
+        heat.set_state(device, state)
+    assert block_causes([before, probe()]) == [cause]
+
+
+def test_a_trip_point_without_a_device_slows_nothing_down(tmp_path: Path) -> None:
+    heat = FakeHeat(tmp_path, "agx-orin")
+    for link in heat.root.glob("thermal_zone*/cdev*"):
+        link.unlink()
+    heat.set_celsius("cpu-thermal", 103)
+    heat.set_state("hot-surface-alert", 1)
+    assert (Probe(tmp_path)().trips, set(Probe(tmp_path)().cooling.values())) == ((), {0})
 
 
 def test_what_is_not_there_is_left_out(tmp_path: Path) -> None:
