@@ -1,7 +1,7 @@
 # Builds engines on the device they are for, with what is there: msn-deploy, its container, or NVIDIA's trtexec.
 # shellcheck shell=sh disable=SC2034,SC2154
 # NAME.build.sh holds a copy of this, a bundle has it as a file. Whoever reads it defines with_options, which knows the
-# options of msn-deploy and of each release of trtexec, and sets:
+# options of msn-deploy and of each release of trtexec, with those releases ($routes), and sets:
 #   name, onnx, stem, suffix, precision   what is built: $onnx into $stem$suffix, $stem.r2$suffix, ...
 #   replicates, timing_cache, dla         how: so many, a file or '', a core or ''
 # root: where /usr is looked for; empty on a device.
@@ -28,27 +28,18 @@ find_trtexec() {
 find_route() {  # which options $trtexec takes; it calls itself "TensorRT v8502" (8.5.2) or "TensorRT v100300" (10.3.0)
     number=$("$trtexec" --help 2>&1 | sed -n 's/.*\[TensorRT v\([0-9][0-9]*\)\].*/\1/p' | head -n 1)
     [ -n "$number" ] || fail 3 "$trtexec does not say its version; it should print [TensorRT v...]."
-    if [ "$number" -ge 10000 ]; then
-        minor=$((number / 100))
-    else
-        # shellcheck disable=SC2017 # 8502 is 8, 5, 02: 805
-        minor=$((number / 1000 * 100 + number / 100 % 10))
-    fi
-    case $minor in
-        80[0-3]) route=8.0 ;;
-        8*) route=8 ;;
-        10*) route=10 ;;
-        *) route=11 ;;
-    esac
+    for each in $routes; do
+        [ "$number" -lt "${each%%:*}" ] || route=${each#*:}
+    done
 }
 
 check_dla() {  # has that trtexec a DLA for $precision?
     [ -n "$dla" ] || return 0
-    if [ "$minor" -ge 1008 ] && [ "$minor" -lt 1104 ]; then
-        fail 3 "this TensorRT has no DLA: 8 to 10.7 have it, and 11.4 on AGX Orin."
+    if [ "$number" -ge 100800 ] && [ "$number" -lt 110401 ]; then
+        fail 3 "this TensorRT ($number) has no DLA: 8 to 10.7 have it, and 11.4.1 and later on AGX Orin."
     fi
-    if [ "$precision" = int8 ] && [ "$minor" -lt 1104 ]; then
-        fail 3 "this TensorRT takes no Q/DQ network on DLA: 11.4 does, on AGX Orin."
+    if [ "$precision" = int8 ] && [ "$number" -lt 110401 ]; then
+        fail 3 "this TensorRT takes no Q/DQ network on DLA: 11.4.1 does, on AGX Orin."
     fi
 }
 

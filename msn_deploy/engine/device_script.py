@@ -1,7 +1,6 @@
 """How is an engine built on the device, from files that were made elsewhere? By a script that takes what is there.
 
-msn-deploy first, then its container, then NVIDIA's trtexec, whose options differ by release: TensorRT 8 takes the
-precision from flags, 10 builds what the file says if told so, 11 knows nothing else.
+msn-deploy first, then its container, then NVIDIA's trtexec with the options of its release.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from msn_deploy.engine.backends import why_elsewhere
 from msn_deploy.engine.build_options import BuildOptions
 from msn_deploy.engine.dla import DlaPlan, check_fallback, documented, no_quantised_dla, plan_of
 from msn_deploy.engine.tensors import check_types, trtexec_shapes, types_in
+from msn_deploy.engine.trtexec import ROUTES, lacking, lines_for, options_for, releases_for
 from msn_deploy.machine.jetpacks import numbers_of
 from msn_deploy.machine.targets import Target
 from msn_deploy.model.opened import OpenModel
@@ -37,8 +37,6 @@ build_here
 """
 # What the caller of `with_options` decides about msn-deploy, as sh says it.
 _DECIDED = '${timing_cache:+--timing-cache "$timing_cache"} ${many:+--replicates "$many"} --out "$engine"'
-# "8.0" is up to 8.3, before memory pools.
-ROUTES = {"8.0": "TensorRT 8.0 to 8.3", "8": "TensorRT 8", "10": "TensorRT 10", "11": "TensorRT 11"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,8 +44,8 @@ class DeviceBuild:
     """A script that builds the engine on its device, and what it does in words.
 
     why: no plan was built here. commands: with msn-deploy on the device, and in its container; none where its Python is
-    too old. trtexec: the line per TensorRT release that serves the target. dla: what will run there by the documented
-    limits; the builder on the device has the last word. plugins: libraries that it needs beside it.
+    too old. trtexec: the line per TensorRT that serves the target and can build it. dla: what will run there by the
+    documented limits; the builder on the device has the last word. plugins: libraries that it needs beside it.
     """
 
     script: Path
@@ -110,9 +108,8 @@ def write_device_script(
     words = [*_msn_deploy_options(target, precision, options), *decided, "--out", engine]
     command = shlex.join(["build-engine", onnx, *words])
     container = 'docker run --rm --runtime nvidia -v "$PWD":/data'
-    both = [f"--onnx={model.path.name}", f"--saveEngine={out.name}", *([f"--timingCacheFile={cache}"] if cache else [])]
-    served = dict.fromkeys(route_of(version) for version in target.tensorrt)
     shapes = trtexec_shapes(options.ranges(model))
+    lines = lines_for(model.path, out, target=target, shapes=shapes, precision=precision, options=options)
     return DeviceBuild(
         dla=dla,
         plugins=tuple(path.name for path in options.plugins),
@@ -120,41 +117,8 @@ def write_device_script(
         target=target.name,
         why=why_elsewhere(target),
         commands=() if target.weakly_typed else (f"msn-deploy {command}", f"{container} {IMAGE} {command}"),
-        trtexec={
-            ROUTES[route]: shlex.join(["trtexec", *both, *trtexec_options(route, shapes, precision, options)])
-            for route in served
-        },
+        trtexec={releases: shlex.join(words) for releases, words in lines.items()},
     )
-
-
-def route_of(version: str) -> str:
-    """Return the key of ROUTES that a release such as "8.5.2" belongs to."""
-    numbers = numbers_of(version)
-    return "8.0" if numbers < (8, 4) else str(numbers[0])
-
-
-def trtexec_options(route: str, shapes: list[str], precision: str, options: BuildOptions) -> list[str]:
-    """What follows --onnx, --saveEngine and --timingCacheFile on one of ROUTES."""
-    pool = "--workspace=" if route == "8.0" else "--memPoolSize=workspace:"
-    words = [f"{pool}{options.workspace_mib}", *shapes]
-    weak = weak_release(route) or (route == "10" and options.dla is not None)
-    if weak:
-        words += {"fp32": [], "fp16": ["--fp16"], "int8": ["--int8", "--fp16"]}[precision]
-    elif route == "10":
-        words.append("--stronglyTyped")
-    if options.dla is not None:
-        words += [f"--useDLACore={options.dla}", "--allowGPUFallback"]
-    if options.optimization_level is not None and route != "8.0":
-        words.append(f"--builderOptimizationLevel={options.optimization_level}")
-    if options.version_compatible and route != "8.0":
-        words.append("--versionCompatible")
-    plugins = "--plugins" if weak_release(route) else "--staticPlugins"  # its name since 8.6; 8.5 has the old one only
-    return words + [f"{plugins}={_beside(path)}" for path in options.plugins]
-
-
-def weak_release(route: str) -> bool:
-    """Whether a route is one of TensorRT 8."""
-    return route in ("8.0", "8")
 
 
 def library_text() -> str:
@@ -176,22 +140,30 @@ def with_options(engines: Mapping[str, tuple[OpenModel, str]], *, target: Target
         options: Those that the script does not decide on the device (replicates and timing cache are its own).
 
     Raises:
-        InputError: A network leaves sizes open that no option fixes.
+        InputError: A network leaves sizes open that no option fixes; no TensorRT of the target has one of the options.
     """
+    releases_for(target, options)
     arms = []
     for name, (model, precision) in engines.items():
         own = options.meant_for(model)
         ours, shapes = shlex.join(_msn_deploy_options(target, precision, own)), trtexec_shapes(own.ranges(model))
         arms.append(f'{shlex.quote(name)}:msn-deploy) "$@" {ours} {_DECIDED} ;;')
-        arms += [
-            f'{shlex.quote(name)}:{route}) "$@" {shlex.join(trtexec_options(route, shapes, precision, options))} ;;'
-            for route in ROUTES
-        ]
+        arms += [f"{shlex.quote(name)}:{route}) {_arm(route, shapes, precision, options)} ;;" for route in ROUTES]
     lines = "\n".join(f"        {arm}" for arm in arms)
-    return (
+    routes = " ".join(f"{route.number}:{name}" for name, route in ROUTES.items())
+    return assignments({"routes": routes}) + (
         "with_options() {  # with_options NAME HOW COMMAND...: HOW is msn-deploy, or a release of trtexec\n"
         f"    what=$1:$2\n    shift 2\n    case $what in\n{lines}\n    esac\n}}\n"
     )
+
+
+def _arm(route: str, shapes: list[str], precision: str, options: BuildOptions) -> str:
+    """Return the words of sh that run trtexec with the options of a release, or refuse those that it lacks."""
+    missing = " and ".join(lacking(route, options))
+    if missing:
+        told = (f"{ROUTES[route].title}, which is here, lacks {missing}; 8.6 and later do not.", "Build without it.")
+        return f"fail 2 {shlex.join(told)}"
+    return f'"$@" {shlex.join(options_for(route, shapes, precision, options))}'
 
 
 def check_dla_precision(target: Target, precision: str, options: BuildOptions) -> None:

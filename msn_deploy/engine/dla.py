@@ -72,6 +72,14 @@ def check_fallback(plan: DlaPlan, most_percent: float | None) -> None:
     )
 
 
+def has_dla(version: str) -> bool:
+    """Whether a release of TensorRT for Jetson has DLA: 8 to 10.7 do, and 11.4.1 and later, on AGX Orin.
+
+    Source: TensorRT documentation 11.4.1, "Working with DLA"; 11.4.0 has it on Windows on ARM alone.
+    """
+    return numbers_of(version) < (10, 8) or numbers_of(version) >= (11, 4, 1)
+
+
 def check_quantised(backend: Backend, precision: str) -> None:
     """Raise InputError for a Q/DQ network on the DLA of a TensorRT that takes none there (through 10.7)."""
     if precision == "int8" and numbers_of(backend.version) < (10, 8):
@@ -92,7 +100,7 @@ def use_dla(trt: Any, backend: Backend, builder: Any, config: Any, core: int) ->
     if builder.num_DLA_cores <= core:
         raise MissingDevice(
             f"{backend.title} finds {builder.num_DLA_cores} DLA cores here; core {core} was asked for.\n"
-            "TensorRT 10.8 to 11.3 and TensorRT-RTX have no DLA; Orin Nano and Thor have none at all.\n"
+            "TensorRT 10.8 to 11.4.0 and TensorRT-RTX have no DLA; Orin Nano and Thor have none at all.\n"
             "Leave `--dla` away, or build with the TensorRT of JetPack 5 or 6."
         )
     config.default_device_type = trt.DeviceType.DLA

@@ -102,8 +102,8 @@ def test_int8_for_an_orin_writes_the_typed_file_and_a_script(ok, run_folder, tmp
         "\n  ./net.int8.build.sh\n",
         "\n  msn-deploy build-engine cnn3_msn.int8.onnx --precision int8 --target orin-nano-8gb --out net.int8.engine",
         '\n  docker run --rm --runtime nvidia -v "$PWD":/data msn-deploy build-engine cnn3_msn.int8.onnx',
-        "--int8 --fp16   # TensorRT 8\n",
-        "--stronglyTyped   # TensorRT 10\n",
+        "--int8 --fp16   # TensorRT 8.5.2, 8.6.2\n",
+        "--stronglyTyped   # TensorRT 10.3.0, 10.16.2\n",
     ):
         assert words in outcome.out
     ok("verify", tmp_path, "--no-data", "--json")
@@ -117,7 +117,7 @@ def test_the_report_is_the_same_as_json(ok, run_folder, tmp_path):
     assert report["onnx"] == str(run_folder / source)
     assert report["proxy"]["int8_convs"] == 3
     assert report["elsewhere"]["target"] == "thor-t5000"
-    assert list(report["elsewhere"]["trtexec"]) == ["TensorRT 10"]
+    assert list(report["elsewhere"]["trtexec"]) == ["TensorRT 10.13.3, 10.16.2"]
 
 
 def test_without_an_nvidia_builder_the_file_is_written_and_said_to_be_unchecked(ok, run_folder, tmp_path, monkeypatch):

@@ -129,10 +129,10 @@ def test_the_device_gets_the_library_that_lies_beside_its_script(foreign):
     )
     assert made.plugins == ("libvoxelize.so",)
     assert "--plugins ./libvoxelize.so" in made.commands[0]
-    assert made.trtexec["TensorRT 8"].endswith("--plugins=./libvoxelize.so")
-    assert made.trtexec["TensorRT 10"].endswith("--staticPlugins=./libvoxelize.so")
+    assert made.trtexec["TensorRT 8.5.2"].endswith("--plugins=./libvoxelize.so")
+    assert made.trtexec["TensorRT 8.6.2"].endswith("--staticPlugins=./libvoxelize.so")
     script = made.script.read_text(encoding="utf-8")
-    assert script.count("--staticPlugins=./libvoxelize.so") == 2  # 10 and 11
+    assert script.count("--staticPlugins=./libvoxelize.so") == 3  # 8.6, 10 and 11
 
 
 def test_what_tensorrt_rtx_cannot_read_is_not_checked_with_it(foreign):

@@ -8,7 +8,7 @@ import pytest
 from doctor_machines import Machine, jetson
 
 from msn_deploy.cli.targets import command
-from msn_deploy.engine.device_script import ROUTES, route_of
+from msn_deploy.engine.trtexec import ROUTES, route_of
 from msn_deploy.machine.checks import checks
 from msn_deploy.machine.jetpacks import (
     JETPACKS,
