@@ -22,23 +22,28 @@ import difflib
 import re
 from collections.abc import Sequence
 
-# What libraries put around what happened: error numbers, names of their own functions, source positions.
+# What libraries put around what happened: error numbers, names of their functions, source positions; and what stays.
 _NOISE = (
-    r"^\[ONNXRuntimeError\] : \d+ : \w+ : ",
-    r"^(Load model from .*? failed:)?\s*\S*\.(cc|h):\d+ .*?\) (?=[A-Z])",
-    r"^(IBuilder::\w+: )?(Error Code \d+: )?",
-    r"^(ModelImporter|WeightsContext)\.cpp:\d+: ",
-    r"^(Myelin )?\(\[\w+\.cpp:\d+: \w+\] ",
-    r"[.\s]*\bIn \w+ at \S+?:\d+\)?$",
-    r"Assertion failed: (.*\): )?",
+    (r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", ""),
+    (r"^(Load model from .*? failed:)?\s*\S*\.(cc|h):\d+ .*?\) (?=[A-Z])", ""),
+    # TensorRT 8 "2: [builder.cpp::build::751] Error Code 2: ", 10 and later "IBuilder::build: Error Code 2: ".
+    (r"^(\d+: (?=[[A-Z]))?(\[[\w.:]+::\d+\] )?(\w+(::~?\w+)+: )?(Error Code \d+: )?", ""),
+    (r"^(?:Internal Error|API Usage Error|Serialization) \((.*?)[. ]*\)$", r"\1"),
+    (r"^(ModelImporter|WeightsContext)\.cpp:\d+: ", ""),
+    (r"^(Myelin )?\(\[[\w.: ]*\d[\w.: ]*\] ", ""),
+    (r"[.\s(]*\bIn [\w:~]+ at \S+?:\d+\)?$", ""),
+    # The condition in the library's words, where a sentence follows that says the same.
+    (r"^(Serialization assertion|Assertion) .*? failed\.\s*(?=[A-Z])", ""),
+    (r"^Parameter check failed,? (at: \S+, )?condition: .*?\. (?=[A-Z])", ""),
+    (r"Assertion failed: (.*\): )?", ""),
 )
 
 
 def shorten(text: object, limit: int = 240) -> str:
     """Reduce what a library says, such as its exception, to what happened: one line of at most `limit` characters."""
     short = " ".join(str(text).split())
-    for noise in _NOISE:
-        short = re.sub(noise, "", short)
+    for noise, kept in _NOISE:
+        short = re.sub(noise, kept, short)
     short = short.rstrip(". ")
     return short if len(short) <= limit else short[: limit - 6] + " [...]"
 
