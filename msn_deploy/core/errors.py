@@ -27,7 +27,7 @@ _NOISE = (
     (r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", ""),
     (r"^(Load model from .*? failed:)?\s*\S*\.(cc|h):\d+ .*?\) (?=[A-Z])", ""),
     # TensorRT 8 "2: [builder.cpp::build::751] Error Code 2: ", 10 and later "IBuilder::build: Error Code 2: ".
-    (r"^(\d+: (?=[[A-Z]))?(\[[\w.:]+::\d+\] )?(\w+(::~?\w+)+: )?(Error Code \d+: )?", ""),
+    (r"^(\d+: (?=[\[A-Z]))?(\[[\w.:]+::\d+\] )?(\w+(::~?\w+)+: )?(Error Code \d+: )?", ""),
     (r"^(?:Internal Error|API Usage Error|Serialization) \((.*?)[. ]*\)$", r"\1"),
     (r"^(ModelImporter|WeightsContext)\.cpp:\d+: ", ""),
     (r"^(Myelin )?\(\[[\w.: ]*\d[\w.: ]*\] ", ""),

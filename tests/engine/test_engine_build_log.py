@@ -22,8 +22,8 @@ def test_messages_are_cut_to_what_happened():
          "Version tag does not match. Note: Current Version: 239, Serialized Engine Version: 240"),
         # 8.5.2 and 8.6: NVIDIA/TensorRT#3898, #2915; linClubs/YOLOv8-ROS-TensorRT#13; lix19937/tensorrt-insight#65
         ("1: [stdArchiveReader.cpp::StdArchiveReaderInitCommon::46] Error Code 1: Serialization (Serialization "
-         "assertion stdVersionRead == serializationVersion failed.Version tag does not match. Note: Current Version: 236, "
-         "Serialized Engine Version: 237)",
+         "assertion stdVersionRead == serializationVersion failed.Version tag does not match. Note: Current Version: "
+         "236, Serialized Engine Version: 237)",
          "Version tag does not match. Note: Current Version: 236, Serialized Engine Version: 237"),
         ("1: [runtime.cpp::parsePlan::314] Error Code 1: Serialization (Serialization assertion "
          "plan->header.magicTag == rt::kPLAN_MAGIC_TAG failed.)",
@@ -55,8 +55,8 @@ def test_messages_are_cut_to_what_happened():
          "Cuda Runtime (invalid resource handle)"),
         ("IExecutionContext::~IExecutionContext: Error Code 1: Cuda Runtime (an illegal memory access)",
          "Cuda Runtime (an illegal memory access)"),
-        ("6: The engine plan file is generated on an incompatible device, expecting compute 8.6 got compute 8.9, please "
-         "rebuild.",
+        ("6: The engine plan file is generated on an incompatible device, expecting compute 8.6 got compute 8.9, "
+         "please rebuild.",
          "The engine plan file is generated on an incompatible device, expecting compute 8.6 got compute 8.9, please "
          "rebuild"),
         # What other libraries say stays: "Name: text" without TensorRT's colons, numbers, text in brackets.
