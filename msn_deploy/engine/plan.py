@@ -13,7 +13,7 @@ from typing import Any
 from msn_deploy.core.artifacts import Parent, Sidecar, open_input, read_sidecar, sidecar_path
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.model_info import PRECISIONS, ModelInfo, info_from_json
-from msn_deploy.machine.device import DeviceFacts, Gpu, first_gpu, target_of, what_machine
+from msn_deploy.machine.device import DeviceFacts, Gpu, first_gpu, module_of, target_of, what_machine
 from msn_deploy.machine.libraries import installed_version
 from msn_deploy.machine.targets import TARGETS, sm
 
@@ -47,8 +47,8 @@ class Here:
 
     @property
     def jetson(self) -> str | None:
-        """The module, such as "Jetson Orin Nano 8GB"; None for any other machine."""
-        return _module_of(self.machine)
+        """The module, such as "Jetson Orin Nano 8GB"; None for any other machine, and where it is not known."""
+        return module_of(self.machine)
 
     @property
     def compute_capability(self) -> str | None:
@@ -65,7 +65,7 @@ class Here:
         return _listed(
             libraries or "no TensorRT",
             sm(self.compute_capability) if self.compute_capability else "no GPU",
-            self.jetson or (self.gpu.name if self.gpu else None),
+            self.jetson or self.machine.jetson or (self.gpu.name if self.gpu else None),
         )
 
 
@@ -174,9 +174,10 @@ def _described(path: Path, data: bytes, side: Sidecar, name: str) -> Plan:
     for text in (onnx.file, arch, model, *map(str, needs), *shapes, *facts.values()):
         if isinstance(text, str) and not text.isprintable():  # it goes to the terminal, before anything is trusted
             raise InputError(f"{name} holds {text!r}, which is no name.\nBuild the plan again.")
+    compatible = machine.get("compatible") or ()
     module = None
-    if isinstance(model, str) and isinstance(memory, int | float | None):
-        module = _module_of(_machine(model, memory))
+    if isinstance(model, str) and isinstance(memory, int | float | None) and isinstance(compatible, list | tuple):
+        module = module_of(_machine(model, memory, tuple(map(str, compatible))))
     return Plan(
         path=path,
         data=data,
@@ -191,16 +192,11 @@ def _described(path: Path, data: bytes, side: Sidecar, name: str) -> Plan:
     )
 
 
-def _machine(model: str, memory_gib: float | None) -> DeviceFacts:
+def _machine(model: str, memory_gib: float | None, compatible: tuple[str, ...]) -> DeviceFacts:
     return DeviceFacts(
         arch="", jetson=model, l4t=None, memory_gib=memory_gib, memory_free_gib=None, driver=None, gpu_nodes=(),
-        container=False,
+        container=False, compatible=compatible,
     )  # fmt: skip
-
-
-def _module_of(machine: DeviceFacts) -> str | None:
-    target = target_of(machine) if machine.jetson is not None else None
-    return target.title if target else machine.jetson
 
 
 def _listed(*parts: str | None) -> str:

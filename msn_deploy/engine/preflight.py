@@ -141,7 +141,8 @@ def _check_device(plan: Plan, here: Here) -> None:
     if plan.dla_core is not None:
         target = target_of(here.machine)
         cores = target.dla_cores if target else 0
-        if not 0 <= plan.dla_core < cores:
+        unknown = target is None and plan.dla_core >= 0 and here.machine.arch == "aarch64"  # TensorRT will tell
+        if not unknown and not 0 <= plan.dla_core < cores:
             raise MissingDevice(
                 f"{plan.path} was built for DLA core {plan.dla_core}, and {here.jetson or here.gpu.name} has "
                 f"{cores or 'no'} DLA cores.\n{_both(plan, here)}"
@@ -151,7 +152,8 @@ def _check_device(plan: Plan, here: Here) -> None:
 def _other_device(plan: Plan, here: Here) -> tuple[str, str] | None:
     """Return both names if the kernels were timed on another device than this one.
 
-    Jetsons go by their module, since all Orins call their GPU "Orin"; in a container the module may be unknown.
+    Jetsons go by their module, since all Orins call their GPU "Orin". Where the module is
+    unknown (in a container, on a carrier with a text of its own), the GPU decides: unknown is not another module.
     """
     if plan.is_rtx or plan.hardware_compatible:
         return None

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Literal
 
 from msn_deploy.core.model_info import DEFAULT_WORKSPACE_MIB
-from msn_deploy.machine.device import DeviceFacts, nodes_to_open, what_machine
-from msn_deploy.machine.files import exists, names_in, read_text
+from msn_deploy.machine.device import COMPATIBLE_COPY, DeviceFacts, module_of, nodes_to_open, what_machine
+from msn_deploy.machine.files import exists, group_of, names_in, read_text
 from msn_deploy.machine.jetpacks import jetpack_of, jetpack_of_kernel, same_release
 from msn_deploy.machine.libraries import (
     Library,
@@ -80,6 +80,8 @@ class Host:
     """The version of a Python module ("?" if it has none), None if it is not there."""
     may_open: Callable[[Path], bool] = lambda path: os.access(path, os.R_OK | os.W_OK)
     """Whether this process may read and write a device file."""
+    group_of: Callable[[Path], int | None] = group_of
+    """The number of the group, not root's, whose members may read and write a device file; None if there is none."""
     folder: Path = Path()
     """Where the work is done."""
     free_bytes: Callable[[Path], int] = lambda folder: shutil.disk_usage(folder).free
@@ -226,10 +228,23 @@ def _rights(seen: _Machine) -> Check:
     closed = [node for node in nodes if not seen.host.may_open(seen.host.root / node.lstrip("/"))]
     if not closed:
         return _ok("rights", f"may open all {len(nodes)} device files")
-    hint = "sudo usermod -aG video,render $USER   and log in again"
-    if seen.facts.container:
-        hint = f"Start the container with: --group-add $(stat -c %g {closed[0]})"
-    return _problem("rights", f"may not open {', '.join(closed)}", hint)
+    groups = list(dict.fromkeys(seen.host.group_of(seen.host.root / node.lstrip("/")) for node in closed))
+    if None in groups:
+        hint = "No group may open it: `ls -l` it. On a Jetson its udev rule did not run: sudo udevadm trigger"
+    elif seen.facts.container:
+        hint = "Start the container with: " + " ".join(f"--group-add {group}" for group in groups)
+    else:
+        names = _group_names(seen.host.root)
+        said = ",".join(names.get(group, str(group)) for group in groups if group is not None)
+        hint = f"sudo usermod -aG {said} $USER   and log in again"
+    more = f" and {len(closed) - 2} more" if closed[2:] else ""
+    return _problem("rights", f"may not open {', '.join(closed[:2])}{more}", hint)
+
+
+def _group_names(root: Path) -> dict[int, str]:
+    """Return the names of this machine's groups by number; a container's need not be those of its host."""
+    found = re.findall(r"^([^:\s]{1,32}):[^:\n]*:(\d{1,10}):", read_text(root / "etc/group") or "", re.M)
+    return {int(number): name for name, number in found}
 
 
 def _memory(seen: _Machine, model_bytes: int) -> Check:
@@ -259,7 +274,8 @@ def _jetson(root: Path, machine: DeviceFacts) -> Check:
     """Which board, L4T and JetPack, and whether the Python package supports it."""
     jetpack = jetpack_of(machine.l4t)
     known = f" (JetPack {jetpack.major})" if jetpack else ""
-    found = f"{machine.jetson}, L4T {machine.l4t or 'unknown'}{known}"
+    module = module_of(machine)
+    found = f"{machine.jetson} ({module or 'which module is unknown'}), L4T {machine.l4t or 'unknown'}{known}"
     if machine.l4t is None:
         guess = jetpack_of_kernel(read_text(root / "proc/sys/kernel/osrelease") or "")
         found += f", by its kernel JetPack {guess}" if guess else ""
@@ -267,6 +283,10 @@ def _jetson(root: Path, machine: DeviceFacts) -> Check:
         return _warning("jetson", found, hint)
     if jetpack is None or not jetpack.runs_package:
         hint = "JetPack before 6 has a Python older than 3.10: build there with trtexec, as a bundle's build.sh does."
+        return _warning("jetson", found, hint)
+    if module is None and machine.container:
+        tree = f"tr '\\0' '\\n' </proc/device-tree/compatible >{COMPATIBLE_COPY}"
+        hint = f"On the host: {tree}   and start the container with: -v {COMPATIBLE_COPY}:{COMPATIBLE_COPY}:ro"
         return _warning("jetson", found, hint)
     return _ok("jetson", found)
 

@@ -13,26 +13,52 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from msn_deploy.machine.files import exists, names_in, read_text
-from msn_deploy.machine.targets import Target, find_target
+from msn_deploy.machine.files import exists, is_folder, paths, read_start, read_text
+from msn_deploy.machine.targets import TARGETS, Target, find_target
 
-_GPU_NODES = ("dev/nvidia0", "dev/nvhost-gpu", "dev/nvgpu", "dev/dxg")  # desktop and Thor, Tegra, Tegra (JP7), WSL
-# What a process opens beside the first ones, before CUDA works.
-_HELPER_NODES = ("dev/nvidiactl", "dev/nvidia-uvm", "dev/nvhost-ctrl-gpu", "dev/nvmap")
-# /tmp/nv_jetson_model: by convention a copy of the first, mounted into containers, where /proc files can't be.
-_MODEL_FILES = ("proc/device-tree/model", "sys/firmware/devicetree/base/model", "tmp/nv_jetson_model")
+# The first device file that a process with CUDA opens: of the desktop's and Thor's driver (a container may have been
+# given another GPU than the first), of Tegra's until JetPack 7, of Tegra's since JetPack 5, of WSL. /dev/nvgpu is a
+# folder of folders, one per GPU.
+_GPU_NODES = ("dev/nvidia[0-9]*", "dev/nvhost-gpu", "dev/nvgpu/*/ctrl", "dev/dxg")
+# What it opens beside that one. Profilers and debuggers open more of /dev/nvgpu; nothing of CUDA opens a render node.
+_HELPER_NODES = (
+    "dev/nvidiactl",
+    "dev/nvidia-uvm",
+    "dev/nvhost-ctrl-gpu",
+    "dev/nvhost-as-gpu",
+    "dev/nvgpu/*/as",
+    "dev/nvgpu/*/channel",
+    "dev/nvgpu/*/power",
+    "dev/nvgpu/*/tsg",
+    "dev/nvmap",
+)
+# A container sees neither: Docker masks /sys/firmware, where the first leads to. No file of /proc can be mounted, so
+# copies in /tmp take their place, the first of them by convention.
+_FOLDERS = ("proc/device-tree", "sys/firmware/devicetree/base")
+MODEL_COPY, COMPATIBLE_COPY = "/tmp/nv_jetson_model", "/tmp/nv_jetson_compatible"
+_UNKNOWN = "Jetson, model unknown"
 
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_...
 
+# Compute capability by chip, as the end of a compatible string names it.
+_CHIPS = {
+    "nvidia,tegra210": "5.3",
+    "nvidia,tegra186": "6.2",
+    "nvidia,tegra194": "7.2",
+    "nvidia,tegra234": "8.7",
+    "nvidia,tegra264": "11.0",
+}
 # What the model text of a board holds, the first that fits; names of several modules are told apart by their memory.
+# A carrier may have a text of its own, such as "NX150_2024-12-23". AGX Xavier says "Jetson-AGX" (L4T 32.2 on), TX2
+# "quill"; an Orin Nano with 8 GB and "Super" in its text is the third of its row.
 _BOARDS = (
     ("thor", ("thor-t4000", "thor-t5000"), 96),
     ("agx orin", ("agx-orin-32gb", "agx-orin-64gb"), 56),
     ("orin nx", ("orin-nx-8gb", "orin-nx-16gb"), 14),
-    ("super", ("orin-nano-4gb", "orin-nano-super"), 7),
-    ("orin nano", ("orin-nano-4gb", "orin-nano-8gb"), 7),
+    ("orin nano", ("orin-nano-4gb", "orin-nano-8gb", "orin-nano-super"), 7),
     ("xavier nx", ("xavier-nx",), 0),
     ("xavier", ("agx-xavier",), 0),
+    ("jetson-agx", ("agx-xavier",), 0),
     ("tx2", ("tx2",), 0),
     ("quill", ("tx2",), 0),
     ("nano", ("nano",), 0),
@@ -43,9 +69,10 @@ _BOARDS = (
 class DeviceFacts:
     """What the files of a machine say about it; None = not there or not readable.
 
-    arch: such as "aarch64". jetson: the board's model text, None on any other machine. l4t: such as "36.4.3".
-    memory_gib, memory_free_gib: total and available RAM. driver: version of the NVIDIA kernel driver.
-    gpu_nodes: the GPU device files that exist. container: running in one.
+    arch: such as "aarch64". jetson: the board's model text, which may be any; None on any other machine. l4t: such as
+    "36.4.3". memory_gib, memory_free_gib: total and available RAM. driver: version of the NVIDIA kernel driver.
+    gpu_nodes: the GPU device files that exist. container: running in one. compatible: what a Jetson's device tree says
+    of carrier, module and chip, the most exact first: "nvidia,p3768-0000+p3767-0005", "nvidia,tegra234".
     """
 
     arch: str
@@ -56,6 +83,7 @@ class DeviceFacts:
     driver: str | None
     gpu_nodes: tuple[str, ...]
     container: bool
+    compatible: tuple[str, ...] = ()
 
     @property
     def has_gpu(self) -> bool:
@@ -65,65 +93,113 @@ class DeviceFacts:
 
 def what_machine(root: Path = Path("/"), *, arch: str | None = None) -> DeviceFacts:
     """Describe the machine whose file system starts at `root`; arch: None is this process's. Never raises."""
-    model = board_text(root)
+    model, compatible = board_text(root), _compatible(root)
     l4t = _l4t(read_text(root / "etc/nv_tegra_release"))
-    board = model if model and (l4t or re.search(r"nvidia|jetson|tegra|quill", model, re.I)) else None
+    is_jetson = l4t is not None or not _CHIPS.keys().isdisjoint(compatible) or exists(root / "dev/nvmap")
+    if model and not is_jetson:  # a container, with a copy of the text alone
+        is_jetson = re.search(r"nvidia|jetson|tegra|quill", model, re.I) is not None
     memory = read_text(root / "proc/meminfo") or ""
     driver = re.search(r"\b(\d{3,4}\.\d+(?:\.\d+)?)\b", read_text(root / "proc/driver/nvidia/version") or "")
     return DeviceFacts(
         arch=arch or platform.machine(),
-        jetson=board[:80] if board else ("Jetson, model unknown" if l4t else None),
+        jetson=(model or _UNKNOWN)[:80] if is_jetson else None,
         l4t=l4t,
         memory_gib=_gib(memory, "MemTotal"),
         memory_free_gib=_gib(memory, "MemAvailable"),
         driver=driver[1] if driver else None,
-        gpu_nodes=tuple(f"/{name}" for name in _GPU_NODES if exists(root / name)),
+        gpu_nodes=_nodes(root, _GPU_NODES),
         container=any(exists(root / name) for name in (".dockerenv", "run/.containerenv")),
+        compatible=compatible if is_jetson else (),
     )
 
 
 def board_text(root: Path) -> str | None:
     """Return the model text of a board with a device tree, a Jetson or another; None on any other machine."""
-    return next((text for text in (read_text(root / name) for name in _MODEL_FILES) if text), None)
+    files = (*(f"{folder}/model" for folder in _FOLDERS), MODEL_COPY.lstrip("/"))
+    return next((text for text in (read_text(root / name) for name in files) if text), None)
 
 
 def target_of(machine: DeviceFacts) -> Target | None:
-    """Return the target that a Jetson is; None for any other machine and for a board that is not known.
+    """Return the target that a Jetson is; None for any other machine, and where that can't be told.
 
-    Modules that differ only in memory share one model text, so their memory decides; the kernel keeps some of it.
+    The part number of the module decides. Where a container has a copy of the model text alone, modules that differ
+    only in memory share it, so their memory decides; the kernel keeps some of it.
     """
-    model, memory = (machine.jetson or "").lower(), machine.memory_gib or 0.0
+    is_super = re.search(r"\bsuper\b", " ".join((*machine.compatible, machine.jetson or "")), re.I) is not None
+    for text in machine.compatible:
+        numbers = re.findall(r"p\d{4}-\d{4}", text)  # of the carrier too; the last is what "-as-" emulates
+        for number in reversed(numbers):
+            fitting = [each for each in TARGETS if number in each.parts]
+            if fitting:
+                return fitting[-1] if is_super else fitting[0]
+    chip = next((_CHIPS[each] for each in machine.compatible if each in _CHIPS), None)
     for words, modules, large_gib in _BOARDS:
-        if words in model:
-            return find_target(modules[-1] if memory >= large_gib else modules[0])
+        if words in (machine.jetson or "").lower() and chip in (None, find_target(modules[0]).compute_capability):
+            if len(modules) > 1 and machine.memory_gib is None:
+                return None
+            small, large, fast = (*modules, modules[-1], modules[-1])[:3]
+            is_large = machine.memory_gib is not None and machine.memory_gib >= large_gib
+            return find_target((fast if is_super else large) if is_large else small)
     return None
+
+
+def module_of(machine: DeviceFacts) -> str | None:
+    """Return the title of a Jetson's module, such as "Jetson Orin NX 16GB"; None where it is not known.
+
+    A carrier may have a text of its own, and a container may see none.
+    """
+    target = target_of(machine)
+    return target.title if target else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BoardWords:
-    """Which words of a board's model text, in lower case, mean a target, and which one means another board.
+    """By what a board is known as a target, for a script: by a part number in /proc/device-tree/compatible first.
 
-    Modules that differ in memory alone have the same words: one ONNX file serves them.
+    parts: those of the target. not_parts: those of others. mine, not_mine: words of the model text, in lower case, that
+    mean the target and another board; for where no part number is readable. Modules that differ in memory alone are one
+    board: one ONNX file serves them.
     """
 
+    parts: tuple[str, ...]
+    not_parts: tuple[str, ...]
     mine: tuple[str, ...]
     not_mine: str
 
 
 def board_words(target: Target) -> BoardWords:
-    """Return the words for a Jetson target. Raises ValueError for any other."""
+    """Return by what a Jetson target is known. Raises ValueError for any other."""
     family = {name for _, modules, _ in _BOARDS if target.name in modules for name in modules}
-    mine = tuple(words for words, modules, _ in _BOARDS if family & set(modules) and words != "super")
+    mine = tuple(words for words, modules, _ in _BOARDS if family & set(modules))
     if not mine:
-        raise ValueError(f"{target.name} is no Jetson")
+        raise ValueError(f"{target.name} is not a Jetson")
     not_mine = next((words for words, _, _ in _BOARDS if mine[0] in words and words != mine[0]), "")
-    return BoardWords(mine=mine, not_mine=not_mine)
+    parts = {part: each.name in family for each in TARGETS for part in each.parts}
+    return BoardWords(
+        parts=tuple(part for part, its in parts.items() if its),
+        not_parts=tuple(part for part, its in parts.items() if not its),
+        mine=mine,
+        not_mine=not_mine,
+    )
 
 
 def nodes_to_open(root: Path) -> tuple[str, ...]:
     """Return the device files that a process with CUDA opens, of those that exist."""
-    render = (f"dev/dri/{name}" for name in names_in(root / "dev/dri") if name.startswith("renderD"))
-    return tuple(f"/{name}" for name in (*_GPU_NODES, *_HELPER_NODES, *render) if exists(root / name))
+    return _nodes(root, (*_GPU_NODES, *_HELPER_NODES))
+
+
+def _nodes(root: Path, patterns: tuple[str, ...]) -> tuple[str, ...]:
+    found = (path for pattern in patterns for path in paths(root, pattern) if not is_folder(path))
+    return tuple(f"/{path.relative_to(root)}" for path in found)
+
+
+def _compatible(root: Path) -> tuple[str, ...]:
+    """Return the strings of the device tree's root, which end in NULs (in a copy perhaps in line breaks)."""
+    for name in (*(f"{folder}/compatible" for folder in _FOLDERS), COMPATIBLE_COPY.lstrip("/")):
+        words = re.findall(r"[\x21-\x7e]{1,80}", (read_start(root / name, 1024) or b"").decode("ascii", "replace"))
+        if words:
+            return tuple(words[:16])
+    return ()
 
 
 def _l4t(text: str | None) -> str | None:

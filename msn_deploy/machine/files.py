@@ -48,6 +48,23 @@ def exists(path: Path) -> bool:
         return False
 
 
+def is_folder(path: Path) -> bool:
+    """Tell whether a path leads to a folder; what may not be looked at does not."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
+def group_of(path: Path) -> int | None:
+    """Return the number of the group, not root's, whose members may read and write a file; None if there is none."""
+    try:
+        its = path.stat()
+    except OSError:
+        return None
+    return its.st_gid if its.st_gid != 0 and its.st_mode & 0o060 == 0o060 else None
+
+
 def names_in(folder: Path) -> list[str]:
     """Return the sorted names in a folder; none if there is no such folder, or it may not be listed."""
     try:

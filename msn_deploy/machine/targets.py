@@ -33,8 +33,9 @@ class Target:
     name: what the user types. compute_capability: such as "8.7". memory_gib: shared by CPU and GPU on a Jetson.
     bandwidth_gb_s: of that memory. fp16_tflops, int8_tops: dense, GPU alone. None: differs from card to card, or
     TensorRT has no such path. dla_cores, dla_version: of the deep learning accelerator, 0 without one. jetpacks: the
-    releases that serve it; tensorrt: their TensorRT. jetson: a plan has to be built on the device. precisions: those
-    TensorRT can build for it. source: where the numbers are from.
+    releases that serve it; tensorrt: their TensorRT. jetson: a plan has to be built on the device. parts: the modules
+    that are one, as /proc/device-tree/compatible names them. precisions: those TensorRT can build for it. source: where
+    the numbers are from.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Target:
     jetpacks: tuple[str, ...]
     tensorrt: tuple[str, ...]
     jetson: bool
+    parts: tuple[str, ...]
     precisions: tuple[str, ...]
     source: str
 
@@ -95,6 +97,7 @@ def _jetson(
         jetpacks=tuple(each.name for each in served),
         tensorrt=tuple(dict.fromkeys(each.tensorrt for each in served)),
         jetson=True,
+        parts=tuple(_PARTS[name].split()),
         precisions=precisions,
         source=source,
     )
@@ -115,10 +118,32 @@ def _rtx(cc: str, title: str, precisions: tuple[str, ...] = _INT8) -> Target:
         jetpacks=(),
         tensorrt=(),
         jetson=False,
+        parts=(),
         precisions=precisions,
         source=_RTX,
     )
 
+
+# The part numbers of each module: MODULE_NAME_TABLE of jetson_stats (f41d5ca), the lists of Jetson.GPIO, Linux'
+# Documentation/devicetree/bindings/arm/tegra.yaml, and the recovery mode table of NVIDIA's Jetson Linux Developer
+# Guide; Thor's from meta-tegra (jetson-agx-thor-t4000 has p3834-0000). p3701-0008 and p2888-0008 are industrial ones.
+# p3701-0000, of the first AGX Orin kit, has 32 GB beside the GPU of the 64 GB module; it counts as what its memory
+# says, since a container often knows no more. A Super is no other part, but a suffix: p3768-0000+p3767-0005-super.
+_PARTS = {
+    "nano": "p3448-0000 p3448-0002 p3448-0003",
+    "tx2": "p3310-1000 p3489-0000 p3489-0888 p3636-0001",
+    "xavier-nx": "p3668-0000 p3668-0001 p3668-0003",
+    "agx-xavier": "p2888-0001 p2888-0003 p2888-0004 p2888-0005 p2888-0006 p2888-0008",
+    "orin-nano-4gb": "p3767-0004",
+    "orin-nano-8gb": "p3767-0003 p3767-0005",
+    "orin-nano-super": "p3767-0003 p3767-0005",
+    "orin-nx-8gb": "p3767-0001",
+    "orin-nx-16gb": "p3767-0000",
+    "agx-orin-32gb": "p3701-0000 p3701-0004",
+    "agx-orin-64gb": "p3701-0005 p3701-0008",
+    "thor-t4000": "p3834-0000",
+    "thor-t5000": "p3834-0005 p3834-0008",
+}
 
 # Orin rows at default (not "super") clocks. An NX of 16 GB and an AGX of 64 GB exist beside the Xavier rows.
 _V1, _V2 = (2, 1), (2, 2)
@@ -134,7 +159,7 @@ TARGETS: tuple[Target, ...] = (
     _jetson("orin-nx-16gb", "Orin NX 16GB", "8.7", (16, 102), (15, 30), dla=_V2, source=_NX_SHEET),
     _jetson("agx-orin-32gb", "AGX Orin 32GB", "8.7", (32, 204.8), (27, 54), dla=_V2, source=_AGX_SHEET),
     _jetson("agx-orin-64gb", "AGX Orin 64GB", "8.7", (64, 204.8), (42.6, 85), dla=_V2, source=_AGX_SHEET),
-    _jetson("thor-t4000", "Thor T4000", "11.0", (64, 273), (150, 300), precisions=_FP8, source=_T4000),
+    _jetson("thor-t4000", "Thor T4000", "11.0", (64, 273), (150, 300), since="7.1", precisions=_FP8, source=_T4000),
     _jetson("thor-t5000", "Thor T5000", "11.0", (128, 273), (258.5, 517), precisions=_FP8, source=_T5000),
     _rtx("7.5", "Turing GPUs (RTX 20); no FP32 matrix products"),
     _rtx("8.0", "Ampere data-centre GPUs (A100, A30)"),

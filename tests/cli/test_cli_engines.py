@@ -227,7 +227,7 @@ def test_bench_leaves_the_norms_of_an_engine_to_tensorrt(engine, monkeypatch):
 
 
 def test_bench_times_the_layers_of_an_engine_and_counts_its_onnx_file(engine, run_folder, tmp_path, monkeypatch):
-    machine = SimpleNamespace(jetson="NVIDIA Jetson Orin Nano Developer Kit", memory_gib=7.4)
+    machine = SimpleNamespace(jetson="NVIDIA Jetson Orin Nano Developer Kit", memory_gib=7.4, compatible=())
     monkeypatch.setattr("msn_deploy.pipeline.bench.what_machine", lambda root: machine)
     quick = MeasureOptions(seconds=0.1, block_ms=2, warmup_seconds=0, warmup_queries=1)
     (arm,) = bench([engine], threads=1, options=quick, layers=True).arms

@@ -103,5 +103,12 @@ TABLE = {
         "DLA core 2, and Jetson Orin NX 16GB has 2 DLA cores",
     ),
     "DLA below zero": ({"dla_core": -1}, {}, MissingDevice, 3, "DLA core -1"),
+    "no DLA on a desktop": (
+        {"dla_core": 0, "machine": None, "device": None, "compute_capability": None},
+        {"gpu": ADA, **DESKTOP},
+        MissingDevice,
+        3,
+        "DLA core 0, and NVIDIA GeForce RTX 4090 has no DLA cores",
+    ),
     "not trusted": ({}, {}, InputError, 2, "is not trusted (SHA-256"),
 }

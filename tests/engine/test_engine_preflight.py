@@ -15,6 +15,8 @@ from msn_deploy.core.errors import InputError, MissingDependency
 from msn_deploy.core.model_info import ModelInfo
 from msn_deploy.engine.preflight import check_version, preflight, trust, trusted
 
+NX = {"arch": "aarch64", "jetson": "NVIDIA Orin NX Developer Kit", "memory_gib": 15.3}
+NX_PARTS = ("acme,nx150", "nvidia,p3767-0000", "nvidia,tegra234")
 AGAIN = "msn-deploy build-engine net.int8.onnx --precision int8"
 OUT = "--out net.engine"
 
@@ -101,12 +103,29 @@ def test_the_command_builds_it_for_the_machine_that_is_here(forge_plan, orin, fa
             {"versions": {"tensorrt-rtx": "1.7.1.116"}, "gpu": ("NVIDIA RTX A4000", "8.6"), **DESKTOP},
         ),
         ({"dla_core": 1, "machine": None}, {"jetson": "NVIDIA Orin NX Developer Kit", "memory_gib": 15.3}),
+        # unknown is no name: a container without the files of the device tree, on its own host and the other way round
+        ({}, {"jetson": "Jetson, model unknown"}),
+        ({"machine": {"arch": "aarch64", "jetson": "Jetson, model unknown", "memory_gib": 7.4}}, {}),
+        ({"machine": NX, "dla_core": 1}, {"jetson": "Jetson, model unknown"}),
+        ({"machine": NX, "dla_core": 1}, {"jetson": None}),
+        # nor is the text of a carrier, where one side has the part number and the other a copy of the text
+        ({"machine": {**NX, "jetson": "NX150_2024-12-23"}}, {**NX, "compatible": NX_PARTS}),
+        ({"machine": {**NX, "compatible": list(NX_PARTS)}}, {**NX, "jetson": "NX150_2024-12-23"}),
+        ({"machine": {**NX, "compatible": list(NX_PARTS)}}, {**NX, "jetson": "any", "compatible": NX_PARTS}),
+        ({"machine": NX}, {**NX, "memory_gib": None}),
     ],
 )
 def test_what_runs_is_not_refused(forge_plan, orin, facts, machine):
     path = forge_plan(**facts)
     trust_it(path)
     assert preflight(path, here=orin(**machine)).data == b"a plan"
+
+
+def test_a_part_number_tells_modules_apart_that_have_one_text(forge_plan, orin):
+    path = forge_plan(machine={**NX, "jetson": "acme", "compatible": list(NX_PARTS)})
+    other = orin(**{**NX, "jetson": "acme", "compatible": ("nvidia,p3767-0001", "nvidia,tegra234")})
+    message = refusal(InputError, path, other)
+    assert "tuned on another device: Jetson Orin NX 16GB, and this is Jetson Orin NX 8GB" in message
 
 
 def test_a_version_known_only_after_the_import_is_held_against_the_plan_too(forge_plan, orin):

@@ -22,20 +22,23 @@ PACKAGES = {"onnxruntime": "1.23.2", "onnx": "1.23.2", "pycuda": "2026.1"}
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """files: path to text, or to the size of a library. links: path to where it leads. closed: not ours to open."""
+    """files: path to text, or to the size of a library. links: path to where it leads. nodes: device file to the number
+    of its group, its owner is root, and its mode. uid, groups: of the user who asks."""
 
     title: str
     files: dict[str, str | int]
     installed: dict[str, str] = field(default_factory=dict)
     links: dict[str, str] = field(default_factory=dict)
-    closed: tuple[str, ...] = ()
+    nodes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    uid: int = 1000
+    groups: tuple[int, ...] = (44,)
     arch: str = "aarch64"
     python: str = "3.10.12, /usr/bin/python3"
     free_gib: float = 40.0
 
     def build(self, root: Path) -> Host:
         """Write the files below a root and return what looks at them."""
-        for name, content in self.files.items():
+        for name, content in {**self.files, **dict.fromkeys(self.nodes, "")}.items():
             path = root / name
             path.parent.mkdir(parents=True, exist_ok=True)
             if isinstance(content, int):
@@ -47,15 +50,54 @@ class Machine:
         for name, target in self.links.items():
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             (root / name).symlink_to(target)
-        closed = {root / name for name in self.closed}
+        nodes = {root / name: its for name, its in self.nodes.items()}
+
+        def may_open(path: Path) -> bool:
+            gid, mode = nodes.get(path, (0, 0o755))  # what is no device file here is a folder or a file of root's
+            return self.uid == 0 or ((mode >> 3 if gid in self.groups else mode) & 6) == 6
+
+        def group_of(path: Path) -> int | None:
+            gid, mode = nodes[path]
+            return gid if gid and mode & 0o060 == 0o060 else None
+
         return Host(
             root=root,
             arch=self.arch,
             python=self.python,
             installed=self.installed.get,
-            may_open=lambda path: path not in closed,
+            may_open=may_open,
+            group_of=group_of,
             free_bytes=lambda folder: int(self.free_gib * GIB),
         )
+
+
+# The numbers of groups are those of Ubuntu and, for render, of one Jetson and one workstation; they differ.
+VIDEO, RENDER = 44, 104
+GROUPS = {"etc/group": f"root:x:0:\nvideo:x:{VIDEO}:\nrender:x:{RENDER}:\nuser:x:1000:\n"}
+
+
+def _nodes(gid: int, mode: int, *names: str) -> dict[str, tuple[int, int]]:
+    return {f"dev/{name}": (gid, mode) for name in names}
+
+
+# Device files as public dumps show them: nvgpu and nvmap in the lists that others hand to containers (of Incus and of
+# Frigate), with the group of NVIDIA's 99-tegra-devices.rules (0660 root:video); /dev/nvgpu holds a folder per GPU,
+# see nvgpu's own description of its nodes. Desktop and Thor: what nvidia-modprobe makes, for all.
+_NVHOST = _nodes(
+    VIDEO, 0o660, "nvhost-ctrl", "nvhost-ctrl-gpu", "nvhost-gpu", "nvhost-as-gpu", "nvhost-tsg-gpu", "nvmap"
+)
+_IGPU = ("as", "channel", "ctrl", "power", "sched", "tsg")
+_NVGPU = _nodes(VIDEO, 0o660, *(f"nvgpu/igpu0/{name}" for name in _IGPU))
+_NVGPU |= _nodes(0, 0o600, *(f"nvgpu/igpu0/{name}" for name in ("ctxsw", "dbg", "nvsched", "prof", "prof-dev")))
+_DRI = _nodes(RENDER, 0o660, "dri/renderD128") | _nodes(VIDEO, 0o660, "dri/card0")
+NODES = {
+    4: _NVHOST,
+    5: _NVHOST | _NVGPU | _DRI,
+    6: _NVHOST | _NVGPU | _DRI,
+    7: _nodes(VIDEO, 0o660, "nvmap") | _NVGPU | _DRI,
+}
+DESKTOP = _nodes(0, 0o666, "nvidia0", "nvidiactl", "nvidia-uvm", "nvidia-uvm-tools", "nvidia-modeset")
+THOR = DESKTOP | _nodes(VIDEO, 0o660, "nvmap") | _DRI
 
 
 def memory(total_gib: float, free_gib: float) -> dict[str, str]:
@@ -79,10 +121,7 @@ def jetson(model: str, release: str, kernel: str, *, cuda: str, tensorrt: str, t
         **{f"{ARM}/{name}.so.{tensorrt}": size for name, size in sizes.items()},
         f"{ARM}/{names[0]}.so.{soname}": 220_000_000,
         f"{ARM}/nvidia/libcuda.so.1.1": 30_000_000,
-        "dev/nvhost-gpu": "",
-        "dev/nvhost-ctrl-gpu": "",
-        "dev/nvmap": "",
-        "dev/dri/renderD128": "",
+        **GROUPS,
         "usr/bin/nvidia-ctk": "",
         "etc/docker/daemon.json": '{"runtimes": {"nvidia": {"path": "nvidia-container-runtime"}}}',
         **memory(total, free),
@@ -129,7 +168,7 @@ _THOR = jetson(
 _ORIN_72 = jetson(_ORIN, "39.2.0", "6.8.12-tegra", cuda="13.2.1", tensorrt="10.16.2", total=7.4, free=1.2)
 _ORIN_72[f"{ARM}/libnvinfer_builder_resource_sm86.so.10.16.2"] = 900_000_000
 _MODES = power(0, "15W", "7W")
-_GPU = {"dev/nvidia0": "", "dev/nvidiactl": "", "dev/nvidia-uvm": "", f"{X86}/libcuda.so.1": 90_000_000}
+_GPU = {f"{X86}/libcuda.so.1": 90_000_000}
 _DRIVER = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.65.06  Sun Jul 27 2025\nGCC version:  gcc version 13\n"
 _WORKSTATION = {**PACKAGES, "torch": "2.13.0", "tensorrt_rtx": "1.7.1.116"}
 del _WORKSTATION["pycuda"]
@@ -137,11 +176,13 @@ del _WORKSTATION["pycuda"]
 MACHINES: dict[str, Machine] = {
     "jetpack6": Machine(
         title="Orin Nano, JetPack 6.2, on the device itself",
+        nodes=NODES[6],
         files=_NANO_62 | _MODES | clocks(306, 625),
         installed=PACKAGES | {"tensorrt": "10.3.0"},
     ),
     "jetpack6-container": Machine(
         title="The same, in a container started as the line above says, clocks pinned",
+        nodes=NODES[6],
         files=container(_NANO_62, base="nvcr.io/nvidia/l4t-jetpack:r36.4.0") | _MODES | clocks(625, 625),
         installed=PACKAGES | {"tensorrt": "10.3.0"},
         python="3.10.12, /opt/msn-deploy/bin/python3",
@@ -151,20 +192,22 @@ MACHINES: dict[str, Machine] = {
         files=container(
             _NANO_62,
             base="nvcr.io/nvidia/l4t-jetpack:r36.4.0",
-            without=("etc/nv_tegra_release", "dev/", f"{ARM}/nvidia"),
+            without=("etc/nv_tegra_release", f"{ARM}/nvidia"),
         ),
         installed=PACKAGES | {"tensorrt": "10.3.0"},
         python="3.10.12, /opt/msn-deploy/bin/python3",
     ),
     "jetpack6-second-tensorrt": Machine(
         title="Orin Nano, JetPack 6.2, where pip has brought a second TensorRT, the user is in no group, the disk full",
+        nodes=NODES[6],
+        groups=(),
         files=_NANO_62 | _MODES | clocks(306, 625) | {"etc/docker/daemon.json": "{}"},
         installed={"onnxruntime": "1.23.2", "tensorrt": "10.13.0", "tensorrt_libs": "10.13.0"},
-        closed=("dev/nvhost-gpu", "dev/nvmap"),
         free_gib=0.3,
     ),
     "jetpack60-other-image": Machine(
         title="Orin NX, JetPack 6.0, in a container built for JetPack 6.2",
+        nodes=NODES[6],
         files=container(
             _NX_60 | {f"{ARM}/libnvinfer.so.10.3.0": 220_000_000}, base="nvcr.io/nvidia/l4t-jetpack:r36.4.0"
         ),
@@ -172,12 +215,14 @@ MACHINES: dict[str, Machine] = {
     ),
     "jetpack5": Machine(
         title="AGX Orin, JetPack 5.1, with a Python 3.10 of the user's own",
+        nodes=NODES[5],
         files=_AGX_JP5 | power(2, "MAXN", "15W", "30W", "50W") | clocks(306, 1300),
         installed={"onnxruntime": "1.23.2", "onnx": "1.23.2"},
         python="3.10.14, /opt/python3.10/bin/python3",
     ),
     "jetpack5-short-files": Machine(
         title="AGX Orin, JetPack 5.1, in an image made for JetPack 4, where the runtime mounted the libraries",
+        nodes=NODES[5],
         files=container(_AGX_JP5, base="nvcr.io/nvidia/l4t-base:r32.7.1", without=(ARM,))
         | {f"{ARM}/libnvinfer.so.8.2.1": 0, f"{ARM}/libnvonnxparser.so.8.2.1": 0, f"{ARM}/libcuda.so.1": 30_000_000},
         links={f"{ARM}/libnvinfer.so.8": "libnvinfer.so.8.2.3"},
@@ -185,6 +230,7 @@ MACHINES: dict[str, Machine] = {
     ),
     "jetpack4": Machine(
         title="Nano, JetPack 4.6, with a Python 3.10 of the user's own",
+        nodes=NODES[4],
         files=jetson(
             "NVIDIA Jetson Nano Developer Kit",
             "32.7.1",
@@ -200,7 +246,8 @@ MACHINES: dict[str, Machine] = {
     ),
     "jetpack7-thor": Machine(
         title="AGX Thor, JetPack 7.0, on the device itself, described by CDI",
-        files={name: text for name, text in _THOR.items() if not name.startswith(("dev/nvhost", "etc/docker"))}
+        nodes=THOR,
+        files={name: text for name, text in _THOR.items() if not name.startswith("etc/docker")}
         | _GPU
         | {"etc/cdi/nvidia.yaml": "kind: nvidia.com/gpu\n", "proc/driver/nvidia/version": _DRIVER}
         | power(0, "MAXN", "120W"),
@@ -209,6 +256,7 @@ MACHINES: dict[str, Machine] = {
     ),
     "jetpack7-orin": Machine(
         title="Orin Nano, JetPack 7.2, in an image of an older TensorRT, little memory free",
+        nodes=NODES[7],
         files=container(
             {name.replace("10.16.2", "10.13.3"): content for name, content in _ORIN_72.items()},
             base="nvcr.io/nvidia/tensorrt:25.08-py3",
@@ -220,8 +268,18 @@ MACHINES: dict[str, Machine] = {
     ),
     "workstation-gpu": Machine(
         title="Workstation with an NVIDIA GPU",
+        nodes=DESKTOP,
         files=_GPU | memory(31.2, 20.0) | {"proc/driver/nvidia/version": _DRIVER},
         installed=_WORKSTATION | {"pycuda": "2026.1"},
+        arch="x86_64",
+        python="3.11.9, .venv/bin/python",
+    ),
+    "workstation-other-gpu": Machine(
+        title="Workstation with the GPU of another maker, over SSH",
+        nodes=_DRI,
+        groups=(),
+        files=GROUPS | memory(31.2, 20.0),
+        installed=_WORKSTATION,
         arch="x86_64",
         python="3.11.9, .venv/bin/python",
     ),
@@ -233,7 +291,8 @@ MACHINES: dict[str, Machine] = {
     ),
     "wsl": Machine(
         title="Windows Subsystem for Linux",
-        files={"dev/dxg": "", "usr/lib/wsl/lib/libcuda.so.1": 200_000} | memory(15.5, 12.0),
+        nodes=_nodes(0, 0o666, "dxg"),
+        files={"usr/lib/wsl/lib/libcuda.so.1": 200_000} | memory(15.5, 12.0),
         installed=_WORKSTATION,
         arch="x86_64",
         python="3.12.3, .venv/bin/python",

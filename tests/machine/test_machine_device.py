@@ -1,12 +1,22 @@
 from __future__ import annotations
 
 import ctypes
+import re
 from pathlib import Path
 
 import pytest
 
-from msn_deploy.engine import target_of, what_machine
-from msn_deploy.machine.device import Gpu, first_gpu, nodes_to_open
+from msn_deploy.machine.device import (
+    COMPATIBLE_COPY,
+    Gpu,
+    board_words,
+    first_gpu,
+    module_of,
+    nodes_to_open,
+    target_of,
+    what_machine,
+)
+from msn_deploy.machine.targets import TARGETS, find_target
 
 
 def machine_files(root: Path, files: dict[str, str]) -> Path:
@@ -63,6 +73,99 @@ def test_a_jetson_is_known_by_its_model_and_memory(tmp_path, model, memory, targ
     assert (found.name if found else None) == target
 
 
+# What /proc/device-tree/compatible holds: dumps of users, Linux' device trees and the lists of Jetson.GPIO; the last is
+# a carrier with a name of its own (Lenovo's ThinkEdge SE70 is one, of a Xavier NX).
+COMPATIBLE = {
+    "nano": "nvidia,p3449-0000-b00+p3448-0000-b00 nvidia,jetson-nano nvidia,tegra210",
+    "tx2": "nvidia,p2597-0000+p3310-1000 nvidia,tegra186",
+    "xavier-nx": "nvidia,p3509-0000+p3668-0000 nvidia,p3668-0000 nvidia,tegra194",
+    "agx-xavier": "nvidia,galen nvidia,jetson-xavier nvidia,p2822-0000+p2888-0001 nvidia,tegra194",
+    "orin-nano-4gb": "nvidia,p3768-0000+p3767-0004 nvidia,p3767-0004 nvidia,tegra234",
+    "orin-nano-8gb": "nvidia,p3768-0000+p3767-0005 nvidia,p3767-0005 nvidia,tegra234",
+    "orin-nano-super": "nvidia,p3768-0000+p3767-0005-super nvidia,p3767-0005 nvidia,tegra234",
+    "orin-nx-8gb": "nvidia,p3768-0000+p3767-0001-super nvidia,p3767-0001 nvidia,tegra234",
+    "orin-nx-16gb": "acme,nx150 nvidia,p3767-0000 nvidia,tegra234",
+    "agx-orin-32gb": "nvidia,p3737-0000+p3701-0004 nvidia,p3701-0004 nvidia,tegra234",
+    "agx-orin-64gb": "nvidia,p3737-0000+p3701-0005 nvidia,p3701-0005 nvidia,tegra234",
+    "thor-t4000": "nvidia,p4071-0000+p3834-0000 nvidia,p3834-0000 nvidia,tegra264",
+    "thor-t5000": "nvidia,p4071-0000+p3834-0008 nvidia,p3834-0008 nvidia,tegra264",
+}
+
+
+def tree(compatible: str, model: str | None = None) -> dict[str, str]:
+    files = {"proc/device-tree/compatible": "".join(f"{each}\0" for each in compatible.split())}
+    return files | ({"proc/device-tree/model": model + "\0"} if model else {})
+
+
+@pytest.mark.parametrize("name", COMPATIBLE)
+@pytest.mark.parametrize("model", ["NX150_2024-12-23", "Jetson-AGX", "NVIDIA Jetson AGX Orin Developer Kit", None])
+def test_a_module_is_known_by_its_part_number_whatever_the_text_of_its_carrier(tmp_path, name, model):
+    facts = what_machine(machine_files(tmp_path, tree(COMPATIBLE[name], model)))
+    assert facts.compatible == tuple(COMPATIBLE[name].split())
+    assert facts.jetson == (model or "Jetson, model unknown")
+    assert module_of(facts) == find_target(name).title
+
+
+def test_every_jetson_of_the_table_has_part_numbers_of_its_own():
+    assert set(COMPATIBLE) == {each.name for each in TARGETS if each.jetson}
+    assert all(re.fullmatch(r"p\d{4}-\d{4}", part) for each in TARGETS for part in each.parts)
+    assert all(bool(each.parts) == each.jetson for each in TARGETS)
+    every = [part for each in TARGETS for part in each.parts]
+    assert {part for part in every if every.count(part) > 1} == {"p3767-0003", "p3767-0005"}  # Super and not
+
+
+@pytest.mark.parametrize(
+    ("compatible", "model", "memory", "target"),
+    [
+        # the number behind "-as-" is what a developer kit emulates
+        ("nvidia,p3737-0000+p3701-0000-as-p3767-0004 nvidia,tegra234", "any", 30, "orin-nano-4gb"),
+        # a part that the table does not have: the text, if the chip fits it
+        ("nvidia,p3767-0099 nvidia,tegra234", "NVIDIA Orin NX Developer Kit", 15.3, "orin-nx-16gb"),
+        ("nvidia,p3767-0099 nvidia,tegra234", "acme nano box", 15.3, None),
+        ("acme,box nvidia,tegra194", "Jetson-AGX", 31, "agx-xavier"),
+        ("nvidia,tegra264", "acme", 61, None),
+        (None, "Jetson-AGX", 31, "agx-xavier"),
+        (None, "NX150_2024-12-23", 15.3, None),
+        (None, "NVIDIA Orin NX Developer Kit", None, None),  # of 8 or of 16 GB
+        (None, "quill", None, "tx2"),
+    ],
+)
+def test_text_and_memory_decide_where_no_known_part_number_is(tmp_path, compatible, model, memory, target):
+    files = tree(compatible, model) if compatible else jetson(model, memory or 0)
+    if compatible or memory is None:
+        files["proc/meminfo"] = "" if memory is None else f"MemTotal: {int(memory * 2**20)} kB\n"
+    found = target_of(what_machine(machine_files(tmp_path, files)))
+    assert (found.name if found else None) == target
+
+
+@pytest.mark.parametrize("end", ["\0", "\n"])
+def test_a_container_knows_the_module_by_the_mounted_copies(tmp_path, end):
+    strings = COMPATIBLE["orin-nx-8gb"].split()
+    files = {COMPATIBLE_COPY.lstrip("/"): "".join(each + end for each in strings), ".dockerenv": "", "dev/nvmap": ""}
+    facts = what_machine(machine_files(tmp_path, files))
+    assert (target_of(facts), facts.container) == (find_target("orin-nx-8gb"), True)
+
+
+def test_a_container_without_them_on_a_jetson_is_one_by_its_device_files(tmp_path):
+    (tmp_path / "sys/firmware").mkdir(parents=True)  # Docker puts an empty folder there
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/device-tree").symlink_to(tmp_path / "sys/firmware/devicetree/base")
+    facts = what_machine(machine_files(tmp_path, {"dev/nvmap": "", "dev/nvhost-gpu": "", ".dockerenv": ""}))
+    assert (facts.jetson, facts.compatible, module_of(facts)) == ("Jetson, model unknown", (), None)
+
+
+def test_a_board_in_words_for_a_script():
+    words = board_words(find_target("agx-xavier"))
+    assert (words.mine, words.not_mine) == (("xavier", "jetson-agx"), "xavier nx")
+    for target in (each for each in TARGETS if each.jetson):
+        words = board_words(target)
+        assert set(target.parts) <= set(words.parts)
+        assert not set(words.parts) & set(words.not_parts)
+        assert {*words.parts, *words.not_parts} == {part for each in TARGETS for part in each.parts}
+    with pytest.raises(ValueError, match="rtx-sm86"):
+        board_words(find_target("rtx-sm86"))
+
+
 def test_a_container_knows_the_board_by_the_mounted_copy(tmp_path):
     files = jetson("NVIDIA Jetson Orin Nano Developer Kit", 7.4)
     del files["proc/device-tree/model"]
@@ -113,9 +216,9 @@ def test_numbers_without_end_are_no_numbers(tmp_path):
 
 
 def test_the_device_files_of_a_gpu(tmp_path):
-    names = ("dev/nvhost-gpu", "dev/nvmap", "dev/dri/renderD128", "dev/dri/card0")
+    names = ("dev/nvhost-gpu", "dev/nvmap", "dev/dri/renderD128", "dev/nvgpu/igpu0/ctrl", "dev/nvgpu/igpu0/dbg")
     found = nodes_to_open(machine_files(tmp_path, dict.fromkeys(names, "")))
-    assert found == ("/dev/nvhost-gpu", "/dev/nvmap", "/dev/dri/renderD128")
+    assert found == ("/dev/nvhost-gpu", "/dev/nvgpu/igpu0/ctrl", "/dev/nvmap")
 
 
 class Driver:

@@ -52,9 +52,9 @@ def test_every_consumer_knows_every_row(row, tmp_path, capsys):
     if not row.superseded:
         command()
         assert row.tensorrt in capsys.readouterr().out
-    files = jetson("NVIDIA Jetson", l4t, row.kernel + ".1", cuda="1.1", tensorrt=row.tensorrt, total=8, free=8)
+    files = jetson(jetsons[0].title, l4t, row.kernel + ".1", cuda="1.1", tensorrt=row.tensorrt, total=8, free=8)
     found = {each.name: each for each in checks(Machine(title="", files=files | {".dockerenv": ""}).build(tmp_path))}
-    assert f"L4T {l4t} (JetPack {row.major})" in found["jetson"].found
+    assert f"), L4T {l4t} (JetPack {row.major})" in found["jetson"].found
     assert found["jetson"].verdict == ("ok" if row.runs_package else "warning")
     assert found["image"].verdict == "ok"  # it holds the TensorRT of this JetPack
 

@@ -98,6 +98,9 @@ def test_dla_is_refused_where_there_is_none():
 def test_the_tensorrt_of_a_target_is_that_of_its_jetpacks():
     assert find_target("orin-nano").tensorrt == ("8.5.2", "8.6.2", "10.3.0", "10.16.2")
     assert find_target("thor").tensorrt == ("10.13.3", "10.16.2")
+    assert find_target("thor-t5000").jetpacks == ("7.0", "7.1", "7.2")
+    assert find_target("thor-t4000").jetpacks == ("7.1", "7.2")  # it came with 7.1
+    assert find_target("orin-nano-super").jetpacks == ("6.1", "6.2", "7.2")
     assert find_target("nano").tensorrt == ("8.2.1",)
     assert all(target.source for target in TARGETS)
 
