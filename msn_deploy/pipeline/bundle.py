@@ -235,6 +235,8 @@ def _environment(target: Target, baseline: str, timing_cache: str) -> str:
     values = {
         "TARGET": target.name,
         "TARGET_TITLE": target.title,
+        "TARGET_PARTS": " ".join(words.parts),
+        "TARGET_NOT_PARTS": " ".join(words.not_parts),
         "TARGET_BOARD": f"*{words.mine[0]}*",
         "TARGET_BOARD_TOO": f"*{words.mine[-1]}*",
         "TARGET_NOT_BOARD": f"*{words.not_mine}*" if words.not_mine else "",

@@ -50,12 +50,14 @@ def wheel(folder: Path, name: str, tag: str = "py3-none-any", needs: tuple[str, 
         archive.writestr(f"{info}/RECORD", "")
 
 
-def device(root: Path, *, model=BOARD, release="36 4.3", tensorrt="10.3.0", trtexec=0) -> Path:
+def device(root: Path, *, model=BOARD, compatible="", release="36 4.3", tensorrt="10.3.0", trtexec=0) -> Path:
     """Fake the root of a device; trtexec logs how it was called, writes the engine it was asked for, and exits so."""
     major, _, minor = release.partition(" ")
     files = {"etc/nv_tegra_release": f"# R{major} (release), REVISION: {minor}, GCID: 1\n"}
     if model:
         files["proc/device-tree/model"] = model + "\0"
+    if compatible:
+        files["proc/device-tree/compatible"] = "".join(f"{each}\0" for each in compatible.split())
     if tensorrt:
         files[f"usr/lib/aarch64-linux-gnu/libnvinfer.so.{tensorrt}"] = ""
     files["usr/src/tensorrt/bin/trtexec"] = (

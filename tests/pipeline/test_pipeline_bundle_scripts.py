@@ -264,10 +264,46 @@ def test_boards_whose_names_hold_each_other_are_told_apart(run, tmp_path, target
         assert sh(tmp_path / "b/build.sh", "fp32", root=root).returncode == code, model
 
 
+NX = "acme,nx150 nvidia,p3767-0000 nvidia,tegra234"  # a carrier with strings and a text of its own
+KIT = "nvidia,p3768-0000+p3767-0005-super nvidia,p3767-0005 nvidia,tegra234"
+XAVIER = "nvidia,p2972-0000 nvidia,p2822-0000+p2888-0004 nvidia,tegra194"
+
+
+@pytest.mark.parametrize(
+    ("target", "release", "model", "compatible", "code"),
+    [
+        ("orin-nx-16gb", "36 3.0", "NX150_2024-12-23", NX, 0),
+        ("orin-nx-8gb", "36 3.0", "NX150_2024-12-23", NX, 0),  # differs in memory alone
+        ("orin-nx-16gb", "36 3.0", "", NX, 0),
+        ("orin-nx-16gb", "36 3.0", "NX150_2024-12-23", "", 3),  # nothing says that it is one
+        ("orin-nano", "36 3.0", "NX150_2024-12-23", NX, 3),
+        ("orin-nano", "36 4.3", "any", KIT, 0),
+        ("orin-nx-16gb", "36 4.3", "NVIDIA Orin NX Developer Kit", KIT, 3),  # the text says what the module is not
+        ("agx-xavier", "35 4.1", "Jetson-AGX", "", 0),
+        ("agx-xavier", "35 4.1", "Jetson-AGX", XAVIER, 0),
+        ("xavier-nx", "35 4.1", "Jetson-AGX", "", 3),
+        ("thor-t4000", "38 4.0", "any", "nvidia,p4071-0000+p3834-0000 nvidia,p3834-0000 nvidia,tegra264", 0),
+    ],
+)
+def test_a_module_is_known_by_its_part_number_first(run, tmp_path, target, release, model, compatible, code):
+    bundle(run, tmp_path / "b.tar", target=find_target(target), with_wheels=False)
+    with tarfile.open(tmp_path / "b.tar") as archive:
+        archive.extractall(tmp_path, filter="data")
+    root = device(tmp_path / "root", model=model, compatible=compatible, release=release, tensorrt="8.6.2")
+    done = sh(tmp_path / "b/build.sh", "fp32", root=root)
+    assert done.returncode == code, done.stderr
+    if code:
+        assert f"this is {model}" in done.stderr
+        assert calls(root) == []
+
+
 def test_the_board_is_known_in_a_container_by_the_mounted_copy(unpacked, tmp_path):
     root = device(tmp_path / "root", model="")
     (root / "tmp").mkdir()
     (root / "tmp/nv_jetson_model").write_text(BOARD)
+    assert sh(unpacked / "build.sh", root=root).returncode == 0
+    (root / "tmp/nv_jetson_model").unlink()
+    (root / "tmp/nv_jetson_compatible").write_text(KIT.replace(" ", "\n"))
     assert sh(unpacked / "build.sh", root=root).returncode == 0
 
 

@@ -9,31 +9,48 @@ root=${MSN_DEPLOY_ROOT:-}
 python=$here/.venv/bin/python
 msn_deploy=$here/.venv/bin/msn-deploy
 
-board() {
-    for file in "$root/proc/device-tree/model" "$root/sys/firmware/devicetree/base/model" "$root/tmp/nv_jetson_model"; do
+tree() {  # the strings of $1 (model or compatible) in the root of the device tree, a line each
+    for file in "$root/proc/device-tree/$1" "$root/sys/firmware/devicetree/base/$1" "$root/tmp/nv_jetson_$1"; do
         if [ -r "$file" ]; then
-            tr -d '\000' <"$file"
+            tr '\000' '\n' <"$file"
             return
         fi
     done
 }
 
-check_device() {  # a plan runs only where it was built, so that a bundle on the wrong board ends before any work
-    model=$(board)
+is_target() {  # by the part number of the module; the text of a carrier may be any, so it counts only without one
+    for part in $TARGET_PARTS; do
+        case $compatible in *"$part"*) return 0 ;; esac
+    done
+    for part in $TARGET_NOT_PARTS; do
+        case $compatible in *"$part"*) return 1 ;; esac
+    done
     lower=$(printf %s "$model" | tr '[:upper:]' '[:lower:]')
-    release=$(sed -n 's/^# R\([0-9][0-9]*\) (release), REVISION: \([0-9.]*\).*/\1.\2/p' \
-        "$root/etc/nv_tegra_release" 2>/dev/null | head -n 1)
-    if [ -z "$model" ]; then
-        fail 3 "This bundle is for $TARGET_TITLE, and which device this is can't be told: no /proc/device-tree/model." \
-            "In a container mount a copy of it: -v /tmp/nv_jetson_model:/tmp/nv_jetson_model:ro"
-    fi
     for words in "$TARGET_BOARD" "$TARGET_BOARD_TOO"; do
         # shellcheck disable=SC2254 # patterns
         case $lower in
             $TARGET_NOT_BOARD) ;;
-            $words) check_release; return ;;
+            $words) return 0 ;;
         esac
     done
+    return 1
+}
+
+check_device() {  # a plan runs only where it was built, so that a bundle on the wrong board ends before any work
+    compatible=$(tree compatible)
+    model=$(tree model)
+    model=${model:-$(say "$compatible" | head -n 1)}
+    release=$(sed -n 's/^# R\([0-9][0-9]*\) (release), REVISION: \([0-9.]*\).*/\1.\2/p' \
+        "$root/etc/nv_tegra_release" 2>/dev/null | head -n 1)
+    if [ -z "$model" ]; then
+        fail 3 "This bundle is for $TARGET_TITLE, and which device this is can't be told: no /proc/device-tree." \
+            "In a container mount copies of compatible and model: -v /tmp/nv_jetson_compatible:/tmp/nv_jetson_compatible:ro" \
+            "-v /tmp/nv_jetson_model:/tmp/nv_jetson_model:ro"
+    fi
+    if is_target; then
+        check_release
+        return
+    fi
     fail 3 "This bundle is for $TARGET_TITLE; this is $model${release:+, L4T $release}." \
         "Nothing was built. On the workstation type: msn-deploy bundle RUN --target NAME   (msn-deploy targets)"
 }
