@@ -14,7 +14,7 @@ from pathlib import Path
 from msn_deploy.core.artifacts import publish
 from msn_deploy.engine.backends import why_elsewhere
 from msn_deploy.engine.build_options import BuildOptions
-from msn_deploy.engine.dla import DlaPlan, check_fallback, documented, no_quantised_dla, plan_of
+from msn_deploy.engine.dla import DlaPlan, DlaSite, check_fallback, documented, has_dla, no_quantised_dla, plan_of
 from msn_deploy.engine.tensors import check_types, trtexec_shapes, types_in
 from msn_deploy.engine.trtexec import ROUTES, lacking, lines_for, options_for, releases_for
 from msn_deploy.machine.jetpacks import numbers_of
@@ -70,7 +70,9 @@ def write_device_script(
     check_types((*model.inputs, *model.outputs), types_in(newest), source=str(model.path), title=title)
     dla = None
     if options.dla is not None:
-        dla = plan_of(options.dla, documented(model, precision=precision, ranges=options.ranges(model)))
+        limits = DlaSite(target.dla_version, max(filter(has_dla, target.tensorrt), key=numbers_of))
+        rows = documented(model, precision=precision, ranges=options.ranges(model), site=limits)
+        dla = plan_of(options.dla, rows)
         check_fallback(dla, options.max_dla_fallback)
     onnx, engine = _no_option(model.path.name), _no_option(out.name)
     cache = options.timing_cache.name if options.timing_cache else ""

@@ -1,11 +1,12 @@
 """What of a network runs on the DLA, what falls back to the GPU, and why?
 
-The builder decides (`can_run_on_DLA`); why it decides so follows from the limits that NVIDIA documents for DLA layers
-(TensorRT documentation, "DLA Supported Layers and Restrictions"), which are looked up here node by node.
+The builder decides (`can_run_on_DLA`); why it decides so follows from the limits that NVIDIA documents for DLA layers,
+the table of `dla_rules`, which is looked up here node by node.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -13,14 +14,13 @@ from typing import Any
 
 from msn_deploy.core.errors import GateError, InputError, MissingDevice
 from msn_deploy.engine.backends import Backend
+from msn_deploy.engine.dla_rules import Node, reason
 from msn_deploy.engine.tensors import Range
 from msn_deploy.machine.jetpacks import numbers_of
 from msn_deploy.model.opened import OpenModel
 
-_MOST_BATCH, _MOST_SIZE = 4096, 8192
 _FREE = {"Constant", "Identity", "Cast", "QuantizeLinear", "DequantizeLinear"}  # no layer of its own on either side
-_ALWAYS = {"Add", "Sub", "Mul", "Div", "Max", "Min", "Pow", "Relu", "Sigmoid", "Tanh", "Clip", "LeakyRelu"}
-_ALWAYS |= {"BatchNormalization"}
+_FEW = 64  # numbers in a constant that decides something, such as scales
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +44,14 @@ class DlaPlan:
     layers: tuple[DlaLayer, ...]
     fallback_percent: float
     transitions: int
+
+
+@dataclass(frozen=True, slots=True)
+class DlaSite:
+    """Whose limits count. version: 1 of Xavier, 2 of Orin. tensorrt: the release that builds, such as "10.3.0"."""
+
+    version: int
+    tensorrt: str
 
 
 def plan_of(core: int, layers: Sequence[DlaLayer]) -> DlaPlan:
@@ -109,13 +117,20 @@ def use_dla(trt: Any, backend: Backend, builder: Any, config: Any, core: int) ->
 
 
 def ask_builder(
-    model: OpenModel, network: Any, config: Any, *, core: int, precision: str, ranges: Mapping[str, Range]
+    model: OpenModel,
+    network: Any,
+    config: Any,
+    *,
+    core: int,
+    precision: str,
+    ranges: Mapping[str, Range],
+    site: DlaSite,
 ) -> DlaPlan:
     """Ask the builder about every layer of a parsed network, and give each "no" its reason.
 
     The parser names a layer after its node; layers that it adds of its own have no multiply-accumulates.
     """
-    known = {row.name: row for row in documented(model, precision=precision, ranges=ranges)}
+    known = {row.name: row for row in documented(model, precision=precision, ranges=ranges, site=site)}
     found = []
     for at in range(network.num_layers):
         layer = network.get_layer(at)
@@ -128,71 +143,46 @@ def ask_builder(
     return plan_of(core, found)
 
 
-def documented(model: OpenModel, *, precision: str, ranges: Mapping[str, Range]) -> list[DlaLayer]:
+def documented(model: OpenModel, *, precision: str, ranges: Mapping[str, Range], site: DlaSite) -> list[DlaLayer]:
     """Judge every node by the documented limits alone; no TensorRT needed. ranges: of inputs with open sizes."""
-    from onnx.helper import get_attribute_value  # late, as is the next: importing engine/ must stay light
+    from onnx.helper import get_attribute_value  # late, as are the next: importing engine/ must stay light
+    from onnx.numpy_helper import to_array
 
     from msn_deploy.model.cost import macs_of
-    from msn_deploy.model.graphs import sized
+    from msn_deploy.model.graphs import constants_of, sized
 
     graph = sized(model.proto, batch=1, shapes={name: most for name, (_, _, most) in ranges.items()})
+    constants = constants_of(graph)
+    values = {name: to_array(each) for name, each in constants.items() if math.prod(each.dims) <= _FEW}
     shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     for value in (*graph.value_info, *graph.input, *graph.output):
         shapes[value.name] = tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
+    fixed = {"", *constants}
     rows = []
     for node in graph.node:
         if node.op_type in _FREE:
+            fixed |= set(node.output) if fixed.issuperset(node.input) else set()
             continue
         attributes = {each.name: get_attribute_value(each) for each in node.attribute}
         ins = [shapes.get(name, ()) for name in node.input]
         outs = [shapes.get(name, ()) for name in node.output]
+        facts = Node(
+            kind=node.op_type,
+            attributes=attributes,
+            ins=ins,
+            outs=outs,
+            values=[values.get(name) for name in node.input],
+            fixed=[name in fixed for name in node.input],
+            precision=precision,
+            dla=site.version,
+            tensorrt=numbers_of(site.tensorrt),
+        )
         rows.append(
             DlaLayer(
                 name=node.name or f"node_of_{node.output[0]}",  # what the parser calls it
                 kind=node.op_type,
                 macs=macs_of(node, ins, outs[0]),
-                reason=_reason(node.op_type, attributes, ins, outs, precision),
+                reason=reason(facts),
             )
         )
     return rows
-
-
-Shapes = list[tuple[int, ...]]
-
-
-def _reason(kind: str, attributes: dict[str, Any], ins: Shapes, outs: Shapes, precision: str) -> str:
-    """Return the documented limit that a node breaks, "" if none."""
-    if precision == "fp32":
-        return "DLA computes in FP16 and INT8 only"
-    shapes = [shape for shape in (*ins[:1], *outs) if shape]
-    if any(shape[0] > _MOST_BATCH for shape in shapes):
-        return f"batch beyond {_MOST_BATCH}"
-    if any(size > _MOST_SIZE for shape in shapes for size in shape[1:]):
-        return f"a size beyond {_MOST_SIZE}"
-    if kind in ("Conv", "ConvTranspose"):
-        return _convolution(kind, attributes, ins)
-    if kind in ("MaxPool", "AveragePool"):
-        window, stride = max(attributes["kernel_shape"]), max(attributes.get("strides", [1]))
-        if window > 8 or stride > 16:
-            return f"window {window}, stride {stride}; at most 8 and 16"
-        return ""
-    if kind in ("GlobalAveragePool", "GlobalMaxPool"):
-        window = max(ins[0][2:], default=0)
-        return f"window {window}; at most 8" if window > 8 else ""
-    if kind == "Concat":
-        return "" if attributes.get("axis", 1) == 1 else "concatenation along another axis than channels"
-    return "" if kind in _ALWAYS else f"{kind} is none of its layers"
-
-
-def _convolution(kind: str, attributes: dict[str, Any], ins: Shapes) -> str:
-    if len(ins[0]) != 4:
-        return "no 2-D convolution"
-    kernel, stride = max(ins[1][2:]), max(attributes.get("strides", [1]))
-    if kernel > 32 or stride > 8:
-        return f"kernel {kernel}, stride {stride}; at most 32 and 8"
-    if kind == "ConvTranspose":
-        if any(attributes.get("pads", [0])):
-            return "transposed convolution with padding"
-        if attributes.get("group", 1) > 1 or max(attributes.get("dilations", [1])) > 1:
-            return "transposed convolution with groups or dilation"
-    return ""

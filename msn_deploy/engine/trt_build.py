@@ -16,7 +16,7 @@ from msn_deploy.core.progress import Progress
 from msn_deploy.engine.backends import Backend, check_plugins, load_plugins
 from msn_deploy.engine.build_log import Messages, ctrl_c_held, logger_of, monitor_of
 from msn_deploy.engine.build_options import BuildOptions
-from msn_deploy.engine.dla import DlaPlan, ask_builder, check_fallback, check_quantised, use_dla
+from msn_deploy.engine.dla import DlaPlan, DlaSite, ask_builder, check_fallback, check_quantised, use_dla
 from msn_deploy.engine.tensors import TYPES, Range, check_types, spec_of
 from msn_deploy.engine.timing_cache import use_timing_cache
 from msn_deploy.machine.targets import Target
@@ -104,7 +104,8 @@ def build_plan(
     if options.dla is not None:
         use_dla(trt, backend, builder, config, options.dla)
         check_quantised(backend, precision)
-        dla = ask_builder(model, network, config, core=options.dla, precision=precision, ranges=ranges)
+        limits = DlaSite(target.dla_version if target else 2, backend.version)
+        dla = ask_builder(model, network, config, core=options.dla, precision=precision, ranges=ranges, site=limits)
         check_fallback(dla, options.max_dla_fallback)
     monitor = monitor_of(trt, messages, progress)
     if monitor is not None and hasattr(config, "progress_monitor"):
