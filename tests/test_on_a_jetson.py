@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from msn_deploy.machine.checks import DOCKER_RUN
+from msn_deploy.machine.containers import GPU_FLAGS, GPU_GROUP_FILES, docker_run
 
 REPO = Path(__file__).resolve().parent.parent
 PAGE = REPO / "docs" / "on-a-jetson.md"
@@ -36,8 +36,21 @@ def test_the_container_test_runs_them():
         assert f"orin/{step}" in script
 
 
-def test_the_page_mounts_what_doctor_says():
-    (alias,) = (line for line in commands("With the container") if line.startswith("alias"))
-    for mount in re.findall(r"-v (\S+)", DOCKER_RUN):
-        assert f"-v {mount}" in alias
-    assert all(flag in alias for flag in ("--runtime nvidia", "--read-only", "--tmpfs /tmp"))
+def test_the_page_runs_the_image_as_doctor_says():
+    lines = commands("With the container")
+    (alias,) = (line for line in lines if line.startswith("alias"))
+    assert alias.partition("docker run ")[2].rstrip("'") == docker_run(gpu="$gpu").partition("docker run ")[2]
+    assert docker_run().partition("; docker")[0] in lines
+    assert [line for line in lines if line.startswith("gpu=")] == [f"gpu={GPU_FLAGS[0]}"]
+    assert f"gpu={GPU_FLAGS[1]}" in PAGE.read_text()
+
+
+def test_every_docker_run_line_that_is_printed_keeps_the_cache():
+    """HOME is a volume: without a name it goes with `--rm`, and with it what is trusted and what was downloaded."""
+    pages = [REPO / "README.md", REPO / "Dockerfile.jetson", *(REPO / "docs").glob("*.md")]
+    lines = [line for page in pages for line in page.read_text().splitlines() if "docker run --rm" in line]
+    assert len(lines) >= 4
+    for line in (*lines, docker_run()):
+        assert "-v msn-cache:/cache" in line, line
+        assert any(flag in line for flag in (*GPU_FLAGS, "$gpu")), line
+        assert f'--group-add "$(stat -c %g {GPU_GROUP_FILES[0]})"' in line, line

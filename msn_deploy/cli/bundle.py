@@ -57,5 +57,7 @@ def command(
         f"{report.path}: {size_text(report.bytes)}, {len(report.models)} models, {len(report.wheels)} wheels, for "
         f"{found.title}"
     )
+    if report.left_out:
+        output.say(f"  left out        {', '.join(report.left_out)}: {found.title} has no such precision")
     output.say(f"  on the device   tar xf {path.name} && cd {path.stem} && ./verify {report.digest}")
     output.say("  then            ./install.sh && ./build.sh && ./bench.sh")

@@ -4,7 +4,7 @@
 # options of msn-deploy and of each release of trtexec, with those releases ($routes), and sets:
 #   name, onnx, stem, suffix, precision   what is built: $onnx into $stem$suffix, $stem.r2$suffix, ...
 #   replicates, timing_cache, dla         how: so many, a file or '', a core or ''
-# root: where /usr is looked for; empty on a device.
+#   root                                  where /usr and /etc lie; empty
 
 say() { printf '%s\n' "$@"; }
 
@@ -16,7 +16,7 @@ fail() {  # fail CODE LINE...
 }
 
 find_trtexec() {
-    for trtexec in "${TRTEXEC:-}" "${root:-}/usr/src/tensorrt/bin/trtexec" "$(command -v trtexec)"; do
+    for trtexec in "${TRTEXEC:-}" "$root/usr/src/tensorrt/bin/trtexec" "$(command -v trtexec)"; do
         if [ -x "$trtexec" ]; then
             say "$trtexec"
             return
@@ -67,31 +67,72 @@ by_trtexec() {  # one $engine, written whole or not at all
     say "$engine: built with trtexec"
 }
 
-check_built() {  # elsewhere than on the device msn-deploy would only write the script again
-    [ ! -f "$engine" ] || exit 0
-    fail 3 "no $engine was built: this is no $title."
+identity() {  # of $engine, where there is one: a file that is written anew has another
+    [ ! -f "$engine" ] || say "[$(ls -di -- "$engine")]"
+}
+
+is_new() {  # was $engine written since $before was taken?
+    [ -f "$engine" ] || return 1
+    case $before in *"$(identity)"*) return 1 ;; esac
+}
+
+tried() {  # tried WAY CODE: ends the script where that way has built the engine, or has failed for good
+    case $2 in
+        0)
+            if is_new; then exit 0; fi
+            # elsewhere than on the device msn-deploy only writes the script again
+            [ -e "$root/etc/nv_tegra_release" ] || fail 3 "no $engine was built: this is no $title."
+            ;;
+        3 | 125 | 126 | 127) ;;  # something is missing there, or docker started nothing
+        *) exit "$2" ;;
+    esac
+    say "$1 has built no engine (see above)." >&2
+}
+
+by_container() {  # as machine/containers.py says
+    set -- --rm -v msn-cache:/cache -v "$PWD":/data
+    for file in $docker_files; do
+        [ ! -e "$file" ] || set -- "$@" -v "$file:$file:ro"
+    done
+    for node in $docker_nodes; do
+        if [ -e "$node" ]; then
+            set -- "$@" --group-add "$(stat -c %g "$node")"
+            break
+        fi
+    done
+    copies=$(mktemp -d)
+    chmod a+rx "$copies"  # the container runs as another user
+    for file in $docker_copies; do  # no file below /proc can be mounted
+        if [ -r "$root/proc/device-tree/$file" ]; then
+            tr '\000' '\n' <"$root/proc/device-tree/$file" >"$copies/$file"
+            chmod a+r "$copies/$file"
+            set -- "$@" -v "$copies/$file:/tmp/nv_jetson_$file:ro"
+        fi
+    done
+    code=0
+    for gpu in $docker_gpus; do
+        code=0
+        by_msn_deploy docker run "$gpu" "$@" "$image" || code=$?
+        [ "$code" -ge 125 ] || break  # docker itself failed: its daemon knows no such way
+        say "docker starts no container with $gpu." >&2
+    done
+    rm -rf "$copies"
+    tried "docker" "$code"
 }
 
 build_here() {  # all that NAME.build.sh does
     [ -f "$onnx" ] || fail 2 "$onnx is not here: copy it beside this script."
+    engine=$stem$suffix
+    before=$(identity)
     if command -v msn-deploy >/dev/null 2>&1; then
-        by_msn_deploy msn-deploy
-        check_built
+        code=0
+        by_msn_deploy msn-deploy || code=$?
+        tried msn-deploy "$code"
     fi
     if command -v docker >/dev/null 2>&1 && docker image inspect "$image" >/dev/null 2>&1; then
-        set -- -v "$PWD":/data
-        if [ -e /etc/nv_tegra_release ]; then
-            set -- "$@" -v /etc/nv_tegra_release:/etc/nv_tegra_release:ro
-        fi
-        if [ -r /proc/device-tree/model ]; then  # files below /proc can't be mounted
-            model=$(mktemp)
-            tr -d '\000' </proc/device-tree/model >"$model"
-            set -- "$@" -v "$model":/tmp/nv_jetson_model:ro
-        fi
-        by_msn_deploy docker run --rm --runtime nvidia "$@" "$image"
-        check_built
+        by_container
     fi
-    trtexec=$(find_trtexec) || fail 3 "neither msn-deploy, nor the image $image, nor trtexec is here." \
+    trtexec=$(find_trtexec) || fail 3 "neither msn-deploy, nor the image $image, nor trtexec builds it here." \
         "JetPack brings trtexec: sudo apt install tensorrt"
     find_route
     check_dla

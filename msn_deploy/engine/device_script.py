@@ -17,11 +17,11 @@ from msn_deploy.engine.build_options import BuildOptions
 from msn_deploy.engine.dla import DlaPlan, DlaSite, check_fallback, documented, has_dla, no_quantised_dla, plan_of
 from msn_deploy.engine.tensors import check_types, trtexec_shapes, types_in
 from msn_deploy.engine.trtexec import ROUTES, lacking, lines_for, options_for, releases_for
+from msn_deploy.machine.containers import COPIES, GPU_FLAGS, GPU_GROUP_FILES, IMAGE, MOUNTED, docker_run
 from msn_deploy.machine.jetpacks import numbers_of
 from msn_deploy.machine.targets import Target
 from msn_deploy.model.opened import OpenModel
 
-IMAGE = "msn-deploy"  # as Dockerfile.jetson says to name it
 LIBRARY = "device_build.sh"  # how engines are built, for NAME.build.sh and for the build.sh of a bundle
 _SCRIPT = """\
 #!/bin/sh
@@ -86,6 +86,11 @@ def write_device_script(
         "replicates": str(options.replicates),
         "timing_cache": cache,
         "dla": "" if options.dla is None else str(options.dla),
+        "root": "",
+        "docker_gpus": " ".join(GPU_FLAGS),
+        "docker_files": " ".join(MOUNTED),
+        "docker_nodes": " ".join(GPU_GROUP_FILES),
+        "docker_copies": " ".join(COPIES),
     }
     text = _SCRIPT.format(
         title=target.title,
@@ -109,7 +114,6 @@ def write_device_script(
     decided += ["--replicates", str(options.replicates)] if options.replicates > 1 else []
     words = [*_msn_deploy_options(target, precision, options), *decided, "--out", engine]
     command = shlex.join(["build-engine", onnx, *words])
-    container = 'docker run --rm --runtime nvidia -v "$PWD":/data'
     shapes = trtexec_shapes(options.ranges(model))
     lines = lines_for(model.path, out, target=target, shapes=shapes, precision=precision, options=options)
     return DeviceBuild(
@@ -118,7 +122,7 @@ def write_device_script(
         script=script,
         target=target.name,
         why=why_elsewhere(target),
-        commands=() if target.weakly_typed else (f"msn-deploy {command}", f"{container} {IMAGE} {command}"),
+        commands=() if target.weakly_typed else (f"msn-deploy {command}", f"{docker_run()} {command}"),
         trtexec={releases: shlex.join(words) for releases, words in lines.items()},
     )
 

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Literal
 
 from msn_deploy.core.model_info import DEFAULT_WORKSPACE_MIB
+from msn_deploy.machine.containers import GPU_FLAGS, MOUNTED, docker_run, gpu_flags
 from msn_deploy.machine.device import COMPATIBLE_COPY, DeviceFacts, module_of, nodes_to_open, what_machine
-from msn_deploy.machine.files import exists, group_of, names_in, read_text
+from msn_deploy.machine.files import exists, group_of, read_text
 from msn_deploy.machine.jetpacks import jetpack_of, jetpack_of_kernel, same_release
 from msn_deploy.machine.libraries import (
     Library,
@@ -33,13 +34,8 @@ _TENSORRT = ("libnvinfer", "libnvinfer_plugin", "libnvonnxparser")
 _CONTEXT_MIB = 300  # a CUDA context with its kernels; a guess, as is the next line
 _COPIES = 4  # of a model's weights while it is built: the file, the network, the builder's, the plan
 BASE_IMAGE_FILE = "etc/msn-deploy/base-image"  # Dockerfile.jetson writes the name of its base there
-_MODEL_COPY = "/tmp/nv_jetson_model"  # no file below /proc can be mounted
-_MOUNT_RELEASE = "-v /etc/nv_tegra_release:/etc/nv_tegra_release:ro"
-_MOUNT_MODES = "-v /etc/nvpmodel.conf:/etc/nvpmodel.conf:ro -v /var/lib/nvpmodel:/var/lib/nvpmodel:ro"
-DOCKER_RUN = (
-    f"tr -d '\\0' </proc/device-tree/model >{_MODEL_COPY}; docker run --rm --runtime nvidia --read-only --tmpfs /tmp "
-    f'{_MOUNT_RELEASE} {_MOUNT_MODES} -v {_MODEL_COPY}:{_MODEL_COPY}:ro -v "$PWD":/data msn-deploy'
-)
+_MOUNT_RELEASE, *_MOUNT_MODES = (f"-v {name}:{name}:ro" for name in MOUNTED)
+_IN_CONTAINER = f"docker run {GPU_FLAGS[0]} ..., or {GPU_FLAGS[1]} where Docker knows no such runtime"
 Verdict = Literal["ok", "warning", "problem"]
 
 
@@ -185,7 +181,7 @@ def _whole_libraries(seen: _Machine) -> Check:
         if seen.facts.container:
             hint = (
                 "The image was made for a runtime that mounts them; take one that brings its own, such as "
-                "l4t-jetpack, and start it with --runtime nvidia."
+                f"l4t-jetpack, and start it with {GPU_FLAGS[0]}."
             )
         return _problem("libraries", f"{broken[0].path}: {broken[0].fault}{more}", hint)
     found = [each for each in seen.libraries if each.family in _TENSORRT]
@@ -201,7 +197,7 @@ def _cuda(seen: _Machine) -> Check:
     found = f"{version or 'no toolkit'}, {'libcuda found' if driver else 'no libcuda'}"
     if seen.facts.has_gpu and not driver:
         hint = "The driver's library is not here. "
-        hint += "Start with: docker run --runtime nvidia ..." if seen.facts.container else "Install the NVIDIA driver."
+        hint += f"Start with: {_IN_CONTAINER}" if seen.facts.container else "Install the NVIDIA driver."
         return _warning("cuda", found, hint)
     if seen.facts.jetson and version is None:
         return _warning("cuda", found, "It comes with JetPack: sudo apt install nvidia-jetpack")
@@ -213,7 +209,7 @@ def _gpu(facts: DeviceFacts) -> Check:
         version = f"driver {facts.driver}, " if facts.driver else ""
         return _ok("gpu", version + ", ".join(facts.gpu_nodes))
     if facts.jetson:
-        inside = "Start the container with: docker run --runtime nvidia ..."
+        inside = f"Start the container with: {_IN_CONTAINER}"
         hint = inside if facts.container else "Flash JetPack anew; `dmesg | grep -i nvgpu` may say why."
         return _problem("gpu", "no GPU device file", hint)
     found = f"driver {facts.driver}, but no GPU device file" if facts.driver else "no NVIDIA GPU"
@@ -319,16 +315,12 @@ def _runtime(root: Path, machine: DeviceFacts) -> Check:
     if machine.container:
         if machine.has_gpu:
             return _ok("runtime", "this container has the GPU")
-        return _problem("runtime", "this container has no GPU", "Start it with: docker run --runtime nvidia ...")
-    registered = "nvidia" in (read_text(root / "etc/docker/daemon.json") or "")
-    folders = ("etc/cdi", "var/run/cdi", "run/cdi")
-    described = any(
-        "nvidia.com" in (read_text(root / at / name) or "") for at in folders for name in names_in(root / at)
-    )
-    ways = [name for name, there in (("nvidia", registered), ("CDI", described)) if there]
+        return _problem("runtime", "this container has no GPU", f"Start it with: {_IN_CONTAINER}")
+    ways = gpu_flags(root)
     if ways:
         supported = machine.l4t is None or ((its := jetpack_of(machine.l4t)) is not None and its.runs_package)
-        return _ok("runtime", " and ".join(ways), hint=DOCKER_RUN if supported else "")
+        line = docker_run(root, gpu=next(iter(ways.values()))) if supported else ""
+        return _ok("runtime", " and ".join(ways), hint=line)
     if exists(root / "usr/bin/nvidia-ctk"):
         hint = "sudo nvidia-ctk runtime configure --runtime=docker && sudo systemctl restart docker"
         return _warning("runtime", "nvidia-container-toolkit, but Docker does not know of it", hint)
@@ -341,7 +333,7 @@ def _power_mode(root: Path, machine: DeviceFacts) -> Check:
     mode = read_power_mode(root)
     among = f" (of {', '.join(mode.modes.values())})" if mode.modes else ""
     if mode.name is None:
-        hint = f"In a container add: {_MOUNT_MODES}" if machine.container else "sudo nvpmodel -q"
+        hint = f"In a container add: {' '.join(_MOUNT_MODES)}" if machine.container else "sudo nvpmodel -q"
         return _warning("power mode", f"unknown{among}", hint)
     return _ok("power mode", f"{mode.name}{among}")
 

@@ -27,6 +27,7 @@ from msn_deploy.engine import BuildOptions, OrtRunner, Target
 from msn_deploy.engine.device_script import LIBRARY, assignments, library_text, with_options
 from msn_deploy.machine.device import board_words
 from msn_deploy.machine.jetpacks import l4t_majors
+from msn_deploy.machine.targets import check_precision
 from msn_deploy.model.opened import OpenModel, open_model
 from msn_deploy.pipeline.verify import read_folder
 from msn_deploy.pipeline.wheels import PYTHONS, gather_wheels
@@ -60,7 +61,10 @@ class BundledModel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BundleReport:
-    """What was packed. digest: SHA-256 of SHA256SUMS, which covers every other file; `./verify DIGEST` checks it."""
+    """What was packed. digest: SHA-256 of SHA256SUMS, which covers every other file; `./verify DIGEST` checks it.
+
+    left_out: models in a precision that the target lacks.
+    """
 
     path: Path
     bytes: int
@@ -69,6 +73,7 @@ class BundleReport:
     models: tuple[BundledModel, ...]
     files: int
     wheels: tuple[str, ...]
+    left_out: tuple[str, ...] = ()
 
 
 def bundle(
@@ -95,19 +100,28 @@ def bundle(
         progress: Told of the wheels.
 
     Raises:
-        InputError: The folder has no usable ONNX files, or one that leaves more than its batch open; a name would have
-            to be quoted in a shell; wheels are missing or must not come along.
+        InputError: The folder has no ONNX files that the target can use, or one that leaves more than its batch open;
+            a name would have to be quoted in a shell; wheels are missing or must not come along.
     """
     options = options or BuildOptions()
     if not target.jetson:
         raise InputError(f"{target.name} is no Jetson; a bundle is for one.\n`msn-deploy targets` lists them.")
     contents: dict[str, bytes | Path] = dict(_run_files(run))
-    models = _models(contents)
+    found = _models(contents)
+    models = [each for each in found if each[0].precision in target.precisions]
+    left_out = [model.file for model, _, _ in found if model.precision not in target.precisions]
+    if not models:
+        check_precision(target, found[0][0].precision)
+    for name in left_out:
+        del contents[name]
+        contents.pop(sidecar_path(Path(name)).as_posix(), None)
     _check_shapes(options, [onnx for _, _, onnx in models])
     contents |= {f"recipes/{Path(model.file).stem}.json": recipe for model, recipe, _ in models if recipe is not None}
     names = [model for model, _, _ in models]
     contents["models.list"] = "".join(f"{m.precision} {m.file} {Path(m.file).stem}\n" for m in names).encode()
-    contents["bundle.env"] = _environment(target, _baseline(names), _timing_cache(contents)).encode()
+    contents["bundle.env"] = _environment(
+        target, _baseline(names), _timing_cache(contents), pythons if with_wheels else ()
+    ).encode()
     contents["options.sh"] = _options([onnx for _, _, onnx in models], target, options).encode()
     contents[LIBRARY] = library_text().encode()
     folder = resources.files("msn_deploy.pipeline") / "bundle_scripts"
@@ -138,6 +152,7 @@ def bundle(
         models=tuple(names),
         files=len(contents),
         wheels=tuple(path.name for path in packed),
+        left_out=tuple(left_out),
     )
 
 
@@ -229,7 +244,7 @@ def _timing_cache(contents: Mapping[str, bytes | Path]) -> str:
     return ""
 
 
-def _environment(target: Target, baseline: str, timing_cache: str) -> str:
+def _environment(target: Target, baseline: str, timing_cache: str, pythons: Sequence[str]) -> str:
     """Return bundle.env: what the scripts have to know, as assignments of sh."""
     words = board_words(target)
     values = {
@@ -243,6 +258,7 @@ def _environment(target: Target, baseline: str, timing_cache: str) -> str:
         "TARGET_L4T": " ".join(l4t_majors(target.compute_capability)),
         "BASELINE": baseline,
         "TIMING_CACHE": timing_cache,
+        "PYTHONS": " ".join(pythons),
     }
     return "".join(f"{name}={shlex.quote(value)}\n" for name, value in values.items())
 

@@ -15,6 +15,7 @@ import pytest
 from msn_deploy.core.artifacts import read_sidecar, sha256_of
 from msn_deploy.core.errors import MissingDependency
 from msn_deploy.engine import what_machine
+from msn_deploy.machine.containers import docker_run
 
 
 @pytest.fixture(autouse=True)
@@ -101,7 +102,7 @@ def test_int8_for_an_orin_writes_the_typed_file_and_a_script(ok, run_folder, tmp
         " 3 INT8 convolutions",
         "\n  ./net.int8.build.sh\n",
         "\n  msn-deploy build-engine cnn3_msn.int8.onnx --precision int8 --target orin-nano-8gb --out net.int8.engine",
-        '\n  docker run --rm --runtime nvidia -v "$PWD":/data msn-deploy build-engine cnn3_msn.int8.onnx',
+        f"\n  {docker_run()} build-engine cnn3_msn.int8.onnx",
         "--int8 --fp16   # TensorRT 8.5.2, 8.6.2\n",
         "--stronglyTyped   # TensorRT 10.3.0, 10.16.2\n",
     ):

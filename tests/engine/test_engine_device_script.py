@@ -15,19 +15,21 @@ from msn_deploy.core.errors import GateError, InputError
 from msn_deploy.engine import BuildOptions, find_target, write_device_script
 from msn_deploy.engine.device_script import check_dla_precision, engine_names
 from msn_deploy.engine.tensors import parse_shapes
+from msn_deploy.machine.containers import GPU_FLAGS
 from msn_deploy.model.opened import open_model
 
-TOOLS = ("sh", "dirname", "sed", "head", "mv", "cat", "mktemp", "tr")
+TOOLS = ("sh", "dirname", "sed", "head", "mv", "cat", "mktemp", "tr", "ls", "rm", "chmod", "stat")
 ODD = 'it\'s a $(touch pwned) `net` "1".onnx'
 # Writes its words down, one a line, and makes the file after --out or --saveEngine=.
 RECORD = """#!/bin/sh
 case $1 in --help) echo "&&&& RUNNING TensorRT.trtexec [TensorRT v{version}] # trtexec --help"; exit 0;; esac
 case "$1 $2" in "image inspect") exit {image};; esac
 printf '%s\\n' "${{0##*/}}" "$@" >>"{log}"
+{more}
 last=
 for word in "$@"; do
     case $word in --saveEngine=*) echo plan >"${{word#--saveEngine=}}";; esac
-    if [ "$last" = --out ] && [ {makes} = 1 ]; then echo plan >"$word"; fi
+    if [ "$last" = --out ] && [ {makes} = 1 ]; then echo plan >"$word.new"; mv "$word.new" "$word"; fi
     last=$word
 done
 """
@@ -43,9 +45,11 @@ class Device:
         for tool in TOOLS:
             (self.bin / tool).symlink_to(shutil.which(tool))
 
-    def has(self, tool: str, *, version: str = "100300", image: int = 0, makes: int = 1) -> None:
+    def has(self, tool: str, *, version: str = "100300", image: int = 0, makes: int = 1, more: str = "") -> None:
+        """image: what docker says of the image. makes: whether an engine is written. more: sh, before that."""
         path = self.bin / tool
-        path.write_text(RECORD.format(version=version, image=image, makes=makes, log=self.log), encoding="utf-8")
+        text = RECORD.format(version=version, image=image, makes=makes, log=self.log, more=more)
+        path.write_text(text, encoding="utf-8")
         path.chmod(0o755)
 
     def run(self, script: Path, code: int = 0, shell: tuple[str, ...] = ()) -> tuple[list[str], str]:
@@ -130,10 +134,86 @@ def test_then_its_container(write, device):
     device.has("docker")
     device.has("trtexec")
     words, _ = device.run(write().script)
-    assert words[:6] == ["docker", "run", "--rm", "--runtime", "nvidia", "-v"]
-    assert words[6] == f"{device.folder}:/data"
+    assert words[:4] == ["docker", "run", "--runtime=nvidia", "--rm"]
+    assert {"msn-cache:/cache", f"{device.folder}:/data"} <= set(words)
     assert words[words.index("msn-deploy") :][:3] == ["msn-deploy", "build-engine", "net.int8.onnx"]
     assert words[-2:] == ["--out", "net.int8.engine"]
+
+
+# What docker says where the runtime is not registered, or a CDI device is not described; 125 is its own exit code.
+KNOWS = 'case "$*" in *{0}*) ;; *) echo "docker: Error response from daemon: ..." >&2; exit 125;; esac'
+
+
+@pytest.mark.parametrize("flag", GPU_FLAGS)
+def test_docker_is_asked_for_the_gpu_in_every_way_that_it_may_know(write, device, flag):
+    device.has("docker", more=KNOWS.format(flag))
+    device.has("trtexec")
+    words, _ = device.run(write().script)
+    assert words.count("docker") == GPU_FLAGS.index(flag) + 1
+    assert "trtexec" not in words
+
+
+@pytest.mark.parametrize("code", [125, 126, 127])
+def test_trtexec_builds_where_docker_starts_nothing(write, device, code):
+    device.has("docker", more=f"exit {code}")
+    device.has("trtexec")
+    words, told = device.run(write().script)
+    assert [words.count("docker"), words.count("trtexec")] == [3, 1]
+    assert [line.rpartition(" ")[2] for line in told.splitlines()[:3]] == [f"{flag}." for flag in GPU_FLAGS]
+
+
+@pytest.mark.parametrize("tool", ["msn-deploy", "docker"])
+@pytest.mark.parametrize(("code", "then"), [(1, 1), (2, 2), (3, "trtexec"), (4, 4)])
+def test_a_build_that_failed_is_not_tried_in_another_way(write, device, tool, code, then):
+    """3: what it needs is not there, such as TensorRT in a conda environment."""
+    device.has(tool, more=f"exit {code}")
+    device.has("trtexec")
+    words, _ = device.run(write().script, code=0 if then == "trtexec" else then)
+    assert (words.count(tool), "trtexec" in words) == (1, then == "trtexec")
+
+
+def on_a_jetson(script: Path, root: Path) -> None:
+    """Let a script look for /etc and /proc below a root: changed in the script, for it takes no option."""
+    for name, text in (("etc/nv_tegra_release", "# R36"), ("proc/device-tree/model", "NVIDIA Jetson Orin Nano\0")):
+        (root / name).parent.mkdir(parents=True)
+        (root / name).write_text(text)
+    script.write_text(script.read_text().replace("root=''\n", f"root='{root}'\n"))
+
+
+@pytest.mark.parametrize("tool", ["msn-deploy", "docker"])
+def test_trtexec_builds_on_a_jetson_whose_msn_deploy_cannot(write, device, tool, tmp_path):
+    """There it only writes the script again; an engine of last time is none that it built."""
+    made = write()
+    (device.folder / "net.int8.engine").write_text("old")
+    on_a_jetson(made.script, tmp_path / "root")
+    device.has(tool, makes=0)
+    device.has("trtexec")
+    words, told = device.run(made.script)
+    assert (device.folder / "net.int8.engine").read_text() == "plan\n"
+    assert ("trtexec" in words, f"{tool} has built no engine" in told) == (True, True)
+
+
+def test_the_user_of_the_container_may_read_the_copy_of_the_model_text(write, device, tmp_path):
+    made = write()
+    on_a_jetson(made.script, tmp_path / "root")
+    look = 'case $w in *:/tmp/nv_jetson_model:ro) f=${w%%:*}; stat -c "%a $f" "$f" "${f%/*}"; cat "$f";; esac'
+    device.has("docker", more=f'for w in "$@"; do {look}; done >{tmp_path}/seen')
+    device.run(made.script)
+    file, folder, model = (tmp_path / "seen").read_text().splitlines()
+    assert model == "NVIDIA Jetson Orin Nano"
+    assert int(file.split()[0], 8) & 0o444 == 0o444
+    assert int(folder.split()[0], 8) & 0o555 == 0o555
+    assert not Path(folder.split()[1]).exists()
+
+
+def test_no_variable_makes_a_jetson_of_this_machine(write, device, tmp_path):
+    made = write()
+    device.has("msn-deploy", makes=0)
+    (tmp_path / "root/etc").mkdir(parents=True)
+    (tmp_path / "root/etc/nv_tegra_release").write_text("# R36")
+    env = {"PATH": str(device.bin), "root": str(tmp_path / "root"), "docker_gpus": "--privileged"}
+    done = subprocess.run([made.script], env=env, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, "this is no Jetson" in done.stderr) == (3, True)
 
 
 PRECISION_OPTIONS = {
@@ -276,7 +356,7 @@ def test_odd_names_are_only_names(write, device, tool, name):
 def test_a_device_with_nothing_is_told_what_to_install(write, device):
     words, told = device.run(write().script, code=3)
     assert words == []
-    assert "neither msn-deploy, nor the image msn-deploy, nor trtexec is here" in told
+    assert "neither msn-deploy, nor the image msn-deploy, nor trtexec builds it here" in told
     assert "sudo apt install tensorrt" in told
 
 

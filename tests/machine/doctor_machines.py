@@ -188,7 +188,7 @@ MACHINES: dict[str, Machine] = {
         python="3.10.12, /opt/msn-deploy/bin/python3",
     ),
     "jetpack6-bare-container": Machine(
-        title="The same, in a container without `--runtime nvidia` and without mounts",
+        title="The same, in a container without `--runtime=nvidia` and without mounts",
         files=container(
             _NANO_62,
             base="nvcr.io/nvidia/l4t-jetpack:r36.4.0",

@@ -72,18 +72,18 @@ def test_every_faked_machine_has_its_verdicts_above():
 @pytest.mark.parametrize(
     ("name", "line", "found", "hint"),
     [
-        ("jetpack6-bare-container", "gpu", "no GPU device file", "docker run --runtime nvidia"),
+        ("jetpack6-bare-container", "gpu", "no GPU device file", "docker run --runtime=nvidia"),
         ("jetpack6-bare-container", "jetson", "by its kernel JetPack 6", "-v /etc/nv_tegra_release"),
         ("jetpack6-second-tensorrt", "tensorrt", "tensorrt_libs", "pip uninstall -y tensorrt"),
         ("jetpack6-second-tensorrt", "rights", "/dev/nvgpu/igpu0/ctrl and 7 more", "usermod -aG video $USER"),
         ("jetpack60-other-image", "image", "r36.4.0, host L4T 36.3.0", "BASE_IMAGE"),
-        ("jetpack5-short-files", "libraries", "link to nothing and 2 more", "--runtime nvidia"),
+        ("jetpack5-short-files", "libraries", "link to nothing and 2 more", "--runtime=nvidia"),
         ("jetpack4", "jetson", "L4T 32.7.1 (JetPack 4)", "trtexec"),
         ("jetpack7-orin", "image", "TensorRT 10.13.3 where JetPack 7 has 10.16", "BASE_IMAGE"),
         ("jetpack7-orin", "memory", "a build may take 1.6 GiB", "--workspace-mib"),
         ("jetpack6", "jetson", "NVIDIA Jetson Orin Nano Developer Kit (Jetson Orin Nano 8GB), L4T 36.4.3", ""),
         ("jetpack6", "runtime", "nvidia", '-v "$PWD":/data msn-deploy'),
-        ("jetpack7-thor", "runtime", "CDI", "docker run"),
+        ("jetpack7-thor", "runtime", "CDI", "docker run --rm --device=nvidia.com/gpu=all"),
     ],
 )
 def test_a_line_says_what_was_found_and_what_to_type(tmp_path, name, line, found, hint):

@@ -1,8 +1,11 @@
 """A run folder and wheels to pack, and faked roots of devices on which the scripts of a bundle run."""
 
+import hashlib
 import os
+import re
 import subprocess
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -50,8 +53,8 @@ def wheel(folder: Path, name: str, tag: str = "py3-none-any", needs: tuple[str, 
         archive.writestr(f"{info}/RECORD", "")
 
 
-def device(root: Path, *, model=BOARD, compatible="", release="36 4.3", tensorrt="10.3.0", trtexec=0) -> Path:
-    """Fake the root of a device; trtexec logs how it was called, writes the engine it was asked for, and exits so."""
+def device(root: Path, *, model=BOARD, compatible="", release="36 4.3", tensorrt="10.3.0", trtexec=0, fails="/no"):
+    """Fake the root of a device; trtexec logs its words, writes the engine, and exits so; 1 where they hold `fails`."""
     major, _, minor = release.partition(" ")
     files = {"etc/nv_tegra_release": f"# R{major} (release), REVISION: {minor}, GCID: 1\n"}
     if model:
@@ -64,6 +67,7 @@ def device(root: Path, *, model=BOARD, compatible="", release="36 4.3", tensorrt
         f'#!/bin/sh\nif [ "$1" = --help ]; then echo "[TensorRT v{_number(tensorrt)}]"; exit; fi\n'
         f'echo "$@" >>{root}/calls\n'
         'for each in "$@"; do case $each in --saveEngine=*) echo plan >"${each#*=}" ;; esac; done\n'
+        f'case "$*" in *{fails}*) echo "out of luck"; exit 1 ;; esac\n'
         'echo "GPU Compute Time: min = 1 ms, median = 2 ms"\n'
         f"exit {trtexec}\n"
     )
@@ -81,9 +85,32 @@ def _number(tensorrt: str) -> str:
     return f"{major}{minor:02}{patch:02}" if major >= 10 else f"{major}{minor}{patch:02}"
 
 
-def sh(script: Path, *args: str, root: Path | None = None) -> subprocess.CompletedProcess:
-    env = {"PATH": os.environ["PATH"], "MSN_DEPLOY_ROOT": str(root or "")}
-    return subprocess.run(["sh", str(script), *args], env=env, capture_output=True, text=True, timeout=60)
+def look_below(scripts: Path, root: Path) -> None:
+    """Let the scripts of an unpacked bundle look for /proc, /etc and /usr below a root: changed in the copy alone."""
+    common, sums = scripts / "common.sh", scripts / "SHA256SUMS"
+    old = hashlib.sha256(common.read_bytes()).hexdigest()
+    common.write_text(re.sub(r"(?m)^root='[^']*'", f"root='{root}'", common.read_text()))
+    sums.write_text(sums.read_text().replace(old, hashlib.sha256(common.read_bytes()).hexdigest()))
+
+
+def sh(script: Path, *args: str, root: Path | None = None, shell: Sequence[str] = ("sh",)):
+    if root is not None:
+        look_below(script.parent, root)
+    return subprocess.run(
+        [*shell, str(script), *args], env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, timeout=60
+    )
+
+
+def installed(unpacked: Path, text: str, *, imports: Sequence[str] = ("tensorrt", "pycuda.driver")) -> Path:
+    """Fake what install.sh makes: msn-deploy as a script of `text`, a python that can import these."""
+    folder = unpacked / ".venv/bin"
+    folder.mkdir(parents=True, exist_ok=True)
+    known = "|".join(f"'import {name}'" for name in imports) or "''"
+    for name, content in (("msn-deploy", text), ("python", f'case "$2" in {known}) exit 0;; esac\nexit 1\n')):
+        (folder / name).write_text(f"#!/bin/sh\n{content}")
+        (folder / name).chmod(0o755)
+    (unpacked / ".venv/installed").touch()
+    return folder / "msn-deploy"
 
 
 def calls(root: Path) -> list[str]:

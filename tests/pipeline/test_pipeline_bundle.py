@@ -86,6 +86,26 @@ def test_folders_that_cannot_be_packed(run, tmp_path, spoil, says):
     assert not (tmp_path / "b.tar").exists()
 
 
+@pytest.mark.parametrize(("target", "has"), [("nano", False), ("tx2", False), ("agx-xavier", True), ("thor", True)])
+def test_models_in_a_precision_that_the_target_lacks_stay_at_home(run, tmp_path, target, has):
+    report = bundle(run, tmp_path / "b.tar", target=find_target(target), with_wheels=False)
+    assert report.left_out == (() if has else ("models/net.int8.onnx",))
+    with tarfile.open(tmp_path / "b.tar") as archive:
+        assert any("net.int8" in name for name in archive.getnames()) is has
+        assert (b"int8" in archive.extractfile("b/models.list").read()) is has
+        assert (b"net.int8" in archive.extractfile("b/options.sh").read()) is has
+    assert {each.precision for each in report.models} == ({"fp32", "fp16", "int8"} if has else {"fp32", "fp16"})
+
+
+def test_a_folder_of_nothing_else_is_refused(run, tmp_path):
+    folder = tmp_path / "only"
+    folder.mkdir()
+    shutil.copy(run / "net.int8.onnx", folder)
+    with pytest.raises(InputError, match="has no INT8 in TensorRT"):
+        bundle(folder, tmp_path / "b.tar", target=find_target("nano"), with_wheels=False)
+    assert not (tmp_path / "b.tar").exists()
+
+
 def test_only_a_jetson_gets_a_bundle(run, tmp_path):
     with pytest.raises(InputError, match="no Jetson"):
         bundle(run, tmp_path / "b.tar", target=find_target("rtx-sm86"), with_wheels=False)

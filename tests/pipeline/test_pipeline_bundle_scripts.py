@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from bundle_devices import BOARD, ORIN_NANO, calls, device, onnx_bytes, sh, wheel
+from bundle_devices import BOARD, ORIN_NANO, calls, device, installed, look_below, onnx_bytes, sh, wheel
 
 from msn_deploy.core.artifacts import publish
 from msn_deploy.core.errors import InputError
@@ -59,6 +59,45 @@ def test_missing_and_added_files_are_named(unpacked):
     assert "missing: models/net.timing" in done.stderr
     assert "unknown: wheels/tensorrt-10.0-py3-none-any.whl" in done.stderr
     assert "2 of" in done.stderr
+
+
+def add_link(bundle):
+    (bundle / "wheels").mkdir()
+    (bundle / "wheels/evil-1-py3-none-any.whl").symlink_to("/dev/null")
+    return "wheels/evil-1-py3-none-any.whl"
+
+
+def add_pipe(bundle):
+    os.mkfifo(bundle / "models/pipe")
+    return "models/pipe"
+
+
+def link_a_file(bundle):
+    """To the same content, elsewhere: it can be another one after the check."""
+    (bundle / "models/net.onnx").rename(bundle.parent / "elsewhere.onnx")
+    (bundle / "models/net.onnx").symlink_to(bundle.parent / "elsewhere.onnx")
+    return "models/net.onnx"
+
+
+def link_a_folder(bundle):
+    (bundle / "models/twin").rename(bundle.parent / "twin")
+    (bundle / "models/twin").symlink_to(bundle.parent / "twin")
+    return "models/twin"
+
+
+def span_two_lines(bundle):
+    """In a list of names a line each, this one looks like two that were packed."""
+    (bundle / "models/net.onnx\n.").mkdir()
+    (bundle / "models/net.onnx\n./verify").write_text("")
+    return "."
+
+
+@pytest.mark.parametrize("add", [add_link, add_pipe, link_a_file, link_a_folder, span_two_lines])
+def test_what_is_no_plain_file_of_the_bundle_is_named(unpacked, add):
+    name = add(unpacked)
+    done = sh(unpacked / "verify")
+    assert (done.returncode, f": {name}\n" in done.stderr) == (1, True), done
+    assert "1 of" in done.stderr
 
 
 @pytest.mark.parametrize("cut", ["half", "empty"])
@@ -170,10 +209,7 @@ def test_what_is_written_for_a_device_passes_shellcheck(unpacked, run, tmp_path)
 
 def test_msn_deploy_builds_where_it_is_installed(unpacked, tmp_path):
     root = device(tmp_path / "root")
-    fake = unpacked / ".venv/bin/msn-deploy"
-    fake.parent.mkdir(parents=True)
-    fake.write_text(f'#!/bin/sh\necho "$@" >>{root}/calls\nwhile [ $# -gt 1 ]; do shift; done\necho plan >"$1"\n')
-    fake.chmod(0o755)
+    fake = installed(unpacked, f'echo "$@" >>{root}/calls\nwhile [ $# -gt 1 ]; do shift; done\necho plan >"$1"\n')
     done = sh(unpacked / "build.sh", "int8", root=root)
     assert done.returncode == 0, done.stderr
     (call,) = calls(root)
@@ -183,6 +219,105 @@ def test_msn_deploy_builds_where_it_is_installed(unpacked, tmp_path):
     )
     fake.write_text("#!/bin/sh\nexit 0\n")  # as off the device, where a script is written in place of the engine
     assert sh(unpacked / "build.sh", "int8", root=root).returncode == 3
+
+
+@pytest.mark.parametrize(
+    ("tensorrt", "release", "names"),
+    [("8.6.2", "36 3.0", ["net", "net.fp16", "net.int8", "net_bn", "net_bn.fp16"]),
+     ("10.3.0", "36 4.3", ["net", "net.fp16", "net.int8", "net_bn"])],
+)  # fmt: skip
+@pytest.mark.parametrize("replicates", [1, 2])
+def test_every_engine_that_was_built_is_measured_and_evaluated(
+    unpacked, tmp_path, tensorrt, release, names, replicates
+):
+    """TensorRT 8 makes FP16 from the FP32 file, and has no use for NAME.fp16.onnx."""
+    root = device(tmp_path / "root", tensorrt=tensorrt, release=release)
+    built = 'for each; do case $each in *.engine) echo plan >"$each"; done=$each;; esac; done\n'
+    built += 'case "$*" in *--replicates*) echo plan >"${done%.engine}.r2.engine";; esac\n'
+    installed(unpacked, f'echo "$@" >>{root}/calls\ncase $1 in build-engine) {built};; esac\n')
+    done = sh(unpacked / "build.sh", "--replicates", str(replicates), root=root)
+    assert done.returncode == 0, done.stderr
+    engines = sorted(path.name for path in (unpacked / "engines").glob("*.engine"))
+    assert engines == sorted(f"{name}{part}.engine" for name in names for part in ("", ".r2")[:replicates])
+    (root / "calls").unlink()
+    for script, options in (("bench.sh", ()), ("eval.sh", ("digits",))):
+        done = sh(unpacked / script, *options, root=root)
+        assert (done.returncode, done.stderr) == (0, "")
+    words = [word for call in calls(root)[1:] for word in call.split(" --")[0].split()]
+    assert sorted(words) == sorted(["bench", *["eval"] * len(engines), *[f"engines/{name}" for name in engines] * 2])
+
+
+def test_a_model_without_an_engine_is_named(unpacked, tmp_path):
+    root = device(tmp_path / "root")
+    assert sh(unpacked / "build.sh", "int8", root=root).returncode == 0
+    installed(unpacked, "exit 0\n")
+    told = sh(unpacked / "eval.sh", "digits", root=root).stderr
+    assert sorted(line.split()[0] for line in told.splitlines()) == ["net", "net.fp16", "net_bn"]
+
+
+@pytest.mark.parametrize("route", ["trtexec", "msn-deploy"])
+def test_one_that_cannot_be_built_does_not_keep_the_others_from_it(unpacked, tmp_path, route):
+    root = device(tmp_path / "root", fails="net.int8.")
+    (unpacked / "engines").mkdir()
+    (unpacked / "engines/net.int8.engine").write_text("of last time")
+    if route == "msn-deploy":
+        built = 'case "$*" in *net.int8*) exit 4;; *net.fp16*) exit 0;; esac\nwhile [ $# -gt 1 ]; do shift; done\n'
+        installed(unpacked, built + 'echo plan >"$1.new"; mv "$1.new" "$1"\n')
+    done = sh(unpacked / "build.sh", root=root)
+    failed = {"trtexec": (3, " net.int8."), "msn-deploy": (3, " net.fp16 net.int8.")}[route]
+    code = 3 if route == "trtexec" else 4  # of the last that failed
+    assert (done.returncode, failed[1] in done.stderr.splitlines()[-1]) == (code, True), done.stderr
+    assert (unpacked / "engines/net_bn.engine").read_text() == "plan\n"
+    assert (unpacked / "engines/net.int8.engine").read_text() == "of last time"
+
+
+def test_one_that_cannot_be_measured_does_not_keep_the_others_from_it(unpacked, tmp_path):
+    assert sh(unpacked / "build.sh", root=device(tmp_path / "root")).returncode == 0
+    done = sh(unpacked / "bench.sh", root=device(tmp_path / "root", fails="net.fp16.engine"))
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (3, "Not measured: net.fp16.")
+    assert done.stdout.count("median") == 3
+    installed(unpacked, 'case "$*" in *net.fp16*) exit 2;; esac\n')
+    done = sh(unpacked / "eval.sh", "digits", root=tmp_path / "root")
+    assert done.returncode == 2
+    assert "net_bn" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("imports", "builds", "measures"),
+    [((), "trtexec", "trtexec"),
+     (("tensorrt",), "msn-deploy", "trtexec"),
+     (("tensorrt", "pycuda.driver"), "msn-deploy", "msn-deploy"),
+     (("tensorrt", "cuda.bindings.driver"), "msn-deploy", "msn-deploy")],
+)  # fmt: skip
+def test_an_environment_without_tensorrt_or_cuda_leaves_the_work_to_trtexec(
+    unpacked, tmp_path, imports, builds, measures
+):
+    root = device(tmp_path / "root")
+    called = (
+        f'echo "$@" >>{root}/calls\nwhile [ $# -gt 1 ]; do shift; done\ncase $1 in *.engine) echo plan >"$1";; esac\n'
+    )
+    installed(unpacked, called, imports=imports)
+    for script, options, by in (("build.sh", ("int8",), builds), ("bench.sh", (), measures)):
+        done = sh(unpacked / script, *options, root=root)
+        assert done.returncode == 0, done.stderr
+        kinds = {"trtexec" if call.startswith("--") else "msn-deploy" for call in calls(root) if "doctor" not in call}
+        assert kinds == {by}
+        assert ("trtexec" in done.stderr) is (by == "trtexec")
+        (root / "calls").unlink()
+    done = sh(unpacked / "eval.sh", "digits", root=root)
+    assert done.returncode == (0 if measures == "msn-deploy" else 3)
+
+
+def test_an_environment_that_was_not_finished_is_none(unpacked, tmp_path):
+    root = device(tmp_path / "root")
+    installed(unpacked, "exit 9\n")
+    (unpacked / ".venv/installed").unlink()
+    assert sh(unpacked / "build.sh", "int8", root=root).returncode == 0
+    assert calls(root)[0].startswith("--onnx=")
+    assert sh(unpacked / "eval.sh", "digits", root=root).returncode == 3
+    (unpacked / ".venv/half").touch()
+    sh(unpacked / "install.sh", root=root)
+    assert not (unpacked / ".venv").exists()
 
 
 def test_the_packed_timing_cache_is_added_to_in_a_copy(unpacked, tmp_path):
@@ -204,10 +339,7 @@ def test_replicates_are_built_without_a_timing_cache_and_measured_together(unpac
     assert [path.name for path in sorted((unpacked / "engines").glob("*.engine"))] == names
     assert len(calls(root)) == 3
     assert "timing" not in "".join(calls(root))
-    fake = unpacked / ".venv/bin/msn-deploy"
-    fake.parent.mkdir(parents=True)
-    fake.write_text(f'#!/bin/sh\necho "$@" >>{root}/calls\n')
-    fake.chmod(0o755)
+    installed(unpacked, f'echo "$@" >>{root}/calls\n')
     assert sh(unpacked / "bench.sh", root=root).returncode == 0
     assert calls(root)[-1].startswith("bench " + " ".join(f"engines/{name}" for name in names) + " --json")
 
@@ -216,10 +348,7 @@ def test_eval_asks_every_model_and_leaves_its_answers_in_the_report(unpacked, tm
     root = device(tmp_path / "root")
     assert sh(unpacked / "eval.sh").returncode == 2
     assert "./install.sh" in sh(unpacked / "eval.sh", "digits", root=root).stderr
-    fake = unpacked / ".venv/bin/msn-deploy"
-    fake.parent.mkdir(parents=True)
-    fake.write_text(f'#!/bin/sh\necho "$@" >>{root}/calls\n')
-    fake.chmod(0o755)
+    fake = installed(unpacked, f'echo "$@" >>{root}/calls\n')
     assert sh(unpacked / "eval.sh", "digits", root=root).returncode == 0
     assert calls(root)[0] == "eval models/net.fp16.onnx --data digits --json report/net.fp16.eval.json"
     assert len(calls(root)) == 4
@@ -367,10 +496,7 @@ def test_bench_with_trtexec_fills_a_report(unpacked, tmp_path):
 
 def test_bench_with_msn_deploy_measures_engines_against_bn(unpacked, tmp_path):
     root = device(tmp_path / "root")
-    fake = unpacked / ".venv/bin/msn-deploy"
-    fake.parent.mkdir(parents=True)
-    fake.write_text(f'#!/bin/sh\necho "$@" >>{root}/calls\n')
-    fake.chmod(0o755)
+    installed(unpacked, f'echo "$@" >>{root}/calls\n')
     assert sh(unpacked / "bench.sh", "--seconds", "3", root=root).returncode == 0
     models = "models/net.fp16.onnx models/net.int8.onnx models/net.onnx models/twin/net_bn.onnx"
     options = "--json report/bench.json --html report/bench.html --seconds 3"
@@ -399,15 +525,90 @@ def test_install_takes_all_that_runs_a_model_from_the_wheels(unpacked, tmp_path)
     assert "never" not in listed.stdout
 
 
-def test_install_without_wheels_and_with_an_old_python(unpacked, tmp_path):
+def fake_python(path: Path, *, version: str, tensorrt: bool) -> None:
+    """A Python that knows its version and whether it has TensorRT, and makes an environment that holds its name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    major, minor = version.split(".")
+    path.write_text(
+        "#!/bin/sh\ncase $2 in\n"
+        f'*version_info*) exec {sys.executable} -c "import sys; sys.version_info = ({major}, {minor}, 0)\n$2" "$3";;\n'
+        f"*tensorrt*) exit {0 if tensorrt else 1};;\nesac\necho by {path.parent.name}/{path.name}\nexit 1\n"
+    )
+    path.chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("system", "first", "taken"),
+    [(("3.10", True), ("3.13", False), "bin/python3"),  # conda's comes first in PATH, and has no wheel
+     (("3.10", True), ("3.12", False), "bin/python3"),
+     (("3.8", False), ("3.10", True), "conda/python3"),  # JetPack 5, with a Python of the user's own
+     (("3.10", False), ("3.12", False), "bin/python3"),  # JetPack without python3-libnvinfer
+     (("3.8", False), ("3.11", False), None)],
+)  # fmt: skip
+def test_the_system_python_comes_first_and_has_to_know_tensorrt(run, tmp_path, system, first, taken):
+    (tmp_path / "wheels").mkdir()
+    wheel(tmp_path / "wheels", "msn_deploy")
+    bundle(run, tmp_path / "b.tar", target=ORIN_NANO, with_wheels=False)
+    with tarfile.open(tmp_path / "b.tar") as archive:
+        archive.extractall(tmp_path, filter="data")
+    shutil.move(tmp_path / "wheels", tmp_path / "b/wheels")
+    (tmp_path / "b/verify").write_text("#!/bin/sh\n")  # wheels were added
+    env = (tmp_path / "b/bundle.env").read_text()
+    (tmp_path / "b/bundle.env").write_text(env.replace("PYTHONS=''", "PYTHONS='3.10 3.12'"))
+    root = device(tmp_path / "root")
+    look_below(tmp_path / "b", root)
+    fake_python(root / "usr/bin/python3", version=system[0], tensorrt=system[1])
+    fake_python(tmp_path / "conda/python3", version=first[0], tensorrt=first[1])
+    for name in ("python3.10", "python3.12"):
+        fake_python(tmp_path / "conda" / name, version="3.9", tensorrt=False)
+    done = subprocess.run(
+        ["sh", tmp_path / "b/install.sh"],
+        env={"PATH": f"{tmp_path / 'conda'}:/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    if taken is None:
+        assert (done.returncode, "drive trtexec instead" in done.stdout) == (0, True)
+    else:
+        assert (done.returncode, f"by {taken}\n" in done.stdout) == (3, True), done
+
+
+TENSORRTS = ("8.2.1", "8.5.2", "8.6.2", "10.3.0", "10.16.2")  # of JetPack 4.6, 5.1, 6.0, 6.1 and 6.2, 7.2
+
+
+@pytest.mark.parametrize(
+    ("shell", "tensorrt"),
+    [*(("dash", each) for each in TENSORRTS), *(("busybox sh", each) for each in ("8.6.2", "10.3.0")),
+     ("bash --posix", "10.3.0")],
+)  # fmt: skip
+def test_every_shell_runs_them(unpacked, tmp_path, shell, tensorrt):
+    """From the check to the report: trtexec of each JetPack, and msn-deploy."""
+    shell = shell.split()
+    if shutil.which(shell[0]) is None:
+        pytest.skip(f"no {shell[0]} here")
+    root = device(tmp_path / "root", tensorrt=tensorrt)
+    look_below(unpacked, root)
+    for script, code in (("verify", 0), ("install.sh", 2), ("build.sh", 0), ("bench.sh", 0), ("eval.sh", 2)):
+        done = sh(unpacked / script, shell=shell)
+        assert done.returncode == code, (script, done.stderr)
+    built = len(calls(root)) // 2  # each built, each measured
+    assert built == (5 if tensorrt.startswith("8") else 4)
+    shutil.rmtree(unpacked / "engines")
+    installed(unpacked, 'while [ $# -gt 1 ]; do shift; done\ncase $1 in *.engine) echo plan >"$1";; esac\n')
+    for script, options in (("build.sh", ("fp16",)), ("eval.sh", ("digits",)), ("bench.sh", ())):
+        done = sh(unpacked / script, *options, shell=shell)
+        assert done.returncode == 0, (script, done.stderr)
+
+
+def test_no_variable_makes_another_machine_of_this_one(unpacked, tmp_path):
+    root = device(tmp_path / "root")
+    env = {"PATH": os.environ["PATH"], "root": str(root), "MSN_DEPLOY_ROOT": str(root)}
+    done = subprocess.run(["sh", unpacked / "build.sh"], env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 3
+    assert calls(root) == []
+
+
+def test_install_without_wheels(unpacked):
     done = sh(unpacked / "install.sh")
-    assert done.returncode == 2
-    assert "--no-wheels" in done.stderr
-    for name in ("python3", "python3.12", "python3.10"):
-        (tmp_path / "bin").mkdir(exist_ok=True)
-        (tmp_path / "bin" / name).write_text("#!/bin/sh\nexit 1\n")
-        (tmp_path / "bin" / name).chmod(0o755)
-    env = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
-    old = subprocess.run(["sh", unpacked / "install.sh"], env=env, capture_output=True, text=True, timeout=60)
-    assert old.returncode == 0
-    assert "drive trtexec instead" in old.stdout
+    assert (done.returncode, "--no-wheels" in done.stderr) == (2, True)

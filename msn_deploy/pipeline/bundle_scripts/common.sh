@@ -1,13 +1,13 @@
 # Read by the other scripts: where the bundle lies, which device this is, which TensorRT it has.
 # shellcheck shell=sh disable=SC1091,SC2034
-# MSN_DEPLOY_ROOT: where /proc, /etc and /usr are looked for; empty on a device.
 
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
 . "$here/bundle.env"
 . "$here/device_build.sh"
-root=${MSN_DEPLOY_ROOT:-}
+root=''  # where /proc, /etc and /usr lie
 python=$here/.venv/bin/python
 msn_deploy=$here/.venv/bin/msn-deploy
+installed=$here/.venv/installed  # install.sh writes it last
 
 tree() {  # the strings of $1 (model or compatible) in the root of the device tree, a line each
     for file in "$root/proc/device-tree/$1" "$root/sys/firmware/devicetree/base/$1" "$root/tmp/nv_jetson_$1"; do
@@ -77,14 +77,38 @@ tensorrt_version() {  # 10.3.0, 8 (where only the link is there), or nothing
     done
 }
 
-subjects() {  # what bench.sh and eval.sh look at, a line each: engines, or the ONNX files where nothing was built
-    while read -r _ model name <&3; do
-        if ls "$here"/engines/*.engine >/dev/null 2>&1; then  # engines and ONNX files do not run in the same runtime
-            for engine in "$here/engines/$name.engine" "$here/engines/$name".r[0-9]*.engine; do
-                [ ! -f "$engine" ] || say "engines/${engine##*/}"
-            done
-        else
-            say "$model"
-        fi
+imports() { "$python" -c "import $1" >/dev/null 2>&1; }
+
+builds_engines() { [ -f "$installed" ] && imports tensorrt; }
+
+runs_engines() { builds_engines && { imports pycuda.driver || imports cuda.bindings.driver; }; }
+
+have_engines() { ls "$here"/engines/*.engine >/dev/null 2>&1; }
+
+engines_of() {  # what TensorRT $1 makes of this bundle, a line each: PRECISION ONNX NAME
+    while read -r precision model name <&3; do
+        case ${1%%.*}:$precision in
+            # 4 to 8 take the precision from flags and are unsafe with FP16 scales: FP16 comes from the FP32 file.
+            [4-8]:fp32) say "fp32 $model $name" "fp16 $model $name.fp16" ;;
+            [4-8]:fp16) ;;
+            *) say "$precision $model $name" ;;
+        esac
     done 3<"$here/models.list"
+}
+
+subjects() {  # what bench.sh and eval.sh look at, a line each: engines, or the ONNX files where nothing was built
+    if ! have_engines; then  # engines and ONNX files do not run in the same runtime
+        while read -r _ model _; do say "$model"; done <"$here/models.list"
+        return
+    fi
+    engines_of "$(tensorrt_version)" | while read -r _ _ name; do
+        found=''
+        for engine in "$here/engines/$name.engine" "$here/engines/$name".r[0-9]*.engine; do
+            if [ -f "$engine" ]; then
+                say "engines/${engine##*/}"
+                found=yes
+            fi
+        done
+        [ -n "$found" ] || say "$name has no engine here and is left out." >&2
+    done
 }

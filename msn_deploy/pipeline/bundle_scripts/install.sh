@@ -4,15 +4,29 @@ set -eu
 . "$(dirname -- "$0")/common.sh"
 "$here/verify"
 
+rm -rf "$here/.venv"  # what was cut short before
+
+# JetPack's bindings of TensorRT are for the system's Python; a python3 that comes earlier in PATH, such as conda's, has
+# none of them. PYTHON: the one to take.
+if [ -n "${PYTHON:-}" ]; then
+    set -- "$PYTHON"
+else
+    set -- "$root/usr/bin/python3" python3 python3.12 python3.10
+fi
+fits='import sys; known = sys.argv[1].split()
+sys.exit("%d.%d" % sys.version_info[:2] not in known if known else sys.version_info < (3, 10))'
 found=''
-for candidate in ${PYTHON:-python3 python3.12 python3.10}; do
-    if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
+# shellcheck disable=SC2153 # of bundle.env, which common.sh reads
+for candidate; do
+    "$candidate" -c "$fits" "$PYTHONS" 2>/dev/null || continue
+    if "$candidate" -c 'import tensorrt' 2>/dev/null; then
         found=$candidate
         break
     fi
+    found=${found:-$candidate}
 done
 if [ -z "$found" ]; then
-    say "No Python 3.10 or later is here (JetPack before 6): msn-deploy is not installed." \
+    say "No Python ${PYTHONS:-3.10 or later} is here: msn-deploy is not installed." \
         "build.sh and bench.sh drive trtexec instead; they need no Python."
     exit 0
 fi
@@ -25,7 +39,8 @@ offline() {
     PIP_CONFIG_FILE=/dev/null "$python" -m pip --isolated --disable-pip-version-check install --quiet --no-index \
         --no-cache-dir --find-links "$here/wheels" "$@"
 }
-offline --ignore-installed "$(ls "$here"/wheels/msn_deploy-*.whl)[runtime]"
+offline --ignore-installed "$(ls "$here"/wheels/msn_deploy-*.whl)[runtime]" ||
+    fail 3 "pip could not install the wheels of this bundle (see above)."
 if "$python" -m pip list --local --format=freeze 2>/dev/null | grep -iE '^(tensorrt|torch|nvidia)'; then
     rm -rf "$here/.venv"
     fail 1 "The wheels brought what has to come from JetPack (above); the environment was removed."
@@ -38,5 +53,8 @@ if ls "$here"/wheels/pycuda-*.tar.gz >/dev/null 2>&1; then
         say "pycuda was not built, for nvcc is not here: sudo apt install nvidia-jetpack" >&2
     fi
 fi
+imports tensorrt ||
+    say "$found finds no TensorRT (sudo apt install python3-libnvinfer): trtexec builds and measures engines." >&2
 "$msn_deploy" --version
+: >"$installed"
 say "Next: ./build.sh"
