@@ -14,7 +14,7 @@ from msn_deploy.core.artifacts import Parent, Sidecar, open_input, read_sidecar,
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.model_info import PRECISIONS, ModelInfo, info_from_json
 from msn_deploy.machine.device import DeviceFacts, Gpu, first_gpu, module_of, target_of, what_machine
-from msn_deploy.machine.libraries import installed_version
+from msn_deploy.machine.libraries import find_libraries, installed_version, version_in
 from msn_deploy.machine.targets import TARGETS, sm
 
 TITLES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
@@ -74,7 +74,8 @@ class Plan:
     """A plan and what its sidecar says of it. data: the very bytes whose SHA-256 was taken.
 
     backend: "tensorrt" or "tensorrt-rtx". compute_capability: such as "8.7". device: the GPU that its kernels were
-    timed on, jetson: the module, arch: of the CPU; all None where nothing says so. dla_core: None for the GPU.
+    timed on, jetson: the module, arch: of the CPU, l4t, driver: of the machine that timed them; all None where nothing
+    says so. dla_core: None for the GPU.
     version_compatible: later TensorRT versions load it too. hardware_compatible: so does any GPU since Ampere.
     onnx: the file it was built from. info: what that file says of itself. needs: names of the libraries with plugins
     that it was built with. shapes: the ranges that it was given, as `--shapes` writes them. plugins: the libraries
@@ -91,6 +92,8 @@ class Plan:
     device: str | None
     jetson: str | None
     arch: str | None
+    l4t: str | None
+    driver: str | None
     dla_core: int | None
     version_compatible: bool
     hardware_compatible: bool
@@ -129,6 +132,8 @@ class Plan:
 def what_is_here() -> Here:
     """Find out what this machine has; nothing of TensorRT or CUDA is imported."""
     found = {name: installed_version(module) for name, module in _MODULES.items()}
+    if found["tensorrt"] == "?":  # bindings without metadata: JetPack's are of the version of its library
+        found["tensorrt"] = version_in(find_libraries(Path("/")), "libnvinfer") or "?"
     versions = {name: version for name, version in found.items() if version is not None}
     return Here(machine=what_machine(), gpu=first_gpu(), versions=versions)
 
@@ -169,9 +174,9 @@ def _described(path: Path, data: bytes, side: Sidecar, name: str) -> Plan:
         if type(value) not in _KINDS[key] or (known is not None and value not in known):
             raise InputError(f"{name} says {key} = {value!r}, which this version does not know.\nUpdate msn-deploy.")
     machine, info, needs = facts.pop("machine") or {}, facts.pop("info"), facts.pop("plugins") or []
-    arch, model, memory = (machine.get(key) for key in ("arch", "jetson", "memory_gib"))
+    arch, model, memory, l4t, driver = (machine.get(key) for key in ("arch", "jetson", "memory_gib", "l4t", "driver"))
     shapes = [str(each) for each in side.config.get("shapes") or ()]
-    for text in (onnx.file, arch, model, *map(str, needs), *shapes, *facts.values()):
+    for text in (onnx.file, arch, model, l4t, driver, *map(str, needs), *shapes, *facts.values()):
         if isinstance(text, str) and not text.isprintable():  # it goes to the terminal, before anything is trusted
             raise InputError(f"{name} holds {text!r}, which is no name.\nBuild the plan again.")
     compatible = machine.get("compatible") or ()
@@ -184,6 +189,8 @@ def _described(path: Path, data: bytes, side: Sidecar, name: str) -> Plan:
         sha256=side.sha256,
         jetson=module,
         arch=arch if isinstance(arch, str) else None,
+        l4t=l4t if isinstance(l4t, str) else None,
+        driver=driver if isinstance(driver, str) else None,
         onnx=Parent(role=onnx.role, file=Path(onnx.file).name, sha256=onnx.sha256),
         info=None if info is None else info_from_json(info, source=name),
         needs=tuple(map(str, needs)),

@@ -43,11 +43,7 @@ def preflight(path: Path, *, here: Here | None = None, trusting: bool = False, p
     """
     plan = read_plan(path)
     here = here or what_is_here()
-    _check_parent(plan, here)
-    version = _installed(plan, here)
-    if version != "?":
-        check_version(plan, version, here)
-    _check_device(plan, here)
+    check_fits(plan, here)
     _check_plugins(plan, plugins)
     if plan.sha256 not in trusted():
         if not trusting:
@@ -58,6 +54,25 @@ def preflight(path: Path, *, here: Here | None = None, trusting: bool = False, p
         _LOG.warning("trusting %s from now on: SHA-256 %s goes into %s", path, plan.sha256, trust_list())
         trust(plan.sha256, path.name)
     return replace(plan, plugins=tuple(plugins))
+
+
+def check_fits(plan: Plan, here: Here) -> None:
+    """Raise as `preflight` does if a plan is of another model than the one beside it, or made for another machine."""
+    _check_parent(plan, here)
+    version = _installed(plan, here)
+    if version != "?":
+        check_version(plan, version, here)
+    _check_device(plan, here)
+
+
+def timed_under(plan: Plan, here: Here) -> tuple[str, str] | None:
+    """Return both names if the kernels of a plan were timed under another L4T or driver than the one here.
+
+    It loads all the same. TensorRT-RTX chooses its kernels when it loads a plan.
+    """
+    of_both = (("L4T", plan.l4t, here.machine.l4t), ("driver", plan.driver, here.machine.driver))
+    found = [(f"{what} {built}", f"{what} {now}") for what, built, now in of_both if built and now and built != now]
+    return found[0] if found and not plan.is_rtx else None
 
 
 def check_version(plan: Plan, version: str, here: Here) -> None:

@@ -252,3 +252,33 @@ def test_bench_times_the_layers_of_an_engine_and_counts_its_onnx_file(engine, ru
 def test_bench_refuses_a_batch_that_would_be_several_queries(cli, engine, monkeypatch):
     monkeypatch.setattr("msn_deploy.engine.load.TrtRunner.most", 0)
     assert_explained(cli("bench", engine, "--batch", 1), 2, "cnn3_msn.int8.engine at most 0 images --batch 1")
+
+
+def test_doctor_names_the_stale_engines_of_a_folder_and_rebuilds_them(cli, forge_plan, orin, monkeypatch):
+    run = forge_plan().parent / "run"
+    run.mkdir()
+    for path in (forge_plan(), artifacts.sidecar_path(forge_plan())):
+        path.rename(run / path.name)
+    (run / "net.int8.onnx").write_bytes(b"the model")
+    monkeypatch.setattr("msn_deploy.pipeline.doctor.what_is_here", lambda: orin(versions={"tensorrt": "10.16.2"}))
+    outcome = cli("doctor", run, "--json")
+    found = {each["name"]: each for each in json.loads(outcome.out)}
+    assert outcome.code == 3
+    assert {"python", "net.engine"} <= found.keys()
+    assert found["net.engine"] == {
+        "name": "net.engine",
+        "verdict": "problem",
+        "found": "stale: was built by TensorRT 10.3.0.30, and here is TensorRT 10.16.2: a plan loads only in the "
+        "version that built it.",
+        "hint": f"msn-deploy doctor {run} --rebuild",
+    }
+    built = []
+    monkeypatch.setattr("msn_deploy.pipeline.doctor._rebuild", lambda path, *rest: built.append(path.name))
+    assert "rebuilt: " in cli("doctor", run, "--rebuild").out
+    assert built == ["net.engine"]
+
+
+@pytest.mark.parametrize("arguments", [[], ["m.onnx"]])
+def test_doctor_rebuilds_folders_alone(cli, arguments):
+    outcome = cli("doctor", *arguments, "--rebuild")
+    assert (outcome.code, "msn-deploy doctor RUN --rebuild" in outcome.err) == (2, True)

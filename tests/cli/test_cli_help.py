@@ -70,7 +70,7 @@ CONTRACT = {
     "verify": [],
     "bundle": ["--target", "--wheels", "--no-wheels", "--python", "--out"],
     "targets": [],
-    "doctor": ["--json"],
+    "doctor": ["--rebuild", "--json"],
 }
 
 

@@ -1,5 +1,6 @@
 """A run folder to pack, and its bundle."""
 
+import sys
 import tarfile
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from msn_deploy.core.artifacts import publish
 from msn_deploy.core.model_info import ModelInfo
 from msn_deploy.data.preprocess import measured_preprocess
 from msn_deploy.pipeline.bundle import bundle
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "engine"))  # for its stand-ins of TensorRT
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,220 @@
+"""`doctor RUN`: which engines of a run folder has an update made stale, and how are they built anew?
+
+A JetPack brings its own TensorRT, which does not load the engines of another release. With another driver alone they
+load, but their kernels were timed under the one before. An engine is built anew in a hidden folder next to the old one,
+which stays until the new one has run here and agrees with its ONNX file. What a killed run leaves is the old engine.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from msn_deploy.core.artifacts import read_sidecar, sidecar_path
+from msn_deploy.core.errors import GateError, InputError, MissingDependency, MissingDevice, MsnDeployError
+from msn_deploy.core.progress import Progress, silent
+from msn_deploy.engine import BuildOptions, Check, OrtRunner, Plan, Runner, build_engine_file, find_target, runner_of
+from msn_deploy.engine.build import choose_site
+from msn_deploy.engine.build_options import DEFAULT_BATCH
+from msn_deploy.engine.plan import Here, read_plan, what_is_here
+from msn_deploy.engine.preflight import check_fits, preflight, timed_under
+from msn_deploy.engine.tensors import parse_shapes, sized_inputs
+from msn_deploy.model.feeds import random_feeds
+from msn_deploy.model.opened import OpenModel, open_model
+
+_LOG = logging.getLogger(__name__)
+# Between the outputs of an engine and of its ONNX file, for random inputs: rounding stays far above, garbage does not.
+_LEAST_COSINE = 0.95
+Prove = Callable[[Path, OpenModel, Here], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Engine:
+    """An engine of a run folder. check: its line. plan: None if it can't be read, or needs what is not here."""
+
+    path: Path
+    check: Check
+    plan: Plan | None
+
+    @property
+    def onnx(self) -> Path | None:
+        """The file that it was built from, if one of that name is next to it."""
+        path = None if self.plan is None else self.path.with_name(self.plan.onnx.file or "?")
+        return path if path is not None and path.is_file() else None
+
+
+def look_at_run(run: Path, *, here: Here | None = None) -> list[Check]:
+    """Return a line for each engine of a run folder: ok, warning (slower, or not for this machine), problem (stale).
+
+    Nothing of TensorRT is loaded. Raises InputError for what is not a folder.
+    """
+    return [each.check for each in _engines(run, here or what_is_here())]
+
+
+def rebuild_run(
+    run: Path, *, here: Here | None = None, prove: Prove | None = None, progress: Progress = silent
+) -> list[Check]:
+    """Build the stale engines of a run folder anew, with the options of their sidecars, and return a line for each.
+
+    Args:
+        run: The folder.
+        here: What this machine has; found out if not given.
+        prove: Raises if an engine does not run here as its ONNX file does; `prove_engine` if not given.
+        progress: Told how far each build is.
+
+    Raises:
+        InputError: It is not a folder.
+    """
+    here = here or what_is_here()
+    lines = []
+    for engine in _engines(run, here):
+        check = engine.check
+        if check.verdict != "ok" and engine.plan is not None and engine.onnx is not None:
+            try:
+                _rebuild(engine.path, engine.plan, engine.onnx, here, prove or prove_engine, progress)
+            except MsnDeployError as cause:
+                found = f"not rebuilt, the old one stays: {_first_line(cause, engine.path)}"
+                check = replace(check, verdict="problem", found=found)
+            else:
+                again = _looked_at(engine.path, check.name, here, run)
+                check = replace(again.check, found=f"rebuilt: {again.check.found}")
+        lines.append(check)
+    return lines
+
+
+def prove_engine(path: Path, model: OpenModel, here: Here) -> None:
+    """Raise GateError unless an engine runs here and agrees with the ONNX file that it was built from."""
+    libraries = [Path(str(each)) for each in read_sidecar(path).config.get("plugins") or ()]
+    plan = preflight(path, here=here, plugins=libraries)
+    runner = runner_of(plan)
+    try:
+        if libraries:  # ONNX Runtime lacks their operators
+            check_agree(runner, runner, shapes=plan.shapes)
+            return
+        reference = OrtRunner(model)
+        try:
+            check_agree(runner, reference, shapes=plan.shapes)
+        finally:
+            reference.close()
+    finally:
+        runner.close()
+
+
+def check_agree(runner: Runner, reference: Runner, *, shapes: tuple[str, ...] = ()) -> None:
+    """Feed both the same random numbers once; raise GateError if an output is not finite or points elsewhere.
+
+    shapes: of inputs with open sizes, as `--shapes` writes them.
+    """
+    import numpy as np
+
+    usual = [replace(each, least=each.best, most=each.best) for each in map(parse_shapes, shapes)]
+    specs = sized_inputs(runner.inputs, usual, batch=runner.batch_range[0], source=runner.name)
+    feeds = random_feeds(specs, seed=0)
+    made, wanted = runner.run(feeds), reference.run(feeds)
+    for name, values in made.items():
+        ours, theirs = (np.asarray(each, np.float64).ravel() for each in (values, wanted[name]))
+        size = float(np.linalg.norm(ours) * np.linalg.norm(theirs))
+        cosine = float(ours @ theirs) / size if size else float(np.array_equal(ours, theirs))
+        if not cosine >= _LEAST_COSINE:
+            raise GateError(
+                f"{runner.name} makes another {name} of random numbers than {reference.name}: cosine {cosine:.4f}, at "
+                f"least {_LEAST_COSINE} is expected.\n`msn-deploy eval` tells what either is worth."
+            )
+
+
+def _engines(run: Path, here: Here) -> list[_Engine]:
+    if not os.path.isdir(run):
+        raise InputError(f"{run} is not a folder.\n`doctor` takes an ONNX file or the output folder of a run.")
+    found = sorted(path for path in run.rglob("*.engine") if path.is_file() and not _is_hidden(path, run))
+    return [_looked_at(path, path.relative_to(run).as_posix(), here, run) for path in found]
+
+
+def _is_hidden(path: Path, run: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(run).parts)
+
+
+def _looked_at(path: Path, name: str, here: Here, run: Path) -> _Engine:
+    try:
+        plan = read_plan(path)
+    except MsnDeployError as cause:
+        hint = f"msn-deploy verify {run}"
+        return _Engine(path=path, check=_line(name, "problem", _first_line(cause, path), hint), plan=None)
+    again = f"msn-deploy doctor {run} --rebuild"
+    if not path.with_name(plan.onnx.file or "?").is_file():
+        again = f"Copy {plan.onnx.file} next to it, then: {again}"
+    try:
+        check_fits(plan, here)
+    except (MissingDependency, MissingDevice) as cause:  # nothing that an update has done to it
+        return _Engine(path=path, check=_line(name, "warning", _first_line(cause, path), plan.rebuild(here)), plan=None)
+    except InputError as cause:
+        return _Engine(path=path, check=_line(name, "problem", f"stale: {_first_line(cause, path)}", again), plan=plan)
+    if other := timed_under(plan, here):
+        found = f"loads, but its kernels were timed under {other[0]}, and here is {other[1]}"
+        return _Engine(path=path, check=_line(name, "warning", found, again), plan=plan)
+    return _Engine(path=path, check=_line(name, "ok", plan.title, ""), plan=plan)
+
+
+def _line(name: str, verdict: Any, found: str, hint: str) -> Check:
+    return Check(name=name, verdict=verdict, found=found, hint=hint)
+
+
+def _first_line(cause: Exception, path: Path) -> str:
+    return str(cause).splitlines()[0].removeprefix(f"{path} ")
+
+
+def _rebuild(path: Path, plan: Plan, onnx: Path, here: Here, prove: Prove, progress: Progress) -> None:
+    """Build an engine anew next to the old one, prove it, and put it in its place."""
+    side = read_sidecar(path)
+    options = options_of(side.config, here)
+    if side.config.get("timing_cache"):
+        _LOG.warning("%s is not used: its times are of another TensorRT or driver.", side.config["timing_cache"])
+    model = open_model(onnx, step="doctor")
+    site = choose_site(options, plan.precision, machine=here.machine)
+    with tempfile.TemporaryDirectory(prefix=".rebuild-", dir=path.parent) as scratch:
+        out = Path(scratch, path.name)
+        build_engine_file(
+            model, out, options=options, site=site, replicate=int(side.facts.get("replicate") or 1), progress=progress
+        )
+        prove(out, model, here)
+        for new in (out, sidecar_path(out)):  # between the two the old sidecar calls the engine another one
+            os.replace(new, path.with_name(new.name))
+
+
+def options_of(config: Mapping[str, Any], here: Here) -> BuildOptions:
+    """Return the options that a sidecar records, without the timing cache.
+
+    The target is this machine, unless it is a GPU generation that TensorRT-RTX builds for ahead of time.
+    Raises InputError for what this version does not know.
+    """
+    target = find_target(str(config["target"])) if config.get("target") else None
+    plain = {name: config[name] for name in _PLAIN if config.get(name) is not None}
+    try:
+        return BuildOptions(
+            target=None if target is None or target.jetson else target,
+            shapes=tuple(parse_shapes(str(each)) for each in config.get("shapes") or ()),
+            plugins=tuple(Path(str(each)) for each in config.get("plugins") or ()),
+            batch=None if config.get("batch") in (None, DEFAULT_BATCH) else int(config["batch"]),
+            **plain,
+        )
+    except (TypeError, ValueError) as cause:
+        raise InputError(f"the sidecar holds options that this version does not know: {cause}.") from cause
+
+
+_PLAIN = (
+    "precision",
+    "backend",
+    "min_batch",
+    "opt_batch",
+    "workspace_mib",
+    "optimization_level",
+    "version_compatible",
+    "hardware_compatible",
+    "dla",
+    "max_dla_fallback",
+    "replicates",
+)
