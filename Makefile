@@ -8,7 +8,7 @@ ON_PATH := PATH="$(CURDIR)/$(BIN):$$PATH"
 TORCH := torch==2.13.0
 SCRIPTS := .ci/run $(wildcard benchmarks/*.sh msn_deploy/engine/*.sh msn_deploy/pipeline/bundle_scripts/* tests/container/*.sh)
 
-.PHONY: setup demo quick test gpu-test nightly check hooks fmt results train-step throughput overhead control peers networks export-cost \
+.PHONY: setup demo quick test gpu-test cuda-test nightly check hooks fmt results train-step throughput overhead control peers networks export-cost \
 	backend-tests sweep paper int8 readme operators container-test jetson-wheels clean
 
 setup: $(VENV)/.installed $(VENV)/.bindings
@@ -40,6 +40,11 @@ test: check
 gpu-test: setup
 	$(PIP) --editable '.[gpu]'
 	$(BIN)/python -m pytest tests/gpu
+
+# pycuda, compiled here with CUDA's nvcc, and cuda-bindings, over a driver without a GPU: minutes, once.
+cuda-test: setup
+	$(BIN)/python tests/engine/cuda_real.py $(VENV)/cuda --out cuda-packages.json
+	$(BIN)/python -m pytest tests/engine/test_engine_cuda_driver.py
 
 # More random networks through the fold than `make test` takes.
 nightly: setup

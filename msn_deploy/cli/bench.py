@@ -11,6 +11,7 @@ from msn_deploy.cli import output
 from msn_deploy.cli.bench_show import live_bench, show
 from msn_deploy.cli.options import MINIMUM_SECONDS, Json, Plugins, Threads, Trust, new_file, new_text
 from msn_deploy.core.errors import InputError, InvalidMeasurement
+from msn_deploy.engine.cuda import parse_wait
 from msn_deploy.engine.runner import parse_state
 from msn_deploy.engine.tensors import parse_shapes
 from msn_deploy.pipeline.bench_request import BenchRequest
@@ -58,6 +59,11 @@ def command(
     ] = None,
     profile: Annotated[str, typer.Option(help="Timing profile: single-stream or mlperf.")] = BenchRequest.profile,
     cuda_graph: Annotated[bool, typer.Option("--cuda-graph", help="Replay each engine from a CUDA graph.")] = False,
+    wait: Annotated[
+        str | None,
+        typer.Option(help="How engines wait for the GPU: spin or sleep.", show_default="the profile's, spin"),
+    ] = None,
+    mapped: Annotated[bool, typer.Option("--mapped", help="Run engines on mapped buffers (zero-copy), too.")] = False,
     builds: Annotated[int, typer.Option(min=1, help="Load each model N times.")] = BenchRequest.builds,
     energy: Annotated[bool, typer.Option("--energy", help="Measure energy per query too (Jetson).")] = False,
     layers: Annotated[bool, typer.Option("--layers", help="Time each model's layers afterwards.")] = False,
@@ -93,8 +99,9 @@ def command(
     names: dict[Path, str] = {}
     accuracies: dict[Path, float] = {}
     if str(baseline) == "auto":
-        if cuda_graph:
-            raise InputError("--cuda-graph is for engines, and `--baseline auto` makes ONNX files.\nLeave one out.")
+        for given, option in ((cuda_graph, "--cuda-graph"), (wait, "--wait"), (mapped, "--mapped")):
+            if given:
+                raise InputError(f"{option} is for engines, and `--baseline auto` makes ONNX files.\nLeave one out.")
         names, accuracies = _rows_of_recipe(models, runs, batch=batch or 1, threads=threads)
         models, baseline = list(names), None
     request = BenchRequest(
@@ -108,6 +115,8 @@ def command(
         threads=threads,
         profile=profile,
         cuda_graph=cuda_graph,
+        wait=parse_wait(wait),
+        mapped=mapped,
         builds=builds,
         energy=energy,
         layers=layers,

@@ -34,6 +34,8 @@ _LIVE_NAME = 30
 
 def show(result: BenchResult) -> None:
     """Print one row per model, what else was measured, and the conditions."""
+    from msn_deploy.bench.profile import in_words
+
     head = ("model", "median ms", "p90", "p99", "ratio", "95 % interval", "verdict")
     rows = [_row(arm, is_baseline=arm.name == result.baseline) for arm in result.arms]
     # Names that leave no room for the column heads take it from the longest of these.
@@ -64,11 +66,9 @@ def show(result: BenchResult) -> None:
             f"control: {shortened(result.baseline, _COLUMNS // 2)} against itself came out {result.control.verdict} "
             f"({result.control.ratio:.3f}); this machine is too unsteady for these verdicts"
         )
-    profile = result.profile
-    graphed = ", CUDA graph" if profile.cuda_graph else ""
     _say(
-        f"{profile.name}: {profile.provider}{graphed}, batch {profile.batch}, {profile.threads} threads, input: "
-        f"{profile.input}; ratio below 1 is faster; p90 and p99 are 99 % upper bounds, in ms"
+        f"{result.profile.name}: {in_words(result.profile, result.environment)}; ratio below 1 is faster; p90 and p99 "
+        "are 99 % upper bounds, in ms"
     )
     for arm in result.arms:
         _show_layers(arm)

@@ -2,7 +2,8 @@
 
 A runner needs four things of CUDA, on one stream of the primary context, which is also TensorRT's: a pair of buffers
 (`allocate`), asynchronous copies between them (`copy`), the GPU's own time of some work (`timed`, `wait`), and a CUDA
-graph of it (`capture`). Both packages are thin over the same driver calls; pycuda has none for graphs.
+graph of it (`capture`). Both packages are thin over the same driver calls; pycuda has none for graphs, and none that
+say how to wait, so that one goes to the driver's library.
 """
 
 from __future__ import annotations
@@ -11,18 +12,34 @@ import atexit
 import ctypes
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, cast
 
-from msn_deploy.core.errors import MissingDependency, MissingDevice
+from msn_deploy.core.errors import InputError, MissingDependency, MissingDevice
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: does not wait for the default stream
+_CAN_MAP = 19  # CU_DEVICE_ATTRIBUTE_CAN_MAP_HOST_MEMORY
+_MAPPED = 2  # CU_MEMHOSTALLOC_DEVICEMAP
 Work = Callable[[], None]
+
+Wait = Literal["spin", "sleep"]
+"""How a thread waits for the GPU: it looks all the time, or the operating system wakes it."""
+# CU_CTX_SCHED_SPIN, CU_CTX_SCHED_BLOCKING_SYNC, and the mask of those bits. What CUDA does if it is not told differs:
+# on a desktop it spins, on a Jetson the power mode decides.
+WAITS: Mapping[Wait, int] = {"spin": 1, "sleep": 4}
+_WAIT_BITS = 7
+
+
+def parse_wait(text: str | None) -> Wait | None:
+    """Read one of WAITS. Raises InputError for anything else."""
+    if text is None or text in WAITS:
+        return cast("Wait | None", text)
+    raise InputError(f"`--wait {text}`: a thread waits for the GPU in one of the ways {', '.join(WAITS)}.")
 
 
 class CudaError(MissingDevice):
@@ -31,10 +48,11 @@ class CudaError(MissingDevice):
 
 @dataclass(slots=True)
 class Pair:
-    """The same array twice: page-locked on the host, and at an address on the GPU."""
+    """The same array twice: page-locked on the host, and at an address on the GPU. mapped: both are one memory."""
 
     host: NDArray[Any]
     device: int
+    mapped: bool = False
 
     def forget(self) -> None:
         """Let go of the host's memory before it is freed."""
@@ -51,7 +69,7 @@ class Cuda(Protocol):
         ...
 
     def copy(self, pair: Pair, rows: int, *, to_device: bool) -> None:
-        """Queue the copy of the first `rows` rows, to the GPU or back."""
+        """Queue the copy of the first `rows` rows, to the GPU or back; a mapped pair needs none."""
         ...
 
     def timed(self, work: Work) -> None:
@@ -71,15 +89,22 @@ class Cuda(Protocol):
         ...
 
 
-def open_cuda(*, graphs: bool = False) -> Cuda:
-    """Return pycuda's CUDA, or that of cuda-bindings where pycuda is not installed; graphs: one that has `capture`.
+def open_cuda(*, graphs: bool = False, wait: Wait | None = None, mapped: bool = False) -> Cuda:
+    """Return pycuda's CUDA, or that of cuda-bindings where pycuda is not installed.
 
-    Raises MissingDependency without a package, CudaError without a GPU or driver.
+    Args:
+        graphs: Only one that has `capture`.
+        wait: How this process waits for the GPU; None leaves it to CUDA.
+        mapped: Give out pairs that are one memory, which saves the copies (zero-copy).
+
+    Raises:
+        MissingDependency: Neither package is installed.
+        CudaError: There is no GPU or driver, or `mapped` is asked of a GPU that cannot.
     """
     causes = []
     for kind in (BindingsCuda,) if graphs else (PyCuda, BindingsCuda):
         try:
-            return kind()
+            return kind(wait=wait, mapped=mapped)
         except ImportError as cause:
             causes.append(str(cause))
     why = "a CUDA graph needs cuda-bindings" if graphs else "running an engine needs pycuda or cuda-bindings"
@@ -109,24 +134,29 @@ class PyCuda:
     _context: ClassVar[Any] = None
     _users: ClassVar[int] = 0
 
-    def __init__(self) -> None:
+    def __init__(self, *, wait: Wait | None = None, mapped: bool = False) -> None:
         import pycuda.driver as driver
 
-        self._driver, self.error = driver, driver.Error
+        self._driver, self.error, self._mapped = driver, driver.Error, mapped
         self._held = ExitStack()  # what is to be freed, the last first
         atexit.register(self.close)  # pycuda aborts a process that ends with a context pushed
         try:
-            self._start()
+            self._start(wait)
         except CudaError:
             self.close()
             raise
 
     @_explained
-    def _start(self) -> None:
+    def _start(self, wait: Wait | None) -> None:
+        self._driver.init()
+        device = self._driver.Device(0)
+        if self._mapped:
+            _check_mapping(device.get_attribute(self._driver.device_attribute.CAN_MAP_HOST_MEMORY))
+        if wait is not None:
+            _set_wait(wait)
         if PyCuda._users == 0:
             # What pycuda.autoprimaryctx does, but that one can't be undone before the process ends.
-            self._driver.init()
-            context = self._driver.Device(0).retain_primary_context()
+            context = device.retain_primary_context()
             context.push()
             PyCuda._context = context
         PyCuda._users += 1
@@ -143,11 +173,20 @@ class PyCuda:
     def _leave() -> None:
         PyCuda._users -= 1
         if PyCuda._users == 0:
-            PyCuda._context.pop()
-            PyCuda._context = None
+            context, PyCuda._context = PyCuda._context, None
+            # What pycuda has popped it gives up by cuCtxDetach, which does not release a primary context; what it
+            # detaches while it takes it for current it releases, but leaves it current for the driver.
+            _library().cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
+            context.detach()
 
     @_explained
     def allocate(self, shape: Sequence[int], dtype: str) -> Pair:
+        if self._mapped:
+            flags = self._driver.host_alloc_flags.DEVICEMAP
+            host = self._driver.pagelocked_empty(tuple(shape), dtype, mem_flags=flags)
+            pair = Pair(host, int(host.base.get_device_pointer()), mapped=True)
+            self._held.callback(pair.forget)
+            return pair
         host = self._driver.pagelocked_empty(tuple(shape), dtype)
         memory = self._driver.mem_alloc(host.nbytes)
         pair = Pair(host, int(memory))
@@ -157,6 +196,8 @@ class PyCuda:
 
     @_explained
     def copy(self, pair: Pair, rows: int, *, to_device: bool) -> None:
+        if pair.mapped:
+            return
         if to_device:
             self._driver.memcpy_htod_async(pair.device, pair.host[:rows], self._stream)
         else:
@@ -187,16 +228,22 @@ class PyCuda:
 class BindingsCuda:
     """CUDA by NVIDIA's cuda-bindings, version 12 and later."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, wait: Wait | None = None, mapped: bool = False) -> None:
         from cuda.bindings import driver
 
-        self._driver = driver
+        self._driver, self._mapped = driver, mapped
         self._graph: Any = None
         self._held = ExitStack()  # what is to be freed, the last first
         atexit.register(self.close)
         try:
             self._call("cuInit", 0)
             device = self._call("cuDeviceGet", 0)
+            if mapped:
+                _check_mapping(self._call("cuDeviceGetAttribute", driver.CUdevice_attribute(_CAN_MAP), device))
+            if wait is not None:
+                flags = int(self._call("cuDevicePrimaryCtxGetState", device))
+                if flags & _WAIT_BITS != WAITS[wait]:
+                    self._call("cuDevicePrimaryCtxSetFlags", device, flags & ~_WAIT_BITS | WAITS[wait])
             context = self._call("cuDevicePrimaryCtxRetain", device)
             self._later("cuDevicePrimaryCtxRelease", device)
             self._call("cuCtxPushCurrent", context)
@@ -234,16 +281,21 @@ class BindingsCuda:
         import numpy as np
 
         size = math.prod(shape) * np.dtype(dtype).itemsize
-        address = self._call("cuMemHostAlloc", size, 0)
+        address = self._call("cuMemHostAlloc", size, _MAPPED if self._mapped else 0)
         self._later("cuMemFreeHost", address)
-        memory = self._call("cuMemAlloc", size)
-        self._later("cuMemFree", memory)
+        if self._mapped:
+            memory = self._call("cuMemHostGetDevicePointer", address, 0)
+        else:
+            memory = self._call("cuMemAlloc", size)
+            self._later("cuMemFree", memory)
         block: Any = (ctypes.c_char * size).from_address(int(address))
-        pair = Pair(np.frombuffer(block, dtype).reshape(shape), int(memory))
+        pair = Pair(np.frombuffer(block, dtype).reshape(shape), int(memory), mapped=self._mapped)
         self._held.callback(pair.forget)
         return pair
 
     def copy(self, pair: Pair, rows: int, *, to_device: bool) -> None:
+        if pair.mapped:
+            return
         part = pair.host[:rows]
         if to_device:
             self._call("cuMemcpyHtoDAsync", pair.device, part.ctypes.data, part.nbytes, self._stream)
@@ -279,6 +331,35 @@ class BindingsCuda:
     def close(self) -> None:
         atexit.unregister(self.close)
         self._held.close()
+
+
+def _library() -> Any:
+    """Return the driver's library, which pycuda has loaded."""
+    return ctypes.CDLL("libcuda.so.1")
+
+
+def _set_wait(wait: Wait) -> None:
+    """Say how the primary context of the first GPU waits."""
+    library = _library()
+    device, flags, active = ctypes.c_int(), ctypes.c_uint(), ctypes.c_int()
+    _ask(library.cuDeviceGet, ctypes.byref(device), 0)
+    _ask(library.cuDevicePrimaryCtxGetState, device, ctypes.byref(flags), ctypes.byref(active))
+    if flags.value & _WAIT_BITS != WAITS[wait]:  # CUDA before 11 refuses to change a context that is in use
+        newest = getattr(library, "cuDevicePrimaryCtxSetFlags_v2", None)
+        _ask(newest or library.cuDevicePrimaryCtxSetFlags, device, flags.value & ~_WAIT_BITS | WAITS[wait])
+
+
+def _ask(function: Any, *args: Any) -> None:
+    status = function(*args)
+    if status:
+        raise _error(f"{function.__name__} failed with status {status}")
+
+
+def _check_mapping(possible: int) -> None:
+    if not possible:
+        raise CudaError(
+            "this GPU cannot map the host's memory, so there are no mapped buffers.\nRun the engine without them."
+        )
 
 
 def _error(text: str) -> CudaError:

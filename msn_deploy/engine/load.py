@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from msn_deploy.core.errors import InputError
+from msn_deploy.engine.cuda import Wait
 from msn_deploy.engine.ort import OrtRunner
 from msn_deploy.engine.plan import Plan
 from msn_deploy.engine.preflight import preflight
@@ -45,6 +46,8 @@ def runner_of(
     provider: str = "cpu",
     fuse_norms: bool = True,
     cuda_graph: bool = False,
+    wait: Wait | None = None,
+    mapped: bool = False,
 ) -> Runner:
     """Return a runner of an opened model.
 
@@ -55,16 +58,18 @@ def runner_of(
         fuse_norms: Let the runtime merge normalisation layers into convolutions. False measures an ONNX file as it is
             written.
         cuda_graph: Queue an engine's network with one call.
+        wait: How an engine's thread waits for the GPU, "spin" or "sleep"; None leaves it to CUDA.
+        mapped: Let an engine read and write the host's memory (zero-copy), as a Jetson's GPU can without a detour.
 
     Raises:
-        InputError: The model does not load, or `cuda_graph` is asked of an ONNX file.
+        InputError: The model does not load, or one of the last three is asked of an ONNX file.
         MissingDependency: The runtime, or its provider, is not installed.
-        MissingDevice: The GPU is not there.
+        MissingDevice: The GPU is not there, or cannot map the host's memory.
     """
     if isinstance(model, Plan):
-        return TrtRunner(model, cuda_graph=cuda_graph)
-    if cuda_graph:
-        raise InputError(f"{model.path} is not an engine, and only TensorRT replays a CUDA graph.")
+        return TrtRunner(model, cuda_graph=cuda_graph, wait=wait, mapped=mapped)
+    if cuda_graph or wait or mapped:
+        raise InputError(f"{model.path} is not an engine; CUDA graphs, waits and mapped buffers are for engines.")
     return OrtRunner(model, threads=threads, provider=provider, fuse_norms=fuse_norms)
 
 
@@ -76,8 +81,18 @@ def load_runner(
     fuse_norms: bool = True,
     trust: bool = False,
     cuda_graph: bool = False,
+    wait: Wait | None = None,
+    mapped: bool = False,
     plugins: Sequence[Path] = (),
 ) -> Runner:
     """Load a model file into the runner that serves its kind: `open_runnable`, then `runner_of`, which see."""
     model = open_runnable(Path(path), trust=trust, plugins=plugins)
-    return runner_of(model, threads=threads, provider=provider, fuse_norms=fuse_norms, cuda_graph=cuda_graph)
+    return runner_of(
+        model,
+        threads=threads,
+        provider=provider,
+        fuse_norms=fuse_norms,
+        cuda_graph=cuda_graph,
+        wait=wait,
+        mapped=mapped,
+    )

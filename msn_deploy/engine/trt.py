@@ -13,7 +13,7 @@ from msn_deploy.core.model_info import TensorSpec
 from msn_deploy.core.optional import require
 from msn_deploy.engine.backends import load_plugins
 from msn_deploy.engine.build_log import Messages, logger_of
-from msn_deploy.engine.cuda import Cuda, CudaError, Pair, Work, open_cuda
+from msn_deploy.engine.cuda import Cuda, CudaError, Pair, Wait, Work, open_cuda
 from msn_deploy.engine.plan import TITLES, Plan, what_is_here
 from msn_deploy.engine.preflight import check_version
 from msn_deploy.engine.runner import check_feeds, sizes_text
@@ -79,14 +79,25 @@ class TrtRunner:
         plan: Plan,
         *,
         cuda_graph: bool = False,
+        wait: Wait | None = None,
+        mapped: bool = False,
         trt: Any = None,
         cuda: Callable[..., Cuda] = open_cuda,
     ) -> None:
         """Load the plan and run it once, since TensorRT-RTX compiles kernels for this GPU on the way.
 
-        cuda_graph: queue the whole network with one call. trt: the TensorRT module, imported if not given.
-        Raises InputError for a plan that does not load, has tensors of types that numpy lacks, or cannot be replayed;
-        MissingDependency, MissingDevice (CudaError too).
+        Args:
+            plan: What `preflight` returned.
+            cuda_graph: Queue the whole network with one call.
+            wait: See `open_cuda`.
+            mapped: See `open_cuda`.
+            trt: The TensorRT module; imported if not given.
+            cuda: What opens CUDA.
+
+        Raises:
+            InputError: The plan does not load, has tensors of types that numpy lacks, or cannot be replayed.
+            MissingDependency: TensorRT, or a way to CUDA.
+            MissingDevice: The GPU is not there, or fails; CudaError too.
         """
         trt = trt if trt is not None else _module(plan)
         check_version(plan, str(trt.__version__), what_is_here())  # what is imported counts, not what is installed
@@ -103,7 +114,7 @@ class TrtRunner:
         self._shapes: dict[str, _Shape] = {}
         self._made: dict[str, _Shape] = {}
         self._pairs: dict[str, Pair] = {}
-        self._cuda = cuda(graphs=self._graph)
+        self._cuda = cuda(graphs=self._graph, wait=wait, mapped=mapped)
         atexit.register(self.close)  # after CUDA's own, so that it runs before
         try:
             self._load(trt, plan, rtx_graph=rtx_graph)

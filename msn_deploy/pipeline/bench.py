@@ -20,6 +20,7 @@ from msn_deploy.core.artifacts import open_input, parent_of, publish, read_sidec
 from msn_deploy.core.errors import InputError, did_you_mean
 from msn_deploy.core.progress import Progress, silent
 from msn_deploy.engine import Plan, Runner, target_of, what_machine
+from msn_deploy.engine.cuda import Wait
 from msn_deploy.engine.layer_times import time_ort_layers, time_trt_layers
 from msn_deploy.engine.runner import Stateful
 from msn_deploy.engine.tensors import InputShapes
@@ -106,13 +107,14 @@ def bench(
     threads = asked.threads or len(os.sched_getaffinity(0))
     named, further = asked.rows(), asked.further_builds()
     provided = " and ".join(sorted({each for _, each in named.values()}))
-    preset(asked.profile, provider=provided, input="random")  # a name that is not one is refused before any work
+    # A name that is not one is refused before any work.
+    wait = preset(asked.profile, provider=provided, input="random", wait=asked.wait).wait
     if asked.layers:
         _check_layers([path for path, _ in named.values()], provider=asked.provider)
     opened, loaded = [], []
     for path, provider in named.values():
         file = open_file(path, trust=asked.trust, plugins=asked.plugins)
-        load = _loader(file, provider, asked, threads=threads)
+        load = _loader(file, provider, asked, threads=threads, wait=wait)
         opened.append((file, load))
         loaded.append(load(file))
     batch = batch_of(loaded, asked.batch, asked.shapes)
@@ -142,6 +144,7 @@ def bench(
         threads=threads,
         input=inputs.pop(),
         cuda_graph=asked.cuda_graph,
+        wait=wait,
     )
     taken = measure(arms, options=options, progress=progress, probe=Probe(root), watch=watch)
     firsts = [arm for arm in arms if arm.build == 0]
@@ -221,13 +224,16 @@ def _query(runner: Runner, feeds: Sequence[Feeds]) -> Callable[[], object]:
     return query
 
 
-def _loader(file: ModelFile, provider: str, asked: BenchRequest, *, threads: int) -> Callable[[ModelFile], Runner]:
+def _loader(
+    file: ModelFile, provider: str, asked: BenchRequest, *, threads: int, wait: Wait | None
+) -> Callable[[ModelFile], Runner]:
     """Return what loads a file or a further build of it."""
+    is_engine = provider in ("engine", "engine-mapped")
 
     def load(each: ModelFile) -> Runner:
         runner = each.runner(
             provider=provider, threads=threads, batch=asked.batch or 1, fuse_norms=not file.keeps_norms,
-            cuda_graph=asked.cuda_graph,
+            cuda_graph=asked.cuda_graph, wait=wait if is_engine else None, mapped=provider == "engine-mapped",
         )  # fmt: skip
         if not asked.state:
             return runner

@@ -12,6 +12,7 @@ from msn_deploy.core.errors import InputError
 
 if TYPE_CHECKING:
     from msn_deploy.bench import MeasureOptions
+    from msn_deploy.engine.cuda import Wait
     from msn_deploy.engine.tensors import InputShapes
 
 _REPLICATE = re.compile(r"(.+)\.r\d+\.engine")
@@ -42,6 +43,10 @@ class BenchRequest:
     """One that `bench.profile.preset` takes."""
     cuda_graph: bool = False
     """Replay each engine's network from a CUDA graph. All models have to be engines."""
+    wait: Wait | None = None
+    """How engines wait for the GPU; None: as the profile says."""
+    mapped: bool = False
+    """Run each engine on mapped buffers (zero-copy) too, as a row of its own."""
     builds: int = 1
     """How many times each model is loaded, so that one lucky load does not decide."""
     energy: bool = False
@@ -72,6 +77,12 @@ class BenchRequest:
                 f"--cuda-graph is for engines, which TensorRT replays; {other} is not an engine.\n"
                 "Leave it out, or build one with `msn-deploy build-engine`."
             )
+        if not any(path.suffix.lower() == ".engine" for path in self.files):
+            for given, option in ((self.wait, "--wait"), (self.mapped, "--mapped")):
+                if given:
+                    raise InputError(
+                        f"{option} is for engines, and none is among the models.\nAdd one, or leave it out."
+                    )
 
     @property
     def files(self) -> list[Path]:
@@ -96,13 +107,18 @@ class BenchRequest:
             named = {path: str(path) for path in paths}
         rows = {}
         for path, name in named.items():
+            if path.suffix.lower() == ".engine":
+                rows[name] = (path, "engine")
+                if self.mapped:
+                    rows[f"{name} mapped"] = (path, "engine-mapped")
+                continue
             if path.suffix.lower() != ".safetensors":
-                rows[name] = (path, "engine" if path.suffix.lower() == ".engine" else self.provider)
+                rows[name] = (path, self.provider)
                 continue
             rows[name] = (path, torch_provider(self.provider, compiled=False))
             if self.compiled:
                 rows[f"{name} compiled"] = (path, torch_provider(self.provider, compiled=True))
-        if self.compiled and len(rows) == len(paths):
+        if self.compiled and all(path.suffix.lower() != ".safetensors" for path in paths):
             raise InputError("--compile is for checkpoints, and none is among the models.\nAdd one, or leave it out.")
         return rows
 

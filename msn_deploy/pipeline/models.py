@@ -9,6 +9,7 @@ from pathlib import Path
 from msn_deploy.core.artifacts import sha256_of
 from msn_deploy.core.errors import InputError
 from msn_deploy.engine import Runner, open_runnable, runner_of
+from msn_deploy.engine.cuda import Wait
 from msn_deploy.engine.load import Opened
 from msn_deploy.model.opened import OpenModel
 from msn_deploy.training.runner import TorchRunner
@@ -50,6 +51,8 @@ class ModelFile:
         batch: int = 1,
         fuse_norms: bool = True,
         cuda_graph: bool = False,
+        wait: Wait | None = None,
+        mapped: bool = False,
     ) -> Runner:
         """Return a new runner. See `runner_of`, and TorchRunner for a checkpoint.
 
@@ -58,8 +61,14 @@ class ModelFile:
         if self.opened is None:
             return TorchRunner(self.path, provider=provider, batch=batch, threads=threads)
         return runner_of(
-            self.opened, threads=threads, provider=provider, fuse_norms=fuse_norms, cuda_graph=cuda_graph
-        )  # fmt: skip
+            self.opened,
+            threads=threads,
+            provider=provider,
+            fuse_norms=fuse_norms,
+            cuda_graph=cuda_graph,
+            wait=wait,
+            mapped=mapped,
+        )
 
     def described(self, runner: Runner) -> Described:
         """Describe the file; `runner` is one of its own."""

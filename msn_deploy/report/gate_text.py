@@ -5,6 +5,7 @@ from __future__ import annotations
 from xml.etree import ElementTree
 
 from msn_deploy.bench.gate import Gate, described
+from msn_deploy.bench.profile import in_words
 from msn_deploy.bench.result import BenchResult
 
 _SAID = {
@@ -37,8 +38,7 @@ def markdown(result: BenchResult, gate: Gate) -> str:
             *([] if result.validity.valid else [result.validity.message, ""]),
             *(f"{state}: {_SAID[state]}." for state in _SAID if state in states),
             "",
-            f"{profile.name}, {profile.provider}, batch {profile.batch}, {profile.threads} threads, {profile.input}; "
-            f"{_cell(str(result.environment.cpu))}.",
+            f"{profile.name}: {in_words(profile, result.environment)}; {_cell(str(result.environment.cpu))}.",
             "",
         ]
     )

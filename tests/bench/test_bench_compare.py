@@ -103,6 +103,7 @@ def test_json_of_an_arm_begins_with_the_promised_keys():
         "h2d": None,
         "d2h": None,
         "cuda_graph": False,
+        "wait": None,
     }
     assert value["options"]["seconds"] == 2.5
 

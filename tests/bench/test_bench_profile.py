@@ -4,8 +4,17 @@ from dataclasses import asdict, fields, replace
 
 import pytest
 
-from msn_deploy.bench.profile import PRESETS, Profile, first_difference, preset, profile_from, seconds_for
+from msn_deploy.bench.profile import (
+    PRESETS,
+    Profile,
+    first_difference,
+    in_words,
+    preset,
+    profile_from,
+    seconds_for,
+)
 from msn_deploy.core.errors import InputError
+from msn_deploy.machine.environment import Environment
 
 
 def test_presets_say_what_a_query_contains():
@@ -27,6 +36,39 @@ def test_a_result_of_an_earlier_version_is_read_unless_it_was_measured_otherwise
     for name, other in (("spin_wait", True), ("streams", 2), ("sync", "end")):
         with pytest.raises(TypeError, match=name):
             profile_from(ours | was | {name: other})
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_engines_spin_unless_they_are_asked_to_sleep(name):
+    assert preset(name, provider="engine", input="random").wait == "spin"
+    assert preset(name, provider="cpu and engine-mapped", input="random", wait="sleep").wait == "sleep"
+    assert preset(name, provider="cuda", input="random").wait is None  # ONNX Runtime's own choice
+    with pytest.raises(InputError, match="spin, sleep; not 'yield'"):
+        Profile(provider="engine", wait="yield")
+
+
+def test_engines_that_waited_as_cuda_chose_compare_with_no_other():
+    ours = preset("single-stream", provider="engine", input="random")
+    was = profile_from({key: value for key, value in asdict(ours).items() if key != "wait"} | {"spin_wait": False})
+    assert first_difference(ours, was) == "wait spin against None"
+    assert first_difference(was, was) is None
+    asleep = preset("single-stream", provider="engine", input="random", wait="sleep")
+    assert first_difference(ours, asleep) == "wait spin against sleep"
+
+
+def test_mapped_buffers_alone_have_no_copies_in_the_time():
+    assert preset("single-stream", provider="engine-mapped", input="random").h2d is None
+    assert preset("single-stream", provider="engine and engine-mapped", input="random").h2d is True
+
+
+def test_conditions_are_said_with_power_mode_and_clocks():
+    profile = preset("single-stream", provider="engine", input="random", threads=6, cuda_graph=True)
+    jetson = Environment(power_mode="MAXN_SUPER (id 2)", clocks_pinned=False)
+    assert in_words(profile, jetson) == (
+        "engine, CUDA graph, wait: spin, batch 1, 6 threads, input: random, power mode MAXN_SUPER (id 2), "
+        "clocks not pinned"
+    )
+    assert in_words(Profile(provider="cpu"), Environment()) == "cpu, batch 1, None threads, input: real samples"
 
 
 def test_an_unknown_preset_lists_those_there_are():
@@ -52,7 +94,7 @@ def test_every_condition_but_the_name_counts():
     ours = Profile(provider="cpu")
     changes = {
         "provider": "cuda", "batch": 2, "threads": 1, "input": "random", "h2d": True, "d2h": False,
-        "cuda_graph": True,
+        "cuda_graph": True, "wait": "spin",
     }  # fmt: skip
     assert {field.name for field in fields(Profile)} == {*changes, "name"}
     for name, value in changes.items():

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from cli_explained import assert_explained as explained
 
-from msn_deploy.bench import MeasureOptions
+from msn_deploy.bench import MeasureOptions, from_json, to_json
 from msn_deploy.core import artifacts
 from msn_deploy.core.artifacts import read_sidecar
 from msn_deploy.core.model_info import METADATA_KEY
@@ -163,13 +163,15 @@ def engine(monkeypatch, run_folder, tmp_path):
     path = run_folder / "cnn3_msn.int8.engine"
 
     class Runner(OrtRunner):
-        most, graphs = 1, []
+        most, graphs, waits, mapped = 1, [], [], []
 
-        def __init__(self, plan, *, cuda_graph):
+        def __init__(self, plan, *, cuda_graph, wait, mapped):
             super().__init__(open_model(run_folder / plan.onnx.file, step="test"), threads=1)
             self.path, self.name, self.info = plan.path, plan.path.name, plan.info
             self.batch_range, self.report = (1, self.most), None
             self.graphs.append(cuda_graph)
+            self.waits.append(wait)
+            self.mapped.append(mapped)
 
         def report_layers(self, report):
             self.report = report
@@ -215,6 +217,28 @@ def test_bench_replays_a_cuda_graph_if_asked_and_says_so(engine, asked):
     result = bench([engine], threads=1, builds=2, cuda_graph=asked, options=quick)
     assert load.TrtRunner.graphs == [asked, asked]
     assert result.profile.cuda_graph is asked
+
+
+@pytest.mark.parametrize(("asked", "wait"), [(None, "spin"), ("sleep", "sleep")])
+def test_bench_says_how_an_engine_waits_and_writes_it_down(engine, asked, wait):
+    from msn_deploy.engine import load
+
+    quick = MeasureOptions(seconds=0.1, block_ms=2, warmup_seconds=0, warmup_queries=1)
+    result = bench([engine], threads=1, wait=asked, options=quick)
+    assert load.TrtRunner.waits == [wait]
+    assert from_json(to_json(result)).profile.wait == wait
+
+
+def test_bench_holds_copied_and_mapped_buffers_of_an_engine_against_each_other(engine, run_folder):
+    from msn_deploy.engine import load
+
+    quick = MeasureOptions(seconds=0.1, block_ms=2, warmup_seconds=0, warmup_queries=1)
+    onnx = run_folder / "cnn3_msn.onnx"
+    result = bench([engine, onnx], threads=1, builds=2, mapped=True, options=quick)
+    assert [arm.name for arm in result.arms] == ["cnn3_msn.int8", "cnn3_msn.int8 mapped", "cnn3_msn"]
+    assert [arm.facts.provider for arm in result.arms] == ["engine", "engine-mapped", "cpu"]
+    assert load.TrtRunner.mapped == [False, True, False, True]
+    assert (result.profile.provider, result.profile.h2d) == ("cpu and engine and engine-mapped", True)
 
 
 def test_bench_leaves_the_norms_of_an_engine_to_tensorrt(engine, monkeypatch):

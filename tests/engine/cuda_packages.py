@@ -1,4 +1,7 @@
-"""Stand-ins for pycuda.driver and cuda.bindings.driver: memory is numpy's, and `log` holds what was called."""
+"""Stand-ins for pycuda.driver and cuda.bindings.driver: memory is numpy's, and `log` holds what was called.
+
+The packages themselves are driven in test_engine_cuda_driver.py, where they are installed.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,11 @@ import numpy as np
 
 
 class PyCudaDriver(ModuleType):
-    """pycuda.driver: a stack of contexts, objects that die with their last reference. fail: the call that fails."""
+    """pycuda.driver: a stack of contexts, objects that die with their last reference. fail: the call that fails.
+
+    A context is given up as by pycuda 2026.1: `detach` releases a primary one, and the last reference to one that was
+    not detached calls cuCtxDetach, which is not for primary ones. maps: whether the GPU maps the host's memory.
+    """
 
     class Error(Exception):
         pass
@@ -16,7 +23,10 @@ class PyCudaDriver(ModuleType):
     def __init__(self):
         super().__init__("pycuda.driver")
         self.log, self.memory, self.stack, self.fail = [], {}, 0, None
+        self.maps, self.flags = True, 16
         driver = self
+        self.host_alloc_flags = SimpleNamespace(DEVICEMAP=2)
+        self.device_attribute = SimpleNamespace(CAN_MAP_HOST_MEMORY="maps")
 
         class Thing:
             def __init__(self, *args):
@@ -60,16 +70,28 @@ class PyCudaDriver(ModuleType):
                 del driver.memory[self.address]
 
         class Context:
+            valid, current = True, False
+
+            def __init__(self):
+                driver.said("retain")
+
             def push(self):
                 driver.said("push")
-                driver.stack += 1
+                driver.stack, self.current = driver.stack + 1, True
 
-            def pop(self):
-                driver.stack -= 1
-                driver.log.append("pop")
+            def detach(self):
+                assert self.current, "detached while another is current"
+                driver.stack, self.valid = driver.stack - 1, False
+                driver.log.append("release")
+
+            def __del__(self):
+                if self.valid:
+                    driver.log.append("cuCtxDetach")
 
         self.Stream, self.Event, self.mem_alloc = Stream, Event, Memory
-        self.Device = lambda at: SimpleNamespace(retain_primary_context=Context)
+        self.Device = lambda at: SimpleNamespace(
+            retain_primary_context=Context, get_attribute=lambda which: int(getattr(driver, which))
+        )
 
     def said(self, call):
         if self.fail == call:
@@ -79,8 +101,39 @@ class PyCudaDriver(ModuleType):
     def init(self):
         self.said("init")
 
-    def pagelocked_empty(self, shape, dtype):
-        return np.empty(shape, dtype)
+    def pagelocked_empty(self, shape, dtype, mem_flags=0):
+        host = np.asarray(HostAllocation(np.zeros(shape, dtype), 0x1000 * (len(self.memory) + 1)))
+        if mem_flags:
+            self.said("map")
+            self.memory[host.base.address] = host
+        return host
+
+    # What is asked of the driver's library beside pycuda: a call returns a status, and fills what it is given.
+
+    @property
+    def library(self):
+        """The driver's library, as ctypes shows it."""
+
+        def get_state(device, flags, active):
+            flags._obj.value, active._obj.value = self.flags, self.stack > 0
+            return 0
+
+        def set_flags(device, flags):
+            self.log.append({17: "spin", 20: "sleep"}.get(flags, flags))
+            self.flags = flags
+            return 708 if self.fail == "flags" else 0
+
+        def pop(context):
+            self.log.append("pop")
+            return 0
+
+        set_flags.__name__ = "cuDevicePrimaryCtxSetFlags_v2"
+        return SimpleNamespace(
+            cuDeviceGet=lambda device, at: 0,
+            cuDevicePrimaryCtxGetState=get_state,
+            cuDevicePrimaryCtxSetFlags_v2=set_flags,
+            cuCtxPopCurrent_v2=pop,
+        )
 
     def memcpy_htod_async(self, dest, src, stream):
         assert src.flags["C_CONTIGUOUS"]
@@ -94,14 +147,27 @@ class PyCudaDriver(ModuleType):
         dest.view(np.uint8).reshape(-1)[:] = self.memory[src][: dest.nbytes]
 
 
+class HostAllocation:
+    """What a page-locked array of pycuda's is a view of."""
+
+    def __init__(self, array, address):
+        self.array, self.address = array, address
+        self.__array_interface__ = array.__array_interface__
+
+    def get_device_pointer(self):
+        return self.address
+
+
 class BindingsDriver(ModuleType):
     """cuda.bindings.driver: a tuple (status, *values) of every call; `log` holds the calls."""
 
     CUstreamCaptureMode = SimpleNamespace(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL=1)
+    CUdevice_attribute = int
 
     def __init__(self):
         super().__init__("cuda.bindings.driver")
         self.log, self.fail, self.missing, self.memory, self.made = [], None, None, {}, 0
+        self.maps, self.flags = True, 16
 
     def __getattr__(self, name):
         if not name.startswith("cu"):
@@ -109,6 +175,8 @@ class BindingsDriver(ModuleType):
 
         def call(*args):
             self.log.append(name)
+            if name == "cuDevicePrimaryCtxSetFlags":
+                self.flags = args[1]
             if name == self.missing:
                 raise RuntimeError(f"function {name} not found")
             if name == "cuGetErrorString":
@@ -120,6 +188,14 @@ class BindingsDriver(ModuleType):
         return call
 
     def _values(self, name, *args):
+        if name == "cuDeviceGetAttribute":
+            assert args[0] == 19
+            return (int(self.maps),)
+        if name == "cuDevicePrimaryCtxGetState":
+            return (self.flags, 0)
+        if name == "cuMemHostGetDevicePointer":
+            assert (args[0] in self.memory, args[1]) == (True, 0)
+            return (args[0],)
         if name in ("cuMemHostAlloc", "cuMemAlloc"):
             block = np.zeros(args[0], np.uint8)
             self.memory[block.ctypes.data] = block

@@ -1,5 +1,5 @@
 /* A CUDA driver without a GPU: device memory is host memory, and every call happens at once. What it is called for it
-   tells on stdout. FAKE_CUDA_FAIL names the call that fails. */
+   tells on stdout. FAKE_CUDA_FAIL names the call that fails, "map" that the GPU cannot map the host's memory. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <stdio.h>
@@ -20,12 +20,36 @@ int cuInit(unsigned flags) { return told("cuInit"); }
 int cuDriverGetVersion(int *version) { *version = 13050; return 0; }
 int cuDeviceGet(int *device, int at) { *device = at; return told("cuDeviceGet"); }
 int cuDeviceGetName(char *name, int size, int device) { strncpy(name, "Fake GPU", size); return 0; }
-int cuDeviceGetAttribute(int *value, int which, int device) { *value = which == 75 ? 8 : which == 76 ? 7 : -1; return 0; }
-int cuDevicePrimaryCtxRetain(void **context, int device) { *context = (void *)16; return told("retain"); }
-int cuDevicePrimaryCtxRelease_v2(int device) { return told("release"); }
+int cuDeviceGetCount(int *count) { *count = 1; return 0; }
+int cuDeviceGetAttribute(int *value, int which, int device) {
+    const char *failing = getenv("FAKE_CUDA_FAIL");
+    *value = which == 75 ? 8 : which == 76 ? 7 : which == 19 ? !failing || strcmp(failing, "map") : -1;
+    return 0;
+}
+static unsigned flags_now = 16; /* CU_CTX_LMEM_RESIZE_TO_MAX, for whoever overwrites it */
+static int retained = 0;
+int cuDevicePrimaryCtxGetState(int device, unsigned *flags, int *active) {
+    *flags = flags_now;
+    *active = retained > 0;
+    return told("state");
+}
+int cuDevicePrimaryCtxSetFlags_v2(int device, unsigned flags) {
+    flags_now = flags;
+    return told(retained ? "flags of an active context" : flags == 17 ? "spin" : flags == 20 ? "sleep" : "other flags");
+}
+int cuDevicePrimaryCtxRetain(void **context, int device) { *context = (void *)16; retained++; return told("retain"); }
+int cuDevicePrimaryCtxRelease_v2(int device) { retained--; return told("release"); }
+int cuCtxDetach(void *context) { told("cuCtxDetach"); return 201; } /* not for a primary context */
 int cuCtxPushCurrent_v2(void *context) { return told(context == (void *)16 ? "push" : "push of another"); }
 int cuCtxPopCurrent_v2(void **context) { *context = (void *)16; return told("pop"); }
-int cuMemHostAlloc(void **memory, size_t size, unsigned flags) { *memory = malloc(size); return told("host"); }
+int cuMemHostAlloc(void **memory, size_t size, unsigned flags) {
+    *memory = malloc(size);
+    return told(flags == 2 ? "mapped host" : flags ? "another host" : "host");
+}
+int cuMemHostGetDevicePointer_v2(address *device, void *host, unsigned flags) {
+    *device = (address)host;
+    return told("pointer");
+}
 int cuMemFreeHost(void *memory) { free(memory); return told("free host"); }
 int cuMemAlloc_v2(address *memory, size_t size) { *memory = (address)malloc(size); return told("device"); }
 int cuMemFree_v2(address memory) { free((void *)memory); return told("free device"); }

@@ -36,10 +36,11 @@ class Gpu:
         self.memory, self.queued, self.pairs = {}, [], []
         self.recording = None
         self.captures = self.launches = 0
+        self.mapped = False
         self.is_open = True
 
-    def __call__(self, *, graphs):
-        self.graphs = graphs
+    def __call__(self, *, graphs, wait=None, mapped=False):
+        self.graphs, self.waits, self.mapped = graphs, wait, mapped
         return self
 
     def _check(self, call):
@@ -54,13 +55,15 @@ class Gpu:
         self._check("allocate")
         address = 0x1000 * (len(self.memory) + 1)
         host = np.full(shape, np.nan if "float" in dtype else 1, dtype)
-        self.memory[address] = host.copy()
-        self.pairs.append(Pair(host, address))
+        self.memory[address] = host if self.mapped else host.copy()
+        self.pairs.append(Pair(host, address, mapped=self.mapped))
         return self.pairs[-1]
 
     def copy(self, pair, rows, *, to_device):
         self._check("copy")
         assert self.recording is None
+        if pair.mapped:
+            return
         device = self.memory[pair.device]
 
         def work():

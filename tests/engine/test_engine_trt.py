@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy_trt import Gpu, logits, module
 
@@ -42,10 +42,10 @@ DYNAMIC = (-1, 3, 8, 8)
 RANGE = ((2, 3, 8, 8), (4, 3, 8, 8), (6, 3, 8, 8))
 
 
-def load(gpu=None, plan=PLAN, *, cuda_graph=False, **engine):
+def load(gpu=None, plan=PLAN, *, cuda_graph=False, wait=None, mapped=False, **engine):
     gpu = gpu or Gpu()
     trt = module(gpu, **engine)
-    return TrtRunner(plan, cuda_graph=cuda_graph, trt=trt, cuda=gpu), gpu, trt
+    return TrtRunner(plan, cuda_graph=cuda_graph, wait=wait, mapped=mapped, trt=trt, cuda=gpu), gpu, trt
 
 
 def images(count, seed=3):
@@ -77,6 +77,7 @@ def test_a_fixed_batch_takes_any_number_of_images(count, cuda_graph):
     runner.close()
 
 
+@settings(deadline=None)
 @given(counts=st.lists(st.integers(1, 20), min_size=1, max_size=4), cuda_graph=st.booleans())
 def test_an_open_batch_takes_any_sequence_of_sizes(counts, cuda_graph):
     runner, _, trt = load(shape=DYNAMIC, profile=RANGE, cuda_graph=cuda_graph)
@@ -206,6 +207,17 @@ def test_tensorrt_rtx_captures_by_itself(cuda_graph, strategy):
     runner.close()
 
 
+@pytest.mark.parametrize("cuda_graph", [False, True])
+def test_mapped_buffers_give_the_same_answers_without_a_copy(cuda_graph, monkeypatch):
+    runner, gpu, _ = load(shape=DYNAMIC, profile=RANGE, cuda_graph=cuda_graph, mapped=True, wait="sleep")
+    assert (gpu.mapped, gpu.waits) == (True, "sleep")
+    assert all(gpu.memory[pair.device] is pair.host for pair in gpu.pairs)
+    for count in (6, 2, 11, 3):
+        given = images(count, count)
+        np.testing.assert_allclose(run_images(runner, given), logits(given), atol=1e-4)
+    runner.close()
+
+
 # What a plan asks for
 
 
@@ -312,7 +324,11 @@ def test_an_engine_file_goes_through_the_preflight_into_the_runner(forge_plan, o
     loaded = {"tensorrt": module(gpu)}
     monkeypatch.setattr("msn_deploy.engine.preflight.what_is_here", orin)
     monkeypatch.setattr("msn_deploy.engine.trt.require", lambda name, *, step: loaded[name])
-    monkeypatch.setattr(TrtRunner.__init__, "__kwdefaults__", {"cuda_graph": False, "trt": None, "cuda": gpu})
+    monkeypatch.setattr(
+        TrtRunner.__init__,
+        "__kwdefaults__",
+        {"cuda_graph": False, "wait": None, "mapped": False, "trt": None, "cuda": gpu},
+    )
     path = forge_plan(b"from a file")
     with caplog.at_level(logging.WARNING), pytest.raises(InputError, match="not trusted"):
         load_runner(path)

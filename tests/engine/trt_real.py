@@ -69,7 +69,7 @@ def load(trt: Any) -> object:
     traits = {"dla_core": None, "version_compatible": False, "plugins": ()}
     plan: Any = SimpleNamespace(path=Path("net.engine"), data=b"a plan", **facts, **traits)
     cuda: Any = SimpleNamespace(close=lambda: None)
-    return TrtRunner(plan, trt=trt, cuda=lambda graphs: cuda)
+    return TrtRunner(plan, trt=trt, cuda=lambda **options: cuda)
 
 
 def inspect(trt: Any) -> object:

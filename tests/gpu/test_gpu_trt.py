@@ -111,7 +111,7 @@ def kind(request):
 
 
 def load(path, kind, *, cuda_graph=False):
-    return TrtRunner(preflight(path), cuda_graph=cuda_graph, cuda=lambda *, graphs: kind())
+    return TrtRunner(preflight(path), cuda_graph=cuda_graph, cuda=lambda **options: kind())
 
 
 def expected(path, given):
@@ -172,7 +172,7 @@ def test_a_process_that_closes_nothing_ends_well(built, kind):
         from msn_deploy.engine.preflight import preflight
         from msn_deploy.engine.runner import run_images
         from msn_deploy.engine.trt import TrtRunner
-        runner = TrtRunner(preflight(Path(sys.argv[1])), cuda=lambda *, graphs: cuda.{kind.__name__}())
+        runner = TrtRunner(preflight(Path(sys.argv[1])), cuda=lambda **options: cuda.{kind.__name__}())
         print(run_images(runner, np.zeros((2, 3, 16, 16), np.float32)).shape)
     """
     command = [sys.executable, "-c", textwrap.dedent(code), built / "open.engine"]

@@ -43,3 +43,22 @@ def test_what_cannot_be_measured_is_refused_before_anything_is_opened(options, s
     with pytest.raises(InputError, match=said):
         request("a.engine", "b.onnx", **options)
     assert request("a.engine", cuda_graph=True).cuda_graph
+
+
+@pytest.mark.parametrize(
+    ("options", "said"), [({"wait": "spin"}, "--wait is for"), ({"mapped": True}, "--mapped is for")]
+)
+def test_what_is_for_engines_is_refused_without_one(options, said):
+    with pytest.raises(InputError, match=f"{said} engines, and none is among the models"):
+        request("b.onnx", "c.safetensors", **options)
+    request("a.engine", "b.onnx", **options)
+
+
+def test_mapped_buffers_are_a_row_beside_each_engine_with_the_same_replicates():
+    asked = request("a.engine", "a.r2.engine", "b.onnx", mapped=True)
+    assert asked.rows() == {
+        "a": (Path("a.engine"), "engine"),
+        "a mapped": (Path("a.engine"), "engine-mapped"),
+        "b": (Path("b.onnx"), "cpu"),
+    }
+    assert asked.further_builds() == {Path("a.engine"): [Path("a.r2.engine")]}
