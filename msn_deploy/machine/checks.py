@@ -156,6 +156,10 @@ def _tensorrt(seen: _Machine) -> Check:
         return _problem("tensorrt", f"{found}; {second}", hint)
     if full or (rtx and not seen.facts.jetson):
         return _ok("tensorrt", found)
+    jetpack = jetpack_of(seen.facts.l4t) if seen.facts.jetson else None
+    if jetpack is not None and not jetpack.runs_package and (library := version_in(seen.libraries, "libnvinfer")):
+        hint = f"JetPack's bindings are for Python {jetpack.python}: build with trtexec, as a bundle's build.sh does."
+        return _warning("tensorrt", f"{found} for this Python; its library is {library}", hint)
     if seen.facts.jetson:
         hint = "It comes with JetPack: sudo apt install tensorrt python3-libnvinfer   (never pip install it here)"
         return _problem("tensorrt", found, hint)

@@ -50,6 +50,10 @@ class Machine:
         for name, target in self.links.items():
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             (root / name).symlink_to(target)
+        return self.host(root)
+
+    def host(self, root: Path) -> Host:
+        """Return what looks at the files that `build` wrote."""
         nodes = {root / name: its for name, its in self.nodes.items()}
 
         def may_open(path: Path) -> bool:
