@@ -88,12 +88,22 @@ def command(
         float | None,
         typer.Option(min=0, max=100, help="Fail if more multiply-accumulates than this leave the DLA, percent."),
     ] = None,
+    calibration_table: Annotated[
+        Path | None,
+        typer.Option(help="Scales for INT8 on a DLA up to TensorRT 10.7, from `calibrate --table`; or give --data."),
+    ] = None,
     replicates: Annotated[
         int, typer.Option(min=1, help="Engines to build: NAME.engine, NAME.r2.engine, ...")
     ] = _DEFAULT.replicates,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", callback=new_file, help="File to write.", show_default="NAME.PRECISION.engine"),
+        typer.Option(
+            "--out",
+            "-o",
+            callback=new_file,
+            help="File to write.",
+            show_default="NAME.PRECISION[.dlaN].engine",
+        ),
     ] = None,
     json: Json = None,
 ) -> None:
@@ -106,6 +116,7 @@ def command(
 
     stem = onnx.stem.removesuffix(f".{precision}")
     options = BuildOptions(
+        precision=precision,
         target=None if target == "auto" else find_target(target),
         backend=backend,
         batch=batch,
@@ -120,12 +131,13 @@ def command(
         hardware_compatible=hardware_compatible,
         dla=dla,
         max_dla_fallback=max_dla_fallback,
+        calibration_table=calibration_table,
         replicates=replicates,
     )
     with output.progress_bar() as progress:
         report = build_engine(
             onnx,
-            out or onnx.with_name(f"{stem}.{precision}.engine"),
+            out or onnx.with_name(f"{stem}.{precision}{'' if dla is None else f'.dla{dla}'}.engine"),
             precision=precision,
             data=data,
             method=method,
@@ -207,7 +219,7 @@ def _show_elsewhere(report: EngineReport, there: DeviceBuild) -> None:
         _show_dla(there.dla)
     if report.typed is None:
         output.say(f"  takes      {report.onnx}")
-    copied = ", ".join([report.onnx.name, "its .json", *there.plugins])
+    copied = ", ".join([report.onnx.name, "its .json", *there.beside, *there.plugins])
     output.say(f"Copy {copied} and {there.script.name} into one folder of the device, and run there:")
     output.say(f"  ./{there.script.name}")
     output.say("It takes the first of these that the device has:")

@@ -7,14 +7,14 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from msn_deploy.core.artifacts import Parent, publish, read_sidecar
+from msn_deploy.core.artifacts import Parent, publish, read_sidecar, sha256_of
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.model_info import TensorSpec
 from msn_deploy.core.progress import Progress, silent
 from msn_deploy.engine.backends import Backend, pick_backend
 from msn_deploy.engine.build_log import logger_of
 from msn_deploy.engine.build_options import BuildOptions
-from msn_deploy.engine.dla import DlaPlan
+from msn_deploy.engine.dla import DlaPlan, check_int8
 from msn_deploy.engine.inspector import (
     Layer,
     count_int8_convs,
@@ -127,7 +127,11 @@ def build_engine_file(
     """
     backend, target, machine = site.backend, site.target, site.machine
     precision = options.precision or model.precision
-    check_typed(model, precision, weak=is_weakly_typed(backend.module), title=backend.title)
+    table = options.calibration_table
+    if options.dla is not None and precision == "int8":
+        check_int8(model, backend.version, options.dla, table=table is not None)
+    if table is None or model.precision != "fp32":
+        check_typed(model, precision, weak=is_weakly_typed(backend.module), title=backend.title)
     gpu = None if backend.is_rtx or not machine.has_gpu else first_gpu()
     device = gpu.name if gpu else None
     began = time.perf_counter()
@@ -171,7 +175,7 @@ def build_engine_file(
         out,
         lambda partial: partial.write_bytes(built.plan),
         kind="engine",
-        parents=[model.as_parent(), *_calibrated_on(model)],
+        parents=[model.as_parent(), *_calibrated_on(model, table)],
         versions=["tensorrt_rtx_cu13" if backend.is_rtx else "tensorrt", "onnx"],
         config={**options.as_config(), "precision": precision, "target": report.target, "backend": backend.name},
         facts={**facts, "machine": asdict(machine), "info": None if model.info is None else model.info.to_json()},
@@ -221,10 +225,15 @@ def check_typed(model: OpenModel, precision: str, *, weak: bool, title: str) -> 
     )
 
 
-def _calibrated_on(model: OpenModel) -> list[Parent]:
-    """Return the images whose ranges an INT8 file carries into the engine, from the sidecar of those very bytes."""
+def _calibrated_on(model: OpenModel, table: Path | None) -> list[Parent]:
+    """Return the images whose ranges an INT8 file or a table carries into the engine, and the table itself.
+
+    From the sidecar of those very bytes; a file may come without it.
+    """
+    path, sha256 = (model.path, model.sha256) if table is None else (table, sha256_of(table))
+    own = [] if table is None else [Parent(role="calibration-table", file=table.name, sha256=sha256)]
     try:
-        side = read_sidecar(model.path)
-    except InputError:  # a file that came without its sidecar
-        return []
-    return [parent for parent in side.parents if parent.is_data] if side.sha256 == model.sha256 else []
+        side = read_sidecar(path)
+    except InputError:
+        return own
+    return [*own, *(each for each in side.parents if each.is_data)] if side.sha256 == sha256 else own

@@ -30,7 +30,8 @@ class BuildOptions:
     the builder, MiB. timing_cache: read if it exists, then written (not on RTX). optimization_level: 0 to 5, None is
     TensorRT's own default. version_compatible: the plan loads in later TensorRT releases too. hardware_compatible: it
     loads on every GPU from Ampere on. dla: the core to build for, with fallback to the GPU; None is the GPU alone.
-    max_dla_fallback: share of multiply-accumulates, percent, that may fall back. replicates: how many engines.
+    max_dla_fallback: share of multiply-accumulates, percent, that may fall back. calibration_table: the scales of INT8
+    on a DLA up to TensorRT 10.7, beside the FP32 file. replicates: how many engines.
     """
 
     precision: str | None = None
@@ -48,6 +49,7 @@ class BuildOptions:
     hardware_compatible: bool = False
     dla: int | None = None
     max_dla_fallback: float | None = None
+    calibration_table: Path | None = None
     replicates: int = 1
 
     def __post_init__(self) -> None:
@@ -74,6 +76,11 @@ class BuildOptions:
             )
         if self.max_dla_fallback is not None and self.dla is None:
             raise InputError("`--max-dla-fallback` limits what leaves the DLA.\nGive `--dla N` with it.")
+        if self.calibration_table is not None and (self.dla is None or self.precision not in (None, "int8")):
+            raise InputError(
+                "`--calibration-table` is for INT8 on a DLA; on the GPU an INT8 file carries its scales.\n"
+                "Give `--precision int8 --dla N` with it, or leave it out."
+            )
         if self.max_dla_fallback is not None and not 0 <= self.max_dla_fallback <= 100:
             raise InputError(f"`--max-dla-fallback {self.max_dla_fallback:g}` is no share; 0 to 100 percent are.")
         if self.dla is not None and self.target is not None:
@@ -112,8 +119,10 @@ class BuildOptions:
     def as_config(self) -> dict[str, Any]:
         """Return every option as plain values, for a sidecar."""
         cache = str(self.timing_cache) if self.timing_cache else None
-        given = {"batch": self.most_batch, "timing_cache": cache, "shapes": [str(each) for each in self.shapes]}
+        given: dict[str, Any] = {"batch": self.most_batch, "timing_cache": cache}
+        given["shapes"] = [str(each) for each in self.shapes]
         given["plugins"] = [str(each) for each in self.plugins]
+        given["calibration_table"] = str(self.calibration_table) if self.calibration_table else None
         return {**asdict(self), **given, "target": self.target.name if self.target else None}
 
 

@@ -4,6 +4,7 @@
 # options of msn-deploy and of each release of trtexec, with those releases ($routes), and sets:
 #   name, onnx, stem, suffix, precision   what is built: $onnx into $stem$suffix, $stem.r2$suffix, ...
 #   replicates, timing_cache, dla         how: so many, a file or '', a core or ''
+#   table, quantised                      for INT8 on a DLA: a calibration table for $onnx, a file with Q/DQ nodes; or ''
 #   root                                  where /usr and /etc lie; empty
 
 say() { printf '%s\n' "$@"; }
@@ -38,18 +39,24 @@ check_dla() {  # has that trtexec a DLA for $precision?
     if [ "$number" -ge 100800 ] && [ "$number" -lt 110401 ]; then
         fail 3 "this TensorRT ($number) has no DLA: 8 to 10.7 have it, and 11.4.1 and later on AGX Orin."
     fi
-    if [ "$precision" = int8 ] && [ "$number" -lt 110401 ]; then
-        fail 3 "this TensorRT takes no Q/DQ network on DLA: 11.4.1 does, on AGX Orin."
+    [ "$precision" = int8 ] || return 0
+    if [ "$number" -lt 110401 ]; then
+        [ -n "${table:-}" ] || fail 3 "this TensorRT ($number) takes no Q/DQ network on DLA: 11.4.1 does, on AGX Orin." \
+            "Up to 10.7 it takes the FP32 file with a calibration table: msn-deploy build-engine NAME.onnx" \
+            "--precision int8 --dla $dla makes both, with a script for them."
+    elif [ -n "${table:-}" ]; then
+        [ -n "${quantised:-}" ] || fail 3 "this TensorRT ($number) takes no calibration table: it takes the INT8 file."
+        onnx=$quantised table=''
     fi
 }
 
 each_engine() {  # each_engine COMMAND...: run it with every $engine
-    number=1
-    while [ "$number" -le "$replicates" ]; do
+    at=1
+    while [ "$at" -le "$replicates" ]; do
         engine=$stem$suffix
-        [ "$number" = 1 ] || engine=$stem.r$number$suffix
+        [ "$at" = 1 ] || engine=$stem.r$at$suffix
         "$@" || exit $?
-        number=$((number + 1))
+        at=$((at + 1))
     done
 }
 
@@ -61,8 +68,15 @@ by_msn_deploy() {  # by_msn_deploy COMMAND...: all engines at once, with the com
 }
 
 by_trtexec() {  # one $engine, written whole or not at all
+    calib='' code=0
+    if [ -n "${table:-}" ]; then  # its scales hold for every release, its header names the one that reads it
+        calib=$engine.calib
+        sed "1s/^TRT-[0-9]*-/TRT-$number-/" "$table" >"$calib"
+    fi
     with_options "$name" "$route" "$trtexec" --onnx="$onnx" --saveEngine="$engine.partial" \
-        ${timing_cache:+--timingCacheFile="$timing_cache"} || return
+        ${timing_cache:+--timingCacheFile="$timing_cache"} ${calib:+--calib="$calib"} || code=$?
+    [ -z "$calib" ] || rm -f "$calib"
+    [ "$code" = 0 ] || return "$code"
     mv "$engine.partial" "$engine"
     say "$engine: built with trtexec"
 }
@@ -121,7 +135,13 @@ by_container() {  # as machine/containers.py says
 }
 
 build_here() {  # all that NAME.build.sh does
-    [ -f "$onnx" ] || fail 2 "$onnx is not here: copy it beside this script."
+    for each in "$onnx" ${table:+"$table"} ${quantised:+"$quantised"}; do
+        [ -f "$each" ] || fail 2 "$each is not here: copy it beside this script."
+    done
+    if [ -n "${quantised:-}" ] && trtexec=$(find_trtexec); then  # its version is that of the TensorRT that builds
+        find_route
+        check_dla
+    fi
     engine=$stem$suffix
     before=$(identity)
     if command -v msn-deploy >/dev/null 2>&1; then

@@ -36,7 +36,10 @@ image=${{MSN_DEPLOY_IMAGE:-{image}}}
 build_here
 """
 # What the caller of `with_options` decides about msn-deploy, as sh says it.
-_DECIDED = '${timing_cache:+--timing-cache "$timing_cache"} ${many:+--replicates "$many"} --out "$engine"'
+_DECIDED = (
+    '${timing_cache:+--timing-cache "$timing_cache"} ${table:+--calibration-table "$table"} '
+    '${many:+--replicates "$many"} --out "$engine"'
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +49,7 @@ class DeviceBuild:
     why: no plan was built here. commands: with msn-deploy on the device, and in its container; none where its Python is
     too old. trtexec: the line per TensorRT that serves the target and can build it. dla: what will run there by the
     documented limits; the builder on the device has the last word. plugins: libraries that it needs beside it.
+    beside: further files that it needs there: the calibration table, and the INT8 file for a DLA that takes Q/DQ nodes.
     """
 
     script: Path
@@ -55,12 +59,22 @@ class DeviceBuild:
     trtexec: dict[str, str]
     dla: DlaPlan | None
     plugins: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
 
 
 def write_device_script(
-    model: OpenModel, out: Path, *, target: Target, precision: str, options: BuildOptions
+    model: OpenModel,
+    out: Path,
+    *,
+    target: Target,
+    precision: str,
+    options: BuildOptions,
+    quantised: Path | None = None,
 ) -> DeviceBuild:
     """Write NAME.build.sh, which builds NAME.engine from the ONNX file beside it.
+
+    quantised: the INT8 file, where `model` is the FP32 file for a DLA that takes a calibration table: one of TensorRT
+    11.4.1 and later takes it in their place.
 
     Raises InputError for a network that the target's TensorRT cannot take, or that leaves sizes open which no option
     fixes, GateError if more of it falls back from the DLA than `options` allow.
@@ -85,6 +99,8 @@ def write_device_script(
         "precision": precision,
         "replicates": str(options.replicates),
         "timing_cache": cache,
+        "table": _no_option(options.calibration_table.name) if options.calibration_table else "",
+        "quantised": _no_option(quantised.name) if quantised else "",
         "dla": "" if options.dla is None else str(options.dla),
         "root": "",
         "docker_gpus": " ".join(GPU_FLAGS),
@@ -111,14 +127,18 @@ def write_device_script(
     )
     script.chmod(0o755)
     decided = ["--timing-cache", cache] if cache else []
+    decided += ["--calibration-table", values["table"]] if values["table"] else []
     decided += ["--replicates", str(options.replicates)] if options.replicates > 1 else []
     words = [*_msn_deploy_options(target, precision, options), *decided, "--out", engine]
     command = shlex.join(["build-engine", onnx, *words])
     shapes = trtexec_shapes(options.ranges(model))
-    lines = lines_for(model.path, out, target=target, shapes=shapes, precision=precision, options=options)
+    lines = lines_for(
+        model.path, out, target=target, shapes=shapes, precision=precision, options=options, quantised=quantised
+    )
     return DeviceBuild(
         dla=dla,
         plugins=tuple(path.name for path in options.plugins),
+        beside=tuple(path.name for path in (options.calibration_table, quantised) if path is not None),
         script=script,
         target=target.name,
         why=why_elsewhere(target),
@@ -172,10 +192,10 @@ def _arm(route: str, shapes: list[str], precision: str, options: BuildOptions) -
     return f'"$@" {shlex.join(options_for(route, shapes, precision, options))}'
 
 
-def check_dla_precision(target: Target, precision: str, options: BuildOptions) -> None:
-    """Raise InputError for INT8 on a DLA whose every TensorRT takes no Q/DQ nodes; only AGX Orin can get 11.4."""
-    if options.dla is not None and precision == "int8" and not target.name.startswith("agx-orin"):
-        raise no_quantised_dla("no TensorRT of its JetPacks runs one")
+def check_dla_file(model: OpenModel, target: Target, core: int) -> None:
+    """Raise InputError for a Q/DQ file where no TensorRT of a target takes one on its DLA; AGX Orin can get 11.4.1."""
+    if model.precision == "int8" and not target.name.startswith("agx-orin"):
+        raise no_quantised_dla(model, f"the DLA of {target.title} does", core)
 
 
 def engine_names(out: Path, replicates: int) -> list[str]:

@@ -88,29 +88,47 @@ def has_dla(version: str) -> bool:
     return numbers_of(version) < (10, 8) or numbers_of(version) >= (11, 4, 1)
 
 
-def check_quantised(backend: Backend, precision: str) -> None:
-    """Raise InputError for a Q/DQ network on the DLA of a TensorRT that takes none there (through 10.7)."""
-    if precision == "int8" and numbers_of(backend.version) < (10, 8):
-        raise no_quantised_dla(f"{backend.title} runs none")
+def takes_table(version: str) -> bool:
+    """Whether INT8 on a DLA takes its scales from a calibration table there, and no Q/DQ nodes: 8 to 10.7.
+
+    Source: NVIDIA/Deep-Learning-Accelerator-SW, tools/qdq-translator.
+    """
+    return numbers_of(version) < (10, 8)
 
 
-def no_quantised_dla(which: str) -> InputError:
-    """Return the error for INT8 on DLA; which: "TensorRT 10.3.0 runs none"."""
+def check_int8(model: OpenModel, version: str, core: int, *, table: bool) -> None:
+    """Raise InputError for a Q/DQ network on a DLA that takes a table, and for a table where it takes Q/DQ nodes."""
+    if takes_table(version) and model.precision == "int8":
+        raise no_quantised_dla(model, f"the DLA of TensorRT {version} does", core)
+    if table and not takes_table(version):
+        raise InputError(
+            f"the DLA of TensorRT {version} takes no calibration table; it takes Q/DQ nodes.\n"
+            "Give the INT8 file that `msn-deploy calibrate` wrote with the table, without `--calibration-table`."
+        )
+
+
+def no_quantised_dla(model: OpenModel, which: str, core: int) -> InputError:
+    """Return the error for Q/DQ nodes on a DLA; which: "the DLA of TensorRT 10.3.0 does"."""
     return InputError(
-        f"INT8 is a network with Q/DQ nodes, and {which} on DLA: through 10.7 it takes ranges from a calibration "
-        "table there.\nTake `--precision fp16`; or calibrate, and give trtexec the FP32 file and the table: "
-        "--int8 --fp16 --calib=TABLE.cache --useDLACore=0 --allowGPUFallback"
+        f"{model.path} has Q/DQ nodes, and {which} not take them: up to 10.7 it takes the FP32 file and a calibration "
+        "table.\nGive the FP32 file that it was made from, which makes the table on the way: "
+        f"`msn-deploy build-engine NAME.onnx --precision int8 --dla {core}`"
+    )
+
+
+def no_dla(title: str, cores: int, core: int) -> MissingDevice:
+    """Return the error for a DLA core that is not there."""
+    return MissingDevice(
+        f"{title} finds {cores} DLA cores here; core {core} was asked for.\n"
+        "TensorRT 10.8 to 11.4.0 and TensorRT-RTX have no DLA; Orin Nano and Thor have none at all.\n"
+        "Leave `--dla` away, or build with the TensorRT of JetPack 5 or 6."
     )
 
 
 def use_dla(trt: Any, backend: Backend, builder: Any, config: Any, core: int) -> None:
     """Build for a DLA core, with the GPU for what it can't do. Raises MissingDevice if there is no such core."""
     if builder.num_DLA_cores <= core:
-        raise MissingDevice(
-            f"{backend.title} finds {builder.num_DLA_cores} DLA cores here; core {core} was asked for.\n"
-            "TensorRT 10.8 to 11.4.0 and TensorRT-RTX have no DLA; Orin Nano and Thor have none at all.\n"
-            "Leave `--dla` away, or build with the TensorRT of JetPack 5 or 6."
-        )
+        raise no_dla(backend.title, builder.num_DLA_cores, core)
     config.default_device_type = trt.DeviceType.DLA
     config.DLA_core = core
     config.set_flag(trt.BuilderFlag.GPU_FALLBACK)

@@ -201,7 +201,7 @@ def _resize(node: Node) -> str:
     """HEADER: whole scales of 1 to 32 (nearest) or 1 to 4 (linear, from 8.4 on) along H and W, and some modes."""
     scales = node.value(1 if len(node.ins) == 2 else 2, "scales")
     if not scales:
-        return "it is told a size, or a scale that is not a constant; constant scales run there"
+        return "it has a size, or a scale that is not a constant; constant scales run there"
     mode = str(node.attributes.get("mode", b"nearest"), "ascii")
     linear, old = mode == "linear", node.tensorrt < (8, 4)
     if mode not in ("nearest", "linear") or (linear and old):

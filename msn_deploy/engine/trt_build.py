@@ -16,7 +16,8 @@ from msn_deploy.core.progress import Progress
 from msn_deploy.engine.backends import Backend, check_plugins, load_plugins
 from msn_deploy.engine.build_log import Messages, ctrl_c_held, logger_of, monitor_of
 from msn_deploy.engine.build_options import BuildOptions
-from msn_deploy.engine.dla import DlaPlan, DlaSite, ask_builder, check_fallback, check_quantised, use_dla
+from msn_deploy.engine.calibration_table import calibrator_of, read_table
+from msn_deploy.engine.dla import DlaPlan, DlaSite, ask_builder, check_fallback, use_dla
 from msn_deploy.engine.tensors import TYPES, Range, check_types, spec_of
 from msn_deploy.engine.timing_cache import use_timing_cache
 from msn_deploy.machine.targets import Target
@@ -99,14 +100,20 @@ def build_plan(
     inputs = [network.get_input(at) for at in range(network.num_inputs)]
     _check_shape_tensors(model, inputs)
     if ranges:
-        add_profile(builder, config, ranges)
+        profile = add_profile(builder, config, ranges)
     dla = None
     if options.dla is not None:
         use_dla(trt, backend, builder, config, options.dla)
-        check_quantised(backend, precision)
         limits = DlaSite(target.dla_version if target else 2, backend.version)
         dla = ask_builder(model, network, config, core=options.dla, precision=precision, ranges=ranges, site=limits)
         check_fallback(dla, options.max_dla_fallback)
+    calibrator = None
+    if options.calibration_table is not None:
+        calibrator = calibrator_of(trt, read_table(options.calibration_table), batch=options.most_batch)
+        if hasattr(config, "int8_calibrator"):
+            config.int8_calibrator = calibrator
+        if ranges and hasattr(config, "set_calibration_profile"):
+            config.set_calibration_profile(profile)
     monitor = monitor_of(trt, messages, progress)
     if monitor is not None and hasattr(config, "progress_monitor"):
         config.progress_monitor = monitor
@@ -164,12 +171,13 @@ def _aim(trt: Any, config: Any, target: Target | None) -> None:
         raise InputError(f"TensorRT-RTX {trt.__version__} does not build for {target.name} ({target.sm}).")
 
 
-def add_profile(builder: Any, config: Any, ranges: Mapping[str, Range]) -> None:
-    """Give every input with open sizes its range: one profile for all, since a query feeds them together."""
+def add_profile(builder: Any, config: Any, ranges: Mapping[str, Range]) -> Any:
+    """Return a profile with the range of every input with open sizes: one, since a query feeds them together."""
     profile = builder.create_optimization_profile()
     for name, (least, best, most) in ranges.items():
         profile.set_shape(name, least, best, most)
     config.add_optimization_profile(profile)
+    return profile
 
 
 def _check_shape_tensors(model: OpenModel, inputs: Sequence[Any]) -> None:

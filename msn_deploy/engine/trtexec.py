@@ -11,8 +11,8 @@ from pathlib import Path
 
 from msn_deploy.core.errors import InputError
 from msn_deploy.engine.build_options import BuildOptions
-from msn_deploy.engine.dla import has_dla
-from msn_deploy.machine.jetpacks import numbers_of
+from msn_deploy.engine.calibration_table import number_of
+from msn_deploy.engine.dla import has_dla, takes_table
 from msn_deploy.machine.targets import Target
 
 UPGRADE = "11.4.1"  # TensorRT that users may install on JetPack 7.2.2 and later; the only one with a DLA there
@@ -36,12 +36,6 @@ ROUTES = {
     ),  # and no others; what adjusts a network for the DLA (from 10.16, which has none)
 }
 _SINCE_8_6 = {"--builderOptimizationLevel": "--optimization-level", "--versionCompatible": "--version-compatible"}
-
-
-def number_of(version: str) -> int:
-    """Write "8.5.2" as trtexec does, 8502, and "10.3.0" 100300: two digits per part since 10."""
-    major, minor, patch = (*numbers_of(version), 0, 0)[:3]
-    return major * 10_000 + minor * 100 + patch if major >= 10 else major * 1000 + minor * 100 + patch
 
 
 def route_of(version: str) -> str:
@@ -107,13 +101,35 @@ def releases_for(target: Target, options: BuildOptions) -> list[str]:
 
 
 def lines_for(
-    onnx: Path, engine: Path, *, target: Target, shapes: list[str], precision: str, options: BuildOptions
+    onnx: Path,
+    engine: Path,
+    *,
+    target: Target,
+    shapes: list[str],
+    precision: str,
+    options: BuildOptions,
+    quantised: Path | None = None,
 ) -> dict[str, list[str]]:
-    """Return the words of trtexec's command per set of releases ("TensorRT 8.5.2, 8.6.2") that serve a target."""
+    """Return the words of trtexec's command per set of releases ("TensorRT 8.5.2, 8.6.2") that serve a target.
+
+    With a calibration table, `onnx` is the FP32 file, and `quantised` that for a DLA that takes Q/DQ nodes; without
+    either of the two, releases that need it have no line.
+    """
     cache = [f"--timingCacheFile={options.timing_cache.name}"] if options.timing_cache else []
     lines: dict[tuple[str, ...], list[str]] = {}
     for version in releases_for(target, options):
         words = options_for(route_of(version), shapes, precision, options)
-        both = ["trtexec", f"--onnx={onnx.name}", f"--saveEngine={engine.name}", *cache]
+        source, calib = onnx, []
+        if options.dla is not None and precision == "int8":
+            table = options.calibration_table
+            if takes_table(version):
+                if table is None:
+                    continue
+                calib = [f"--calib={table.name}"]
+            elif table is not None:
+                if quantised is None:
+                    continue
+                source = quantised
+        both = ["trtexec", f"--onnx={source.name}", f"--saveEngine={engine.name}", *cache, *calib]
         lines.setdefault((*both, *words), []).append(version)
     return {f"TensorRT {', '.join(versions)}": list(words) for words, versions in lines.items()}

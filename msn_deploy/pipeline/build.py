@@ -25,8 +25,11 @@ from msn_deploy.engine import (
     what_machine,
     write_device_script,
 )
-from msn_deploy.engine.build import check_out, check_portable, choose_site
-from msn_deploy.engine.device_script import check_dla_precision, engine_names
+from msn_deploy.engine.build import Site, check_out, check_portable, choose_site
+from msn_deploy.engine.calibration_table import read_table
+from msn_deploy.engine.device_script import check_dla_file, engine_names
+from msn_deploy.engine.dla import check_int8, has_dla, no_dla, takes_table
+from msn_deploy.machine.jetpacks import numbers_of
 from msn_deploy.model.opened import OpenModel, open_model
 from msn_deploy.pipeline.calibrate import CalibrationOptions, PrecisionReport, calibrated
 from msn_deploy.pipeline.fp16 import cast
@@ -62,8 +65,9 @@ def build_engine(
 ) -> EngineReport:
     """Build `out` from an ONNX file in the given precision; fp16 and int8 first write NAME.fp16.onnx or NAME.int8.onnx.
 
-    The typed file lies beside `out`. For a Jetson that this machine is not, NAME.build.sh takes the place of the
-    engine.
+    The typed file lies beside `out`. On a DLA whose TensorRT takes no Q/DQ nodes (up to 10.7), INT8 is built from the
+    FP32 file and a calibration table, NAME.int8.cache, which is written with NAME.int8.onnx. For a Jetson that this
+    machine is not, NAME.build.sh takes the place of the engine.
 
     Args:
         onnx: The file; it is opened once.
@@ -96,25 +100,98 @@ def build_engine(
     if target is not None and must_build_elsewhere(target, options.backend, machine):
         check_precision(target, precision)
         check_portable(options, rtx=False, jetson=True)
-        check_dla_precision(target, precision, options)
     else:
         site = choose_site(options, precision, machine=machine)
     model = open_model(onnx, step="build-engine")
     options.ranges(model)  # what it refuses is told before a calibration
-    model, typed = _typed(model, out, precision, calibration, progress)
+    quantised = None
+    tensorrt = None if options.dla is None else _table_reader(model, options, precision, site)
+    if tensorrt is None:
+        model, typed = _typed(model, out, precision, calibration, progress)
+    else:
+        options, typed = _with_table(model, out, options, calibration, tensorrt, progress)
+        quantised = None if typed is None else typed.path
     if site is None:
         from msn_deploy.pipeline.opset import warn_of_unread  # late: it imports onnx
 
         assert target is not None
         warn_of_unread(model.proto, target)
         proxy = check_with_rtx(model, options=options, progress=progress)
-        script = write_device_script(model, out, target=target, precision=precision, options=options)
+        script = write_device_script(
+            model,
+            out,
+            target=target,
+            precision=precision,
+            options=options,
+            quantised=quantised if target.name.startswith("agx-orin") else None,
+        )
         return EngineReport(engine=None, onnx=model.path, typed=typed, elsewhere=script, proxy=proxy)
     built = [
         build_engine_file(model, out.with_name(name), options=options, site=site, replicate=number, progress=progress)
         for number, name in enumerate(engine_names(out, options.replicates), 1)
     ]
     return EngineReport(engine=built[0], onnx=model.path, typed=typed, replicates=tuple(built[1:]))
+
+
+def _table_reader(model: OpenModel, options: BuildOptions, precision: str, site: Site | None) -> str | None:
+    """Return the TensorRT that takes INT8 on a DLA as a calibration table; None if it takes Q/DQ nodes, or no INT8.
+
+    Of several that a device may have (site: None), it is the newest. Raises InputError for a precision, a file or a
+    table that the DLA does not take.
+    """
+    assert options.dla is not None
+    table = options.calibration_table is not None
+    if precision == "fp32":
+        raise InputError("a DLA computes in FP16 and INT8 only.\nGive `--precision fp16`, or leave `--dla` out.")
+    if precision != "int8":
+        return None
+    if site is not None:
+        version = site.backend.version
+        if not has_dla(version):  # before a calibration, which takes longer than the builder's own word
+            raise no_dla(site.backend.title, 0, options.dla)
+        check_int8(model, version, options.dla, table=table)
+        return version if takes_table(version) else None
+    assert options.target is not None
+    check_dla_file(model, options.target, options.dla)
+    if model.precision == "int8":
+        if table:
+            raise InputError(f"{model.path} carries its scales.\nGive the FP32 file, or leave the table out.")
+        return None
+    return max(filter(takes_table, options.target.tensorrt), key=numbers_of)
+
+
+def _with_table(
+    model: OpenModel,
+    out: Path,
+    options: BuildOptions,
+    calibration: CalibrationOptions,
+    tensorrt: str,
+    progress: Progress,
+) -> tuple[BuildOptions, PrecisionReport | None]:
+    """Return the options with a calibration table, and how it was made if it had to be: with NAME.int8.onnx.
+
+    Raises InputError for a table that cannot be read, or for images beside it; and for what leaves layers in FP16.
+    """
+    asked = {
+        "--max-drop": calibration.max_drop is not None,
+        "--min-sqnr": calibration.min_sqnr is not None,
+        "--leave-out": bool(calibration.leave_out),
+    }
+    given = next((name for name, is_asked in asked.items() if is_asked), None)
+    if given is not None:
+        raise InputError(
+            f"`{given}` leaves layers in FP16; INT8 on the DLA of TensorRT {tensorrt} is a table of scales, without "
+            f"layers.\nLeave `{given}` out, or build for the GPU."
+        )
+    if options.calibration_table is not None:
+        if calibration.data is not None:
+            raise InputError("`--calibration-table` has the scales that `--data` is for.\nLeave one of the two out.")
+        read_table(options.calibration_table)
+        return options, None
+    release = ".".join(map(str, numbers_of(tensorrt)[:3]))
+    path = out.with_name(f"{model.path.stem}.int8.onnx")
+    report, _ = calibrated(model, path, replace(calibration, table=f"trt-{release}"), progress=progress)
+    return replace(options, calibration_table=report.table), report
 
 
 def _typed(

@@ -16,6 +16,7 @@ from msn_deploy.core.progress import Progress, silent
 from msn_deploy.data import to_input
 from msn_deploy.data.feeds import is_feeds
 from msn_deploy.engine import OrtRunner
+from msn_deploy.engine.calibration_table import format_table, parse_release
 from msn_deploy.engine.ort import run_on_one_thread
 from msn_deploy.model.feeds import Array, joined
 from msn_deploy.model.opened import OpenModel, made_model, open_model, with_info
@@ -25,7 +26,6 @@ from msn_deploy.pipeline.images import CalibrationInputs, calibration_inputs, pr
 from msn_deploy.pipeline.ranges import measured_ranges
 from msn_deploy.quant.calibration_checks import MINIMUM_SAMPLES
 from msn_deploy.quant.scales import check_method
-from msn_deploy.quant.trt_table import format_table, parse_release
 from msn_deploy.tasks.classification import answers, ending_of
 
 if TYPE_CHECKING:

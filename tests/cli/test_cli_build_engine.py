@@ -110,6 +110,25 @@ def test_int8_for_an_orin_writes_the_typed_file_and_a_script(ok, run_folder, tmp
     ok("verify", tmp_path, "--no-data", "--json")
 
 
+def test_int8_on_the_dla_of_an_orin_brings_its_table_and_has_a_name_of_its_own(ok, run_folder, tmp_path):
+    source = tmp_path / "net.onnx"
+    source.write_bytes((run_folder / "cnn3_msn.onnx").read_bytes())
+    told = ok("build-engine", source, "--precision", "int8", "--dla", 0, "--target", "agx-orin", "--samples", 64).out
+    names = {"net.onnx", "net.int8.onnx", "net.int8.cache", "net.int8.dla0.build.sh"}
+    assert {path.name for path in tmp_path.iterdir() if path.suffix != ".json"} == names
+    for words in (
+        "Copy net.onnx, its .json, net.int8.cache, net.int8.onnx and net.int8.dla0.build.sh into one folder",
+        "--dla 0 --calibration-table net.int8.cache --out net.int8.dla0.engine",
+        "trtexec --onnx=net.onnx --saveEngine=net.int8.dla0.engine --calib=net.int8.cache",
+        "--int8 --fp16 --useDLACore=0 --allowGPUFallback   # TensorRT 8.5.2, 8.6.2, 10.3.0\n",
+        "trtexec --onnx=net.int8.onnx --saveEngine=net.int8.dla0.engine",
+        "--useDLACore=0 --allowGPUFallback --adjustForDLA   # TensorRT 11.4.1\n",
+        "2 axes; a DLA takes 4, NCHW",
+    ):
+        assert words in told, told
+    ok("verify", tmp_path, "--no-data", "--json")
+
+
 def test_the_report_is_the_same_as_json(ok, run_folder, tmp_path):
     source = "cnn3_msn.int8.onnx"
     report = json.loads(build(ok, run_folder, tmp_path, "--target", "thor", "--json", "-", source=source).out)
@@ -134,7 +153,7 @@ def test_without_an_nvidia_builder_the_file_is_written_and_said_to_be_unchecked(
 def test_the_fallback_from_dla_is_told_before_anything_is_built(ok, run_folder, tmp_path):
     outcome = build(ok, run_folder, tmp_path, "--target", "orin-nx", "--dla", 1, precision="fp16")
     assert "DLA 1 " in outcome.out
-    assert "Gemm is none of its layers" in outcome.out
+    assert "2 axes; a DLA takes 4, NCHW" in outcome.out
     assert "--useDLACore=1 --allowGPUFallback" in outcome.out
 
 

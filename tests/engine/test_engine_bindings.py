@@ -142,6 +142,21 @@ def test_our_allocator_is_theirs(real, release):
 
 
 @pytest.mark.parametrize("release", WHEELS)
+def test_our_calibrator_is_theirs_with_the_table_of_their_release(real, release):
+    found = real(release)["calibrated"]
+    numbers = {"8.6.1": 8601, "10.3.0": 100300, "10.13.3": 101303}
+    if release not in numbers:
+        assert found is None
+        return
+    assert found == {
+        "is_theirs": True,
+        "algorithm": "CalibrationAlgoType.ENTROPY_CALIBRATION_2",
+        "cache": f"TRT-{numbers[release]}-EntropyCalibration2\nx: 3f800000\n",
+        "batch": 3,
+    }
+
+
+@pytest.mark.parametrize("release", WHEELS)
 def test_null_is_our_error_with_what_the_library_logged(real, release):
     """No builder and no runtime (`null`); a builder that makes no network, a runtime that loads nothing (`hollow`)."""
     null, hollow = real(release)["null"], real(release)["hollow"]

@@ -11,7 +11,7 @@ import pytest
 from trt_api import RELEASES
 from trt_standin import Release
 
-from msn_deploy.core.artifacts import read_sidecar
+from msn_deploy.core.artifacts import Parent, publish, read_sidecar, sha256_of
 from msn_deploy.core.errors import GateError, InputError, MissingDevice
 from msn_deploy.engine import BuildOptions, build_engine_file, find_target, what_machine
 from msn_deploy.engine.build import choose_site
@@ -255,11 +255,75 @@ def test_what_falls_back_is_told_and_can_be_limited(save):
     assert not trt.called("build_serialized_network")
 
 
-def test_a_quantised_network_needs_a_dla_that_takes_one(save):
-    for release in ("8.6.1", "10.0.1", "10.3.0"):
-        with pytest.raises(InputError, match=r"TensorRT [\d.]+ runs none on DLA: through 10\.7"):
-            build(save(int8=True), Release(release, dla_cores=1), dla=0)
+TABLES = ("8.6.1", "10.0.1", "10.3.0")  # whose DLA takes a calibration table
+SCALES = "x: 3c010a14\nconv0: 3f800000\n"
+
+
+@pytest.fixture
+def table(tmp_path):
+    path = tmp_path / "net.int8.cache"
+    publish(
+        path,
+        lambda partial: partial.write_text(f"TRT-8502-EntropyCalibration2\n{SCALES}"),
+        kind="calibration-table",
+        parents=[Parent(role="data:train", file="mnist", sha256="1" * 64)],
+    )
+    return path
+
+
+@pytest.mark.parametrize("release", TABLES)
+def test_a_quantised_network_is_refused_by_a_dla_that_takes_a_table(save, release):
+    trt = Release(release, dla_cores=1)
+    with pytest.raises(
+        InputError, match=rf"{release} does not take them.*\n.*build-engine NAME.onnx .* --dla 0"
+    ) as caught:
+        build(save(int8=True), trt, dla=0)
+    assert caught.value.exit_code == 2
+    assert not trt.called("build_serialized_network")
+
+
+def test_a_quantised_network_is_built_by_a_dla_that_takes_one(save, table):
     assert build(save(int8=True), Release("11.4.0", dla_cores=1), dla=0).dla_core == 0
+    for path in (save(), save(int8=True)):
+        with pytest.raises(InputError, match=r"11\.4\.0 takes no calibration table; it takes Q/DQ nodes"):
+            build(path, Release("11.4.0", dla_cores=1), precision="int8", dla=0, calibration_table=table)
+
+
+@pytest.mark.parametrize("release", TABLES)
+def test_int8_on_a_dla_is_built_from_the_fp32_file_and_a_table(save, table, release):
+    trt = Release(release, dla_cores=1)
+    report = build(save(batch="N"), trt, precision="int8", batch=4, dla=0, calibration_table=table)
+    assert trt.called("create_network") == [0b01]  # weakly typed: flags decide
+    assert trt.called("set_flag") == ["BuilderFlag.FP16", "BuilderFlag.INT8", "BuilderFlag.GPU_FALLBACK"]
+    [calibrator] = trt.called("int8_calibrator")
+    assert isinstance(calibrator, trt.module.IInt8EntropyCalibrator2)  # the only one that a DLA takes
+    major, minor, patch = map(int, release.split("."))
+    number = f"{major}{minor:02}{patch:02}" if major > 9 else f"{major}{minor}{patch:02}"
+    assert calibrator.read_calibration_cache() == f"TRT-{number}-EntropyCalibration2\n{SCALES}".encode()
+    assert calibrator.get_batch_size() == 4
+    assert calibrator.get_batch(["x"]) is None
+    calibrator.write_calibration_cache(b"")
+    assert trt.called("set_calibration_profile") == trt.called("add_optimization_profile")
+    assert (report.precision, report.dla_core) == ("int8", 0)
+    side = read_sidecar(report.path)
+    roles = {parent.role: (parent.file, parent.sha256) for parent in side.parents}
+    assert roles["calibration-table"] == (table.name, sha256_of(table))
+    assert set(roles) == {"onnx", "calibration-table", "data:train"}
+    assert side.config["calibration_table"] == str(table)
+
+
+def test_a_file_that_is_no_table_is_refused(save, table):
+    for content, says in ((b"TRT-8502-EntropyCalibration2\n", "holds no scales"), (b"x", "not a calibration table"),
+                          (b"\xff", "cannot be read")):  # fmt: skip
+        table.write_bytes(content)
+        with pytest.raises(InputError, match=says):
+            build(save(), Release("8.6.1", dla_cores=1), precision="int8", dla=0, calibration_table=table)
+
+
+def test_a_table_is_for_a_dla(table):
+    for options in ({}, {"dla": 0, "precision": "fp16"}):
+        with pytest.raises(InputError, match="is for INT8 on a DLA"):
+            BuildOptions(calibration_table=table, **options)
 
 
 def test_every_size_is_fixed_on_dla(save):

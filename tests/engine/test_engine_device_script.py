@@ -13,7 +13,7 @@ import pytest
 from msn_deploy.core.artifacts import read_sidecar, sha256_of
 from msn_deploy.core.errors import GateError, InputError
 from msn_deploy.engine import BuildOptions, find_target, write_device_script
-from msn_deploy.engine.device_script import check_dla_precision, engine_names
+from msn_deploy.engine.device_script import check_dla_file, engine_names
 from msn_deploy.engine.tensors import parse_shapes
 from msn_deploy.machine.containers import GPU_FLAGS
 from msn_deploy.model.opened import open_model
@@ -67,7 +67,17 @@ def device(tmp_path):
 
 @pytest.fixture
 def write(save, device):
-    def make(name="net.int8.onnx", *, target="orin-nano", precision="int8", out=None, batch=1, **options):
+    def make(
+        name="net.int8.onnx",
+        *,
+        target="orin-nano",
+        precision="int8",
+        build=None,
+        out=None,
+        batch=1,
+        quantised=None,
+        **options,
+    ):
         nets = {"fp32": {}, "fp16": {"half": True}, "int8": {"int8": True}}
         device.folder.mkdir(exist_ok=True)
         onnx = device.folder / name
@@ -76,8 +86,9 @@ def write(save, device):
             open_model(onnx, step="test"),
             device.folder / (out or name.removesuffix(".onnx") + ".engine"),
             target=find_target(target),
-            precision=precision,
+            precision=build or precision,
             options=BuildOptions(**options),
+            quantised=quantised,
         )
 
     return make
@@ -419,17 +430,131 @@ def test_a_tensorrt_without_dla_is_told(write, device, version):
     assert f"this TensorRT ({version}) has no DLA" in told
 
 
-def test_int8_on_dla_is_for_agx_orin_with_tensorrt_11(write, device):
-    options = BuildOptions(dla=0)
-    with pytest.raises(InputError, match=r"no TensorRT of its JetPacks runs one on DLA.*\n.*--calib="):
-        check_dla_precision(find_target("orin-nx"), "int8", options)
-    check_dla_precision(find_target("orin-nx"), "fp16", options)
-    check_dla_precision(find_target("agx-orin"), "int8", options)
-    script = write(target="agx-orin", dla=0).script
+def test_a_q_dq_file_on_a_dla_is_for_agx_orin_with_tensorrt_11(write, device):
+    made = write(target="agx-orin", dla=0)
+    model = open_model(device.folder / "net.int8.onnx", step="test")
+    with pytest.raises(InputError, match=r"DLA of Jetson Orin NX 16GB does not take them.*\n.*FP32 file"):
+        check_dla_file(model, find_target("orin-nx"), 0)
+    check_dla_file(model, find_target("agx-orin"), 0)
+    assert made.trtexec == {
+        "TensorRT 11.4.1": "trtexec --onnx=net.int8.onnx --saveEngine=net.int8.engine --memPoolSize=workspace:256 "
+        "--useDLACore=0 --allowGPUFallback --adjustForDLA"
+    }
     device.has("trtexec", version="100300")
-    assert "takes no Q/DQ network on DLA" in device.run(script, code=3)[1]
+    words, told = device.run(made.script, code=3)
+    assert words == []
+    assert "takes no Q/DQ network on DLA" in told
+    assert "msn-deploy build-engine NAME.onnx\n--precision int8 --dla 0" in told
     device.has("trtexec", version="110401")
-    assert device.run(script)[0][4:] == ["--useDLACore=0", "--allowGPUFallback", "--adjustForDLA"]
+    assert device.run(made.script)[0][4:] == ["--useDLACore=0", "--allowGPUFallback", "--adjustForDLA"]
+
+
+SCALES = "x: 3c010a14\nodd name: 3f800000\n"
+
+
+@pytest.fixture
+def int8_on_dla(write, device):
+    """Return a function that writes a script for the FP32 file with a table, and for AGX Orin the INT8 file too."""
+
+    def make(name="net.onnx", target="agx-orin", **options):
+        device.folder.mkdir(exist_ok=True)
+        table, quantised = device.folder / "it's.cache", device.folder / "net.int8.onnx"
+        table.write_text(f"TRT-100300-EntropyCalibration2\n{SCALES}")
+        quantised.write_text("Q/DQ")
+        return write(
+            name,
+            target=target,
+            precision="fp32",
+            build="int8",
+            out="net.engine",
+            dla=1,
+            calibration_table=table,
+            quantised=quantised if target == "agx-orin" else None,
+            **options,
+        )
+
+    return make
+
+
+@pytest.mark.parametrize("version", ["8205", "8502", "8602", "100300", "100700"])
+@pytest.mark.parametrize("target", ["xavier-nx", "orin-nx", "agx-orin"])
+def test_int8_on_a_dla_from_the_fp32_file_and_a_table_of_that_release(int8_on_dla, device, version, target):
+    device.has("trtexec", version=version)
+    path = device.bin / "trtexec"
+    seen = f'last=\ncp "{device.folder}"/*.calib "{device.folder}/seen"\n'
+    path.write_text(path.read_text(encoding="utf-8").replace("last=\n", seen, 1), encoding="utf-8")
+    (device.bin / "cp").symlink_to(shutil.which("cp"))
+    made = int8_on_dla(target=target)
+    words, _ = device.run(made.script)
+    assert words[:4] == ["trtexec", "--onnx=net.onnx", "--saveEngine=net.engine.partial", "--calib=net.engine.calib"]
+    assert {"--int8", "--fp16", "--useDLACore=1", "--allowGPUFallback"} <= set(words[4:])
+    assert not {"--stronglyTyped", "--adjustForDLA"} & set(words)
+    assert (device.folder / "seen").read_text() == f"TRT-{version}-EntropyCalibration2\n{SCALES}"
+    assert not list(device.folder.glob("*.calib"))
+    assert (device.folder / "net.engine").read_text() == "plan\n"
+    assert made.beside == ("it's.cache", "net.int8.onnx")[: 2 if target == "agx-orin" else 1]
+
+
+def test_a_failed_build_from_a_table_leaves_neither_an_engine_nor_the_copy(int8_on_dla, device):
+    made = int8_on_dla()
+    device.has("trtexec", version="8502")
+    path = device.bin / "trtexec"
+    path.write_text(path.read_text(encoding="utf-8") + "exit 7\n", encoding="utf-8")
+    device.run(made.script, code=7)
+    assert not list(device.folder.glob("*.calib"))
+    assert not (device.folder / "net.engine").exists()
+
+
+def test_int8_on_the_dla_of_tensorrt_11_takes_the_q_dq_file(int8_on_dla, device):
+    device.has("trtexec", version="110401")
+    words, _ = device.run(int8_on_dla().script)
+    assert words[1] == "--onnx=net.int8.onnx"
+    assert not [word for word in words if "calib" in word or word in ("--int8", "--fp16")]
+    made = int8_on_dla(target="orin-nx")  # it has no such TensorRT, and no such file
+    device.log.write_text("")
+    assert "takes no calibration table" in device.run(made.script, code=3)[1]
+
+
+@pytest.mark.parametrize(
+    ("version", "expected"),
+    [
+        (None, "net.onnx --precision int8 --target agx-orin-64gb --dla 1 --calibration-table it's.cache"),
+        ("100300", "net.onnx --precision int8 --target agx-orin-64gb --dla 1 --calibration-table it's.cache"),
+        ("110401", "net.int8.onnx --precision int8 --target agx-orin-64gb --dla 1"),
+    ],
+)
+def test_msn_deploy_builds_int8_on_a_dla_from_the_same_files(int8_on_dla, device, version, expected):
+    made = int8_on_dla()
+    device.has("msn-deploy")
+    if version:
+        device.has("trtexec", version=version)
+    words, _ = device.run(made.script)
+    assert " ".join(words) == f"msn-deploy build-engine {expected} --out net.engine"
+    if version == "100300":
+        assert shlex.split(made.commands[0]) == words
+
+
+def test_int8_on_a_dla_is_shown_with_the_file_that_each_release_takes(int8_on_dla):
+    lines = {key: shlex.split(line) for key, line in int8_on_dla().trtexec.items()}
+    assert list(lines) == ["TensorRT 8.5.2, 8.6.2, 10.3.0", "TensorRT 11.4.1"]
+    assert lines["TensorRT 8.5.2, 8.6.2, 10.3.0"][1:4] == [
+        "--onnx=net.onnx",
+        "--saveEngine=net.engine",
+        "--calib=it's.cache",
+    ]
+    assert lines["TensorRT 11.4.1"][1] == "--onnx=net.int8.onnx"
+    assert "--calib=it's.cache" not in lines["TensorRT 11.4.1"]
+    assert list(int8_on_dla(target="orin-nx").trtexec) == ["TensorRT 8.5.2, 8.6.2, 10.3.0"]
+
+
+@pytest.mark.parametrize("name", ["net.onnx", "it's.cache", "net.int8.onnx"])
+def test_each_file_that_is_missing_is_named(int8_on_dla, device, name):
+    made = int8_on_dla()
+    (device.folder / name).unlink()
+    device.has("msn-deploy")
+    words, told = device.run(made.script, code=2)
+    assert words == []
+    assert f"{name} is not here" in told
 
 
 def test_too_much_fallback_is_refused_before_anything_is_written(write, device):

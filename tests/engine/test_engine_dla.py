@@ -170,7 +170,7 @@ HALF = {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}
         (("Resize", IMAGE, None, [1.0, 1.0, 2.0, 2.0], FLOOR), ""),
         (("Resize", IMAGE, None, [1.0, 1.0, 2.0, 2.0], {**FLOOR, "site": "8.2"}), ""),
         (("Resize", IMAGE, None, [1.0, 1.0, 1.5, 2.0], FLOOR), "scales of 1x1x1.5x2"),
-        (("Resize", IMAGE, None, None, [1, 4, 16, 16], FLOOR), "it is told a size"),
+        (("Resize", IMAGE, None, None, [1, 4, 16, 16], FLOOR), "it has a size"),
         (("Resize", IMAGE, None, [1.0, 1.0, 4.0, 4.0], HALF), ""),
         (("Resize", IMAGE, None, [1.0, 1.0, 5.0, 5.0], HALF), "1x1 and whole ones of 1 to 4"),
         (("Resize", IMAGE, None, [1.0, 1.0, 4.0, 4.0], {**HALF, "site": "8.2"}), "mode linear; nearest run"),

@@ -105,12 +105,14 @@ def test_the_lines_shown_are_those_that_the_targets_releases_take(target):
     for precision, choice in product(target.precisions, CHOICES):
         if (choice["dla"] is not None and not target.dla_cores) or precision == "fp8":
             continue
-        options = BuildOptions(**choice, timing_cache=Path("/x/t.cache"))
+        table = Path("/x/t.calib") if choice["dla"] is not None and precision == "int8" else None
+        options = BuildOptions(**choice, timing_cache=Path("/x/t.cache"), calibration_table=table)
         able = [each for each in target.tensorrt if choice["dla"] is None or has_dla(each)]
         able += ["11.4.1"] if choice["dla"] is not None and target.name.startswith("agx-orin") else []
         new = choice["optimization_level"] is not None or choice["version_compatible"]
         fit = [each for each in able if not new or numbers_of(each) >= (8, 6)]
         call = {"target": target, "shapes": [], "precision": precision, "options": options}
+        call["quantised"] = Path("/x/n.int8.onnx") if table else None
         if not fit:
             with pytest.raises(InputError, match=rf"-.*` needs? TensorRT 8\.6 or later; .* has {re.escape(able[0])}"):
                 lines_for(Path("n.onnx"), Path("n.engine"), **call)
@@ -122,6 +124,7 @@ def test_the_lines_shown_are_those_that_the_targets_releases_take(target):
             assert words[0] == "trtexec"
             for release in key.removeprefix("TensorRT ").split(", "):
                 assert unknown(words, release) == set()
+                assert ("--calib=t.calib" in words) is (table is not None and release != "11.4.1")
                 assert ("--adjustForDLA" in words) is (choice["dla"] is not None and release == "11.4.1")
         shown |= {tuple(words) for words in lines.values()}
     assert shown
@@ -214,7 +217,7 @@ def test_the_lines_in_scripts_and_pages_are_trtexecs_too():
     calls = [line for line in text.splitlines() if '"$trtexec" --' in line and "--help" not in line]
     assert len(calls) >= 2
     for line in calls:
-        names = re.findall(r"(--[A-Za-z]+)=", line)
+        names = re.findall(r"(--[A-Za-z]+)=", line.replace("${calib:+--calib=", ""))  # a table is for 8 to 10.7
         assert names
         assert [release for release in RELEASES if set(names) - options_of(release)] == []
     pages = [package.parent / "README.md", *(package.parent / "docs").glob("**/*.md")]

@@ -124,6 +124,21 @@ def allocate(trt: Any) -> list[Any]:
     return [*addresses, outputs.last("found")[0]]
 
 
+def calibrate(trt: Any) -> dict[str, Any] | None:
+    """Make a calibrator of the release's class, and let the builder's configuration take it."""
+    from msn_deploy.engine.calibration_table import calibrator_of
+
+    if not hasattr(trt, "IInt8EntropyCalibrator2"):
+        return None
+    calibrator = calibrator_of(trt, "TRT-8502-EntropyCalibration2\nx: 3f800000\n", batch=3)
+    return {
+        "is_theirs": isinstance(calibrator, trt.IInt8EntropyCalibrator2),
+        "algorithm": str(calibrator.get_algorithm()),
+        "cache": calibrator.read_calibration_cache().decode(),
+        "batch": calibrator.get_batch_size(),
+    }
+
+
 def over_null(trt: Any, library: str) -> dict[str, Any]:
     """Return what our code makes of a TensorRT that answers null: to a first call, or only to the calls after it."""
     from msn_deploy.engine.trt_build import is_weakly_typed, mask
@@ -134,6 +149,7 @@ def over_null(trt: Any, library: str) -> dict[str, Any]:
         "mask": mask(kinds, "EXPLICIT_BATCH", "STRONGLY_TYPED"),
         **watch(trt),
         "allocated": allocate(trt),
+        "calibrated": calibrate(trt),
     }
     hollow = ctypes.c_int.in_dll(ctypes.CDLL(library), "hollow")
     for key, hollow.value in (("null", 0), ("hollow", 1)):

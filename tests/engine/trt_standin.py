@@ -95,12 +95,14 @@ class Release:
             set_flag=lambda flag: None,
             set_compute_capability=lambda capability, at: True,
             add_optimization_profile=lambda profile: 0,
+            set_calibration_profile=lambda profile: True,
             create_timing_cache=lambda content: timing,
             set_timing_cache=lambda cache, ignore_mismatch: fits,
             get_timing_cache=lambda: timing,
             can_run_on_DLA=on_dla,
             **dict.fromkeys(("builder_optimization_level", "hardware_compatibility_level", "progress_monitor")),
             num_compute_capabilities=0,
+            int8_calibrator=None,
         )
         network = self.of(
             "INetworkDefinition",
@@ -152,6 +154,7 @@ class Release:
             **enums,
             ILogger=type("ILogger", (), empty),
             IProgressMonitor=type("IProgressMonitor", (), empty),
+            IInt8EntropyCalibrator2=type("IInt8EntropyCalibrator2", (), empty),
             Builder=start,
             OnnxParser=lambda network, logger: parser,
             Runtime=lambda logger: runtime,

@@ -21,10 +21,10 @@ from msn_deploy.core.errors import InputError
 from msn_deploy.core.model_info import ModelInfo, Preprocess
 from msn_deploy.data import load_split
 from msn_deploy.data.preprocess import measured_preprocess
+from msn_deploy.engine.calibration_table import parse_table
 from msn_deploy.model.opened import with_info
 from msn_deploy.pipeline.calibrate import CalibrationOptions, calibrate
 from msn_deploy.pipeline.ranges import cache_folder
-from msn_deploy.quant.trt_table import parse_table
 
 pytestmark = pytest.mark.slow
 

@@ -14,6 +14,7 @@ from onnx import ModelProto, TensorProto, numpy_helper
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.model_info import Preprocess
 from msn_deploy.engine.ort import run_on_one_thread
+from msn_deploy.model.graphs import activations
 from msn_deploy.quant import calibrate, histograms
 from msn_deploy.quant.calibrate import quantised_tensors
 from msn_deploy.quant.calibration_checks import MINIMUM_SAMPLES
@@ -272,3 +273,17 @@ def test_a_tensor_that_is_always_zero(exported: Callable[..., Any], digits: Call
             tensor.CopyFrom(onnx.numpy_helper.from_array(np.zeros(tuple(tensor.dims), np.float32), tensor.name))
     ranges = calibrate_ranges(graph, digits(16), method="minmax")
     assert sum(largest == 0 for largest in ranges.values()) == 1
+
+
+def test_every_float_tensor_that_depends_on_the_image_is_an_activation(exported: Callable[..., Any]) -> None:
+    graph = exported("cnn3", "msn", dynamic=True).graph
+    names = activations(graph)
+    made = [name for node in graph.graph.node for name in node.output]
+    assert names[0] == "input"
+    assert graph.graph.output[0].name in names
+    assert set(names) <= {"input", *made}
+    for node in graph.graph.node:
+        if node.op_type in ("Conv", "Gemm", "LeakyRelu"):
+            assert {node.input[0], node.output[0]} <= set(names)
+        if node.op_type in ("Shape", "Constant"):
+            assert not set(node.output) & set(names)

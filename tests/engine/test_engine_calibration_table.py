@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from msn_deploy.core.errors import InputError
-from msn_deploy.model.graphs import activations
-from msn_deploy.quant.trt_table import format_table, parse_release, parse_table
+from msn_deploy.engine.calibration_table import format_table, parse_release, parse_table
 
 WRITTEN = "TRT-8600-EntropyCalibration2\ninput: 3f800000\nrelu/a: 3c010204\n"
 
@@ -86,17 +83,3 @@ def test_releases_without_a_table(text: str) -> None:
 def test_what_is_no_table(text: str, words: str) -> None:
     with pytest.raises(InputError, match=words):
         parse_table(text)
-
-
-def test_every_float_tensor_that_depends_on_the_image_is_in_it(exported: Callable[..., Any]) -> None:
-    graph = exported("cnn3", "msn", dynamic=True).graph
-    names = activations(graph)
-    made = [name for node in graph.graph.node for name in node.output]
-    assert names[0] == "input"
-    assert graph.graph.output[0].name in names
-    assert set(names) <= {"input", *made}
-    for node in graph.graph.node:
-        if node.op_type in ("Conv", "Gemm", "LeakyRelu"):
-            assert {node.input[0], node.output[0]} <= set(names)
-        if node.op_type in ("Shape", "Constant"):
-            assert not set(node.output) & set(names)
