@@ -8,7 +8,7 @@ from trt_standin import Release
 from msn_deploy.core.artifacts import publish, read_sidecar, sha256_of
 from msn_deploy.core.errors import GateError, InputError
 from msn_deploy.core.model_info import TensorSpec
-from msn_deploy.engine import BuildOptions, build_engine_file
+from msn_deploy.engine import BuildOptions, OrtRunner, build_engine_file
 from msn_deploy.engine.build import choose_site
 from msn_deploy.engine.preflight import trusted
 from msn_deploy.engine.tensors import parse_shapes
@@ -179,6 +179,32 @@ def test_the_options_of_a_sidecar_come_back(orin):
     for odd in ({"workspace_mib": "much"}, {"batch": "all"}, {"optimization_level": 9}, {"target": "orin-xy"}):
         with pytest.raises(InputError):
             options_of(odd, orin())
+
+
+@pytest.mark.parametrize("garbles", [False, True])
+def test_a_new_engine_runs_once_beside_its_onnx_file_and_both_are_closed(folder, orin, updated, monkeypatch, garbles):
+    class Engine(OrtRunner):
+        """Runs the ONNX file in the place of its engine."""
+
+        closed = 0
+
+        def run(self, feeds):
+            return {name: values - 2 * values * garbles for name, values in super().run(feeds).items()}
+
+        def close(self):
+            Engine.closed += 1
+            super().close()
+
+    def load(plan):
+        assert plan.data == b"a newer plan"  # the bytes that preflight has looked at
+        return Engine(open_model(folder / "net.onnx", step="test"))
+
+    updated(plan=b"a newer plan")
+    monkeypatch.setattr("msn_deploy.pipeline.doctor.runner_of", load)
+    lines = rebuild_run(folder, here=orin(**JETPACK_72))
+    assert Engine.closed == len(lines) == 2
+    assert {each.verdict for each in lines} == ({"problem"} if garbles else {"ok"})
+    assert ((folder / "net.engine").read_bytes() == b"a newer plan") != garbles
 
 
 class Answers:
