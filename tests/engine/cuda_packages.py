@@ -167,7 +167,7 @@ class BindingsDriver(ModuleType):
     def __init__(self):
         super().__init__("cuda.bindings.driver")
         self.log, self.fail, self.missing, self.memory, self.made = [], None, None, {}, 0
-        self.maps, self.flags = True, 16
+        self.maps, self.flags, self.mapped = True, 16, set()
 
     def __getattr__(self, name):
         if not name.startswith("cu"):
@@ -194,11 +194,13 @@ class BindingsDriver(ModuleType):
         if name == "cuDevicePrimaryCtxGetState":
             return (self.flags, 0)
         if name == "cuMemHostGetDevicePointer":
-            assert (args[0] in self.memory, args[1]) == (True, 0)
+            assert (args[0] in self.mapped, args[1]) == (True, 0)
             return (args[0],)
         if name in ("cuMemHostAlloc", "cuMemAlloc"):
             block = np.zeros(args[0], np.uint8)
             self.memory[block.ctypes.data] = block
+            if args[1:] == (2,):  # CU_MEMHOSTALLOC_DEVICEMAP
+                self.mapped.add(block.ctypes.data)
             return (block.ctypes.data,)
         if name.startswith("cuMemcpy"):
             to, source = (int(args[0]), int(args[1]))
