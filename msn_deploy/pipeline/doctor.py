@@ -170,7 +170,7 @@ def _first_line(cause: Exception, path: Path) -> str:
 def _rebuild(path: Path, plan: Plan, onnx: Path, here: Here, prove: Prove, progress: Progress) -> None:
     """Build an engine anew next to the old one, prove it, and put it in its place."""
     side = read_sidecar(path)
-    options = options_of(side.config, here)
+    options = options_of(side.config, path.parent)
     if side.config.get("timing_cache"):
         _LOG.warning("%s is not used: its times are of another TensorRT or driver.", side.config["timing_cache"])
     model = open_model(onnx, step="doctor")
@@ -185,13 +185,16 @@ def _rebuild(path: Path, plan: Plan, onnx: Path, here: Here, prove: Prove, progr
             os.replace(new, path.with_name(new.name))
 
 
-def options_of(config: Mapping[str, Any], here: Here) -> BuildOptions:
-    """Return the options that a sidecar records, without the timing cache.
+def options_of(config: Mapping[str, Any], folder: Path) -> BuildOptions:
+    """Return the options that the sidecar of an engine in a folder records, without the timing cache.
 
-    The target is this machine, unless it is a GPU generation that TensorRT-RTX builds for ahead of time.
-    Raises InputError for what this version does not know.
+    The target is this machine, unless it is a GPU generation that TensorRT-RTX builds for ahead of time. A calibration
+    table is looked for in the folder first. Raises InputError for what this version does not know.
     """
     target = find_target(str(config["target"])) if config.get("target") else None
+    table = None if config.get("calibration_table") is None else Path(str(config["calibration_table"]))
+    if table is not None and (folder / table.name).is_file():
+        table = folder / table.name
     plain = {name: config[name] for name in _PLAIN if config.get(name) is not None}
     try:
         return BuildOptions(
@@ -199,6 +202,7 @@ def options_of(config: Mapping[str, Any], here: Here) -> BuildOptions:
             shapes=tuple(parse_shapes(str(each)) for each in config.get("shapes") or ()),
             plugins=tuple(Path(str(each)) for each in config.get("plugins") or ()),
             batch=None if config.get("batch") in (None, DEFAULT_BATCH) else int(config["batch"]),
+            calibration_table=table,
             **plain,
         )
     except (TypeError, ValueError) as cause:

@@ -1,5 +1,8 @@
 """Engines of a run folder after an update of JetPack or of the driver, on stand-ins of both TensorRT releases."""
 
+from dataclasses import fields
+from pathlib import Path
+
 import numpy as np
 import pytest
 from bundle_devices import onnx_bytes
@@ -170,15 +173,35 @@ def test_an_engine_without_its_onnx_file_is_not_touched(folder, orin, updated):
     assert (contents(folder), trt.calls) == (before, [])
 
 
-def test_the_options_of_a_sidecar_come_back(orin):
+def test_the_options_of_a_sidecar_come_back(tmp_path):
     shapes = (parse_shapes("x=1x3x32x32:1x3x64x64:1x3x96x96"),)
-    chosen = BuildOptions(backend="tensorrt", shapes=shapes, dla=1, max_dla_fallback=20.0, version_compatible=True)
-    assert options_of(chosen.as_config(), orin()) == chosen
-    assert options_of({**chosen.as_config(), "target": "orin-nx-16gb", "timing_cache": "t"}, orin()) == chosen
-    assert options_of({"target": "rtx-sm89", "backend": "tensorrt-rtx"}, orin()).target.name == "rtx-sm89"
+    chosen = BuildOptions(
+        precision="int8",
+        backend="tensorrt",
+        batch=9,
+        min_batch=2,
+        opt_batch=3,
+        shapes=shapes,
+        plugins=(Path("lib.so"),),
+        workspace_mib=99,
+        optimization_level=1,
+        version_compatible=True,
+        hardware_compatible=True,
+        dla=1,
+        max_dla_fallback=20.0,
+        calibration_table=Path("elsewhere/net.int8.cache"),
+        replicates=3,
+    )
+    kept = {each.name for each in fields(BuildOptions) if getattr(chosen, each.name) == each.default}
+    assert kept == {"target", "timing_cache"}  # a new option belongs above
+    assert options_of(chosen.as_config(), tmp_path) == chosen
+    assert options_of({**chosen.as_config(), "target": "orin-nx-16gb", "timing_cache": "t"}, tmp_path) == chosen
+    assert options_of({"target": "rtx-sm89", "backend": "tensorrt-rtx"}, tmp_path).target.name == "rtx-sm89"
+    (tmp_path / "net.int8.cache").touch()
+    assert options_of(chosen.as_config(), tmp_path).calibration_table == tmp_path / "net.int8.cache"
     for odd in ({"workspace_mib": "much"}, {"batch": "all"}, {"optimization_level": 9}, {"target": "orin-xy"}):
         with pytest.raises(InputError):
-            options_of(odd, orin())
+            options_of(odd, tmp_path)
 
 
 @pytest.mark.parametrize("garbles", [False, True])
