@@ -124,6 +124,8 @@ class Plan:
             wanted = here.compute_capability or self.compute_capability
             target = next((each for each in TARGETS if not each.jetson and each.compute_capability == wanted), None)
         options = ["--precision", self.precision, *(["--target", target.name] if target else [])]
+        if self.dla_core is not None and (target is None or self.dla_core < target.dla_cores):
+            options += ["--dla", str(self.dla_core)]
         options += [word for shapes in self.shapes for word in ("--shapes", shapes)]
         options += [word for library in self.needs for word in ("--plugins", library)]
         return shlex.join(["msn-deploy", "build-engine", self.onnx.file, *options, "--out", self.path.name])

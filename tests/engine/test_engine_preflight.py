@@ -13,6 +13,7 @@ from preflight_cases import ADA, DESKTOP, RTX, TABLE
 from msn_deploy.core import artifacts
 from msn_deploy.core.errors import InputError, MissingDependency
 from msn_deploy.core.model_info import ModelInfo
+from msn_deploy.engine.plan import read_plan
 from msn_deploy.engine.preflight import check_version, preflight, trust, trusted
 
 NX = {"arch": "aarch64", "jetson": "NVIDIA Orin NX Developer Kit", "memory_gib": 15.3}
@@ -261,3 +262,10 @@ def test_a_plan_that_does_not_run_here_is_not_trusted_on_the_way(forge_plan, ori
     with pytest.raises(InputError, match="holds code for"):
         preflight(forge_plan(compute_capability="8.6"), here=orin(), trusting=True)
     assert trusted() == frozenset()
+
+
+@pytest.mark.parametrize(("core", "jetson", "words"), [(None, "NX", ""), (0, "NX", " --dla 0"), (0, "Nano", "")])
+def test_the_command_that_builds_it_again_names_the_dla_core_where_there_is_one(forge_plan, orin, core, jetson, words):
+    here = orin(jetson=f"NVIDIA Jetson Orin {jetson} Engineering Reference Developer Kit", compatible=())
+    command = read_plan(forge_plan(dla_core=core)).rebuild(here)
+    assert (" --dla 0" in command) is bool(words)
