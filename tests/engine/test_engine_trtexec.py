@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 import subprocess
 from functools import cache
 from itertools import product
@@ -46,8 +47,8 @@ printf '%s\\n' "$@" >>"{log}"
 
 @cache
 def options_of(release):
-    """Return the names that a release takes: those of the nearest release before it in the table."""
-    at = max(at for at, each in enumerate(RELEASES) if numbers_of(each) <= numbers_of(release))
+    """Return the names that a release takes: those of the nearest in the table, of its minor release or before."""
+    at = max(at for at, each in enumerate(RELEASES) if numbers_of(each)[:2] <= numbers_of(release)[:2])
     rows = FIXTURE["options"].items()
     return frozenset(f"--{name}" for mask, names in rows if mask[at] == "1" for name in names.split())
 
@@ -177,6 +178,44 @@ def test_the_script_gives_each_release_what_it_takes_and_refuses_the_rest(device
     else:
         assert (code, words) == (3, [])
         assert "has no DLA" in told
+
+
+SHELLS = {name: path for name in ("dash", "busybox") if (path := shutil.which(name))}
+
+
+@pytest.mark.parametrize("jetpack", JETPACKS, ids=lambda row: row.name)
+@pytest.mark.parametrize("shell", ["dash", "busybox"])
+def test_small_shells_build_on_every_jetpack(save, tmp_path, shell, jetpack):
+    """By trtexec: ranges of sizes, replicates, a timing cache; and INT8 on the DLA where the JetPack has one."""
+    if shell not in SHELLS:
+        pytest.skip(f"no {shell} here")
+    release, folder = jetpack.tensorrt, tmp_path / "it's here"
+    folder.mkdir()
+    target = next(each for each in reversed(JETSONS) if each.compute_capability in jetpack.serves)
+    half = save("net.onnx", batch="N", half=numbers_of(release)[0] > 8)
+    onnx = Path(shutil.move(half, folder / "net.onnx"))
+    (folder / "t.calib").write_text("TRT-8000-EntropyCalibration2\nx: 3f800000\n")
+    plain = {"replicates": 2, "workspace_mib": 64}
+    cases = [("fp16", plain, 2), ("fp16", {"timing_cache": Path("t.cache")}, 1)]
+    if target.dla_cores and has_dla(release):
+        cases.append(("int8", {"dla": 1, "calibration_table": folder / "t.calib"}, 1))
+    stub = tmp_path / "trtexec"
+    stub.write_text(STUB.format(number=number_of(release), names=" ".join(options_of(release)), log=tmp_path / "log"))
+    stub.chmod(0o755)
+    for precision, options, count in cases:
+        made = write_device_script(
+            open_model(onnx, step="test"),
+            folder / f"{precision}{count}.engine",
+            target=target,
+            precision=precision,
+            options=BuildOptions(**options),
+        )
+        command = [SHELLS[shell], *(["sh"] if shell == "busybox" else []), made.script]
+        env = {"PATH": "/usr/bin:/bin", "TRTEXEC": str(stub)}
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, cwd="/")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert len(list(folder.glob(f"{precision}{count}*.engine"))) == count
+    assert not [*folder.glob("*.partial"), *folder.glob("*.engine.calib")]
 
 
 @pytest.mark.parametrize(
