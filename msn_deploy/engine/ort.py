@@ -82,11 +82,11 @@ class OrtRunner:
             session = ort.InferenceSession(model.data, options, providers=_PROVIDER[provider], **off)
         except Exception as cause:  # ONNX Runtime's classes share no base below Exception
             foreign = foreign_operators(model.proto)
-            hint = "Export it again, or update onnxruntime if the file is newer than it."
-            if foreign:
-                hint = f"ONNX does not have {', '.join(foreign)}; TensorRT takes such operators by `--plugins`."
+            opsets = ", ".join(f"{each.domain or 'ai.onnx'} {each.version}" for each in model.proto.opset_import)
+            hint = "\nONNX does not have {}; TensorRT takes such operators by `--plugins`.".format(", ".join(foreign))
             raise InputError(
-                f"ONNX Runtime {ort.__version__} cannot load {self.path}: {shorten(cause)}.\n{hint}"
+                f"ONNX Runtime {ort.__version__} cannot load {self.path} ({opsets}): "
+                f"{shorten(cause)}.{hint if foreign else ''}"
             ) from cause
         # A provider whose libraries do not load is dropped by ONNX Runtime with no more than a log line.
         if session.get_providers()[0] != _PROVIDER[provider][0]:
@@ -107,7 +107,7 @@ class OrtRunner:
         try:
             made = self._session.run(None, {name: np.asarray(each, order="C") for name, each in feeds.items()})
         except Exception as cause:  # as at loading: no common base
-            raise InputError(f"{self.path} loads but does not run: {shorten(cause)}.\nExport it again.") from cause
+            raise InputError(f"{self.path} loads but does not run: {shorten(cause)}.") from cause
         return {spec.name: each for spec, each in zip(self.outputs, made, strict=True)}
 
     def end_profiling(self) -> Path:

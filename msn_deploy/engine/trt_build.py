@@ -194,7 +194,7 @@ def _parse_error(model: OpenModel, backend: Backend, parser: Any, messages: Mess
     """Turn the parser's first error into at most three lines: which node, which operator, what is wrong."""
     if not parser.num_errors:
         return InputError(
-            f"{backend.title} found no network in {model.path}.\n{_last_error(messages, 'Export it again')}."
+            f"{backend.title} found no network in {model.path}.\n{_last_error(messages, 'It said no more')}."
         )
     error = parser.get_error(0)
     more = f" (and {parser.num_errors - 1} more)" if parser.num_errors > 1 else ""
@@ -208,12 +208,14 @@ def _parse_error(model: OpenModel, backend: Backend, parser: Any, messages: Mess
     )
     domain = f" of the domain {nodes[at].domain}" if 0 <= at < len(nodes) and nodes[at].domain else ""
     where = f"node {name or at} ({operator}{domain})" if operator else "the graph"
-    hint = "Export it again with `msn-deploy export`, which writes only what TensorRT reads."
+    hint = ""
+    if model.stored_info is None:  # a file that `export` has not been through
+        hint = "\n`msn-deploy export FILE.onnx` writes it anew, with operators in forms that TensorRT reads."
     if "UInt8" in error.desc():
-        hint = "TensorRT takes uint8 into a Cast alone: cast it first, as `msn-deploy export` does where it can."
+        hint = "\nTensorRT takes uint8 into a Cast alone: cast it first, as `msn-deploy export` does where it can."
     if re.search("plugin.* not found", error.desc(), re.I):
-        hint = f"TensorRT has no operator {operator}: replace it in the network{_or_plugins(backend)}."
-    return InputError(f"{backend.title} cannot read {where} of {model.path}: {shorten(error.desc())}{more}.\n{hint}")
+        hint = f"\nTensorRT has no operator {operator}: replace it in the network{_or_plugins(backend)}."
+    return InputError(f"{backend.title} cannot read {where} of {model.path}: {shorten(error.desc())}{more}.{hint}")
 
 
 def _or_plugins(backend: Backend) -> str:
