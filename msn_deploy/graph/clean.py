@@ -16,6 +16,8 @@ from onnx import ModelProto
 from onnx_ir.passes import common
 from onnxscript.optimizer import fold_constants
 
+from msn_deploy.graph.affine import constant
+from msn_deploy.graph.edits import set_constant
 from msn_deploy.graph.sequences import has_old_sequences, split_plainly, type_sequences
 
 _MOST_GROWTH = 1 << 22  # numbers (16 MiB of float32) that a file may gain, beside as many as it has
@@ -46,6 +48,7 @@ def clean(model: ir.Model) -> None:
         _lift(model)
         split_plainly(model)  # by sizes that are computed now
         _drop_identities(model)
+        _make_numbers(model)
         common.RemoveUnusedNodesPass()(model)
         _infer_shapes(model)
     for graph in model.graphs():
@@ -109,6 +112,19 @@ def _drop_identities(model: ir.Model) -> None:
                 value.name = name
             made.replace_all_uses_with(value)
             graph.remove(node, safe=True)
+
+
+def _make_numbers(model: ir.Model) -> None:
+    """Give Range numbers where it reads lists of one.
+
+    ONNX's own expansion of AffineGrid has such; ONNX Runtime takes them where they are computed, but not as constants.
+    """
+    for graph in model.graphs():
+        for node in [node for node in graph if node.op_type == "Range" and not node.domain]:
+            for at, value in enumerate(node.inputs):
+                array = constant(value)
+                if array is not None and array.shape == (1,):
+                    set_constant(node, at, array.reshape(()))
 
 
 def _lift(model: ir.Model) -> None:

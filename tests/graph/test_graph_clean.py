@@ -208,3 +208,14 @@ def test_an_operator_that_the_library_fails_on_stays() -> None:
         _node("SequenceAt", "parts size", "y"),
     ]
     assert _cleaned(_model(*nodes))[1] == ["ReduceMax", "Cast", "SplitToSequence", "SequenceAt"]
+
+
+def test_what_a_range_reads_as_a_list_of_one_becomes_a_number(run: Callable[..., Any]) -> None:
+    nodes = [_node("ReduceMin", "x", "least", keepdims=0), _node("Range", "least most step", "y")]
+    model = _model(*nodes, rank=1, most=np.array([9], np.float32), step=np.array([0.75], np.float32))
+    graph = ir.from_proto(model)
+    clean(graph)
+    x = np.random.default_rng(4).standard_normal(SHAPE).astype(np.float32)
+    (y,) = run(ir.to_proto(graph), x).values()
+    np.testing.assert_allclose(y, np.arange(x.min(), 9, 0.75), rtol=1e-6)
+    assert graph.graph.initializers["step"].shape == ()
