@@ -15,6 +15,7 @@ from onnx import defs
 from onnx_ir.passes import common
 
 _FLOAT, _DOUBLE = ir.DataType.FLOAT, ir.DataType.DOUBLE
+_LARGE = 1 << 16  # numbers of a constant, above which its doubles are not kept
 # Attributes that name the type of an output, and whether that is float32 where they are left out.
 _TYPED = {
     "Cast": ("to", False),
@@ -157,8 +158,23 @@ def _retyped(of: ir.TypeProtocol, old: ir.DataType, new: ir.DataType) -> ir.Type
     return of
 
 
+class _Widened(ir.LazyTensor):
+    """Numbers of float32 that are read as float64: made anew by each reader, as no fold changes most of them."""
+
+    def __init__(self, single: ir.TensorProtocol) -> None:
+        sizes = ir.Shape(single.shape.numpy())
+        super().__init__(lambda: ir.tensor(single.numpy().astype(np.float64)), _DOUBLE, sizes, name=single.name)
+        self.single = single
+
+
 def _converted(tensor: ir.TensorProtocol, old: ir.DataType, new: ir.DataType) -> ir.TensorProtocol:
-    return ir.tensor(tensor.numpy().astype(new.numpy()), name=tensor.name) if tensor.dtype == old else tensor
+    if tensor.dtype != old:
+        return tensor
+    if new == _DOUBLE and tensor.size > _LARGE:
+        return _Widened(tensor)
+    if isinstance(tensor, _Widened):
+        return tensor.single
+    return ir.tensor(tensor.numpy().astype(new.numpy()), name=tensor.name)
 
 
 def _cast_around(

@@ -23,13 +23,14 @@ from onnx import ModelProto, ValueInfoProto
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.optional import missing
 from msn_deploy.model.checks import check_valid
-from msn_deploy.model.graphs import without_weights
+from msn_deploy.model.graphs import nodes_of_model, without_weights
 from msn_deploy.model.identity import structural_hash
 
 TIMEOUT_S = 120.0  # networks of this project's size take one to three
 _LOG = logging.getLogger(__name__)
 _MEMORY, _MEMORY_PER_BYTE = 4 << 30, 8  # bytes of address space, and more of them per byte of the model
 _WORTH_A_CHANGE = 0.01  # of the file's bytes, saved by keeping equal weights once
+_FOREIGN = ("fuse_attention",)  # steps of onnxsim that write operators of ONNX Runtime, which TensorRT has not
 _EXIT_MISSING = 3
 _START = "import sys; sys.path[:] = sys.argv[2:]; from msn_deploy.graph.simplify import work; work(float(sys.argv[1]))"
 _PACKAGE = str(Path(__file__).resolve().parents[2])
@@ -54,7 +55,7 @@ class _UnusableError(Exception):
 def simplify(model: ModelProto, *, timeout_s: float = TIMEOUT_S) -> Simplified:
     """Return the simplified graph, or the graph itself where onnxsim fails on it or harms it (see `simplifier`)."""
     with simplifier(timeout_s=timeout_s) as onnxsim:
-        onnxsim.start(model)
+        onnxsim.start(model, model.SerializeToString())
         return onnxsim.result()
 
 
@@ -95,10 +96,10 @@ class Simplifier:
     def __init__(self, folder: Path, worker: subprocess.Popen[bytes], timeout_s: float) -> None:
         self._folder, self._worker, self._timeout_s = folder, worker, timeout_s
 
-    def start(self, model: ModelProto) -> None:
-        """Begin; `model` must not be changed before there is a result."""
+    def start(self, model: ModelProto, data: bytes) -> None:
+        """Begin; data: the bytes of `model`, which must not be changed before there is a result."""
         self._model = model
-        (self._folder / "before.onnx").write_bytes(model.SerializeToString())
+        (self._folder / "before.onnx").write_bytes(data)
         self._began = time.monotonic()
         with contextlib.suppress(BrokenPipeError):  # it has ended, and its exit code will tell why
             cast("IO[bytes]", self._worker.stdin).write(b"\n")
@@ -115,6 +116,7 @@ class Simplifier:
             simplified = self._made()
             check_valid(simplified, source="its graph")
             _require_same_contract(model, simplified)
+            _require_same_domains(model, simplified)
         except (_UnusableError, InputError) as cause:
             why = str(cause) if isinstance(cause, _UnusableError) else f"onnxsim failed ({cause})"
             _LOG.warning("kept the unsimplified graph: %s", why)
@@ -162,7 +164,8 @@ def work(timeout_s: float) -> None:
         most = _MEMORY + _MEMORY_PER_BYTE * os.path.getsize("before.onnx")
         _, hard = resource.getrlimit(resource.RLIMIT_AS)
         resource.setrlimit(resource.RLIMIT_AS, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
-        simplified, _ = onnxsim.simplify(onnx.load("before.onnx", load_external_data=False))
+        given = onnx.load("before.onnx", load_external_data=False)
+        simplified, _ = onnxsim.simplify(given, skipped_optimizers=[*_FOREIGN])
         onnx.save(simplified, "after.onnx")
     except Exception as cause:  # onnxsim raises RuntimeError, ValueError and its own C++ errors alike
         code = _EXIT_MISSING if isinstance(cause, ImportError) else 1
@@ -193,6 +196,13 @@ def _require_same_contract(before: ModelProto, after: ModelProto) -> None:
             for was, now in zip(old.type.tensor_type.shape.dim, new.type.tensor_type.shape.dim, strict=False):
                 if not now.HasField("dim_value"):
                     now.CopyFrom(was)
+
+
+def _require_same_domains(before: ModelProto, after: ModelProto) -> None:
+    """Raise _UnusableError for an operator of somebody else's that was not there before."""
+    added = {node.domain for node in nodes_of_model(after)} - {node.domain for node in nodes_of_model(before)}
+    if added - {"", "ai.onnx"}:
+        raise _UnusableError(f"onnxsim wrote operators of the domain {', '.join(sorted(added))}")
 
 
 def _keeps(old: ValueInfoProto, new: ValueInfoProto, known: ValueInfoProto, *, more: bool) -> bool:

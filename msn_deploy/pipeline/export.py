@@ -118,23 +118,24 @@ def _export(source: str | nn.Module, out: Path, options: ExportOptions, onnxsim:
     compared = partial(rung, truth=truth, classifies=classifies(made.info))
     rungs = [compared(stage, outputs=predict(feeds)) for stage, predict in made.stages.items()]
     certificate, why = None, ""
-    folded = fold_graph(made.model.proto) if options.fold else None
+    folded = fold_graph(made.graph) if options.fold else None
     if folded is not None:
         graph = folded.model
     elif made.graph_is_truth:
-        graph = copy.deepcopy(made.model.proto)  # the file's metadata is set in place
+        graph = copy.deepcopy(made.graph)  # the file's metadata is set in place
     else:
-        graph = cleaned(made.model.proto)
+        graph = cleaned(made.graph)
     graph = at_opset(graph, opset=options.opset, target=options.target, ours=not made.graph_is_truth)
     file = _file_of(graph, made.info, fold=options.fold)
     if onnxsim is not None:
-        onnxsim.start(file.proto)
+        onnxsim.start(file.proto, file.data)
     if folded is not None:
         try:
             certificate = certify(folded, made.inputs, made.layers, data=feeds[0] if is_feeds(options.data) else None)
         except InputError:
             _require_repeatable(made, feeds, truth, source=name)
             raise
+        del folded  # its doubles are as large as the network twice
     if options.fold or not made.graph_is_truth:
         rungs.append(compared("graph folded" if options.fold else "onnx", outputs=in_ort(file)(feeds)))
     if onnxsim is not None:

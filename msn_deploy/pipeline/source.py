@@ -83,8 +83,8 @@ class ExportOptions:
 class Source:
     """What is exported, and how every stage before the fold computes it."""
 
-    model: OpenModel
-    """Its graph with every norm."""
+    graph: ModelProto
+    """With every norm."""
     info: ModelInfo
     inputs: tuple[ExampleInput, ...]
     predict: Predict
@@ -98,7 +98,7 @@ class Source:
     exact: Predict | None = None
     """The truth in float64; None for a file of others."""
     graph_is_truth: bool = False
-    """Whether the truth is `model` itself, a file of others."""
+    """Whether the truth is `graph` itself, a file of others."""
 
 
 def require_packages() -> None:
@@ -130,16 +130,15 @@ def open_source(source: str | nn.Module, options: ExportOptions) -> Source:
         opset=max(options.opset or 0, LOWEST_OPSET),
         optimize=False,
     )
-    model = in_memory(graph)
     stages: dict[str, Predict] = {}
     if layers:
         stages["layers folded"] = _in_torch(plain, inputs)
     # Without its own fusions of norms. What torch writes for embedding_bag (branches over sequences) crashes ONNX
     # Runtime 1.32, and the process with it: such a graph is run when its constants are computed.
     if options.fold and not any(any(inner_graphs(node)) for node in graph.graph.node):
-        stages["onnx"] = in_ort(model, fuse_norms=False)
+        stages["onnx"] = lambda feeds: in_ort(in_memory(graph), fuse_norms=False)(feeds)  # no bytes are kept
     return Source(
-        model=model,
+        graph=graph,
         info=replace(info, precision="fp32"),
         inputs=inputs,
         predict=predict,
@@ -306,7 +305,7 @@ def _open_onnx(path: Path, options: ExportOptions) -> Source:
     is_sample = options.data is not None and is_feeds(options.data)
     sample = next(iter(open_feeds(str(options.data), model.inputs)), None) if is_sample else None
     return Source(
-        model=model,
+        graph=model.proto,
         info=model.info or ModelInfo(net="custom", norm="custom"),
         inputs=example_inputs(model, wanted, data=sample),
         predict=in_ort(model),

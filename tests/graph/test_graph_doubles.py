@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -115,3 +116,22 @@ def test_sequences_are_of_float64_too() -> None:
     double, back = _both_ways(model)
     assert double.graph.node(0).outputs[0].type == ir.SequenceType(ir.TensorType(DOUBLE))
     assert back.graph.value_info[0].type == parts.type
+
+
+def test_doubles_of_large_constants_are_not_kept_and_come_back_themselves() -> None:
+    w = np.random.default_rng(3).standard_normal((1 << 9, 1 << 11)).astype(np.float32)
+    nodes = [helper.make_node("Flatten", ["x"], ["f"]), helper.make_node("Gemm", ["f", "w"], ["y"])]
+    graph = ir.from_proto(_graph(nodes, {"y": TensorProto.FLOAT}, {"w": w}))
+    before = graph.graph.initializers["w"].const_value
+    tracemalloc.start()
+    to_double(graph)
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept < w.nbytes / 8
+    wide = graph.graph.initializers["w"]
+    assert wide.dtype == DOUBLE
+    assert wide.const_value is not None
+    assert wide.const_value.dtype == DOUBLE
+    np.testing.assert_array_equal(wide.const_value.numpy(), w.astype(np.float64))
+    to_single(graph)
+    assert graph.graph.initializers["w"].const_value is before

@@ -9,12 +9,16 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import ModelProto
+from torch import nn
 
+from msn_deploy.graph.export import to_onnx
+from msn_deploy.graph.fold import fold_graph
 from msn_deploy.graph.simplify import simplify
 
 _COPY = """
-def simplify(model):
+def simplify(model, **options):
     copied = type(model)()
     copied.CopyFrom(model)
     {change}
@@ -144,17 +148,20 @@ def test_weights_that_are_listed_as_inputs_do_not_count_as_such(tiny: Callable[.
     ("text", "why"),
     [
         (
-            "def simplify(model):\n    raise RuntimeError('segmentation\\nin spirit')",
+            "def simplify(model, **options):\n    raise RuntimeError('segmentation\\nin spirit')",
             "(RuntimeError: segmentation in spirit)",
         ),
-        ("import os\ndef simplify(model):\n    os.abort()", "onnxsim failed (killed by SIGABRT)"),
-        ("import os\ndef simplify(model):\n    os._exit(0)", "onnxsim failed (its file cannot be read: FileNotFound"),
+        ("import os\ndef simplify(model, **options):\n    os.abort()", "onnxsim failed (killed by SIGABRT)"),
         (
-            "import os\ndef simplify(model):\n    open('after.onnx', 'w').write('half'); os._exit(0)",
+            "import os\ndef simplify(model, **options):\n    os._exit(0)",
+            "onnxsim failed (its file cannot be read: FileNotFound",
+        ),
+        (
+            "import os\ndef simplify(model, **options):\n    open('after.onnx', 'w').write('half'); os._exit(0)",
             "onnxsim failed (its file cannot be read: DecodeError)",
         ),
-        ("import os\ndef simplify(model):\n    os._exit(3)", "onnxsim failed (exit code 3)"),
-        ("def simplify(model):\n    return bytearray(8 << 30), True", "(MemoryError"),
+        ("import os\ndef simplify(model, **options):\n    os._exit(3)", "onnxsim failed (exit code 3)"),
+        ("def simplify(model, **options):\n    return bytearray(8 << 30), True", "(MemoryError"),
         (_COPY.format(change="copied.graph.node[-1].output[0] = 'elsewhere'"), "onnxsim failed (its graph is not"),
         (
             _COPY.format(change="copied.graph.input[0].name = copied.graph.node[0].input[0] = 'image'"),
@@ -171,6 +178,13 @@ def test_weights_that_are_listed_as_inputs_do_not_count_as_such(tiny: Callable[.
         (
             _COPY.format(change="[v.type.tensor_type.__setattr__('elem_type', 11) for v in copied.graph.input]"),
             "onnxsim failed (its graph is not valid ONNX",
+        ),
+        (
+            _COPY.format(
+                change="copied.graph.node[0].op_type, copied.graph.node[0].domain = 'Gelu', 'com.microsoft'; "
+                "copied.opset_import.add(domain='com.microsoft', version=1)"
+            ),
+            "onnxsim wrote operators of the domain com.microsoft",
         ),
         (
             _COPY.format(change="copied.graph.output.append(copied.graph.input[0])"),
@@ -258,3 +272,25 @@ def test_another_number_of_sizes_is_refused(fake: Callable[[str], Path], rank: i
     drop = "copied.graph.output[0].type.tensor_type.shape.dim.pop()"
     fake(_COPY.format(change=add if rank == 3 else drop))
     assert "changed the outputs" in _kept(graph)
+
+
+class _Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.projections = nn.ModuleList([nn.Linear(16, 16) for _ in range(3)])
+        self.out = nn.Linear(16, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        query, key, value = (layer(x).view(1, 5, 2, 8).transpose(1, 2) for layer in self.projections)
+        y = nn.functional.scaled_dot_product_attention(query, key, value)
+        made: torch.Tensor = self.out(y.transpose(1, 2).reshape(1, 5, 16))
+        return made
+
+
+def test_attention_stays_in_operators_of_onnx() -> None:
+    torch.manual_seed(0)
+    model = fold_graph(to_onnx(_Attention().eval(), input_shape=(1, 5, 16), optimize=False)).model
+    result = simplify(model)
+    assert result.kept_because is None
+    assert {node.domain for node in result.model.graph.node} == {""}
+    assert "Softmax" in {node.op_type for node in result.model.graph.node}

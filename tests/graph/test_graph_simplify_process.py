@@ -24,7 +24,7 @@ def test_a_simplifier_that_hangs_is_ended_with_all_that_it_started(
     note = tmp_path / "child"
     fake(
         "import subprocess, time\n"
-        "def simplify(model):\n"
+        "def simplify(model, **options):\n"
         f"    child = subprocess.Popen(['sleep', '60'])\n    open({str(note)!r}, 'w').write(str(child.pid))\n"
         "    time.sleep(60)\n"
     )
@@ -68,7 +68,7 @@ def test_an_interrupt_ends_the_simplifier_too(
     note = tmp_path / "worker"
     folder = fake(
         "import os, signal, time\n"
-        "def simplify(model):\n"
+        "def simplify(model, **options):\n"
         "    signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
         f"    open({str(note)!r}, 'w').write(str(os.getpid()))\n"
         "    time.sleep(60)\n"
@@ -91,7 +91,7 @@ def test_an_interrupt_ends_the_simplifier_too(
 def test_a_simplifier_that_hangs_does_not_outlive_who_started_it(
     tiny: Callable[..., ModelProto], saved: Callable[..., Path], fake: Callable[[str], Path]
 ) -> None:
-    folder = fake("import time\ndef simplify(model):\n    time.sleep(60)\n")
+    folder = fake("import time\ndef simplify(model, **options):\n    time.sleep(60)\n")
     saved(tiny("Relu")).rename(folder / "before.onnx")
     code = f"import sys; sys.path.insert(0, {str(folder)!r}); from msn_deploy.graph.simplify import work; work(0)"
     assert subprocess.run([sys.executable, "-c", code], cwd=folder, input=b"\n").returncode == -signal.SIGALRM

@@ -95,7 +95,7 @@ def test_an_error_in_a_stage_is_named_at_that_stage(
 def _simplifies(monkeypatch: pytest.MonkeyPatch, change: Callable[[ModelProto], Simplified]) -> None:
     """Put a function in onnxsim's place."""
     given: list[ModelProto] = []
-    monkeypatch.setattr(Simplifier, "start", lambda self, model: given.append(model))
+    monkeypatch.setattr(Simplifier, "start", lambda self, model, data: given.append(model))
     monkeypatch.setattr(Simplifier, "result", lambda self: change(given[-1]))
 
 
