@@ -11,6 +11,7 @@ import accuracy
 import control
 import graphs_text
 import int8_table
+import networks_text
 import suite_table
 import sweep_text
 
@@ -18,6 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 GRAPHS = ROOT / "docs" / "graphs.md"
 SWEEP = ROOT / "docs" / "sweep.md"
+NETWORKS = ROOT / "docs" / "networks.md"
 RESULTS = ROOT / "benchmarks" / "results" / "epyc-2-cores"
 RECORDED = ROOT / "benchmarks" / "results" / "xeon-2-cores"  # what record.sh and `make peers` wrote last
 _ARMS = {
@@ -235,6 +237,7 @@ def filled(text: str) -> str:
 def main() -> None:
     wanted = {README: filled(README.read_text(encoding="utf-8")), GRAPHS: graphs_text.page(ROOT)}
     wanted[SWEEP] = sweep_text.page(RECORDED / "sweep.json")
+    wanted[NETWORKS] = networks_text.page(RECORDED)
     if "--check" in sys.argv[1:]:
         stale = [path.name for path, text in wanted.items() if path.read_text(encoding="utf-8") != text]
         raise SystemExit(f"{', '.join(stale)} out of date: make readme" if stale else 0)

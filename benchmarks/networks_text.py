@@ -25,13 +25,39 @@ def page(recorded: Path) -> str:
         f"are done, {states['refused']} refused with a reason, {states['error']} ended in an error of msn-deploy.",
         "`exact`: largest error of our file on ONNX Runtime against torch in float64, over its largest value; "
         "and that of torch's exporter. `nodes`: ours, behind onnxsim, behind onnxslim. `left`: norms that stay, and "
-        "why. A file of others has no torch network to be held against: it is held against itself.",
+        "why. GELU is several nodes in opset 17, which TensorRT 8 still reads, and one in 20. A file of others has no "
+        "torch network: it is compared with itself.",
         "\n".join([_line(_HEAD), _line(["---"] * len(_HEAD)), *map(_row, rows)]),
     ]
     said = [f"- {row['name']}, {step}: {_reason(row, step)}" for row in rows for step in STEPS if _reason(row, step)]
     if said:
         parts += ["## What was refused, and what was left out", "\n".join(said)]
+    parts += ["## What `export` costs", *_cost(json.loads((recorded / "export-cost.json").read_text(encoding="utf-8")))]
     return "\n\n".join(parts) + "\n"
+
+
+def _cost(result: dict[str, Any]) -> list[str]:
+    """Return what `make export-cost` found."""
+    rows = [
+        [
+            case["network"], str(case["side_px"]), _spread(case["time_ratio"]), _spread(case["memory_ratio"]),
+            f"{case['seconds']['ours']:.1f}", f"{case['mib']['ours']:.0f}",
+        ]
+        for case in result["cases"]
+    ]  # fmt: skip
+    head = ["network", "px", "time", "memory", "s", "MiB"]
+    return [
+        "`msn-deploy export` over torch's exporter with onnxsim, below 1 is less: both as commands in a fresh process, "
+        f"the making of the network included, in turns ({result['rounds']} rounds; median and range; Intel Xeon, 2 "
+        "cores). Ours has the folds, their proof in float64 and the comparison of every stage. The last columns are "
+        "ours (`make export-cost`).",
+        "\n".join([_line(head), _line(["---"] * len(head)), *map(_line, rows)]),
+    ]
+
+
+def _spread(ratio: list[float]) -> str:
+    middle, least, most = ratio
+    return f"{middle:.2f} ({least:.2f} to {most:.2f})"
 
 
 _HEAD = ["network", "nodes", "exact", "norms: left", "opset", "INT8 SQNR", "INT8 convolutions", *STEPS, "MiB"]
