@@ -69,12 +69,14 @@ by_msn_deploy() {  # by_msn_deploy COMMAND...: all engines at once, with the com
 
 by_trtexec() {  # one $engine, written whole or not at all
     calib='' code=0
+    set --
     if [ -n "${table:-}" ]; then  # its scales hold for every release, its header names the one that reads it
         calib=$engine.calib
         sed "1s/^TRT-[0-9]*-/TRT-$number-/" "$table" >"$calib"
+        set -- --calib="$calib"
     fi
     with_options "$name" "$route" "$trtexec" --onnx="$onnx" --saveEngine="$engine.partial" \
-        ${timing_cache:+--timingCacheFile="$timing_cache"} ${calib:+--calib="$calib"} || code=$?
+        ${timing_cache:+--timingCacheFile="$timing_cache"} "$@" || code=$?
     [ -z "$calib" ] || rm -f "$calib"
     [ "$code" = 0 ] || return "$code"
     mv "$engine.partial" "$engine"

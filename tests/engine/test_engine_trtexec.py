@@ -256,7 +256,7 @@ def test_the_lines_in_scripts_and_pages_are_trtexecs_too():
     calls = [line for line in text.splitlines() if '"$trtexec" --' in line and "--help" not in line]
     assert len(calls) >= 2
     for line in calls:
-        names = re.findall(r"(--[A-Za-z]+)=", line.replace("${calib:+--calib=", ""))  # a table is for 8 to 10.7
+        names = re.findall(r"(--[A-Za-z]+)=", line)
         assert names
         assert [release for release in RELEASES if set(names) - options_of(release)] == []
     pages = [package.parent / "README.md", *(package.parent / "docs").glob("**/*.md")]
