@@ -8,7 +8,7 @@ ON_PATH := PATH="$(CURDIR)/$(BIN):$$PATH"
 TORCH := torch==2.13.0
 SCRIPTS := .ci/run $(wildcard benchmarks/*.sh msn_deploy/engine/*.sh msn_deploy/pipeline/bundle_scripts/* tests/container/*.sh)
 
-.PHONY: setup demo quick test gpu-test cuda-test nightly check hooks fmt results train-step throughput overhead control peers networks export-cost \
+.PHONY: setup demo quick test gpu-test device-test cuda-test nightly check hooks fmt results train-step throughput overhead control peers networks export-cost \
 	backend-tests sweep paper int8 readme operators container-test jetson-wheels clean
 
 setup: $(VENV)/.installed $(VENV)/.bindings
@@ -45,6 +45,10 @@ gpu-test: setup
 cuda-test: setup
 	$(BIN)/python tests/engine/cuda_real.py $(VENV)/cuda --out cuda-packages.json
 	$(BIN)/python -m pytest tests/engine/test_engine_cuda_driver.py
+
+# On a Jetson: what could not be proved without one, into device-test.txt, to be sent back (docs/first-run.md).
+device-test:
+	$(PYTHON) tests/device/collect.py
 
 # More random networks through the fold than `make test` takes.
 nightly: setup

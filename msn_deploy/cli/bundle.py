@@ -28,14 +28,34 @@ def command(
         Path | None,
         typer.Option("--out", "-o", callback=new_file, help="File to write.", show_default="RUN-TARGET.tar"),
     ] = None,
+    to: Annotated[
+        str | None,
+        typer.Option(
+            metavar="USER@HOST",
+            help="Push it over your ssh, install, build, evaluate and measure there, and fetch the report.",
+        ),
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="With --to: what `eval` takes there, a name or a folder.")] = None,
+    replicates: Annotated[int, typer.Option(min=1, help="With --to: engines of each model.")] = 1,
+    report_to: Annotated[
+        Path | None,
+        typer.Option("--report", help="With --to: folder for the report.", show_default="RUN-TARGET-report"),
+    ] = None,
     json: Json = None,
 ) -> None:
-    """Pack a run into one tarball that a Jetson installs, builds, checks and measures without a network."""
+    """Pack a run into one tarball that a Jetson installs, builds, checks and measures without a network.
+
+    With --to all of that is done over ssh. Type the same command again after a cut connection: it resumes there.
+    """
     from msn_deploy.engine import BuildOptions, find_target
     from msn_deploy.engine.tensors import parse_shapes
     from msn_deploy.pipeline.bundle import bundle
+    from msn_deploy.pipeline.deploy import check, deploy
     from msn_deploy.pipeline.wheels import PYTHONS
 
+    given = {"--data": data is not None, "--replicates": replicates > 1, "--report": report_to is not None}
+    if to is None and any(given.values()):
+        raise InputError(f"`{next(name for name, there in given.items() if there)}` goes with `--to USER@HOST` only.")
     found = find_target(target)
     path = out or Path(f"{run.absolute().name}-{found.name}.tar")
     if path.suffix != ".tar":
@@ -49,8 +69,27 @@ def command(
             with_wheels=not no_wheels,
             pythons=tuple(python or PYTHONS),
             options=BuildOptions(shapes=tuple(map(parse_shapes, shapes or ()))),
+            keep=to is not None,
             progress=progress,
         )
+    if to is not None:
+        where = report_to or path.with_name(f"{path.stem}-report")
+        with output.progress_bar() as progress:
+            done = deploy(
+                report,
+                to,
+                report=where,
+                data=data,
+                replicates=replicates,
+                tell=lambda line: output.note(f"  {line}"),
+                progress=progress,
+            )
+        if not output.emit(done, json, made_from=[report.path]):
+            for step in done.steps:
+                output.say(f"  {step.name:<8} {step.state}{f' (exit code {step.code})' if step.code else ''}")
+            output.say(f"{done.report}: the report of {to}")
+        check(done)
+        return
     if output.emit(report, json, made_from=[report.path]):
         return
     output.say(

@@ -20,7 +20,7 @@ from importlib import resources
 from pathlib import Path, PurePosixPath
 
 from msn_deploy import __version__
-from msn_deploy.core.artifacts import publish, read_sidecar, sidecar_path
+from msn_deploy.core.artifacts import publish, read_sidecar, sha256_of, sidecar_path
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.progress import Progress, silent
 from msn_deploy.engine import BuildOptions, OrtRunner, Target
@@ -33,7 +33,7 @@ from msn_deploy.pipeline.verify import read_folder
 from msn_deploy.pipeline.wheels import PYTHONS, gather_wheels
 
 _KINDS = ("onnx", "timing-cache", "calibration-table", "fold-certificate", "device-script")
-_SCRIPTS = ("bench.sh", "build.sh", "common.sh", "eval.sh", "install.sh", "verify")
+_SCRIPTS = ("bench.sh", "build.sh", "common.sh", "eval.sh", "install.sh", "step", "verify")
 _PLAIN_NAME = re.compile(r"[\w+-][\w.+-]*(/[\w+-][\w.+-]*)*", re.ASCII)  # scripts and SHA256SUMS quote nothing
 _README = """\
 For {title} ({target}), packed by msn-deploy {version}. Nothing here needs a network.
@@ -85,6 +85,7 @@ def bundle(
     with_wheels: bool = True,
     options: BuildOptions | None = None,
     pythons: Sequence[str] = PYTHONS,
+    keep: bool = False,
     progress: Progress = silent,
 ) -> BundleReport:
     """Pack a run folder for a device.
@@ -97,6 +98,7 @@ def bundle(
         with_wheels: False packs none: scripts and trtexec only.
         options: How build.sh builds engines; it decides by itself about replicates and the timing cache.
         pythons: Versions of Python on the device.
+        keep: Take the tarball that is there, if it was packed from the same files.
         progress: Told of the wheels.
 
     Raises:
@@ -128,32 +130,63 @@ def bundle(
     contents |= {name: (folder / name).read_bytes() for name in _SCRIPTS}
     readme = _README.format(title=target.title, target=target.name, version=__version__)
     contents["README.txt"] = readme.encode()
+    config = {
+        "target": target.name,
+        "pythons": list(pythons) if with_wheels else [],
+        "wheels": str(wheels.absolute()) if wheels is not None and with_wheels else "",
+        "files": hashlib.sha256(_sums(contents)).hexdigest(),
+    }
+    if keep and (kept := _kept(out, config, names)) is not None:
+        return kept
     with tempfile.TemporaryDirectory() as scratch:
         packed: list[Path] = []
         if with_wheels:
             packed = gather_wheels(Path(scratch), source=wheels, pythons=pythons, progress=progress)
         contents |= {f"wheels/{path.name}": path for path in packed}
         contents["MANIFEST.json"] = _manifest(contents, target, names, pythons if with_wheels else ())
-        sums = "".join(f"{_digest(contents[name])}  {name}\n" for name in sorted(contents)).encode()
-        contents["SHA256SUMS"] = sums
+        contents["SHA256SUMS"] = sums = _sums(contents)
         _check_names(contents)
-        sidecar = publish(
+        facts = {
+            "digest": hashlib.sha256(sums).hexdigest(),
+            "files": len(contents),
+            "wheels": [path.name for path in packed],
+            "left_out": left_out,
+        }
+        publish(
             out,
             lambda partial: write_tarball(partial, contents, top=out.stem, executable=(*_SCRIPTS,)),
             kind="bundle",
             parents=[onnx.as_parent() for _, _, onnx in models],
-            config={"target": target.name, "pythons": list(pythons) if with_wheels else []},
+            config=config,
+            facts=facts,
         )
+    report = _kept(out, config, names)
+    if report is None:
+        raise InputError(f"{out} was changed while it was written.\nType the same command again.")
+    return report
+
+
+def _kept(out: Path, config: Mapping[str, object], models: Sequence[BundledModel]) -> BundleReport | None:
+    """Return what a tarball holds that was packed so, as its sidecar says; None if there is none, or another."""
+    if not out.is_file() or not sidecar_path(out).is_file():
+        return None
+    side = read_sidecar(out)
+    if side.kind != "bundle" or side.config != config or side.sha256 != sha256_of(out):
+        return None
     return BundleReport(
         path=out,
-        bytes=sidecar.bytes,
-        target=target.name,
-        digest=hashlib.sha256(sums).hexdigest(),
-        models=tuple(names),
-        files=len(contents),
-        wheels=tuple(path.name for path in packed),
-        left_out=tuple(left_out),
+        bytes=side.bytes,
+        target=str(config["target"]),
+        digest=side.facts["digest"],
+        models=tuple(models),
+        files=side.facts["files"],
+        wheels=tuple(side.facts["wheels"]),
+        left_out=tuple(side.facts["left_out"]),
     )
+
+
+def _sums(contents: Mapping[str, bytes | Path]) -> bytes:
+    return "".join(f"{_digest(contents[name])}  {name}\n" for name in sorted(contents)).encode()
 
 
 def write_tarball(path: Path, contents: Mapping[str, bytes | Path], *, top: str, executable: Collection[str]) -> None:

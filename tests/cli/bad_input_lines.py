@@ -84,6 +84,8 @@ TABLE = [
     ("bundle nothing --target rtx-sm86", 2, "rtx-sm86 is no Jetson"),
     ("bundle nothing --target orin-nano --out x.zip", 2, "x.zip has to end in .tar"),
     ("bundle nothing", 2, "Missing option"),
+    ("bundle nothing --target orin-nano --data digits", 2, "`--data` goes with `--to USER@HOST` only"),
+    ("bundle nothing --target orin-nano --replicates 2", 2, "`--replicates` goes with `--to USER@HOST` only"),
     ("doctor gone.onnx", 2, "gone.onnx does not exist"),
     ("eval m.onnx --data digit", 2, "no data called 'digit' did you mean 'digits'"),
     ("eval m.onnx --data plain", 2, "plain is a file"),

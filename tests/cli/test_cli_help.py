@@ -68,7 +68,7 @@ CONTRACT = {
     "suite": ["--out", "--seconds", "--threads", "--runs", "--prepare", "--plan", "--json"],
     "infer": [],
     "verify": [],
-    "bundle": ["--target", "--wheels", "--no-wheels", "--python", "--out"],
+    "bundle": ["--target", "--wheels", "--no-wheels", "--python", "--out", "--to", "--data"],
     "targets": [],
     "doctor": ["--rebuild", "--json"],
 }

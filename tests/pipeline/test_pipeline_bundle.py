@@ -23,7 +23,7 @@ def test_it_holds_what_a_device_needs_and_nothing_else(run, unpacked):
     }
     assert {name for name in names if "/" not in name} == {
         *("MANIFEST.json", "README.txt", "SHA256SUMS", "bundle.env", "models.list", "device_build.sh", "options.sh"),
-        *("bench.sh", "build.sh", "common.sh", "eval.sh", "install.sh", "verify"),
+        *("bench.sh", "build.sh", "common.sh", "eval.sh", "install.sh", "step", "verify"),
     }
     assert json.loads((unpacked / "recipes/net.int8.json").read_text())["width"] == 3
     manifest = json.loads((unpacked / "MANIFEST.json").read_text())

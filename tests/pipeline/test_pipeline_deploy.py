@@ -1,0 +1,202 @@
+"""`bundle --to` over a real sshd on the loopback: a whole session, cut at each step, and what else goes wrong there."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from bundle_devices import ORIN_NANO, wheel
+from ssh_device import ssh_device
+
+import msn_deploy.pipeline.bundle as packing
+from msn_deploy.core.errors import GateError, InputError, MissingDependency, MissingDevice, size_text
+from msn_deploy.pipeline.bundle import bundle
+from msn_deploy.pipeline.deploy import check, deploy
+
+STEPS = ("push", "verify", "install", "build", "eval", "bench", "fetch")
+
+
+@pytest.fixture
+def board(tmp_path):
+    folder = tmp_path / "board"
+    folder.mkdir()
+    try:
+        with ssh_device(folder) as found:
+            yield found
+    except RuntimeError as why:
+        pytest.skip(str(why))
+
+
+@pytest.fixture
+def packed(run, tmp_path, monkeypatch):
+    def one_wheel(folder, **_):
+        wheel(folder, "msn_deploy")
+        return list(folder.iterdir())
+
+    monkeypatch.setattr(packing, "gather_wheels", one_wheel)
+    return bundle(run, tmp_path / "orin.tar", target=ORIN_NANO)
+
+
+@pytest.fixture
+def go(board, packed, tmp_path):
+    told = []
+
+    def run_it(**options):
+        told.clear()
+        options = {"data": "digits", "report": tmp_path / "report", "ssh": board.ssh, **options}
+        return deploy(packed, "orin", tell=told.append, **options)
+
+    run_it.told = told
+    return run_it
+
+
+def left_on(board):
+    folder = board.home / "msn-deploy"
+    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+
+def test_a_whole_session_and_once_more(go, board, packed, tmp_path):
+    done = go()
+    check(done)
+    assert [(step.name, step.state) for step in done.steps] == [(name, "done") for name in STEPS]
+    name = f"orin-{packed.digest[:12]}"
+    assert (left_on(board), done.folder) == ([name], f"msn-deploy/{name}")
+    assert {"bench.json", "bench.html", "net.eval.json", "MANIFEST.json", "device.txt"} <= {
+        path.name for path in (tmp_path / "report").iterdir()
+    }
+    assert "build-engine: this line and the next" in go.told
+    assert board.calls().count("build-engine") == 4
+    (tmp_path / "report/of-before").touch()
+    calls = board.calls()
+    again = go()
+    states = [step.state for step in again.steps]
+    assert states == ["done before", "done", *["done before"] * 4, "done"]
+    assert board.calls() == calls
+    assert not (tmp_path / "report/of-before").exists()
+    other = go(data="others")  # what came after that step comes again
+    assert [step.state for step in other.steps[2:6]] == ["done before", "done before", "done", "done"]
+
+
+CUTS = (
+    ("mkdir -p", "cut-output", []),
+    ("cat >>", "cut-input", ["part"]),
+    ("sha256sum <", "cut-output", None),
+    ("./install.sh", "cut-output", None),
+    ("./build.sh", "cut-output", None),
+    ("./eval.sh", "cut-output", None),
+    ("./bench.sh", "cut-output", None),
+    ("tar cf -", "cut-output", None),
+)
+
+
+@pytest.mark.slow
+def test_each_cut_connection_is_told_and_the_next_call_goes_on(go, board, packed, tmp_path):
+    for pattern, how, left in CUTS:
+        board.next(pattern, how)
+        with pytest.raises(MissingDevice, match=r"the connection to orin ended.*\n.*it resumes here"):
+            go()
+        assert not (board.folder / "pattern").exists(), pattern
+        assert not (tmp_path / "report").exists(), pattern
+        if left is not None:
+            assert [name.rpartition(".")[2] for name in left_on(board)] == left
+        if how == "cut-input":
+            (part,) = (board.home / "msn-deploy").iterdir()
+            assert 0 < part.stat().st_size < packed.bytes
+            rest = f"push: {size_text(packed.bytes - part.stat().st_size)} to orin:"
+        elif pattern.startswith("sha256sum"):
+            assert go.told[0].startswith(rest)  # and no more
+    done = go()
+    check(done)
+    assert left_on(board) == [done.folder.removeprefix("msn-deploy/")]
+    assert board.calls().count("build-engine") == 4  # never twice, and never at the same time
+    assert (board.calls().count("eval"), board.calls().count("bench")) == (4, 1)
+
+
+def test_what_was_changed_on_the_way_is_removed(go, board):
+    board.next("cat >>", "flip")
+    with pytest.raises(GateError, match="what arrived on orin is not what was sent"):
+        go()
+    assert (left_on(board), board.calls()) == ([], [])
+    check(go())
+
+
+def test_what_was_changed_there_is_not_run(go, board):
+    folder = board.home / go().folder
+    (folder / "models/net.onnx").write_bytes(b"other")
+    calls = board.calls()
+    with pytest.raises(GateError, match=r"changed: models/net\.onnx.*\n.*rm -r msn-deploy/orin-"):
+        go()
+    assert board.calls() == calls
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("told", [True, False])
+def test_a_full_disk_leaves_nothing(go, board, packed, told):
+    """Where `df` says so nothing is pushed; else the file system ends the push."""
+    size = packed.bytes * 3 // 4 if not told else packed.bytes * 3 // 2
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", board.home], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("cannot mount a small file system")
+    try:
+        if not told:
+            (board.root / "bin/df").write_text("#!/bin/sh\necho unknown\n")
+        with pytest.raises(InputError, match=r"bundle needs" if told else r"No space left on device"):
+            go()
+        assert (left_on(board), board.calls()) == ([], [])
+    finally:
+        subprocess.run(["umount", board.home], check=True)
+    check(go())
+
+
+@pytest.mark.slow
+def test_a_step_that_fails_is_told_and_the_report_comes_all_the_same(go, board):
+    msn = board.root / "usr/bin/msn-deploy"
+    text = msn.read_text()
+    msn.write_text(
+        text.replace("last=\n", 'case "$*" in *int8*build*|build*int8*) exit 2 ;; bench*) exit 4 ;; esac\nlast=\n', 1)
+    )
+    done = go()
+    assert {step.name: (step.state, step.code) for step in done.steps if step.state != "done"} == {
+        "build": ("failed", 2),
+        "bench": ("failed", 4),
+    }
+    assert (done.report / "net.eval.json").exists()
+    with pytest.raises(InputError, match="build ended with exit code 2 on orin"):
+        check(done)
+    for path in (msn, board.home / done.folder / ".venv/bin/msn-deploy"):
+        path.write_text(text)
+    again = go()
+    check(again)  # what failed is done again
+    assert [step.state for step in again.steps[2:6]] == ["done before", "done", "done", "done"]
+
+
+def test_without_python_trtexec_does_it_and_nothing_is_evaluated(go, board):
+    (board.root / "usr/bin/python3").unlink()
+    done = go()
+    check(done)
+    assert [step.state for step in done.steps] == ["done", "done", "done", "done", "left out", "done", "done"]
+    assert (done.report / "net.log").exists()
+
+
+def test_no_connection_and_no_ssh(go, tmp_path):
+    with pytest.raises(MissingDevice, match=r"no connection to orin: .*\nTry: ssh orin"):
+        go(ssh=("ssh", "-F", "/dev/null", "-o", "BatchMode=yes", "-o", "HostName=127.0.0.1", "-p", "9"))
+    with pytest.raises(MissingDependency, match="sudo apt install openssh-client"):
+        go(ssh=(str(tmp_path / "gone"),))
+
+
+@pytest.mark.parametrize("to", ["-oProxyCommand=touch x", "", "a b"])
+def test_what_is_no_device(packed, tmp_path, to):
+    with pytest.raises(InputError, match="is not a device"):
+        deploy(packed, to, report=tmp_path / "report", ssh=("false",))
+
+
+def test_a_tarball_is_packed_once(run, packed, tmp_path, monkeypatch):
+    monkeypatch.setattr(packing, "gather_wheels", lambda *_, **__: pytest.fail("asked for the wheels again"))
+    kept = bundle(run, packed.path, target=ORIN_NANO, keep=True)
+    assert kept == packed
+    other = shutil.copytree(run, tmp_path / "other")
+    Path(other / "twin/net_bn.onnx").unlink()
+    Path(other / "twin/net_bn.onnx.json").unlink()
+    with pytest.raises(pytest.fail.Exception, match="asked for the wheels again"):
+        bundle(other, packed.path, target=ORIN_NANO, keep=True)
