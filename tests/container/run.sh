@@ -100,7 +100,7 @@ chown 1000:1000 "$scratch/cache"
 export image data scratch
 inside() {
     # shellcheck disable=SC2016 # for the inner shell
-    timeout 900 unshare --mount --net --pid --fork bash -c '
+    timeout --kill-after=10 900 unshare --mount --net --pid --fork bash -c '
         set -e
         mount --bind "$image" "$image"
         mount --bind "$data" "$image/data"

@@ -542,6 +542,7 @@ def fake_python(path: Path, *, version: str, tensorrt: bool) -> None:
     [(("3.10", True), ("3.13", False), "bin/python3"),  # conda's comes first in PATH, and has no wheel
      (("3.10", True), ("3.12", False), "bin/python3"),
      (("3.8", False), ("3.10", True), "conda/python3"),  # JetPack 5, with a Python of the user's own
+     (("3.10", False), ("3.12", True), "conda/python3"),  # TensorRT is in an environment of the user's own
      (("3.10", False), ("3.12", False), "bin/python3"),  # JetPack without python3-libnvinfer
      (("3.8", False), ("3.11", False), None)],
 )  # fmt: skip
