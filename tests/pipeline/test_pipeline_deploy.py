@@ -178,6 +178,27 @@ def test_without_python_trtexec_does_it_and_nothing_is_evaluated(go, board):
     assert (done.report / "net.log").exists()
 
 
+def test_a_step_that_still_runs_is_waited_for_and_not_begun_twice(unpacked):
+    """Whoever asked first may be gone, as after a cut connection."""
+    (unpacked / "work").write_text(
+        "echo begun\nwhile [ ! -f go ]; do sleep 0.02; done\necho once >>count\necho ended\n"
+    )
+    words = [unpacked / "step", "build", "sh", "./work"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout.readline() == "begun\n"
+        first.kill()
+    other = subprocess.run([unpacked / "step", "bench", "true"], capture_output=True, text=True, timeout=60)
+    assert (other.returncode, "build still runs" in other.stderr) == (3, True)
+    other = subprocess.run([*words, "--other"], capture_output=True, text=True, timeout=60)
+    assert (other.returncode, "as: sh ./work" in other.stderr) == (3, True)
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as second:
+        assert second.stdout.readline() == "begun\n"
+        (unpacked / "go").touch()
+        assert second.stdout.read() == "ended\n"
+    assert second.returncode == 0
+    assert (unpacked / "count").read_text() == "once\n"
+
+
 def test_no_connection_and_no_ssh(go, tmp_path):
     with pytest.raises(MissingDevice, match=r"no connection to orin: .*\nTry: ssh orin"):
         go(ssh=("ssh", "-F", "/dev/null", "-o", "BatchMode=yes", "-o", "HostName=127.0.0.1", "-p", "9"))
