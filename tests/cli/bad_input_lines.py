@@ -106,11 +106,10 @@ TABLE = [
     ("build-engine m.onnx --precision int8 --target nano", 2, "Nano INT8"),
     ("build-engine m.onnx --precision fp16 --target orin-nano --dla 0", 2, "Orin Nano 8GB has no DLA orin-nx-16gb"),
     ("build-engine m.onnx --precision fp16 --target orin-nx --dla 2", 2, "has 2 DLA cores core 2"),
-    ("build-engine m.onnx --precision int8 --target orin-nx --dla 0", 2, "Q/DQ DLA 10.7 --precision fp16 --calib"),
     (
         "build-engine m.onnx --precision fp32 --target orin-nx --dla 0 --max-dla-fallback 5",
-        1,
-        "100.0 % FP16 and INT8 only",
+        2,
+        "FP16 and INT8 only --precision fp16",
     ),
     ("build-engine m.onnx --precision fp32 --target orin-nano --hardware-compatible", 2, "JetPack Leave it away"),
     ("build-engine m.onnx --precision fp32 --version-compatible --target rtx-sm86", 2, "TensorRT-RTX Leave it away"),
