@@ -82,10 +82,9 @@ class OrtRunner:
             session = ort.InferenceSession(model.data, options, providers=_PROVIDER[provider], **off)
         except Exception as cause:  # ONNX Runtime's classes share no base below Exception
             foreign = foreign_operators(model.proto)
-            opsets = ", ".join(f"{each.domain or 'ai.onnx'} {each.version}" for each in model.proto.opset_import)
             hint = "\nONNX does not have {}; TensorRT takes such operators by `--plugins`.".format(", ".join(foreign))
             raise InputError(
-                f"ONNX Runtime {ort.__version__} cannot load {self.path} ({opsets}): "
+                f"ONNX Runtime {ort.__version__} cannot load {self.path}: "
                 f"{shorten(cause)}.{hint if foreign else ''}"
             ) from cause
         # A provider whose libraries do not load is dropped by ONNX Runtime with no more than a log line.
