@@ -84,8 +84,7 @@ class OrtRunner:
             foreign = foreign_operators(model.proto)
             hint = "\nONNX does not have {}; TensorRT takes such operators by `--plugins`.".format(", ".join(foreign))
             raise InputError(
-                f"ONNX Runtime {ort.__version__} cannot load {self.path}: "
-                f"{shorten(cause)}.{hint if foreign else ''}"
+                f"ONNX Runtime {ort.__version__} cannot load {self.path}: {shorten(cause)}.{hint if foreign else ''}"
             ) from cause
         # A provider whose libraries do not load is dropped by ONNX Runtime with no more than a log line.
         if session.get_providers()[0] != _PROVIDER[provider][0]:
