@@ -208,7 +208,7 @@ def run() -> None:
     """Entry point of the console script.
 
     torch and its exporter make millions of objects that live to the end. Looking for cycles among them every 700
-    objects, and once more at the end, takes a fifth of an export.
+    objects, and once more at the end, takes seconds.
     """
     gc.set_threshold(_OBJECTS_PER_LOOK, 30, 30)
     code = main()

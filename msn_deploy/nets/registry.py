@@ -7,7 +7,9 @@ import os
 import sys
 from collections.abc import Callable
 from functools import partial
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -73,6 +75,13 @@ def _gan_of(recipe: Recipe) -> GanOptions:
     return recipe.gan
 
 
+class _Loader(SourceFileLoader):
+    """Leaves no `__pycache__` beside a file, as `python FILE` leaves none."""
+
+    def set_data(self, path: Any, data: Any, **_options: Any) -> None:
+        """Write no bytecode."""
+
+
 def net_from_file(spec: str) -> nn.Module:
     """Import FILE.py, call FACTORY() and return its network in evaluation mode. The file's code is executed.
 
@@ -84,15 +93,16 @@ def net_from_file(spec: str) -> nn.Module:
         raise InputError(f"{path} does not exist.\nA network of your own is given as FILE.py:FACTORY.")
     known = sys.modules.get(path.stem)
     taken = known is not None and not hasattr(known, _OF_A_USER)
-    module_spec = importlib.util.spec_from_file_location(f"_{path.stem}" if taken else path.stem, path)
-    if module_spec is None or module_spec.loader is None:
-        raise InputError(f"{path} is not a Python file.")
+    loader = _Loader(f"_{path.stem}" if taken else path.stem, str(path))
+    module_spec = importlib.util.spec_from_file_location(loader.name, path, loader=loader)
+    if path.suffix != ".py" or module_spec is None:
+        raise InputError(f"{path} is not a Python file.\nA network of your own is given as FILE.py:FACTORY.")
     module = importlib.util.module_from_spec(module_spec)
     setattr(module, _OF_A_USER, True)
     sys.path.insert(0, str(path.parent.resolve()))  # so that the file can import its neighbours, as `python FILE` can
     sys.modules[module.__name__] = module  # where its dataclasses look for their names
     try:
-        module_spec.loader.exec_module(module)
+        loader.exec_module(module)
         factory = getattr(module, name, None)
         if not callable(factory):
             raise InputError(f"{path} defines no function called {name!r}.")

@@ -92,7 +92,7 @@ def test_memory_and_time_are_bounded(start, place):
     rows = [json.loads(line) for line in out.splitlines()]
     assert len(rows) == len(orders)
     for order, code, mib, seconds in rows:
-        assert (code, mib < 100, seconds < 5) == (2, True, True), (order, code, mib, seconds)
+        assert (code, mib < 100, seconds < 20) == (2, True, True), (order, code, mib, seconds)  # a hang, no speed
 
 
 def test_weights_in_other_files_are_merged_by_export_and_refused_elsewhere(ok, cli, place, monkeypatch, tmp_path):

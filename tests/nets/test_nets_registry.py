@@ -51,6 +51,13 @@ def test_a_factory_gives_a_network_in_evaluation_mode(file: Path) -> None:
     assert sys.path == path
 
 
+def test_nothing_is_written_beside_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    (tmp_path / "alone.py").write_text("import torch\n\ndef make():\n    return torch.nn.ReLU()\n")
+    assert isinstance(net_from_file(f"{tmp_path / 'alone.py'}:make"), nn.ReLU)
+    assert [path.name for path in tmp_path.iterdir()] == ["alone.py"]
+
+
 @pytest.mark.parametrize(
     ("name", "why"),
     [
