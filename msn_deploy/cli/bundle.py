@@ -87,7 +87,8 @@ def command(
         if not output.emit(done, json, made_from=[report.path]):
             for step in done.steps:
                 output.say(f"  {step.name:<8} {step.state}{f' (exit code {step.code})' if step.code else ''}")
-            output.say(f"{done.report}: the report of {to}")
+            if done.report is not None:
+                output.say(f"{done.report}: the report of {to}")
         check(done)
         return
     if output.emit(report, json, made_from=[report.path]):

@@ -75,6 +75,8 @@ def reason(node: Node) -> str:
         return f"{node.kind} is a layer of DLA 2 (Orin) alone"
     if node.tensorrt < row.since:
         return f"{node.kind} is one of its layers from TensorRT {'.'.join(map(str, row.since))} on"
+    if not all(node.ins[:1]) or not all(node.outs):
+        return ""  # its sizes are not known: the builder decides
     return _sizes(node) or row.check(node)
 
 

@@ -62,7 +62,7 @@ def check_fits(plan: Plan, here: Here) -> None:
     version = _installed(plan, here)
     if version != "?":
         check_version(plan, version, here)
-    _check_device(plan, here)
+    check_device(plan, here)
 
 
 def timed_under(plan: Plan, here: Here) -> tuple[str, str] | None:
@@ -128,7 +128,8 @@ def _installed(plan: Plan, here: Here) -> str:
     )
 
 
-def _check_device(plan: Plan, here: Here) -> None:
+def check_device(plan: Plan, here: Here) -> None:
+    """Raise InputError if a plan was made for another device, MissingDevice if this machine has none that runs it."""
     built, found = plan.compute_capability, here.compute_capability
     if built and found and built != found:
         if not plan.hardware_compatible:

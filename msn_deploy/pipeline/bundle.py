@@ -133,7 +133,7 @@ def bundle(
     config = {
         "target": target.name,
         "pythons": list(pythons) if with_wheels else [],
-        "wheels": str(wheels.absolute()) if wheels is not None and with_wheels else "",
+        "wheels": _wheels_key(wheels) if with_wheels else "",
         "files": hashlib.sha256(_sums(contents)).hexdigest(),
     }
     if keep and (kept := _kept(out, config, names)) is not None:
@@ -164,6 +164,14 @@ def bundle(
     if report is None:
         raise InputError(f"{out} was changed while it was written.\nType the same command again.")
     return report
+
+
+def _wheels_key(wheels: Path | None) -> str:
+    """Return a hash of what the wheels are made of: this package, and those of a given folder."""
+    own = sorted(Path(str(resources.files("msn_deploy"))).rglob("*"))
+    given = sorted(wheels.glob("*")) if wheels is not None else []
+    files = [path for path in (*own, *given) if path.is_file() and path.suffix != ".pyc"]
+    return hashlib.sha256("".join(f"{path.name} {sha256_of(path)}\n" for path in files).encode()).hexdigest()
 
 
 def _kept(out: Path, config: Mapping[str, object], models: Sequence[BundledModel]) -> BundleReport | None:

@@ -7,6 +7,7 @@ connection. A folder appears on either side only once all of it is there and was
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
@@ -39,35 +40,44 @@ _CONNECTION = 255  # ssh's own exit code
 # A connection that has died is noticed within a minute.
 _ALIVE = ("-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=4")
 _CHUNK = 1 << 18
-_ERRORS: dict[int, type[MsnDeployError]] = {1: GateError, 2: InputError, 3: MissingDevice, 4: InvalidMeasurement}
+_ERRORS: dict[int, type[MsnDeployError]] = {
+    kind.exit_code: kind for kind in (GateError, InputError, MissingDevice, InvalidMeasurement)
+}
+_IS_REPORT = "MANIFEST.json"  # what bench.sh puts into every report
 _AGAIN = "Type the same command again: it resumes here."
 
 _LOOK = """\
 mkdir -p "$1" && cd "$1" || exit 2
+if [ -d "./$2" ]; then have=unpacked; elif [ -f "./$2.part" ]; then have=$(wc -c <"./$2.part"); else have=0; fi
+echo "have:" $have
 df -Pk . | tail -n 1
-if [ -d "$2" ]; then echo unpacked; elif [ -f "$2.part" ]; then wc -c <"$2.part"; else echo 0; fi
 """
 # 71 what arrived is not what was sent; 72 it cannot be unpacked, which a full disk is a reason for.
 _UNPACK = """\
 cd "$1" || exit 2
-clean() { rm -rf "$2.part" "$2.unpacking"; exit "$1"; }
-sum=$(sha256sum <"$2.part")
-[ "${sum%% *}" = "$3" ] || clean 71 "$2"
-rm -rf "$2.unpacking"
-mkdir "$2.unpacking" && tar xf "$2.part" -C "$2.unpacking" || clean 72 "$2"
-"$2.unpacking/$4/verify" "$5" || clean 71 "$2"
-mv "$2.unpacking/$4" "$2" || clean 72 "$2"
-rm -rf "$2.part" "$2.unpacking"
+name=./$2 # which may begin with a dash
+clean() { rm -rf "$name.part" "$name.unpacking"; exit "$1"; }
+sum=$(sha256sum <"$name.part")
+[ "${sum%% *}" = "$3" ] || clean 71
+rm -rf "$name.unpacking"
+mkdir "$name.unpacking" && tar xf "$name.part" -C "$name.unpacking" || clean 72
+"$name.unpacking/$4/verify" "$5" || clean 71
+mv "$name.unpacking/$4" "$name" || clean 72
+rm -rf "$name.part" "$name.unpacking"
 """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """What became of a step: "push", "verify", "install", "build", "eval", "bench" or "fetch". code: its exit code."""
+    """What became of a step: "push", "verify", "install", "build", "eval", "bench" or "fetch".
+
+    code: its exit code. said: the last line of one that failed.
+    """
 
     name: str
     state: State
     code: int = 0
+    said: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,17 +121,23 @@ def deploy(
         MissingDependency: There is no ssh.
         MissingDevice: No connection, or it was cut.
         GateError: What arrived is not what was sent.
-        InputError: The device's disk has no room, or `to` is not a device.
+        InputError: The device's disk has no room, `to` is not a device, or `report` is there and is no report.
         MsnDeployError: A step failed that all later ones need; the class is that of its exit code.
     """
     if to.startswith("-") or not to.strip() or any(char.isspace() for char in to):
         raise InputError(f"`--to {to}` is not a device.\nGive what you type after `ssh`, such as user@host.")
+    if os.path.lexists(report) and not (report / _IS_REPORT).is_file():
+        raise InputError(f"{report} is there and is no report of a bundle.\nGive another `--report`.")
     name = f"{bundle.path.stem}-{bundle.digest[:12]}"
     with _Device(to, ssh, tell) as device:
         steps = _pushed(device, bundle, name, progress)
         folder = f"{_HOME}/{name}"
-        steps.append(device.step(folder, "install", "./install.sh"))
-        _need(steps[-1], to)
+        if bundle.wheels:
+            steps.append(device.step(folder, "install", "./install.sh"))
+            _need(steps[-1], to)
+        else:
+            tell("install: left out, the bundle has no wheels")
+            steps.append(Step(name="install", state="left out"))
         many = ["--replicates", str(replicates)] if replicates > 1 else []
         steps.append(device.step(folder, "build", "./build.sh", *many))
         if device.run('cd "$1" && ls engines/*.engine', folder).returncode:
@@ -133,7 +149,8 @@ def deploy(
             steps.append(Step(name="eval", state="left out"))
         steps.append(device.step(folder, "bench", "./bench.sh"))
         steps.append(_fetch(device, folder, report))
-    return Deployment(bundle=bundle, to=to, folder=folder, steps=tuple(steps), report=report)
+    there = report if steps[-1].state == "done" else None
+    return Deployment(bundle=bundle, to=to, folder=folder, steps=tuple(steps), report=there)
 
 
 def check(deployment: Deployment) -> None:
@@ -144,8 +161,12 @@ def check(deployment: Deployment) -> None:
 
 def _need(step: Step, to: str) -> None:
     if step.state == "failed":
-        error = _ERRORS.get(step.code, MissingDevice)
-        raise error(f"{step.name} ended with exit code {step.code} on {to} (its words are above).\n{_AGAIN}")
+        error = _ERRORS.get(step.code, MsnDeployError)(
+            f"{step.name} ended with exit code {step.code} on {to}: {step.said or 'it said nothing'}\n"
+            "The same command begins again with this step."
+        )
+        error.exit_code = step.code
+        raise error
 
 
 class _Device:
@@ -160,7 +181,9 @@ class _Device:
 
     def __enter__(self) -> _Device:
         errors = Path(self._scratch.name) / "errors"
-        command = [*self._ssh, "-M", "-N", "-S", str(self._socket), "--", self.to]
+        # With ControlPersist of the user's own configuration, ssh would go into the background and end here.
+        options = ["-M", "-N", "-o", "ControlPersist=no", "-S", str(self._socket)]
+        command = [*self._ssh, *options, "--", self.to]
         try:
             with errors.open("wb") as stream:
                 self._master = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=stream)
@@ -219,7 +242,7 @@ class _Device:
         code = process.returncode
         self.whole(code, last)
         if code:
-            return Step(name=name, state="failed", code=code)
+            return Step(name=name, state="failed", code=code, said=last)
         return Step(name=name, state="done before" if first == f"{name}: done before" else "done")
 
 
@@ -234,23 +257,24 @@ def _all(stream: IO[bytes] | None) -> str:
 def _pushed(device: _Device, bundle: BundleReport, name: str, progress: Progress) -> list[Step]:
     """Bring the tarball there and unpack it, where that was not done before, and check it."""
     looked = device.run(_LOOK, _HOME, name)
-    lines = looked.stdout.split("\n")
-    if looked.returncode or len(lines) < 2:
+    have = re.search(r"^have: (\d+|unpacked)$", looked.stdout, re.MULTILINE)  # a login shell may say more
+    if looked.returncode or have is None:
         raise InputError(f"{device.to} makes no folder {_HOME}: {looked.stderr or 'it says nothing'}.")
-    if lines[1] == "unpacked":
+    if have[1] == "unpacked":
         device.tell(f"push: done before, {_HOME}/{name}")
         found = device.run('"$1/verify" "$2"', f"{_HOME}/{name}", bundle.digest)
         if found.returncode:
-            raise GateError(
-                f"{device.to}: {found.stderr.splitlines()[0] if found.stderr else 'verify failed'}.\n"
-                f"What was pushed was changed there. Remove it: ssh {device.to} rm -r {_HOME}/{name}"
-            )
+            said = f"{device.to}: {found.stderr.splitlines()[0] if found.stderr else 'verify failed'}."
+            if found.returncode != GateError.exit_code:
+                raise InputError(f"{said}\n{_AGAIN}")
+            remove = shlex.join(["ssh", device.to, shlex.join(["rm", "-r", f"{_HOME}/{name}"])])
+            raise GateError(f"{said}\nWhat was pushed was changed there. Remove it: {remove}")
         device.tell(f"verify: {found.stdout.strip()}")
         return [Step(name="push", state="done before"), Step(name="verify", state="done")]
-    there = int(lines[1])
+    there = int(have[1])
     if there > bundle.bytes:
         raise InputError(f"{device.to} has {there} of {bundle.bytes} bytes.\nRemove {_HOME}/{name}.part there.")
-    free = re.search(r"\s(\d+)\s+\d+%", lines[0])  # KiB; what `df` cannot tell the push will
+    free = re.search(r"\s(\d+)\s+\d+%", looked.stdout[have.end() :])  # KiB; what `df` cannot tell the push will
     need = 2 * bundle.bytes - there  # the rest of the tarball, and what it holds
     if free and int(free[1]) * 1024 < need:
         raise InputError(
@@ -301,11 +325,23 @@ def _fetch(device: _Device, folder: str, report: Path) -> Step:
             said = _all(process.stderr)
         device.whole(process.returncode, said)
         if process.returncode:
-            return Step(name="fetch", state="failed", code=process.returncode)
-        with tarfile.open(packed) as archive:
-            archive.extractall(scratch, filter="data")
+            return Step(name="fetch", state="failed", code=process.returncode, said="".join(said.splitlines()[-1:]))
+        try:
+            with tarfile.open(packed) as archive:
+                archive.extractall(scratch, filter="data")
+        except tarfile.TarError as cause:
+            raise InputError(
+                f"what {device.to} sent is no report: {cause}.\n"
+                f"`ssh {device.to} true` has to say nothing: what it says stands before the report."
+            ) from None
+        before = Path(scratch) / "before"
         if report.exists():
-            report.rename(Path(scratch) / "before")
-        unpacked.rename(report)
+            report.rename(before)
+        try:
+            unpacked.rename(report)
+        except BaseException:
+            if before.exists():
+                before.rename(report)
+            raise
     device.tell(f"fetch: {report}")
     return Step(name="fetch", state="done")

@@ -2,27 +2,29 @@
 
 A JetPack brings its own TensorRT, which does not load the engines of another release. With another driver alone they
 load, but their kernels were timed under the one before. An engine is built anew in a hidden folder next to the old one,
-which stays until the new one has run here and agrees with its ONNX file. What a killed run leaves is the old engine.
+which stays until the new one has run here and agrees with its ONNX file. What a killed run leaves is the old engine,
+or the new one, to which the next run brings its sidecar.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from msn_deploy.core.artifacts import read_sidecar, sidecar_path
+from msn_deploy.core.artifacts import read_sidecar, sha256_of, sidecar_path
 from msn_deploy.core.errors import GateError, InputError, MissingDependency, MissingDevice, MsnDeployError
 from msn_deploy.core.progress import Progress, silent
 from msn_deploy.engine import BuildOptions, Check, OrtRunner, Plan, Runner, build_engine_file, find_target, runner_of
 from msn_deploy.engine.build import choose_site
 from msn_deploy.engine.build_options import DEFAULT_BATCH
 from msn_deploy.engine.plan import Here, read_plan, what_is_here
-from msn_deploy.engine.preflight import check_fits, preflight, timed_under
+from msn_deploy.engine.preflight import check_device, check_fits, preflight, timed_under
 from msn_deploy.engine.tensors import parse_shapes, sized_inputs
 from msn_deploy.model.feeds import random_feeds
 from msn_deploy.model.opened import OpenModel, open_model
@@ -30,6 +32,7 @@ from msn_deploy.model.opened import OpenModel, open_model
 _LOG = logging.getLogger(__name__)
 # Between the outputs of an engine and of its ONNX file, for random inputs: rounding stays far above, garbage does not.
 _LEAST_COSINE = 0.95
+_HIDDEN = ".rebuild-"
 Prove = Callable[[Path, OpenModel, Here], None]
 
 
@@ -51,7 +54,8 @@ class _Engine:
 def look_at_run(run: Path, *, here: Here | None = None) -> list[Check]:
     """Return a line for each engine of a run folder: ok, warning (slower, or not for this machine), problem (stale).
 
-    Nothing of TensorRT is loaded. Raises InputError for what is not a folder.
+    An engine of another device is not stale, and is never rebuilt. Nothing of TensorRT is loaded. Raises InputError
+    for what is not a folder.
     """
     return [each.check for each in _engines(run, here or what_is_here())]
 
@@ -71,6 +75,7 @@ def rebuild_run(
         InputError: It is not a folder.
     """
     here = here or what_is_here()
+    _finish(run)
     lines = []
     for engine in _engines(run, here):
         check = engine.check
@@ -119,7 +124,8 @@ def check_agree(runner: Runner, reference: Runner, *, shapes: tuple[str, ...] = 
     for name, values in made.items():
         ours, theirs = (np.asarray(each, np.float64).ravel() for each in (values, wanted[name]))
         size = float(np.linalg.norm(ours) * np.linalg.norm(theirs))
-        cosine = float(ours @ theirs) / size if size else float(np.array_equal(ours, theirs))
+        alike = size and ours.shape == theirs.shape  # an output may have as many rows as it finds
+        cosine = float(ours @ theirs) / size if alike else float(np.array_equal(ours, theirs))
         if not cosine >= _LEAST_COSINE:
             raise GateError(
                 f"{runner.name} makes another {name} of random numbers than {reference.name}: cosine {cosine:.4f}, at "
@@ -147,9 +153,14 @@ def _looked_at(path: Path, name: str, here: Here, run: Path) -> _Engine:
     again = f"msn-deploy doctor {run} --rebuild"
     if not path.with_name(plan.onnx.file or "?").is_file():
         again = f"Copy {plan.onnx.file} next to it, then: {again}"
+    plan = replace(plan, data=b"")  # a board has little memory, and builds while this is kept
+    try:
+        check_device(plan, here)
+    except MsnDeployError as cause:  # another machine's: no update has made it so, and it is not replaced
+        return _Engine(path=path, check=_line(name, "warning", _first_line(cause, path), plan.rebuild(here)), plan=None)
     try:
         check_fits(plan, here)
-    except (MissingDependency, MissingDevice) as cause:  # nothing that an update has done to it
+    except (MissingDependency, MissingDevice) as cause:
         return _Engine(path=path, check=_line(name, "warning", _first_line(cause, path), plan.rebuild(here)), plan=None)
     except InputError as cause:
         return _Engine(path=path, check=_line(name, "problem", f"stale: {_first_line(cause, path)}", again), plan=plan)
@@ -157,6 +168,16 @@ def _looked_at(path: Path, name: str, here: Here, run: Path) -> _Engine:
         found = f"loads, but its kernels were timed under {other[0]}, and here is {other[1]}"
         return _Engine(path=path, check=_line(name, "warning", found, again), plan=plan)
     return _Engine(path=path, check=_line(name, "ok", plan.title, ""), plan=plan)
+
+
+def _finish(run: Path) -> None:
+    """Bring a sidecar to its engine, where a run was killed between the two renames of `_rebuild`."""
+    for scratch in run.rglob(f"{_HIDDEN}*") if run.is_dir() else ():
+        for engine in scratch.parent.glob("*.engine"):
+            moved = scratch / engine.name
+            if sidecar_path(moved).is_file() and not moved.exists() and read_sidecar(moved).sha256 == sha256_of(engine):
+                os.replace(sidecar_path(moved), sidecar_path(engine))
+                shutil.rmtree(scratch)
 
 
 def _line(name: str, verdict: Any, found: str, hint: str) -> Check:
@@ -175,7 +196,7 @@ def _rebuild(path: Path, plan: Plan, onnx: Path, here: Here, prove: Prove, progr
         _LOG.warning("%s is not used: its times are of another TensorRT or driver.", side.config["timing_cache"])
     model = open_model(onnx, step="doctor")
     site = choose_site(options, plan.precision, machine=here.machine)
-    with tempfile.TemporaryDirectory(prefix=".rebuild-", dir=path.parent) as scratch:
+    with tempfile.TemporaryDirectory(prefix=_HIDDEN, dir=path.parent) as scratch:
         out = Path(scratch, path.name)
         build_engine_file(
             model, out, options=options, site=site, replicate=int(side.facts.get("replicate") or 1), progress=progress

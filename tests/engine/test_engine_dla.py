@@ -271,3 +271,20 @@ def test_the_limits_are_those_of_the_target_and_of_the_tensorrt_that_builds(tmp_
     site = choose_site(options, "fp16", machine=what_machine(), backend=trt.backend)
     report = build_engine_file(model, tmp_path / "one.engine", options=options, site=site)
     assert [says in row.reason for row in report.dla.layers] == [False, True]
+
+
+@pytest.mark.parametrize(("kind", "options"), [("Softmax", {"axis": 1}), ("MaxPool", {"kernel_shape": [2, 2]})])
+def test_sizes_that_nobody_knows_are_left_to_the_builder(tmp_path, kind, options):
+    nodes = [
+        helper.make_node("Mystery", ["x"], ["z"], name="mystery", domain="elsewhere"),
+        helper.make_node(kind, ["z"], ["y"], name="it", **options),
+    ]
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in (("x", [1, 3]), ("y", None))
+    ]
+    graph = helper.make_graph(nodes, "one", ends[:1], ends[1:])
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("elsewhere", 1)]
+    path = tmp_path / "one.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), path)
+    rows = documented(open_model(path, step="test"), precision="fp16", ranges={}, site=ORIN)
+    assert {row.name: row.reason for row in rows}["it"] == ""

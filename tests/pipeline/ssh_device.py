@@ -98,6 +98,7 @@ def ssh_device(folder: Path) -> Iterator[SshDevice]:
     (folder / "ssh_config").write_text(
         f"Host orin\n HostName 127.0.0.1\n Port {port}\n User root\n IdentityFile {folder}/user\n IdentitiesOnly yes\n"
         f" UserKnownHostsFile {folder}/known\n StrictHostKeyChecking yes\n LogLevel ERROR\n BatchMode yes\n"
+        f" ControlMaster auto\n ControlPath {folder}/%C\n ControlPersist 1m\n"  # as many users have it
     )
     Path("/run/sshd").mkdir(exist_ok=True)
     log = (folder / "sshd.log").open("wb")

@@ -206,6 +206,20 @@ def test_no_connection_and_no_ssh(go, tmp_path):
         go(ssh=(str(tmp_path / "gone"),))
 
 
+@pytest.mark.parametrize("is_folder", [True, False])
+def test_what_is_no_report_is_never_replaced(packed, tmp_path, is_folder):
+    place = tmp_path / "runs"
+    if is_folder:
+        place.mkdir()
+        (place / "net.safetensors").write_bytes(b"weights")
+    else:
+        place.write_text("notes")
+    with pytest.raises(InputError, match="is no report of a bundle"):
+        deploy(packed, "orin", report=place, ssh=["/nowhere/ssh"])
+    assert place.is_dir() == is_folder
+    assert not is_folder or (place / "net.safetensors").read_bytes() == b"weights"
+
+
 @pytest.mark.parametrize("to", ["-oProxyCommand=touch x", "", "a b"])
 def test_what_is_no_device(packed, tmp_path, to):
     with pytest.raises(InputError, match="is not a device"):
@@ -221,3 +235,7 @@ def test_a_tarball_is_packed_once(run, packed, tmp_path, monkeypatch):
     Path(other / "twin/net_bn.onnx.json").unlink()
     with pytest.raises(pytest.fail.Exception, match="asked for the wheels again"):
         bundle(other, packed.path, target=ORIN_NANO, keep=True)
+    (tmp_path / "wheels").mkdir()
+    wheel(tmp_path / "wheels", "numpy")
+    with pytest.raises(pytest.fail.Exception, match="asked for the wheels again"):  # other wheels
+        bundle(run, packed.path, target=ORIN_NANO, wheels=tmp_path / "wheels", keep=True)

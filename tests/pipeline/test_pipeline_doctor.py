@@ -1,5 +1,6 @@
 """Engines of a run folder after an update of JetPack or of the driver, on stand-ins of both TensorRT releases."""
 
+import shutil
 from dataclasses import fields
 from pathlib import Path
 
@@ -82,7 +83,7 @@ def test_an_engine_of_this_machine_is_fine_and_is_not_rebuilt(folder, orin, upda
         (JETPACK_72, "problem", "stale: was built by TensorRT 10.3.0, and here is TensorRT 10.16.1"),
         ({**JETPACK_62, "l4t": "36.5.0"}, "warning", "timed under L4T 36.4.3, and here is L4T 36.5.0"),
         ({**JETPACK_62, "l4t": None}, "ok", ""),  # a container that does not know it
-        ({**JETPACK_62, "jetson": "NVIDIA Orin NX Developer Kit", "memory_gib": 15.3}, "problem", "on another device"),
+        ({**JETPACK_62, "jetson": "NVIDIA Orin NX Developer Kit", "memory_gib": 15.3}, "warning", "on another device"),
         ({**JETPACK_62, "jetson": "Jetson, model unknown"}, "ok", ""),
         ({**JETPACK_62, "versions": {}}, "warning", "no TensorRT is installed here"),
         ({**JETPACK_62, "gpu": None}, "warning", "no NVIDIA driver answers here"),
@@ -163,6 +164,35 @@ def test_a_killed_rebuild_leaves_the_old_engine(folder, orin, updated):
     with pytest.raises(KeyboardInterrupt):
         rebuild(folder, orin(**JETPACK_72))
     assert contents(folder) == before
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"jetson": "NVIDIA Orin NX Developer Kit", "memory_gib": 15.3}, {"arch": "x86_64", "jetson": None}],
+)
+def test_an_engine_of_another_machine_is_never_replaced(folder, orin, updated, other):
+    before, trt = contents(folder), updated(plan=b"a newer plan")
+    lines = rebuild(folder, orin(**{**JETPACK_72, **other}))  # of another TensorRT besides
+    assert [each.verdict for each in lines.values()] == ["warning", "warning"]
+    assert (contents(folder), trt.calls) == (before, [])
+
+
+def test_a_rebuild_that_was_killed_between_its_renames_is_finished(folder, orin, updated):
+    old = (folder / "net.plan.json").read_bytes()
+    updated(plan=b"a newer plan")
+    rebuild(folder, orin(**JETPACK_72))
+    whole = contents(folder)
+    (folder / ".rebuild-x").mkdir()
+    (folder / "net.plan.json").rename(folder / ".rebuild-x/net.plan.json")
+    (folder / "net.plan.json").write_bytes(old)
+    assert look_at_run(folder, here=orin(**JETPACK_72))[0].verdict == "problem"
+    (folder / ".rebuild-y").mkdir()  # of a run that is still building
+    (folder / ".rebuild-y/net.engine").write_bytes(b"half")
+    lines = rebuild(folder, orin(**JETPACK_72))
+    assert [each.verdict for each in lines.values()] == ["ok", "ok"]
+    assert (folder / ".rebuild-y/net.engine").is_file()
+    shutil.rmtree(folder / ".rebuild-y")
+    assert contents(folder) == whole
 
 
 def test_an_engine_without_its_onnx_file_is_not_touched(folder, orin, updated):
@@ -252,6 +282,7 @@ class Answers:
         (lambda x: x * 1.02 + 0.01, True),
         (lambda x: x[::-1], False),
         (lambda x: -x, False),
+        (lambda x: x[:1], False),  # as many rows as it finds
         (lambda x: np.full_like(x, np.nan), False),
         (np.zeros_like, False),
     ],
