@@ -121,13 +121,13 @@ def deploy(
         MissingDependency: There is no ssh.
         MissingDevice: No connection, or it was cut.
         GateError: What arrived is not what was sent.
-        InputError: The device's disk has no room, `to` is not a device, or `report` is there and is no report.
+        InputError: The device's disk has no room, `to` is not a device, or `report` exists and is not a report.
         MsnDeployError: A step failed that all later ones need; the class is that of its exit code.
     """
     if to.startswith("-") or not to.strip() or any(char.isspace() for char in to):
         raise InputError(f"`--to {to}` is not a device.\nGive what you type after `ssh`, such as user@host.")
     if os.path.lexists(report) and not (report / _IS_REPORT).is_file():
-        raise InputError(f"{report} is there and is no report of a bundle.\nGive another `--report`.")
+        raise InputError(f"{report} exists and is not the report of a bundle.\nGive another `--report`.")
     name = f"{bundle.path.stem}-{bundle.digest[:12]}"
     with _Device(to, ssh, tell) as device:
         steps = _pushed(device, bundle, name, progress)
@@ -331,7 +331,7 @@ def _fetch(device: _Device, folder: str, report: Path) -> Step:
                 archive.extractall(scratch, filter="data")
         except tarfile.TarError as cause:
             raise InputError(
-                f"what {device.to} sent is no report: {cause}.\n"
+                f"what {device.to} sent is not a report: {cause}.\n"
                 f"`ssh {device.to} true` has to say nothing: what it says stands before the report."
             ) from None
         before = Path(scratch) / "before"

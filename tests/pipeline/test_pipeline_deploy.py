@@ -214,7 +214,7 @@ def test_what_is_no_report_is_never_replaced(packed, tmp_path, is_folder):
         (place / "net.safetensors").write_bytes(b"weights")
     else:
         place.write_text("notes")
-    with pytest.raises(InputError, match="is no report of a bundle"):
+    with pytest.raises(InputError, match="is not the report of a bundle"):
         deploy(packed, "orin", report=place, ssh=["/nowhere/ssh"])
     assert place.is_dir() == is_folder
     assert not is_folder or (place / "net.safetensors").read_bytes() == b"weights"
