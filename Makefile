@@ -9,7 +9,7 @@ TORCH := torch==2.13.0
 SCRIPTS := .ci/run $(wildcard benchmarks/*.sh msn_deploy/engine/*.sh msn_deploy/pipeline/bundle_scripts/* tests/container/*.sh)
 
 .PHONY: setup demo quick test gpu-test device-test cuda-test nightly check hooks fmt results train-step throughput overhead control peers networks export-cost \
-	backend-tests sweep paper int8 readme operators container-test jetson-wheels clean
+	backend-tests sweep paper paper-tables int8 readme operators container-test jetson-wheels clean
 
 setup: $(VENV)/.installed $(VENV)/.bindings
 
@@ -126,6 +126,11 @@ paper: setup
 	$(BIN)/python benchmarks/gan.py
 	$(BIN)/python benchmarks/cards.py
 	$(BIN)/python benchmarks/readme.py
+
+# The paper's own tables, where SVHN and CIFAR10 are: days, unless there is a GPU. It says how long before it starts.
+# How long alone: make paper-tables TABLES=--estimate. Stop it at any time and type it again.
+paper-tables: setup
+	$(BIN)/python benchmarks/paper_tables.py $(TABLES) $(PAPER)
 
 # What FP16 and INT8 cost in accuracy, of the trainings that `make paper` left below runs/paper: an hour on two cores.
 int8: setup

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from msn_deploy.core.artifacts import write_json
-from msn_deploy.core.recipes import load_recipe, recipe_from_dict
+from msn_deploy.core.recipes import Recipe, load_recipe, recipe_from_dict
 from msn_deploy.engine import load_runner, run_images
 from msn_deploy.machine.environment import read_environment
 from msn_deploy.nets.dcgan import latents
@@ -33,9 +33,9 @@ NAMES = ("gan_msn", "gan_sn")
 OUT = ROOT / "benchmarks" / "results" / "gan.json"
 
 
-def one(name: str, work: Path, classifier: Path, data: str) -> dict[str, Any]:
-    """Train (or take) one GAN and return what was measured."""
-    recipe = load_recipe(name)
+def judged(recipe: Recipe, work: Path, classifier: Path, data: str) -> dict[str, Any]:
+    """Train (or take) one GAN and return what a classifier sees in its images."""
+    name = recipe.name
     print(f"{name}: training {recipe.train.epochs} epochs, or taking what {work} has of them", flush=True)
     checkpoint = work / f"{name}.safetensors"
     state = work / f"{name}.state.safetensors"
@@ -43,26 +43,28 @@ def one(name: str, work: Path, classifier: Path, data: str) -> dict[str, Any]:
         train_gan(recipe.override(data=data), out=work, resume=state.is_file())
     last = json.loads((work / f"{name}.history.jsonl").read_text(encoding="utf-8").splitlines()[-1])
     assert last["epoch"] == recipe.train.epochs, f"{checkpoint} is of {last['epoch']} epochs; remove it"
-    seen = judge(checkpoint, classifier, data=data)
+    seen = asdict(judge(checkpoint, classifier, data=data))
+    return {
+        "recipe": recipe.to_dict(),
+        **{key: value for key, value in seen.items() if key not in ("generator", "judge", "data")},
+        "epochs": last["epoch"],
+        "history_last": {key: last[key] for key in last if key != "seconds"},
+    }
+
+
+def deployed(name: str, work: Path) -> dict[str, Any]:
+    """Take a generator to ONNX and to an FP16 engine; return how far the one is from torch, and the other's size."""
+    checkpoint = work / f"{name}.safetensors"
     onnx = work / f"{name}.onnx"
     export_onnx(str(checkpoint), onnx)
-    inputs = latents(64, recipe.network_input[0], torch.Generator().manual_seed(2))
+    inputs = latents(64, load_recipe(name).network_input[0], torch.Generator().manual_seed(2))
     with torch.no_grad():
         wanted = load_checkpoint(checkpoint)[0](inputs).numpy()
     runner = load_runner(onnx)
     made = np.concatenate([run_images(runner, each[None].numpy()) for each in inputs])
     far = float(np.abs(made - wanted).max())
     built = build_engine(onnx, work / f"{name}.fp16.engine", precision="fp16")
-    shutil.copyfile(work / f"{name}.epoch-{last['epoch']:03}.png", ROOT / "docs" / f"{name}.png")
-    shown = {key: value for key, value in asdict(seen).items() if key not in ("generator", "judge", "data")}
-    return {
-        "recipe": recipe.to_dict(),
-        **shown,
-        "epochs": last["epoch"],
-        "history_last": {key: last[key] for key in last if key != "seconds"},
-        "onnx_against_torch": far,
-        "engine_weight_bytes": built.engine.weight_memory_bytes,
-    }
+    return {"onnx_against_torch": far, "engine_weight_bytes": built.engine.weight_memory_bytes}
 
 
 def main() -> None:
@@ -80,8 +82,12 @@ def main() -> None:
     ):
         print("both GANs are there")
         return
-    judged = {name: one(name, options.work, options.judge, options.data) for name in NAMES}
-    result = {"schema": 1, "judge": options.judge.stem, "environment": read_environment().to_json(), "gans": judged}
+    gans = {}
+    for name in NAMES:
+        seen = judged(load_recipe(name), options.work, options.judge, options.data)
+        gans[name] = {**seen, **deployed(name, options.work)}
+        shutil.copyfile(options.work / f"{name}.epoch-{seen['epochs']:03}.png", ROOT / "docs" / f"{name}.png")
+    result = {"schema": 1, "judge": options.judge.stem, "environment": read_environment().to_json(), "gans": gans}
     write_json(OUT, result)
 
 

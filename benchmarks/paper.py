@@ -16,7 +16,7 @@ import os
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,47 @@ class Run:
     @property
     def key(self) -> tuple[str, int]:
         return self.arm, self.recipe.train.seed
+
+    def folder(self, work: Path) -> Path:
+        return work / self.table / f"{self.arm.replace(' ', '-').replace('/', '-')}-{self.recipe.train.seed}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A table's file, its trainings, where its result lies, and what of it is there."""
+
+    path: Path
+    result: Path
+    runs: list[Run]
+    done: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def todo(self) -> list[Run]:
+        there = {(each["arm"], each["seed"]) for each in self.done}
+        return [run for run in self.runs if run.key not in there]
+
+    def add(self, run: dict[str, Any]) -> None:
+        """Keep what a training came to, in the result's file, too."""
+        self.done.append(run)
+        text = tomllib.loads(self.path.read_text(encoding="utf-8"))
+        order = [arm["name"] for arm in text["arm"]]
+        result = {
+            "schema": 1,
+            "title": text["title"],
+            "limit_train": text.get("limit_train"),
+            "environment": read_environment().to_json(),
+            "runs": sorted(self.done, key=lambda each: (order.index(each["arm"]), each["seed"])),
+        }
+        self.result.parent.mkdir(parents=True, exist_ok=True)
+        write_json(self.result, result)
+
+
+def table_of(path: Path, results: Path, **train: Any) -> Table:
+    """Return a table, with options of its trainings replaced, and what `results` holds of it as it is now."""
+    runs = [replace(run, recipe=run.recipe.override(**train)) if train else run for run in runs_of(path)]
+    file = results / f"{path.stem}.json"
+    kept = json.loads(file.read_text(encoding="utf-8"))["runs"] if file.is_file() else []
+    return Table(path=path, result=file, runs=runs, done=[each for each in kept if is_current(each, runs)])
 
 
 def runs_of(path: Path) -> list[Run]:
@@ -74,7 +115,7 @@ def trained(run: Run, work: Path, data: dict[str, str], threads: int) -> dict[st
     gap_nets.register()
     keep_freed_memory()
     torch.set_num_threads(threads)
-    out = work / run.table / f"{run.arm.replace(' ', '-').replace('/', '-')}-{run.recipe.train.seed}"
+    out = run.folder(work)
     recipe = replace(run.recipe, data=data.get(run.recipe.data, run.recipe.data))
     began = out / f"{recipe.name}.state.safetensors"
     result = train(recipe, out=out, limit_train=run.limit_train, resume=began.is_file())
@@ -90,35 +131,36 @@ def trained(run: Run, work: Path, data: dict[str, str], threads: int) -> dict[st
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tables", nargs="*", default=sorted(path.stem for path in TABLES.glob("*.toml")))
+def parser_of(text: str, tables: Path, work: Path) -> argparse.ArgumentParser:
+    """Return a parser for TABLE ..., --jobs, --threads, --data and --work."""
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tables", nargs="*", default=sorted(path.stem for path in tables.glob("*.toml")))
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="trainings at the same time")
+    parser.add_argument("--threads", type=int, help="of each training; otherwise the cores divided by --jobs")
     parser.add_argument("--data", action="append", default=[], metavar="NAME=FOLDER", help="where a data set lies")
-    parser.add_argument("--work", type=Path, default=HERE.parent / "runs" / "paper")
-    options = parser.parse_args()
-    data = dict(each.split("=", 1) for each in options.data)
-    threads = max(1, (os.cpu_count() or 1) // options.jobs)
-    todo: list[Run] = []
-    done: dict[str, list[dict[str, Any]]] = {}
-    for name in options.tables:
-        runs = runs_of(TABLES / f"{name}.toml")
-        file = RESULTS / f"{name}.json"
-        kept = json.loads(file.read_text(encoding="utf-8"))["runs"] if file.is_file() else []
-        done[name] = [each for each in kept if is_current(each, runs)]
-        there = {(each["arm"], each["seed"]) for each in done[name]}
-        todo += [run for run in runs if run.key not in there]
-    print(
-        f"{sum(map(len, done.values()))} trainings are there, {len(todo)} to do, {options.jobs} at a time", flush=True
-    )
+    parser.add_argument("--work", type=Path, default=work)
+    return parser
+
+
+def settings_of(options: argparse.Namespace) -> tuple[dict[str, str], int]:
+    """Return the folders of `--data` by name, and the threads of each training."""
+    threads = options.threads or max(1, (os.cpu_count() or 1) // options.jobs)
+    return dict(each.split("=", 1) for each in options.data), threads
+
+
+def train_all(tables: list[Table], *, jobs: int, work: Path, data: dict[str, str], threads: int) -> None:
+    """Train what is not there yet, `jobs` at the same time, each in a process of its own."""
+    owner = {table.path.stem: table for table in tables}
+    todo = [run for table in tables for run in table.todo]
+    there = sum(len(table.done) for table in tables)
+    print(f"{there} trainings are there, {len(todo)} to do, {jobs} at a time", flush=True)
     began = time.monotonic()
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(options.jobs, mp_context=context, max_tasks_per_child=1) as pool:
-        futures = {pool.submit(trained, run, options.work, data, threads): run for run in todo}
+    with ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=1) as pool:
+        futures = {pool.submit(trained, run, work, data, threads): run for run in todo}
         for count, future in enumerate(as_completed(futures), start=1):
             run, result = futures[future], future.result()
-            done[run.table].append(result)
-            _write(run.table, done[run.table])
+            owner[run.table].add(result)
             left = (time.monotonic() - began) / count * (len(todo) - count)
             print(
                 f"{count}/{len(todo)}  {run.table}  {run.arm}, seed {run.recipe.train.seed}: "
@@ -127,18 +169,12 @@ def main() -> None:
             )
 
 
-def _write(table: str, runs: list[dict[str, Any]]) -> None:
-    text = tomllib.loads((TABLES / f"{table}.toml").read_text(encoding="utf-8"))
-    order = [arm["name"] for arm in text["arm"]]
-    result = {
-        "schema": 1,
-        "title": text["title"],
-        "limit_train": text.get("limit_train"),
-        "environment": read_environment().to_json(),
-        "runs": sorted(runs, key=lambda each: (order.index(each["arm"]), each["seed"])),
-    }
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    write_json(RESULTS / f"{table}.json", result)
+def main() -> None:
+    assert __doc__ is not None
+    options = parser_of(__doc__, TABLES, HERE.parent / "runs" / "paper").parse_args()
+    data, threads = settings_of(options)
+    tables = [table_of(TABLES / f"{name}.toml", RESULTS) for name in options.tables]
+    train_all(tables, jobs=options.jobs, work=options.work, data=data, threads=threads)
 
 
 if __name__ == "__main__":

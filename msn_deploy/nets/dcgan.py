@@ -7,14 +7,14 @@ other layers of the discriminator have SN. Outputs are images from -1 to 1, and 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from msn_deploy.core.errors import InputError
-from msn_deploy.msn import SNLinear
-from msn_deploy.nets.blocks import Norm, conv_norm
+from msn_deploy.nets.blocks import Norm, classifier_layer, conv_norm
 
 SIDE_PX = 32
 _SLOPE = 0.1
@@ -50,7 +50,7 @@ class Discriminator(nn.Module):
 
     def __init__(self, norm: Norm, *, channels: int, width: int) -> None:
         super().__init__()
-        plain = Norm(name="sn" if norm.name in ("sn", "msn", "msn-affine") else "none")
+        plain = replace(norm, name="sn" if norm.name in ("sn", "msn", "msn-affine") else "none")
         layers: list[nn.Module] = []
         before = channels
         for multiple, kernel, stride, centred in _DISCRIMINATOR:
@@ -59,8 +59,8 @@ class Discriminator(nn.Module):
             layers.append(nn.LeakyReLU(_SLOPE))
             before = multiple * width
         self.features = nn.Sequential(*layers, nn.Flatten())
-        last = SNLinear if plain.name == "sn" else nn.Linear
-        self.last = last(before * (SIDE_PX // 8) ** 2, 1)
+        kind = "sn" if plain.name == "sn" else "linear"
+        self.last = classifier_layer(kind, plain, before * (SIDE_PX // 8) ** 2, 1)
 
     def forward(self, images: Tensor) -> Tensor:
         return cast(Tensor, self.last(self.features(images))).squeeze(1)
