@@ -26,7 +26,10 @@ from msn_deploy.bench.stats import block_medians, ratio_to_baseline
 from msn_deploy.machine.environment import read_environment
 
 SCHEMA = "msn-deploy-train-step/1"
-BATCH = {"cpu": {"vgg7": (64,), "densenet_bc": (16,)}, "cuda": {"vgg7": (128, 512), "densenet_bc": (128, 512)}}
+BATCH = {
+    "cpu": {"vgg7": (64,), "resnet18": (32,), "densenet_bc": (16,), "mobilenet_v2": (32,), "unet": (16,)},
+    "cuda": {net: (128, 512) for net in ("vgg7", "resnet18", "densenet_bc", "mobilenet_v2", "unet")},
+}
 LAYOUTS = ("contiguous", "channels_last")
 DTYPES = ("float32", "bfloat16")
 

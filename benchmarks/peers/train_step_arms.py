@@ -10,15 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+from step_nets import CLASSES, NETS, SIDE_PX
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
 from msn_deploy.msn import MSNConv2d, SNConv2d
-from msn_deploy.nets.densenet_bc import DenseNetBC, Shift
-
-CLASSES = 10
-SIDE_PX = 32
+from msn_deploy.nets.densenet_bc import Shift
 
 
 class MeanNorm(nn.Module):
@@ -97,12 +95,12 @@ class Parts:
         self.layer, self.after, self.before = layer, after, before
         self.bias, self.feature_bias = bias, bias if feature_bias is None else feature_bias
 
-    def conv(self, in_channels: int, out_channels: int, kernel: int, padding: int) -> nn.Module:
-        layer = self.layer(in_channels, out_channels, kernel, padding=padding, bias=self.bias)
+    def conv(self, in_channels: int, out_channels: int, kernel: int, **options: int) -> nn.Module:
+        layer = self.layer(in_channels, out_channels, kernel, bias=self.bias, **options)
         return nn.Sequential(layer, self.after(out_channels))
 
     def bottleneck(self, in_channels: int, out_channels: int) -> nn.Module:
-        return self.conv(in_channels, out_channels, 1, 0)
+        return self.conv(in_channels, out_channels, 1)
 
     def feature(self, in_channels: int, out_channels: int, kernel: int) -> nn.Module:
         return self.layer(in_channels, out_channels, kernel, padding=kernel // 2, bias=self.feature_bias)
@@ -126,26 +124,6 @@ ARMS: dict[str, Parts] = {
 }
 
 
-def vgg7(parts: Parts, width: int = 32) -> nn.Module:
-    """Build the network of nets.sequential.vgg7 with 3 input channels from an arm's parts."""
-    layers: list[nn.Module] = []
-    channels = 3
-    for multiple, paddings in ((1, (1, 1)), (2, (1, 1)), (4, (1, 1)), (8, (0,))):
-        for padding in paddings:
-            layers += [parts.conv(channels, multiple * width, 3, padding), nn.ReLU(inplace=True)]
-            channels = multiple * width
-        layers.append(nn.MaxPool2d(2))
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels, CLASSES))
-
-
-def densenet(parts: Parts) -> nn.Module:
-    """Build DenseNet-BC-100-12 with compression 0.5."""
-    return DenseNetBC(parts, in_channels=3, layers=16, growth=12, compression=0.5, classes=CLASSES)
-
-
-NETS: dict[str, Callable[[Parts], nn.Module]] = {"vgg7": vgg7, "densenet_bc": densenet}
-
-
 class Trainer:
     """One arm ready to train on one fixed batch of random images."""
 
@@ -156,9 +134,11 @@ class Trainer:
         self.model = NETS[net](ARMS[arm]).to(device, memory_format=self.layout)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-3, momentum=0.9)
         generator = torch.Generator().manual_seed(1)
-        x = torch.randn(batch, 3, SIDE_PX, SIDE_PX, generator=generator)
+        side_px = SIDE_PX[net]
+        x = torch.randn(batch, 3, side_px, side_px, generator=generator)
         self.x = x.to(device).to(memory_format=self.layout)
-        self.labels = torch.randint(CLASSES, (batch,), generator=generator).to(device)
+        labels = (batch, side_px, side_px) if net == "unet" else (batch,)
+        self.labels = torch.randint(CLASSES, labels, generator=generator).to(device)
 
     def loss(self) -> Tensor:
         with torch.autocast(self.x.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):

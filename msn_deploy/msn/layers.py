@@ -28,16 +28,19 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from msn_deploy.msn.algebra import scale_channels
 from msn_deploy.msn.centring import Centring, in_backward, mean_ahead
-from msn_deploy.msn.spectral import HALF, as_matrix, born_pair, over_sigma, power_iterate, sigma_of
+from msn_deploy.msn.spectral import (
+    HALF,
+    as_matrix,
+    born_pair,
+    by_rows,
+    conv_over_sigma,
+    over_sigma,
+    power_iterate,
+    sigma_of,
+    traced,
+)
 
-_WORTH_A_BATCH = 8  # images
 _CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
-
-
-def _is_channels_last(tensor: Tensor) -> bool:
-    if tensor.dim() < 4 or tensor.is_contiguous():
-        return False
-    return tensor.movedim(1, -1).is_contiguous()
 
 
 class SpectralLayer(nn.Module):
@@ -86,23 +89,33 @@ class SpectralLayer(nn.Module):
 
     def _normalised_weight(self) -> Tensor:
         """Return scale * W / sigma, after a power iteration in training."""
-        weight = self.weight.transpose(0, 1) if self.is_transposed else self.weight
-        v = self.v
-        if in_rows := _is_channels_last(weight):  # so that the matrix is a view, its columns in the order of memory
-            v = v.view(weight.shape[1:]).movedim(0, -1)
-            weight = weight.movedim(1, -1)
-        if self.training and self.power_iterations > 0 and not in_backward():
-            u, v, sigma = power_iterate(weight.detach().flatten(1), self.u, v, steps=self.power_iterations)
-        else:
-            # Copies, because a second forward before the backward moves the buffers that autograd would have saved.
-            u, v = self.u.clone(), v.clone(memory_format=torch.contiguous_format).flatten()
-            sigma = sigma_of(weight.detach().flatten(1), u, v)
-        weight = over_sigma(weight, u, v, sigma)
+        weight = self._channels_first()
+        rows = by_rows(weight)
+        quotient = over_sigma(rows, *self._pair())
         if self.scale is not None:
-            weight = weight * self.scale
-        if in_rows:
-            weight = weight.movedim(-1, 1)
-        return weight.transpose(0, 1) if self.is_transposed else weight
+            quotient = quotient * self.scale
+        if rows is not weight:
+            quotient = quotient.movedim(-1, 1)
+        return quotient.transpose(0, 1) if self.is_transposed else quotient
+
+    def _pair(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return u, v and sigma, detached and no buffers, after a power iteration in training.
+
+        v is a vector, in the order in which memory holds a row of the weight.
+        """
+        weight = self._channels_first()
+        rows, v = by_rows(weight), self.v
+        if rows is not weight:
+            v = v.view(weight.shape[1:]).movedim(0, -1)
+        matrix = rows.detach().flatten(1)
+        if self.training and self.power_iterations > 0 and not in_backward():
+            return power_iterate(matrix, self.u, v, steps=self.power_iterations)
+        # Copies, because a second forward before the backward moves the buffers that autograd would have saved.
+        u, v = self.u.clone(), v.clone(memory_format=torch.contiguous_format).flatten()
+        return u, v, sigma_of(matrix, u, v)
+
+    def _channels_first(self) -> Tensor:
+        return self.weight.transpose(0, 1) if self.is_transposed else self.weight
 
     def _apply_weight(self, x: Tensor, weight: Tensor, bias: Tensor | None, output_size: list[int] | None) -> Tensor:
         if isinstance(self, nn.Linear):
@@ -166,36 +179,68 @@ class _MSN(SpectralLayer, Centring):
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """Return gain * (layer(input, scale * W / sigma) - mean) + shift."""
-        weight = self._normalised_weight()
-        if self.gain is not None:
-            groups = getattr(self, "groups", 1)
-            weight = scale_channels(weight, self.gain, transposed=self.is_transposed, groups=groups)
         if self.running_mean is not None and not self.training:
+            weight = self._with_gain(self._normalised_weight())
             mean = self.running_mean if self.gain is None else self.running_mean * self.gain
             return self._apply_weight(input, weight, self._offset(mean), output_size)
-        if (mean_ahead := self._mean_ahead(input, weight)) is not None:
-            self._track(mean_ahead.detach(), self.gain)
-            return self._apply_weight(input, weight, self._offset(mean_ahead).to(weight.dtype), None)
-        y = self._apply_weight(input, weight, None, output_size)
-        channel_dim = y.dim() - 1 if isinstance(self, nn.Linear) else y.dim() - (weight.dim() - 1)
+        after = self._output_numel(input)
+        if self._goes_ahead(input, after):
+            weight = self._with_gain(self._normalised_weight())
+            mean = self._mean_ahead(input, weight)
+            self._track(mean.detach(), self.gain)
+            return self._apply_weight(input, weight, self._offset(mean).to(weight.dtype), None)
+        if self.weight.numel() > after and self._can_divide_later(input):
+            assert isinstance(self, _ConvNd)
+            assert not isinstance(self.padding, str)
+            y = conv_over_sigma(
+                input,
+                self.weight,
+                self._pair(),
+                self.scale,
+                stride=self.stride,
+                padding=self.padding,
+                dilation=self.dilation,
+                groups=self.groups,
+            )
+        else:
+            y = self._apply_weight(input, self._with_gain(self._normalised_weight()), None, output_size)
+        channel_dim = y.dim() - 1 if isinstance(self, nn.Linear) else y.dim() - (self.weight.dim() - 1)
         return self._centre_(y, channel_dim=channel_dim, gain=self.gain)
+
+    def _with_gain(self, weight: Tensor) -> Tensor:
+        if self.gain is None:
+            return weight
+        groups = getattr(self, "groups", 1)
+        return scale_channels(weight, self.gain, transposed=self.is_transposed, groups=groups)
 
     def _offset(self, mean: Tensor) -> Tensor:
         """Return the bias that takes a mean off."""
         return -mean if self.shift is None else self.shift - mean
 
-    def _mean_ahead(self, input: Tensor, weight: Tensor) -> Tensor | None:
-        """Return the mean of the output before there is one, where that is possible and cheaper than centring it.
+    def _output_numel(self, input: Tensor) -> int:
+        """Return about how many elements the output has: its borders are not counted."""
+        if isinstance(self, nn.Linear):
+            return input.numel() // self.in_features * self.out_features
+        assert isinstance(self, _ConvNd)
+        each, steps = input.numel() // self.in_channels * self.out_channels, math.prod(self.stride)
+        return each * steps if self.is_transposed else each // steps
 
-        Where it is cheaper was measured: benchmarks/peers/train_step.py.
+    def _goes_ahead(self, input: Tensor, after: int) -> bool:
+        """Tell whether the mean of the output can be had before the output, and costs less memory traffic then.
+
+        after: elements of the output. In place it is read and written 6 times over. The mean ahead reads the input and
+        adds to its gradient, 3 times, passes over one image for each row of taps, and 6 times over the weight.
         """
         if not isinstance(self, _ConvNd) or self.is_transposed or self.sync_mean or input.dim() != self.weight.dim():
-            return None
-        # In channels_last the sum over the batch costs what it saves. The window mean itself takes some passes over one
-        # image, which have to be few beside those over the batch, and the input has to be no larger than the output.
-        is_large = self.in_channels * math.prod(self.stride) > self.out_channels
-        if not input.is_contiguous() or input.shape[0] < _WORTH_A_BATCH or is_large:
-            return None
+            return False
+        if not input.is_contiguous():  # in channels_last the sum over the batch costs what it saves
+            return False
+        before = input.numel() * (1 + 2 * self.kernel_size[0] / len(input))
+        return before + 2 * self.weight.numel() < 2 * after
+
+    def _mean_ahead(self, input: Tensor, weight: Tensor) -> Tensor:
+        """Return the mean (C_out,) of the output before there is one."""
+        assert isinstance(self, _ConvNd)
         total = input.sum(0, keepdim=True, dtype=torch.float32 if input.dtype in HALF else None)
         sides = self._reversed_padding_repeated_twice
         if any(sides):
@@ -208,6 +253,12 @@ class _MSN(SpectralLayer, Centring):
             dilation=self.dilation,
             groups=self.groups,
         )
+
+    def _can_divide_later(self, input: Tensor) -> bool:
+        """Tell whether the output can be divided by sigma in place of the weight."""
+        if not isinstance(self, _ConvNd) or self.is_transposed or self.padding_mode != "zeros" or self.gain is not None:
+            return False
+        return input.dim() == self.weight.dim() and not isinstance(self.padding, str) and not traced()
 
     def extra_repr(self) -> str:
         """Return the arguments of the torch twin, then those of MSN."""

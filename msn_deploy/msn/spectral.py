@@ -8,6 +8,7 @@ frozen, so sigma is a constant of the weights.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 WARM_UP_ITERATIONS = 15  # at birth, as torch's own spectral_norm does, so that the first sigma is not far off
 _EPS = 1e-12
 HALF = (torch.float16, torch.bfloat16)
+_CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
 def as_matrix(weight: Tensor, *, transposed: bool = False) -> Tensor:
@@ -92,11 +94,36 @@ def over_sigma(weight: Tensor, u: Tensor, v: Tensor, sigma: Tensor) -> Tensor:
     Differentiable in the weight through sigma, too: with G the gradient of W / sigma, that of W is
     (G - <G, W / sigma> u v^T) / sigma.
     """
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():  # no public name for it
-        # Both trace through plain operations only; a compiler fuses them itself.
+    if traced():  # a compiler fuses them itself
         return (widened(weight) / sigma_of(weight.flatten(1), u, v)).to(weight.dtype)
     quotient: Tensor = _OverSigma.apply(weight, u, v, sigma)  # type: ignore[no-untyped-call]
     return quotient
+
+
+def conv_over_sigma(
+    x: Tensor,
+    weight: Tensor,
+    pair: tuple[Tensor, Tensor, Tensor],
+    scale: Tensor | None,
+    *,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """Return conv(x, W / sigma) as conv(x, W) / sigma, which is cheaper where the weight is larger than the output.
+
+    weight (C_out, C_in / groups, ...). pair: u, v and sigma of `by_rows(weight)`, detached. scale (): a factor, None
+    for 1. Derivatives are as with `over_sigma`.
+    """
+    arguments = (list(stride), list(padding), list(dilation), False, [0] * len(stride), groups)
+    quotient: Tensor = _ConvOverSigma.apply(x, weight, *pair, scale, *arguments)  # type: ignore[no-untyped-call]
+    return quotient
+
+
+def traced() -> bool:
+    """Tell whether the operations are being recorded by a compiler or torch.func, which want plain ones."""
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()  # no public name for it
 
 
 class _OverSigma(torch.autograd.Function):
@@ -117,6 +144,46 @@ class _OverSigma(torch.autograd.Function):
             along = torch.dot(wide.flatten(), widened(weight).flatten()) / sigma
             matrix = torch.addr(wide.flatten(1), u * along, v, alpha=-1) / sigma
         return matrix.view(grad.shape).to(grad.dtype), None, None, None
+
+
+class _ConvOverSigma(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, u: Tensor, v: Tensor, sigma: Tensor, *others: Any) -> Tensor:
+        ctx.save_for_backward(x, weight, u, v, sigma, others[0])
+        ctx.arguments = others[1:]
+        stride, padding, dilation, _, _, groups = ctx.arguments
+        convolve: Any = _CONV[weight.dim() - 2]  # which autocast knows, while it does not know torch.convolution
+        y: Tensor = convolve(x, weight, None, stride, padding, dilation, groups)
+        return y.mul_(_factor(sigma, others[0]))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        x, weight, u, v, sigma, scale = ctx.saved_tensors
+        rows, twice = by_rows(weight), torch.is_grad_enabled()
+        with full_precision(weight):
+            if twice:  # a second derivative sees sigma as the function of the weight that it is
+                sigma = sigma_of(rows.flatten(1), u, v)
+            grad = grad * _factor(sigma, scale)
+            given = (grad, x.to(grad.dtype), weight.to(grad.dtype), None, *ctx.arguments)
+            needed = [*ctx.needs_input_grad[:2], False]
+            of_x, of_weight, _ = torch.ops.aten.convolution_backward(*given, needed)
+            if of_weight is not None:
+                matrix = widened(by_rows(of_weight)).flatten(1)
+                left = u * (torch.dot(matrix.flatten(), widened(rows).flatten()) / sigma)
+                matrix = torch.addr(matrix, left, v, alpha=-1) if twice else matrix.addr_(left, v, alpha=-1)
+                of_weight = matrix.view(rows.shape).to(weight.dtype)
+                of_weight = of_weight if rows is weight else of_weight.movedim(-1, 1)
+        return None if of_x is None else of_x.to(x.dtype), of_weight, *[None] * (len(ctx.needs_input_grad) - 2)
+
+
+def _factor(sigma: Tensor, scale: Tensor | None) -> Tensor:
+    return sigma.reciprocal() if scale is None else scale / sigma
+
+
+def by_rows(weight: Tensor) -> Tensor:
+    """Return a weight (C_out, C_in, ...) so that its matrix is a view, also where C_in comes last in memory."""
+    in_rows = weight.dim() > 3 and not weight.is_contiguous() and weight.movedim(1, -1).is_contiguous()
+    return weight.movedim(1, -1) if in_rows else weight
 
 
 def full_precision(like: Tensor) -> AbstractContextManager[Any]:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from msn_deploy.msn import MSNConv1d, MSNConv2d, MSNConv3d, MSNConvTranspose2d, MSNLinear, layers
+from msn_deploy.msn.layers import _MSN
+from msn_deploy.msn.spectral import sigma_of
 
 CASES: list[tuple[int, dict[str, Any]]] = [
     (1, {"kernel_size": 3, "padding": 2, "dilation": 2}),
@@ -33,9 +35,10 @@ def _layer(rank: int, args: dict[str, Any]) -> nn.Module:
     return layer
 
 
-def _images(rank: int, batch: int = 8) -> Tensor:
+def _images(rank: int, batch: int = 16) -> Tensor:
     rng = torch.Generator().manual_seed(5)
-    x = torch.randn(batch, 4, *(7, 6, 5)[:rank], generator=rng, dtype=torch.float64)
+    sizes = ((40,), (9, 8), (7, 6, 5))[rank - 1]
+    x = torch.randn(batch, 4, *sizes, generator=rng, dtype=torch.float64)
     return x + torch.arange(4.0).view(-1, *[1] * rank)
 
 
@@ -52,7 +55,7 @@ def _apart(layer: nn.Module, rank: int, monkeypatch: pytest.MonkeyPatch) -> floa
     """How far the two forms are from each other, relative to the largest value of each result."""
     in_place = copy.deepcopy(layer)
     found = _step(layer, _images(rank))
-    monkeypatch.setattr(layers, "_WORTH_A_BATCH", 10**9)
+    monkeypatch.setattr(_MSN, "_goes_ahead", lambda *_: False)
     wanted = _step(in_place, _images(rank))
     return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(found, wanted, strict=True))
 
@@ -72,15 +75,18 @@ def test_the_gradient_of_the_mean_matters(rank: int, args: dict[str, Any], monke
 @pytest.mark.parametrize(
     ("layer", "x", "ahead"),
     [
-        (MSNConv2d(4, 4, 3), torch.randn(8, 4, 5, 5), True),
-        (MSNConv2d(4, 4, 3), torch.randn(7, 4, 5, 5), False),
-        (MSNConv2d(5, 4, 3), torch.randn(8, 5, 5, 5), False),
-        (MSNConv2d(4, 8, 3, stride=(1, 2)), torch.randn(8, 4, 5, 5), True),
-        (MSNConv2d(4, 8, 3, stride=2), torch.randn(8, 4, 5, 5), False),
-        (MSNConv2d(4, 8, 3, sync_mean=True), torch.randn(8, 4, 5, 5), False),
-        (MSNConv2d(4, 8, 3), torch.randn(8, 4, 5, 5).to(memory_format=torch.channels_last), False),
+        (MSNConv2d(4, 4, 3, padding=1), torch.randn(8, 4, 9, 9), True),
+        (MSNConv2d(4, 4, 3, padding=1), torch.randn(8, 4, 9, 9).to(memory_format=torch.channels_last), False),
+        (MSNConv2d(4, 4, 3, padding=1), torch.randn(6, 4, 9, 9), False),  # the window mean is of one image of few
+        (MSNConv2d(4, 4, 1), torch.randn(4, 4, 9, 9), True),
+        (MSNConv2d(64, 64, 3, padding=1), torch.randn(8, 64, 5, 5), False),  # the weight is as large as the input
+        (MSNConv2d(8, 4, 3, padding=1), torch.randn(16, 8, 9, 9), False),  # the input is larger than the output
+        (MSNConv2d(4, 8, 3, stride=(1, 2)), torch.randn(16, 4, 9, 9), True),
+        (MSNConv2d(4, 8, 3, stride=2), torch.randn(16, 4, 9, 9), False),
+        (MSNConv2d(16, 16, 3, padding=1, groups=16), torch.randn(8, 16, 9, 9), True),
+        (MSNConv2d(4, 8, 3, sync_mean=True), torch.randn(8, 4, 9, 9), False),
         (MSNConv2d(8, 8, 3), torch.randn(8, 9, 9), False),
-        (MSNConvTranspose2d(4, 8, 3), torch.randn(8, 4, 5, 5), False),
+        (MSNConvTranspose2d(4, 8, 3), torch.randn(8, 4, 9, 9), False),
         (MSNLinear(4, 8), torch.randn(8, 4), False),
     ],
 )
@@ -114,3 +120,41 @@ def test_neither_form_saves_what_a_bare_convolution_does_not() -> None:
     bare = saved_bytes(nn.Conv2d(8, 8, 3))
     for layer in (MSNConv2d(8, 8, 3), MSNConv2d(8, 8, 3).to(memory_format=torch.channels_last)):
         assert saved_bytes(layer) - bare < 16_384  # W / sigma, u, v and the window mean; the output has 123,904 floats
+
+
+FORMS: dict[str, tuple[nn.Module, Tensor]] = {
+    "ahead": (MSNConv2d(4, 6, 3, padding=1, groups=2), torch.randn(16, 4, 9, 8)),
+    "in place, channels_last": (MSNConv2d(8, 4, 1), torch.randn(8, 8, 6, 7).to(memory_format=torch.channels_last)),
+    "undivided": (MSNConv2d(8, 9, 3, stride=2, init_gain=1.4), torch.randn(2, 8, 6, 6)),
+    "undivided, channels_last": (
+        MSNConv2d(3, 9, 3).to(memory_format=torch.channels_last),
+        torch.randn(1, 3, 5, 5).to(memory_format=torch.channels_last),
+    ),
+    "transposed": (MSNConvTranspose2d(8, 6, 3), torch.randn(2, 8, 2, 2)),
+    "linear": (MSNLinear(30, 20), torch.randn(4, 30)),
+    "in place": (MSNConv2d(8, 4, 3), torch.randn(8, 8, 9, 9).to(memory_format=torch.channels_last)),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_each_form_has_the_derivatives_of_plain_operations(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x = FORMS[form]
+    layer, x = copy.deepcopy(layer).double(), x.double() + 0.3
+    plain = copy.deepcopy(layer)
+    found = _derivatives(layer, x)
+    monkeypatch.setattr(layers, "traced", lambda: True)
+    monkeypatch.setattr(_MSN, "_goes_ahead", lambda *_: False)
+    monkeypatch.setattr(layers, "over_sigma", lambda weight, u, v, _: weight / sigma_of(weight.flatten(1), u, v))
+    for one, other in zip(found, _derivatives(plain, x), strict=True):
+        assert torch.allclose(one, other, rtol=1e-10, atol=1e-10 * float(other.abs().max()))
+
+
+def _derivatives(layer: nn.Module, x: Tensor) -> list[Tensor]:
+    """Output, running mean, gradients, and gradients of the length of the gradients."""
+    x = x.clone().requires_grad_()
+    inputs = [x, layer.weight, layer.shift]
+    y = layer(x)
+    first = torch.autograd.grad(y.sin().sum(), inputs, create_graph=True)
+    second = torch.autograd.grad(sum(each.square().sum() for each in first), inputs)
+    third = _step(copy.deepcopy(layer), x.detach())  # the way without a graph of the gradient
+    return [y.detach(), layer.running_mean, *(each.detach() for each in first), *second, *third]
