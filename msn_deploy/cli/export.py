@@ -120,6 +120,9 @@ def _say_folds(certificate: Certificate) -> None:
     if not worst.of:  # every operator is the one that it was
         told_worst = "nothing that is computed changed"
     output.say(f"  norms      {', '.join(told) or 'none to fold'}; {told_worst}")
+    if (norm := certificate.worst_sigma) is not None:
+        both = f"{norm.sigma:.4g}, the largest singular value is {norm.sigma_svd:.4g}"
+        output.say(f"  sigma      off by {norm.sigma_error:.2%} at most: in layer {norm.norm} it is {both}")
     if certificate.in_float32:
         names = ", ".join(certificate.in_float32[:_MOST_NAMES])
         more = len(certificate.in_float32) - _MOST_NAMES

@@ -12,6 +12,8 @@ from msn_deploy.cli import output
 from msn_deploy.cli.options import AtMost, Device, Json, Settings, new_folder
 from msn_deploy.core.optional import require
 
+_WORTH_MORE_ITERATIONS = 0.05  # of the largest singular value
+
 
 def command(
     recipe: Annotated[str, typer.Argument(help="Recipe file, or a built-in name such as vgg7_msn.")],
@@ -65,8 +67,16 @@ def command(
     write_curves(result.history, out / f"{chosen.name}.curves.png", log=log)
     metrics, history = result.info.metrics, result.history
     accuracy = metrics.get("test_accuracy")
+    kept = next(entry for entry in history if entry["epoch"] == metrics["epoch"])  # with `patience` not the last
+    error, layer = kept.get("sigma_error"), kept.get("sigma_layer")
     if not output.emit(
-        {"checkpoint": str(result.checkpoint), "accuracy": accuracy, "history": history},
+        {
+            "checkpoint": str(result.checkpoint),
+            "accuracy": accuracy,
+            "sigma_error": error,
+            "sigma_layer": layer,
+            "history": history,
+        },
         json,
         made_from=[checkpoint, log],
         then=("export", checkpoint),
@@ -75,3 +85,6 @@ def command(
         said = losses if accuracy is None else f"test accuracy {accuracy:.2%}"
         trained = f"{chosen.net} with {chosen.norm}, {len(history)} epochs on {chosen.data}"
         output.say(f"{result.checkpoint}: {trained}, {said}")
+        if error is not None:
+            more = "; `--set train.power_iterations=4` follows it closer" if error > _WORTH_MORE_ITERATIONS else ""
+            output.say(f"  sigma off by {error:.2%} at most, in layer {layer}{more}")

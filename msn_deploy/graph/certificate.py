@@ -20,6 +20,7 @@ from msn_deploy.graph.fold import FoldedGraph, NormFold, Rule
 from msn_deploy.graph.rules import Code
 from msn_deploy.model.feeds import BATCH, Array, ExampleInput, Feeds, random_feeds
 from msn_deploy.msn.plain import FoldedLayer, copied, fold_layers, raw_weight
+from msn_deploy.msn.spectral import as_matrix, largest_singular_value
 
 INPUTS = ("normal", "lit corners")
 _LARGE = 1 << 16  # numbers of all inputs in a row, above which one run has to do
@@ -50,6 +51,11 @@ class CertifiedNorm:
     coarse: bool = False
     """Whether the rounding of float32 may be in the difference (see Certificate.in_float32)."""
 
+    @property
+    def sigma_error(self) -> float:
+        """By how much sigma is off, as a share of the largest singular value; 0 for norms without one."""
+        return abs(self.sigma / self.sigma_svd - 1) if self.sigma and self.sigma_svd else 0.0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Certificate:
@@ -73,6 +79,15 @@ class Certificate:
     def worst(self) -> CertifiedNorm:
         """The norm (or the output) whose values moved most, as a share of what is still rounding."""
         return max((norm for norm in (*self.norms, self.output) if norm.rule != "kept"), key=_share)
+
+    @property
+    def worst_sigma(self) -> CertifiedNorm | None:
+        """The norm whose sigma is furthest off; None if none has a sigma.
+
+        The fold takes sigma as it is, for that is the network that was trained.
+        """
+        with_sigma = [norm for norm in self.norms if norm.sigma_svd is not None]
+        return max(with_sigma, key=lambda norm: norm.sigma_error, default=None)
 
     @property
     def is_exact(self) -> bool:
@@ -194,18 +209,15 @@ def _certified_layer(layer: FoldedLayer) -> CertifiedNorm:
         operator=layer.kind,
         rule="into-weight",
         sigma=layer.sigma,
-        sigma_svd=None if layer.sigma is None or raw is None else _largest_singular_value(raw, before),
+        sigma_svd=None if layer.sigma is None or raw is None else _sigma_svd(raw, before),
         difference=float((expected - got).abs().max()),
         of=float(expected.abs().max()),
     )
 
 
-def _largest_singular_value(raw: Tensor, layer: nn.Module) -> float:
-    """Of the raw weight as (C_out, ...), by the eigenvalues of the smaller Gram matrix."""
+def _sigma_svd(raw: Tensor, layer: nn.Module) -> float:
     is_transposed = isinstance(layer, nn.modules.conv._ConvTransposeNd)
-    matrix = (raw.transpose(0, 1) if is_transposed else raw).flatten(1)
-    gram = matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix
-    return float(torch.linalg.eigvalsh(gram)[-1].clamp(min=0).sqrt())
+    return largest_singular_value(as_matrix(raw, transposed=is_transposed))
 
 
 def _layer_inputs(layer: nn.Module) -> Tensor:

@@ -18,6 +18,7 @@ from msn_deploy.msn.layers import (
     SNConvTranspose2d,
     SNConvTranspose3d,
     SNLinear,
+    sigma_errors,
 )
 from msn_deploy.msn.plain import FoldedLayer, fold_layers
 
@@ -43,4 +44,5 @@ __all__ = [
     "fold_bn_weights",
     "fold_layers",
     "fold_msn_weights",
+    "sigma_errors",
 ]

@@ -34,6 +34,7 @@ from msn_deploy.msn.spectral import (
     born_pair,
     by_rows,
     conv_over_sigma,
+    largest_singular_value,
     over_sigma,
     power_iterate,
     sigma_of,
@@ -81,6 +82,11 @@ class SpectralLayer(nn.Module):
     def sigma(self) -> Tensor:
         """Return the tracked spectral norm of the weight, shape (), without moving u and v."""
         return sigma_of(self._matrix(), self.u, self.v)
+
+    @torch.no_grad()
+    def sigma_error(self) -> float:
+        """Return sigma / largest singular value - 1, by a decomposition: below 0 where sigma lags behind the weight."""
+        return float(self.sigma()) / max(largest_singular_value(self._matrix()), 1e-30) - 1
 
     @torch.no_grad()
     def settle(self, steps: int = 100) -> None:
@@ -319,6 +325,15 @@ class MSNConvTranspose3d(_MSN, nn.ConvTranspose3d):
 
 class MSNLinear(_MSN, nn.Linear):
     """`torch.nn.Linear` with its weight divided by its spectral norm and its output centred."""
+
+
+def sigma_errors(model: nn.Module) -> dict[str, float]:
+    """Return by how much sigma is off in each SN and MSN layer of a model, see `SpectralLayer.sigma_error`.
+
+    A residual such as ||W^T u - sigma v|| would be cheaper, but is small wherever u and v are near any singular pair,
+    and so does not show the direction that has overtaken theirs; the decomposition of all layers takes milliseconds.
+    """
+    return {name: layer.sigma_error() for name, layer in model.named_modules() if isinstance(layer, SpectralLayer)}
 
 
 def constructor_arguments(layer: nn.Module) -> dict[str, Any]:

@@ -88,6 +88,14 @@ def sigma_of(matrix: Tensor, u: Tensor, v: Tensor) -> Tensor:
         return torch.dot(widened(u), torch.mv(widened(matrix), widened(v)))
 
 
+@torch.no_grad()
+def largest_singular_value(matrix: Tensor) -> float:
+    """Return what sigma should be, in float64, by the eigenvalues of the smaller Gram matrix."""
+    matrix = matrix.detach().double().cpu()
+    gram = matrix @ matrix.t() if matrix.shape[0] <= matrix.shape[1] else matrix.t() @ matrix
+    return float(torch.linalg.eigvalsh(gram)[-1].clamp_min(0).sqrt())
+
+
 def over_sigma(weight: Tensor, u: Tensor, v: Tensor, sigma: Tensor) -> Tensor:
     """Return W / sigma for a weight (C_out, ...) with its singular pair u, v and their sigma, detached.
 

@@ -37,7 +37,7 @@ class Studied:
     parameters: int
     layers: Sequence[str]
     windows: Sequence[Mapping[str, Any]]
-    history: Sequence[Mapping[str, float]]
+    history: Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

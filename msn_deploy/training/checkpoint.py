@@ -140,7 +140,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def save_state(
-    path: Path, recipe: Recipe, parents: Sequence[Parent], history: list[dict[str, float]], parts: Parts
+    path: Path, recipe: Recipe, parents: Sequence[Parent], history: list[dict[str, Any]], parts: Parts
 ) -> None:
     """Write every part's state, the recipe, the digest of the training images (the first parent) and the history."""
     tensors: dict[str, Tensor] = {}
@@ -154,7 +154,7 @@ def save_state(
     write_tensors(path, tensors, {_RUN_KEY: json.dumps(run)}, parents=parents, config={"recipe": run["recipe"]})
 
 
-def restore_state(path: Path, recipe: Recipe, data: str, parts: Parts) -> list[dict[str, float]]:
+def restore_state(path: Path, recipe: Recipe, data: str, parts: Parts) -> list[dict[str, Any]]:
     """Fill every part from the file and return the history. Raises InputError if it is of another recipe or data."""
     if not path.is_file():
         raise InputError(f"nothing to resume: {path} does not exist.\nStart without `--resume`.")
@@ -179,7 +179,7 @@ def restore_state(path: Path, recipe: Recipe, data: str, parts: Parts) -> list[d
             index, slot = key.split(".", 1)
             state.setdefault(int(index), {})[slot] = value
         part.load_state_dict({"state": state, "param_groups": part.state_dict()["param_groups"]})
-    history: list[dict[str, float]] = run["history"]
+    history: list[dict[str, Any]] = run["history"]
     return history
 
 

@@ -74,7 +74,7 @@ class Dynamics:
                 self._close()
         self.is_looking = (step + 1) % self.every == 0
 
-    def after_epoch(self, entry: Mapping[str, float]) -> None:
+    def after_epoch(self, entry: Mapping[str, Any]) -> None:
         """Nothing: the history has it."""
 
     def finish(self) -> None:
@@ -153,8 +153,7 @@ class _Layer:
         total = eigenvalues.sum().clamp_min(1e-30)
         tracked = None
         if isinstance(self.conv, SpectralLayer):
-            true = torch.linalg.matrix_norm(self.conv.weight.flatten(1), 2)
-            tracked = float(self.conv.sigma() / true.clamp_min(1e-30))
+            tracked = 1 + self.conv.sigma_error()
         taken = {
             **{key: value / count for key, value in self.sums.items()},
             "variance": float(self.squares.mean()) / max(count - 1, 1),

@@ -27,6 +27,7 @@ from msn_deploy.core.progress import Progress, silent
 from msn_deploy.core.recipes import Recipe
 from msn_deploy.data import Split, load_split, to_input
 from msn_deploy.data.preprocess import measured_preprocess
+from msn_deploy.msn.layers import sigma_errors
 from msn_deploy.nets import build_net
 from msn_deploy.training.batches import Batches, divided
 from msn_deploy.training.checkpoint import (
@@ -49,8 +50,9 @@ class TrainResult:
     checkpoint: Path
     info: ModelInfo
     """What the checkpoint says of itself."""
-    history: list[dict[str, float]]
-    """One entry per epoch."""
+    history: list[dict[str, Any]]
+    """One entry per epoch: of networks with a spectral norm also sigma_error, by how much sigma is off at most, as a
+    share of the largest singular value, and sigma_layer, where."""
 
 
 class Observer(Protocol):
@@ -62,8 +64,8 @@ class Observer(Protocol):
     def before_step(self, step: int) -> None:
         """See the network with the gradients of step `step` (from 0, through all epochs), before the weights move."""
 
-    def after_epoch(self, entry: Mapping[str, float]) -> None:
-        """See the history's entry of an epoch: epoch (from 1), train_loss, test_accuracy, seconds."""
+    def after_epoch(self, entry: Mapping[str, Any]) -> None:
+        """See the history's entry of an epoch: epoch (from 1), train_loss, test_accuracy, seconds, ..."""
 
 
 def train(
@@ -248,7 +250,7 @@ class _Training(Run):
             progress(at + 1, options.epochs * steps, self._note(epoch))
         return float(self.world.mean(total)) / steps
 
-    def _evaluated(self, model: nn.Module, loss: float) -> dict[str, float]:
+    def _evaluated(self, model: nn.Module, loss: float) -> dict[str, Any]:
         """Return the history's entry of the epoch that has just been trained. Raises GateError if it diverged."""
         logits = logits_of(model, self.test_input)
         lost = int((~np.isfinite(logits).all(axis=1)).sum())
@@ -259,9 +261,13 @@ class _Training(Run):
                 "without a finite output.\n"
                 f"Lower the learning rate, for example `--lr {rate / 3:.2g}`."
             )
-        entry = {"epoch": epoch, "train_loss": loss, "test_accuracy": _accuracy(logits, self.testing)}
+        entry: dict[str, Any] = {"epoch": epoch, "train_loss": loss}
+        entry["test_accuracy"] = _accuracy(logits, self.testing)
         if len(self.held_out.labels):
             entry["validation_accuracy"] = _accuracy(logits_of(model, self.held_input), self.held_out)
+        if errors := sigma_errors(model):
+            layer = max(errors, key=lambda name: abs(errors[name]))
+            entry |= {"sigma_error": abs(errors[layer]), "sigma_layer": layer}
         return entry
 
     def _publish(self, served: nn.Module) -> None:
@@ -283,7 +289,8 @@ class _Training(Run):
 
     def _described(self, at: int) -> ModelInfo:
         """Return the info of the network as it was after an epoch, with what is the same in every run."""
-        metrics = {key: value for key, value in self.history[at].items() if "seconds" not in key}
+        entry = self.history[at].items()
+        metrics = {key: value for key, value in entry if "seconds" not in key and not isinstance(value, str)}
         return replace(self.info, metrics=metrics)
 
     def _note(self, epoch: int) -> str:

@@ -20,6 +20,9 @@ def test_train_reports_its_history_as_json(ok, tmp_path):
     assert result["history"][1]["train_loss"] < result["history"][0]["train_loss"]
     assert 0.3 < result["accuracy"] <= 1
     assert result["accuracy"] == result["history"][-1]["test_accuracy"]
+    assert (result["sigma_error"], result["sigma_layer"]) == tuple(
+        result["history"][-1][key] for key in ("sigma_error", "sigma_layer")
+    )
     assert (tmp_path / "cnn3_msn.safetensors").is_file()
     logged = [json.loads(line) for line in (tmp_path / "cnn3_msn.history.jsonl").read_text().splitlines()]
     assert logged == result["history"]

@@ -10,7 +10,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from msn_deploy.graph.certificate import INPUTS, certify, certify_layers, edge_feeds
+from msn_deploy.graph.certificate import INPUTS, Certificate, CertifiedNorm, certify, certify_layers, edge_feeds
 from msn_deploy.graph.fold import fold_graph
 from msn_deploy.model.feeds import fixed_input, with_open_batch
 from msn_deploy.msn import MSNConv2d, MSNConvTranspose2d, SNLinear, fold_layers
@@ -80,6 +80,17 @@ def test_sigma_is_what_is_used_beside_the_true_one(name: str) -> None:
     assert told.of is not None
     assert told.difference < 1e-13 * told.of
     assert (told.norm, told.rule) == ("0", "into-weight")
+    assert told.sigma_error == pytest.approx(1 - told.sigma / largest, abs=1e-12)
+
+
+def test_the_worst_sigma_is_named() -> None:
+    def norm(name: str, sigma: float | None) -> CertifiedNorm:
+        return CertifiedNorm(norm=name, operator="", rule="into-weight", sigma=sigma, sigma_svd=sigma and 2.0)
+
+    output, norms = norm("y", None), [norm("a", 1.9), norm("none", None), norm("b", 2.4), norm("c", 2.0)]
+    assert Certificate(norms=tuple(norms), output=output).worst_sigma is norms[2]
+    assert norms[2].sigma_error == pytest.approx(0.2)
+    assert Certificate(norms=(norms[1],), output=output).worst_sigma is None
 
 
 def test_weight_norm_has_no_sigma() -> None:

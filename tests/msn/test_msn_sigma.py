@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from msn_deploy import msn
 from msn_deploy.data import load_split
+from msn_deploy.msn.layers import sigma_errors
 from msn_deploy.msn.spectral import power_iterate
 
 pytestmark = pytest.mark.slow
@@ -108,6 +109,20 @@ def test_squaring_is_that_many_iterations(shape: tuple[int, int], steps: int) ->
     torch.testing.assert_close(u, left, rtol=0, atol=1e-11)
     torch.testing.assert_close(v, right, rtol=0, atol=1e-11)
     torch.testing.assert_close(sigma, left @ matrix @ right, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("name", ["Conv2d", "ConvTranspose2d", "Linear"])
+def test_the_error_of_sigma_is_that_against_the_decomposition(name: str) -> None:
+    layer = _made(f"MSN{name}", 0)
+    with torch.no_grad():
+        layer.weight.normal_()
+    model = nn.Sequential(nn.ReLU(), layer, nn.BatchNorm1d(3))
+    errors = sigma_errors(model)
+    assert [*errors] == ["1"]
+    assert errors["1"] == pytest.approx(_error(layer), abs=1e-7)
+    assert errors["1"] < -0.05
+    layer.settle(1000)
+    assert abs(sigma_errors(model)["1"]) < 1e-6
 
 
 def test_a_weight_of_zeros_leaves_finite_vectors() -> None:

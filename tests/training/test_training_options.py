@@ -128,6 +128,25 @@ def test_the_average_is_served_with_a_sigma_of_its_own(recipe: Recipe, tmp_path:
     assert float((logits.argmax(1) == test.labels).mean()) == info.metrics["test_accuracy"]
 
 
+@pytest.mark.parametrize("norm", ["msn", "sn", "bn"])
+def test_a_checkpoint_says_by_how_much_its_sigma_is_off(recipe: Recipe, tmp_path: Path, norm: str) -> None:
+    chosen = recipe.override(norm=norm, learning_rate=0.05, schedule="constant")
+    result = _train(chosen, tmp_path)
+    model, info = load_checkpoint(result.checkpoint)
+    off = {
+        name: abs(float(layer.sigma().detach()) / np.linalg.norm(layer.weight.detach().flatten(1).numpy(), 2) - 1)
+        for name, layer in model.named_modules()
+        if hasattr(layer, "sigma")
+    }
+    entry = result.history[-1]
+    if norm == "bn":
+        assert not {"sigma_error", "sigma_layer"} & {*entry, *info.metrics}
+        return
+    assert entry["sigma_layer"] == max(off, key=lambda name: off[name])
+    assert info.metrics["sigma_error"] == entry["sigma_error"] == pytest.approx(max(off.values()), abs=1e-5)
+    assert info.metrics["sigma_error"] > 1e-4  # there is something to tell
+
+
 def test_the_average_is_exponential() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(MSNConv2d(2, 3, 3), nn.Flatten())
@@ -154,9 +173,8 @@ def test_patience_stops_early_and_keeps_the_epoch_that_was_best_on_held_out_imag
     assert len(held) == best + 3 < 30
     assert result.info.metrics["epoch"] == best + 1
     model, info = load_checkpoint(result.checkpoint)
-    assert info.metrics == {
-        key: result.history[best][key] for key in ("epoch", "train_loss", "test_accuracy", "validation_accuracy")
-    }
+    numbers = ("epoch", "train_loss", "test_accuracy", "validation_accuracy", "sigma_error")
+    assert info.metrics == {key: result.history[best][key] for key in numbers}
     test = load_split("digits", "test", height_px=28, width_px=28, channels=1)
     accuracy = (logits_of(model, to_input(test.images, info.preprocess)).argmax(1) == test.labels).mean()
     assert float(accuracy) == info.metrics["test_accuracy"]
