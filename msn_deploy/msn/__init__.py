@@ -20,11 +20,13 @@ from msn_deploy.msn.layers import (
     SNLinear,
     sigma_errors,
 )
+from msn_deploy.msn.lipschitz import Lipschitz, lipschitz
 from msn_deploy.msn.plain import FoldedLayer, fold_layers
 
 __all__ = [
     "Conversion",
     "FoldedLayer",
+    "Lipschitz",
     "MSNConv1d",
     "MSNConv2d",
     "MSNConv3d",
@@ -44,5 +46,6 @@ __all__ = [
     "fold_bn_weights",
     "fold_layers",
     "fold_msn_weights",
+    "lipschitz",
     "sigma_errors",
 ]

@@ -15,10 +15,12 @@ from msn_deploy.core.model_info import NORMS
 from msn_deploy.core.optional import require
 from msn_deploy.core.progress import Progress, silent
 from msn_deploy.core.recipes import Recipe
+from msn_deploy.data import load_split, to_input
 from msn_deploy.report.curves import CURVE_VERSIONS, line_chart
-from msn_deploy.report.study import Studied, Study, judge_claims, panels_of, study_html
+from msn_deploy.report.study import LipschitzBounds, Studied, Study, judge_claims, panels_of, study_html
 
 SCHEMA = 1
+_LOOKED_AT = 32  # test images
 
 
 def study(
@@ -67,7 +69,11 @@ def study(
         log = trained.checkpoint.with_suffix(".history.jsonl")
         parents.append(parent_of(log, role=f"history:{norm}"))
         found[norm] = Studied(
-            parameters=probe.parameters, layers=probe.layers, windows=probe.windows, history=trained.history
+            parameters=probe.parameters,
+            layers=probe.layers,
+            windows=probe.windows,
+            history=trained.history,
+            lipschitz=_bounds(trained.checkpoint, chosen),
         )
     first = recipe.override(norm=norms[0]).to_dict()
     result = Study(
@@ -88,6 +94,20 @@ def study(
         write = partial(Path.write_bytes, data=content)
         publish(path, write, kind=kind, parents=parents, versions=versions, config=config)
     return result
+
+
+def _bounds(checkpoint: Path, recipe: Recipe) -> LipschitzBounds:
+    """Return the bounds of a trained network at its first test images."""
+    import torch  # late, as above
+
+    from msn_deploy.msn import lipschitz
+    from msn_deploy.training.checkpoint import load_checkpoint
+
+    model, info = load_checkpoint(checkpoint)
+    assert info.preprocess is not None
+    images = load_split(recipe.data, "test", **recipe.image_size).first(_LOOKED_AT).images
+    found = lipschitz(model, torch.from_numpy(to_input(images, info.preprocess)))
+    return LipschitzBounds(lower=found.lower, upper=found.upper, upper_by_matrix=found.upper_by_matrix, why=found.why)
 
 
 def to_json(result: Study) -> str:

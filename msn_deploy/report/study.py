@@ -31,6 +31,16 @@ _CURVES = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LipschitzBounds:
+    """Of the trained network, see msn_deploy.msn.lipschitz; the upper ones are None for the reason `why`."""
+
+    lower: float
+    upper: float | None
+    upper_by_matrix: float | None
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Studied:
     """One training. parameters: a count. layers: names. windows: of training.dynamics. history: a row per epoch."""
 
@@ -38,6 +48,7 @@ class Studied:
     layers: Sequence[str]
     windows: Sequence[Mapping[str, Any]]
     history: Sequence[Mapping[str, Any]]
+    lipschitz: LipschitzBounds | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

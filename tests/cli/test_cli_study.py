@@ -40,6 +40,9 @@ def test_a_study_is_a_page_and_numbers(cli, small, tmp_path):
     study = json.loads((out / "study.json").read_text())
     assert list(study["norms"]) == ["bn", "sn", "msn"]
     assert all(len(each["windows"]) == 5 for each in study["norms"].values())
+    for bounds in (each["lipschitz"] for each in study["norms"].values()):
+        assert 0 < bounds["lower"] < bounds["upper"] < bounds["upper_by_matrix"]
+        assert f"{bounds['upper']:.3g}" in page
     assert study["claims"] == json.loads((tmp_path / "s.json").read_text())["claims"]
     assert {finding.verdict for finding in verify_folder(out)} == {"ok"}
     names = {path.name for path in out.iterdir()}

@@ -8,10 +8,14 @@ from pathlib import Path
 
 from bench_results import ACCURACY, BYTES, ENVIRONMENT, realistic
 
-from msn_deploy.report.study import Studied, Study, judge_claims, study_html
+from msn_deploy.report.study import LipschitzBounds, Studied, Study, judge_claims, study_html
 from msn_deploy.report.suite import SuiteArm, SuiteCase, SuiteIndex, suite_html
 
 LAYERS = ["features.0", "features.3", "features.7.conv"]
+BOUNDS = {
+    "bn": LipschitzBounds(lower=3.14159, upper=4321.4, upper_by_matrix=8.7654e7, why=""),
+    "sn": LipschitzBounds(lower=2.71828, upper=None, upper_by_matrix=None, why="softmax"),
+}
 
 
 def studied(norm: str, *, steps: int = 12) -> Studied:
@@ -33,7 +37,8 @@ def studied(norm: str, *, steps: int = 12) -> Studied:
         for at in range(steps)
     ]
     history = [{"epoch": at, "test_accuracy": 1 - 0.5 / at, "train_loss": 2.0 / at} for at in range(1, 6)]
-    return Studied(parameters=1000 + len(norm), layers=LAYERS, windows=windows, history=history)
+    parameters = 1000 + len(norm)
+    return Studied(parameters=parameters, layers=LAYERS, windows=windows, history=history, lipschitz=BOUNDS.get(norm))
 
 
 def study(norms: tuple[str, ...] = ("bn", "sn", "msn"), *, data: str = "digits") -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from report_pages import study
 
 from msn_deploy.report.study import Studied, judge_claims
 
@@ -70,3 +71,9 @@ def test_the_sentence_has_the_numbers() -> None:
 )
 def test_what_is_not_there_is_not_judged(norms: tuple[str, ...], count: int) -> None:
     assert len(judge_claims({norm: _studied() for norm in norms})) == count
+
+
+def test_the_page_has_the_bounds_and_why_there_are_none() -> None:
+    page = study()
+    for text in ("3.14", "4.32e+03", "8.77e+07", "2.72", "not given: softmax"):
+        assert page.count(f">{text}<") == 1, text
