@@ -79,7 +79,8 @@ results: setup
 operators: setup
 	$(BIN)/python benchmarks/operators.py --out benchmarks/results/xeon-2-cores/operators.json
 
-# Step time and saved memory of each normalisation: a quarter of an hour on an otherwise idle machine.
+# Step time and saved memory of each normalisation: an hour on an otherwise idle machine. On one with a GPU, nine minutes:
+# python benchmarks/peers/train_step.py --device cuda --out train-step.json
 train-step: setup
 	$(BIN)/python benchmarks/peers/train_step.py --out train-step.json
 

@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from itertools import count
@@ -83,7 +84,7 @@ def test_the_script_measures_and_writes(arms: Any, monkeypatch: pytest.MonkeyPat
 
     out = tmp_path / "result.json"
     monkeypatch.setattr(train_step, "measure", partial(train_step.measure, clock=_clock(50_000_000)))
-    monkeypatch.setitem(train_step.BATCH["cpu"], "vgg7", (4,))
+    monkeypatch.setitem(train_step.BATCH["cpu"], "vgg7", 4)
     words = ["train_step.py", "--arms", "none,bn", "--threads", "1", "--seconds", "2", "--out", str(out)]
     monkeypatch.setattr(sys, "argv", [*words, "--only", "vgg7,contiguous,float32"])
     train_step.main()
@@ -165,3 +166,49 @@ def test_the_trainer_trains_what_the_bare_loop_beside_it_does(net: str, norm: st
     assert [arm.name for arm in arms] == ["bare loop", "trainer"]
     for arm in arms:
         arm.run()
+
+
+@pytest.mark.parametrize("net", ["vgg7", "unet"])
+def test_compiled_msn_is_one_graph_with_two_passes_per_layer_and_direction(arms: Any, net: str) -> None:
+    """A sum and an addition over the activations: what eager does in place and a compiler fuses."""
+    passes = {arm: _passes(arms, net, arm) for arm in ("none", "msn")}
+    layers = passes["none"][0]["convolution"] - (net == "unet")  # its last convolution has no norm
+    for bare, ours in zip(passes["none"], passes["msn"], strict=True):
+        more = {name: count - bare[name] for name, count in ours.items() if count != bare[name]}
+        assert more.pop("expand", layers) == layers  # no pass: of the mean's gradient
+        assert more == {"sum": layers, "add": layers}
+
+
+def _passes(arms: Any, net: str, arm: str) -> tuple[Counter[str], Counter[str]]:
+    """Operations that read or write a batch of activations, of the forward and of the backward graph."""
+    from torch._dynamo.backends.common import aot_autograd
+    from torch._dynamo.utils import counters
+    from torch._functorch.aot_autograd import make_boxed_func
+
+    graphs: list[torch.fx.GraphModule] = []
+
+    def keep(graph: torch.fx.GraphModule, _: Any) -> Any:
+        graphs.append(graph)
+        return make_boxed_func(graph.forward)
+
+    torch._dynamo.reset()
+    counters.clear()
+    batch = 3  # no number of channels and no side
+    trainer = _trainer(arms, net, arm, batch, layout="channels_last")
+    backend = aot_autograd(fw_compiler=keep, bw_compiler=keep)
+    trainer._loss = torch.compile(trainer.loss, backend=backend, fullgraph=True)
+    for _ in range(3):
+        trainer.step()
+    assert len(graphs) == 2, "compiled again"
+    assert counters["stats"]["unique_graphs"] == 1
+    return _over_activations(graphs[0], batch), _over_activations(graphs[1], batch)
+
+
+def _over_activations(graph: torch.fx.GraphModule, batch: int) -> Counter[str]:
+    found: Counter[str] = Counter()
+    for node in graph.graph.nodes:
+        values = [each.meta.get("val") for each in (node, *node.all_input_nodes)]
+        shapes = [value.shape for value in values if isinstance(value, torch.Tensor)]
+        if isinstance(node.target, torch._ops.OpOverload) and any(len(s) == 4 and s[0] == batch for s in shapes):
+            found[node.target._opname] += 1
+    return found

@@ -1,9 +1,14 @@
 """How long does one training step take, and what does it keep for the backward, with each normalisation?
 
     python benchmarks/peers/train_step.py [--device cpu] [--out FILE] [--only vgg7,contiguous,float32] [--seconds S]
+    python benchmarks/peers/train_step.py --device cuda --out FILE
 
-Every arm lives in a process of its own, as a training does, so that no arm allocates from the memory that another
-left behind; the processes take turns, in blocks of randomised mirrored order, and only one works at a time.
+The second line is the one for a machine with a GPU: it needs torch 2.11 or later and no download, and ends within
+`--budget` seconds (540). The cases that matter most come first; each is written as soon as it is measured, and what
+was left out is named. All arms share one process there, because CUDA's memory is torch's own.
+
+On a CPU every arm lives in a process of its own, as a training does, so that no arm allocates from the memory that
+another left behind; the processes take turns, in blocks of randomised mirrored order, and only one works at a time.
 `malloc kept`: glibc gives freed memory back to the kernel and takes it again page by page, which costs 10 to 40 ms per
 step here and hits this or that arm by the luck of its sizes; so all arms run with that switched off, as
 `msn-deploy train` does. `--malloc default` leaves it on.
@@ -16,10 +21,13 @@ import json
 import multiprocessing
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 from msn_deploy.bench.measure import Arm, MeasureOptions, measure
 from msn_deploy.bench.stats import block_medians, ratio_to_baseline
@@ -27,11 +35,26 @@ from msn_deploy.machine.environment import read_environment
 
 SCHEMA = "msn-deploy-train-step/1"
 BATCH = {
-    "cpu": {"vgg7": (64,), "resnet18": (32,), "densenet_bc": (16,), "mobilenet_v2": (32,), "unet": (16,)},
-    "cuda": {net: (128, 512) for net in ("vgg7", "resnet18", "densenet_bc", "mobilenet_v2", "unet")},
+    "cpu": {"vgg7": 64, "resnet18": 32, "densenet_bc": 16, "mobilenet_v2": 32, "unet": 16},
+    "cuda": {"vgg7": 256, "resnet18": 256, "densenet_bc": 128, "mobilenet_v2": 256, "unet": 64},
 }
 LAYOUTS = ("contiguous", "channels_last")
 DTYPES = ("float32", "bfloat16")
+FORMS = ("eager", "compiled", "graph")
+PLAN = {
+    "cpu": [("eager", dtype, layout) for dtype in DTYPES for layout in LAYOUTS],
+    "cuda": [
+        ("eager", "float32", "contiguous"),
+        ("eager", "float32", "channels_last"),
+        ("eager", "bfloat16", "channels_last"),
+        ("compiled", "float32", "contiguous"),
+        ("graph", "float32", "contiguous"),
+        ("compiled", "bfloat16", "channels_last"),
+        ("graph", "bfloat16", "channels_last"),
+    ],
+}
+"""Form, dtype and layout, in order of worth."""
+GPU_ARMS = ("bn", "none", "msn", "msn+fused")
 
 
 def _work(connection: Connection, case: dict[str, object], device: str, threads: int, malloc: str) -> None:
@@ -46,12 +69,21 @@ def _work(connection: Connection, case: dict[str, object], device: str, threads:
     torch.set_num_threads(threads)
     trainer = Trainer(device=device, **case)  # type: ignore[arg-type]
     while (asked := connection.recv()) != "stop":
-        connection.send(trainer.facts() if asked == "facts" else trainer.step())
+        connection.send(_answer(trainer, asked))
+
+
+def _answer(trainer: Any, asked: str) -> object:
+    return trainer.facts() if asked == "facts" else trainer.step()
 
 
 @contextmanager
 def workers(cases: list[dict[str, object]], options: argparse.Namespace) -> Iterator[list[Callable[[str], object]]]:
     """Start a process per arm and yield, for each, a function that asks it for something and waits for the answer."""
+    if options.device == "cuda":
+        from train_step_arms import Trainer
+
+        yield [partial(_answer, Trainer(device="cuda", **case)) for case in cases]  # type: ignore[arg-type]
+        return
     context = multiprocessing.get_context("spawn")
     running = []
     try:
@@ -105,17 +137,18 @@ def _median(values: object) -> float:
 
 
 def cases(device: str, only: set[str]) -> Iterator[dict[str, object]]:
-    for net, batches in BATCH[device].items():
-        for batch in batches:
-            for dtype in DTYPES:
-                for layout in LAYOUTS:
-                    if not only or only <= {net, dtype, layout, str(batch)}:
-                        yield {"net": net, "batch": batch, "layout": layout, "dtype": dtype}
+    """Yield the cases of a device, the most important first."""
+    for form, dtype, layout in PLAN[device]:
+        for net, batch in BATCH[device].items():
+            if only <= {net, dtype, layout, form, str(batch)}:
+                yield {"net": net, "batch": batch, "layout": layout, "dtype": dtype, "form": form}
 
 
 def show(result: dict[str, object]) -> None:
     """Print the rows of one case, at most 80 columns."""
-    sys.stderr.write(f"\n{result['net']}, batch {result['batch']}, {result['layout']}, {result['dtype']}\n")
+    sys.stderr.write(
+        f"\n{result['net']}, batch {result['batch']}, {result['layout']}, {result['dtype']}, {result['form']}\n"
+    )
     sys.stderr.write(f"  {'arm':<14}{'ms':>9}{'saved MiB':>11}  {'to BN':<22}{'to none':<20}\n")
     for name, row in result["rows"].items():  # type: ignore[attr-defined]
         shown = ["{:.3f} ({:.3f} to {:.3f})".format(*row[key]) if key in row else "1" for key in ("to_bn", "to_none")]
@@ -125,7 +158,8 @@ def show(result: dict[str, object]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--seconds", type=float, default=12, help="measured time per arm and case, s")
+    parser.add_argument("--seconds", type=float, help="measured time per arm and case, s; default 12, on a GPU 1.5")
+    parser.add_argument("--budget", type=float, help="start no case that would not end within s; on a GPU 540")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--malloc", choices=("kept", "default"), default="kept")
     parser.add_argument("--only", default="", help="cases with all of these words: net, layout, dtype, batch")
@@ -135,7 +169,11 @@ def main() -> None:
     import torch
     from train_step_arms import ARMS
 
-    arms = options.arms.split(",") if options.arms else list(ARMS)
+    on_gpu = options.device == "cuda"
+    arms = options.arms.split(",") if options.arms else list(GPU_ARMS if on_gpu else ARMS)
+    options.seconds = options.seconds or (1.5 if on_gpu else 12)
+    budget = options.budget or (540 if on_gpu else float("inf"))
+    began, longest = time.monotonic(), {form: 0.0 for form in FORMS}
     only = {word for word in options.only.split(",") if word}
     result = {
         "schema": SCHEMA,
@@ -145,10 +183,22 @@ def main() -> None:
         "malloc": options.malloc,
         "torch": torch.__version__,
         "environment": read_environment().to_json(),
+        "left_out": [],
         "cases": [],
     }
     for case in cases(options.device, only):
-        measured = one_case(case, arms, options)
+        start = time.monotonic()
+        form = str(case["form"])
+        if start - began + longest[form] > budget:
+            result["left_out"].append(case)
+            continue
+        try:
+            measured = one_case(case, arms, options)
+        except (RuntimeError, ImportError) as cause:  # such as no memory, no Triton: the other cases still count
+            result["left_out"].append({**case, "cause": (str(cause).splitlines() or [type(cause).__name__])[0]})
+            continue
+        finally:
+            longest[form] = max(longest[form], time.monotonic() - start)
         show(measured)
         result["cases"].append(measured)
         if options.out is not None:

@@ -109,6 +109,10 @@ class Parts:
         return nn.Linear(features, classes)
 
 
+FUSED = "+fused"
+"""Behind "msn": with the centring and the ReLU behind it in one kernel, on a GPU alone."""
+
+
 def _torch_spectral(*args: int, **options: object) -> nn.Module:
     return parametrizations.spectral_norm(nn.Conv2d(*args, **options))  # type: ignore[arg-type]
 
@@ -125,13 +129,23 @@ ARMS: dict[str, Parts] = {
 
 
 class Trainer:
-    """One arm ready to train on one fixed batch of random images."""
+    """One arm ready to train on one fixed batch of random images.
 
-    def __init__(self, net: str, arm: str, *, batch: int, layout: str, dtype: str, device: str) -> None:
+    form: "eager", "compiled" by torch.compile, or "graph", the whole step as one CUDA graph.
+    """
+
+    def __init__(
+        self, net: str, arm: str, *, batch: int, layout: str, dtype: str, device: str, form: str = "eager"
+    ) -> None:
         torch.manual_seed(0)
         self.layout = torch.channels_last if layout == "channels_last" else torch.contiguous_format
         self.dtype = torch.bfloat16 if dtype == "bfloat16" else None
-        self.model = NETS[net](ARMS[arm]).to(device, memory_format=self.layout)
+        model = NETS[net](ARMS[arm.removesuffix(FUSED)])
+        if arm.endswith(FUSED):
+            from centre_relu import fused  # Triton, which comes with torch for CUDA
+
+            model = fused(model)
+        self.model = model.to(device, memory_format=self.layout)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-3, momentum=0.9)
         generator = torch.Generator().manual_seed(1)
         side_px = SIDE_PX[net]
@@ -139,6 +153,8 @@ class Trainer:
         self.x = x.to(device).to(memory_format=self.layout)
         labels = (batch, side_px, side_px) if net == "unet" else (batch,)
         self.labels = torch.randint(CLASSES, labels, generator=generator).to(device)
+        self._loss = torch.compile(self.loss) if form == "compiled" else self.loss
+        self._once = self._captured() if form == "graph" else self._plain
 
     def loss(self) -> Tensor:
         with torch.autocast(self.x.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
@@ -147,11 +163,27 @@ class Trainer:
 
     def step(self) -> None:
         """Forward, backward and update; returns when the device is done."""
-        self.loss().backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self._once()
         if self.x.is_cuda:
             torch.cuda.synchronize()
+
+    def _plain(self) -> None:
+        self._loss().backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _captured(self) -> Callable[[], None]:
+        """Return the replay of a step that was recorded after three others, on a stream of its own."""
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                self._plain()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self._plain()
+        return graph.replay
 
     def saved_mib(self) -> float:
         """Return what autograd keeps between forward and backward, MiB, each memory once; no parameters, no input."""
