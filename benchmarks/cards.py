@@ -67,7 +67,7 @@ def _accuracies(recipe: Recipe) -> list[str]:
         result = read(path.stem)
         assert result is not None
         for row in rows_of(result):
-            same = ("net", "norm", "width", "init", "classifier")
+            same = ("net", "norm", "width", "init", "classifier", "input_shape")
             if all(row.recipe[key] == recipe.to_dict()[key] for key in same) and _plain(row.recipe, recipe):
                 accuracy, difference = said(row)
                 rows.append(f"| {result['title']} | {accuracy} | {difference} | `make paper TABLES={path.stem}` |")
@@ -80,7 +80,7 @@ def _accuracies(recipe: Recipe) -> list[str]:
 def _plain(trained: dict[str, Any], recipe: Recipe) -> bool:
     """Tell whether an arm is the recipe itself, on other data or for other epochs, and no experiment with it."""
     options = recipe.to_dict()["train"]
-    keys = ("optimizer", "learning_rate", "weight_decay", "power_iterations", "schedule", "warm_up")
+    keys = ("optimizer", "learning_rate", "weight_decay", "power_iterations", "schedule", "warm_up", "label_smoothing")
     return all(trained["train"][key] == options[key] for key in keys)
 
 

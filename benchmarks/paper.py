@@ -85,7 +85,7 @@ def table_of(path: Path, results: Path, **train: Any) -> Table:
 
 
 def runs_of(path: Path) -> list[Run]:
-    """Return the trainings of a table, seed by seed, so that a table that is cut short compares all arms."""
+    """Return the trainings of a table, seed by seed."""
     table = tomllib.loads(path.read_text(encoding="utf-8"))
     runs = []
     for seed in table["seeds"]:
@@ -151,7 +151,8 @@ def settings_of(options: argparse.Namespace) -> tuple[dict[str, str], int]:
 def train_all(tables: list[Table], *, jobs: int, work: Path, data: dict[str, str], threads: int) -> None:
     """Train what is not there yet, `jobs` at the same time, each in a process of its own."""
     owner = {table.path.stem: table for table in tables}
-    todo = [run for table in tables for run in table.todo]
+    # One seed of all tables after the other, so that what is cut short compares all arms.
+    todo = sorted((run for table in tables for run in table.todo), key=lambda run: run.recipe.train.seed)
     there = sum(len(table.done) for table in tables)
     print(f"{there} trainings are there, {len(todo)} to do, {jobs} at a time", flush=True)
     began = time.monotonic()

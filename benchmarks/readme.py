@@ -9,6 +9,7 @@ from pathlib import Path
 
 import accuracy
 import control
+import gap_text
 import graphs_text
 import int8_table
 import networks_text
@@ -20,6 +21,7 @@ README = ROOT / "README.md"
 GRAPHS = ROOT / "docs" / "graphs.md"
 SWEEP = ROOT / "docs" / "sweep.md"
 NETWORKS = ROOT / "docs" / "networks.md"
+GAP = ROOT / "docs" / "gap.md"
 RESULTS = ROOT / "benchmarks" / "results" / "epyc-2-cores"
 RECORDED = ROOT / "benchmarks" / "results" / "xeon-2-cores"  # what record.sh and `make peers` wrote last
 _ARMS = {
@@ -238,6 +240,7 @@ def main() -> None:
     wanted = {README: filled(README.read_text(encoding="utf-8")), GRAPHS: graphs_text.page(ROOT)}
     wanted[SWEEP] = sweep_text.page(RECORDED / "sweep.json")
     wanted[NETWORKS] = networks_text.page(RECORDED)
+    wanted[GAP] = gap_text.page()
     if "--check" in sys.argv[1:]:
         stale = [path.name for path, text in wanted.items() if path.read_text(encoding="utf-8") != text]
         raise SystemExit(f"{', '.join(stale)} out of date: make readme" if stale else 0)

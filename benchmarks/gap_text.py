@@ -1,0 +1,86 @@
+"""docs/gap.md: what was tried to bring MSN's DenseNet to BatchNorm's, from the committed results."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import accuracy
+
+from msn_deploy.core.home import tomllib
+
+HERE = Path(__file__).resolve().parent
+TABLES = ("gap-densenet-bc-22", "gap-digits-densenet-bc-22")
+DEVIATIONS = HERE / "results" / "gap-deviations.json"
+HEAD = """# DenseNet: what BatchNorm has there and MSN lacks
+
+Against BatchNorm, in points of accuracy (means of the README's table), MSN has {fashion-vgg7} on Fashion-MNIST and
+{digits-vgg7} on digits with VGG7, but {fashion-densenet-bc-22} and {digits-densenet-bc-22} with DenseNet-BC-22.
+There, with BatchNorm, each reader divides each feature by its deviation again; with MSN a feature keeps the size that
+its convolution gave it.
+
+Below is what was tried, in small. `make paper TABLES="{tables}"`
+trains what is missing and resumes what was stopped; `make readme` fills this page. Where a name does not
+mention BN, the arm is MSN with Kaiming's start, changed as the name says. The variants are in
+[benchmarks/gap_nets.py](../benchmarks/gap_nets.py).
+"""
+
+
+def page() -> str:
+    """Return the text of docs/gap.md."""
+    said = {}
+    for name in ("fashion-vgg7", "digits-vgg7", "fashion-densenet-bc-22", "digits-densenet-bc-22"):
+        result = accuracy.read(name)
+        assert result is not None
+        (row,) = [row for row in accuracy.rows_of(result) if row.arm == "MSN"]
+        assert row.difference is not None
+        said[name] = f"{row.difference[0]:+.2f}"
+    parts = [HEAD.format(**said, tables=" ".join(TABLES))]
+    parts += [_table(name) for name in TABLES]
+    if DEVIATIONS.is_file():
+        parts.append(_deviations(json.loads(DEVIATIONS.read_text(encoding="utf-8"))))
+    return "\n".join(parts)
+
+
+def _table(name: str) -> str:
+    table = tomllib.loads((HERE / "tables" / f"{name}.toml").read_text(encoding="utf-8"))
+    result = accuracy.read(name) or {"runs": []}
+    rows = {row.arm: row for row in accuracy.rows_of(result)}
+    lines: list[str] = []
+    missing = []
+    for arm in (each["name"] for each in table["arm"]):
+        if arm not in rows:
+            missing.append(arm)
+            continue
+        loss = statistics.mean(run["train_loss"] for run in result["runs"] if run["arm"] == arm)
+        score, difference = accuracy.said(rows[arm])
+        lines.append(f"| {arm} | {score} | {difference} | {loss:.4f} |")
+    if lines:
+        head = ["| arm | test accuracy, % (seeds) | against BN, points (95 %) | training loss |", "|---|---|---|---|"]
+        lines = [*head, *lines]
+    if missing:
+        lines += [*[""][: len(lines)], f"Not trained yet: {'; '.join(missing)}."]
+    return "\n".join([f"## {table['title'].partition(': ')[2]}", "", *lines, ""])
+
+
+def _deviations(found: dict[str, Any]) -> str:
+    lines = ["## How large features are where they are read", ""]
+    for table, arms in found["tables"].items():
+        first = next(iter(arms.values()))
+        lines += [
+            f"{table}, seed 0, {found['images']} test images: least, median and largest deviation of a channel.",
+            "",
+        ]
+        lines += [f"| read by | {' | '.join(f'{arm}, before the norm | {arm}, before the ReLU' for arm in arms)} |"]
+        lines += ["|---" * (1 + 2 * len(arms)) + "|"]
+        for at, row in enumerate(first):
+            cells = [_spread(rows[at][key]) for rows in arms.values() for key in ("read", "before the ReLU")]
+            lines.append(f"| {row['reader']} | {' | '.join(cells)} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _spread(values: list[float]) -> str:
+    return " / ".join(f"{value:.2f}" for value in values)
