@@ -5,6 +5,8 @@
 #   name, onnx, stem, suffix, precision   what is built: $onnx into $stem$suffix, $stem.r2$suffix, ...
 #   replicates, timing_cache, dla         how: so many, a file or '', a core or ''
 #   table, quantised                      for INT8 on a DLA: a calibration table for $onnx, a file with Q/DQ nodes; or ''
+#   dla_releases                          from the first on TensorRT has no DLA, from the second on it has one
+#   docker_...                            how the image is started, as machine/containers.py says
 #   root                                  where /usr and /etc lie; empty
 
 say() { printf '%s\n' "$@"; }
@@ -36,11 +38,11 @@ find_route() {  # which options $trtexec takes; it calls itself "TensorRT v8502"
 
 check_dla() {  # has that trtexec a DLA for $precision?
     [ -n "$dla" ] || return 0
-    if [ "$number" -ge 100800 ] && [ "$number" -lt 110401 ]; then
+    if [ "$number" -ge "${dla_releases% *}" ] && [ "$number" -lt "${dla_releases#* }" ]; then
         fail 3 "this TensorRT ($number) has no DLA: 8 to 10.7 have it, and 11.4.1 and later on AGX Orin."
     fi
     [ "$precision" = int8 ] || return 0
-    if [ "$number" -lt 110401 ]; then
+    if [ "$number" -lt "${dla_releases#* }" ]; then
         [ -n "${table:-}" ] || fail 3 "this TensorRT ($number) takes no Q/DQ network on DLA: 11.4.1 does, on AGX Orin." \
             "Up to 10.7 it takes the FP32 file with a calibration table: msn-deploy build-engine NAME.onnx" \
             "--precision int8 --dla $dla makes both, with a script for them."
@@ -105,8 +107,9 @@ tried() {  # tried WAY CODE: ends the script where that way has built the engine
     say "$1 has built no engine (see above)." >&2
 }
 
-by_container() {  # as machine/containers.py says
-    set -- --rm -v msn-cache:/cache -v "$PWD":/data
+by_container() {
+    # shellcheck disable=SC2086 # several words
+    set -- --rm $docker_options -v "$PWD":/data
     for file in $docker_files; do
         [ ! -e "$file" ] || set -- "$@" -v "$file:$file:ro"
     done
@@ -122,7 +125,7 @@ by_container() {  # as machine/containers.py says
         if [ -r "$root/proc/device-tree/$file" ]; then
             tr '\000' '\n' <"$root/proc/device-tree/$file" >"$copies/$file"
             chmod a+r "$copies/$file"
-            set -- "$@" -v "$copies/$file:/tmp/nv_jetson_$file:ro"
+            set -- "$@" -v "$copies/$file:$docker_copy$file:ro"
         fi
     done
     code=0

@@ -14,10 +14,30 @@ from pathlib import Path
 from msn_deploy.core.artifacts import publish
 from msn_deploy.engine.backends import why_elsewhere
 from msn_deploy.engine.build_options import BuildOptions
-from msn_deploy.engine.dla import DlaPlan, DlaSite, check_fallback, documented, has_dla, no_quantised_dla, plan_of
+from msn_deploy.engine.calibration_table import number_of
+from msn_deploy.engine.dla import (
+    NO_DLA,
+    DlaPlan,
+    DlaSite,
+    check_fallback,
+    documented,
+    has_dla,
+    no_quantised_dla,
+    plan_of,
+)
 from msn_deploy.engine.tensors import check_types, trtexec_shapes, types_in
 from msn_deploy.engine.trtexec import ROUTES, lacking, lines_for, options_for, releases_for
-from msn_deploy.machine.containers import COPIES, GPU_FLAGS, GPU_GROUP_FILES, IMAGE, MOUNTED, docker_run
+from msn_deploy.machine.containers import (
+    CACHE,
+    COPIES,
+    GPU_FLAGS,
+    GPU_GROUP_FILES,
+    IMAGE,
+    MOUNTED,
+    SEALED,
+    docker_run,
+)
+from msn_deploy.machine.device import TREE_COPY
 from msn_deploy.machine.jetpacks import numbers_of
 from msn_deploy.machine.targets import Target
 from msn_deploy.model.opened import OpenModel
@@ -35,6 +55,8 @@ image=${{MSN_DEPLOY_IMAGE:-{image}}}
 {library}
 build_here
 """
+# Between these two no release has a DLA, as trtexec writes them.
+DLA_RELEASES = " ".join(str(number_of(release)) for release in NO_DLA)
 # What the caller of `with_options` decides about msn-deploy, as sh says it.
 _DECIDED = (
     '${timing_cache:+--timing-cache "$timing_cache"} ${table:+--calibration-table "$table"} '
@@ -103,10 +125,13 @@ def write_device_script(
         "quantised": _no_option(quantised.name) if quantised else "",
         "dla": "" if options.dla is None else str(options.dla),
         "root": "",
+        "dla_releases": DLA_RELEASES,
+        "docker_options": f"{SEALED} -v {CACHE}",
         "docker_gpus": " ".join(GPU_FLAGS),
         "docker_files": " ".join(MOUNTED),
         "docker_nodes": " ".join(GPU_GROUP_FILES),
         "docker_copies": " ".join(COPIES),
+        "docker_copy": TREE_COPY,
     }
     text = _SCRIPT.format(
         title=target.title,

@@ -19,6 +19,8 @@ from msn_deploy.engine.tensors import Range
 from msn_deploy.machine.jetpacks import numbers_of
 from msn_deploy.model.opened import OpenModel
 
+NO_DLA = ("10.8.0", "11.4.1")
+"""From the first of these releases on TensorRT for Jetson has no DLA, from the second on it has one; see `has_dla`."""
 _FREE = {"Constant", "Identity", "Cast", "QuantizeLinear", "DequantizeLinear"}  # no layer of its own on either side
 _FEW = 64  # numbers in a constant that decides something, such as scales
 
@@ -85,7 +87,8 @@ def has_dla(version: str) -> bool:
 
     Source: TensorRT documentation 11.4.1, "Working with DLA"; 11.4.0 has it on Windows on ARM alone.
     """
-    return numbers_of(version) < (10, 8) or numbers_of(version) >= (11, 4, 1)
+    gone, back = map(numbers_of, NO_DLA)
+    return not gone <= numbers_of(version) < back
 
 
 def takes_table(version: str) -> bool:

@@ -113,7 +113,7 @@ def lines_for(
     """Return the words of trtexec's command per set of releases ("TensorRT 8.5.2, 8.6.2") that serve a target.
 
     With a calibration table, `onnx` is the FP32 file, and `quantised` that for a DLA that takes Q/DQ nodes; without
-    either of the two, releases that need it have no line.
+    either of the two, releases that need it have no line. Raises InputError if no release has all the options.
     """
     cache = [f"--timingCacheFile={options.timing_cache.name}"] if options.timing_cache else []
     lines: dict[tuple[str, ...], list[str]] = {}

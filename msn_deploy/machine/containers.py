@@ -11,15 +11,19 @@ import re
 from pathlib import Path
 from typing import Any
 
+from msn_deploy.machine.device import TREE_COPY
 from msn_deploy.machine.files import exists, names_in, read_start, read_text
 
 IMAGE = "msn-deploy"  # as Dockerfile.jetson says to name it
 GPU_FLAGS = ("--runtime=nvidia", "--device=nvidia.com/gpu=all", "--gpus=all")
 """How Docker is asked for the GPU, in the order in which they are tried."""
 COPIES = ("model", "compatible")
-"""Files of /proc/device-tree that a container finds as /tmp/nv_jetson_*: Docker masks them, and none can be mounted."""
+"""Files of /proc/device-tree of which a container finds copies (TREE_COPY): Docker masks them, none can be mounted."""
 MOUNTED = ("/etc/nv_tegra_release", "/etc/nvpmodel.conf", "/var/lib/nvpmodel")
 """What else of the host tells L4T and power mode."""
+SEALED = "--read-only --tmpfs /tmp"
+"""The image writes nowhere but into its volumes and /tmp."""
+CACHE = "msn-cache:/cache"
 GPU_GROUP_FILES = ("/dev/nvmap", "/dev/nvgpu/igpu0/ctrl", "/dev/nvhost-gpu", "/dev/nvidia0")
 """Device files whose group may use the GPU; the number of the first that is there goes into the container."""
 _CDI_FOLDERS = ("etc/cdi", "var/run/cdi", "run/cdi")
@@ -45,11 +49,11 @@ def docker_run(root: Path | None = None, *, gpu: str = GPU_FLAGS[0]) -> str:
     """Return the line that runs the image on a Jetson; root: of the machine, where it is this one."""
     there = (name for name in GPU_GROUP_FILES if root is not None and exists(root / name.lstrip("/")))
     node = next(there, GPU_GROUP_FILES[0])
-    mounts = " ".join(f"-v {name}:{name}:ro" for name in (*MOUNTED, *(f"/tmp/nv_jetson_{name}" for name in COPIES)))
+    mounts = " ".join(f"-v {name}:{name}:ro" for name in (*MOUNTED, *(f"{TREE_COPY}{name}" for name in COPIES)))
     return (
-        f"for f in {' '.join(COPIES)}; do tr '\\0' '\\n' </proc/device-tree/$f >/tmp/nv_jetson_$f; done; "
-        f'docker run --rm {gpu} --group-add "$(stat -c %g {node})" --read-only --tmpfs /tmp {mounts} '
-        f'-v msn-cache:/cache -v "$PWD":/data {IMAGE}'
+        f"for f in {' '.join(COPIES)}; do tr '\\0' '\\n' </proc/device-tree/$f >{TREE_COPY}$f; done; "
+        f'docker run --rm {gpu} --group-add "$(stat -c %g {node})" {SEALED} {mounts} '
+        f'-v {CACHE} -v "$PWD":/data {IMAGE}'
     )
 
 

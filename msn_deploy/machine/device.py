@@ -35,7 +35,9 @@ _HELPER_NODES = (
 # A container sees neither: Docker masks /sys/firmware, where the first leads to. No file of /proc can be mounted, so
 # copies in /tmp take their place, the first of them by convention.
 _FOLDERS = ("proc/device-tree", "sys/firmware/devicetree/base")
-MODEL_COPY, COMPATIBLE_COPY = "/tmp/nv_jetson_model", "/tmp/nv_jetson_compatible"
+TREE_COPY = "/tmp/nv_jetson_"
+"""How the copies in a container begin; the name of the file follows."""
+COMPATIBLE_COPY = f"{TREE_COPY}compatible"
 _UNKNOWN = "Jetson, model unknown"
 
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_...
@@ -115,7 +117,7 @@ def what_machine(root: Path = Path("/"), *, arch: str | None = None) -> DeviceFa
 
 def board_text(root: Path) -> str | None:
     """Return the model text of a board with a device tree, a Jetson or another; None on any other machine."""
-    files = (*(f"{folder}/model" for folder in _FOLDERS), MODEL_COPY.lstrip("/"))
+    files = (*(f"{folder}/model" for folder in _FOLDERS), f"{TREE_COPY}model".lstrip("/"))
     return next((text for text in (read_text(root / name) for name in files) if text), None)
 
 

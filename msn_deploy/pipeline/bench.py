@@ -112,8 +112,15 @@ def bench(
     if asked.layers:
         _check_layers([path for path, _ in named.values()], provider=asked.provider)
     opened, loaded = [], []
+    files: dict[Path, ModelFile] = {}
+
+    def open_once(path: Path) -> ModelFile:  # it may be measured in two ways
+        if path not in files:
+            files[path] = open_file(path, trust=asked.trust, plugins=asked.plugins)
+        return files[path]
+
     for path, provider in named.values():
-        file = open_file(path, trust=asked.trust, plugins=asked.plugins)
+        file = open_once(path)
         load = _loader(file, provider, asked, threads=threads, wait=wait)
         opened.append((file, load))
         loaded.append(load(file))
@@ -125,9 +132,7 @@ def bench(
             file, provider, runner, inputs_of(runner, batch=batch, shapes=asked.shapes, data=asked.data)
         )
         facts = row.facts(asked.accuracies.get(path))
-        others = [file] * (asked.builds - 1) + [
-            open_file(each, trust=asked.trust, plugins=asked.plugins) for each in further.get(path, ())
-        ]
+        others = [file] * (asked.builds - 1) + [open_once(each) for each in further.get(path, ())]
         for number, each in enumerate([runner, *map(load, others)]):
             check_finite(each, row.fed.feeds[: None if number == 0 else 1], random=row.fed.images is None)
             arms.append(Arm(name=name, run=_query(each, row.fed.feeds), build=number, facts=facts))

@@ -24,8 +24,8 @@ from msn_deploy.core.artifacts import publish, read_sidecar, sha256_of, sidecar_
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.progress import Progress, silent
 from msn_deploy.engine import BuildOptions, OrtRunner, Target
-from msn_deploy.engine.device_script import LIBRARY, assignments, library_text, with_options
-from msn_deploy.machine.device import board_words
+from msn_deploy.engine.device_script import DLA_RELEASES, LIBRARY, assignments, library_text, with_options
+from msn_deploy.machine.device import TREE_COPY, board_words
 from msn_deploy.machine.jetpacks import l4t_majors
 from msn_deploy.machine.targets import check_precision
 from msn_deploy.model.opened import OpenModel, open_model
@@ -296,6 +296,7 @@ def _environment(target: Target, baseline: str, timing_cache: str, pythons: Sequ
         "TARGET_BOARD": f"*{words.mine[0]}*",
         "TARGET_BOARD_TOO": f"*{words.mine[-1]}*",
         "TARGET_NOT_BOARD": f"*{words.not_mine}*" if words.not_mine else "",
+        "TREE_COPY": TREE_COPY,
         "TARGET_L4T": " ".join(l4t_majors(target.compute_capability)),
         "BASELINE": baseline,
         "TIMING_CACHE": timing_cache,
@@ -309,7 +310,9 @@ def _options(models: Sequence[OpenModel], target: Target, options: BuildOptions)
     engines = {model.path.stem: (model, model.precision) for model in models}
     halves = {f"{model.path.stem}.fp16": (model, "fp16") for model in models if model.precision == "fp32"}
     dla = "" if options.dla is None else str(options.dla)
-    return assignments({"dla": dla}) + with_options({**halves, **engines}, target=target, options=options)
+    return assignments({"dla": dla, "dla_releases": DLA_RELEASES}) + with_options(
+        {**halves, **engines}, target=target, options=options
+    )
 
 
 def _manifest(

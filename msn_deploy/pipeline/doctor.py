@@ -8,17 +8,19 @@ or the new one, to which the next run brings its sidecar.
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from msn_deploy.core.artifacts import read_sidecar, sha256_of, sidecar_path
-from msn_deploy.core.errors import GateError, InputError, MissingDependency, MissingDevice, MsnDeployError
+from msn_deploy.core.errors import GateError, InputError, MissingDependency, MissingDevice, MsnDeployError, first_line
 from msn_deploy.core.progress import Progress, silent
 from msn_deploy.engine import BuildOptions, Check, OrtRunner, Plan, Runner, build_engine_file, find_target, runner_of
 from msn_deploy.engine.build import choose_site
@@ -33,6 +35,7 @@ _LOG = logging.getLogger(__name__)
 # Between the outputs of an engine and of its ONNX file, for random inputs: rounding stays far above, garbage does not.
 _LEAST_COSINE = 0.95
 _HIDDEN = ".rebuild-"
+_LOCK = "lock"
 Prove = Callable[[Path, OpenModel, Here], None]
 
 
@@ -93,7 +96,14 @@ def rebuild_run(
 
 
 def prove_engine(path: Path, model: OpenModel, here: Here) -> None:
-    """Raise GateError unless an engine runs here and agrees with the ONNX file that it was built from."""
+    """Run an engine and the ONNX file that it was built from once, on the same random numbers.
+
+    Raises:
+        GateError: They do not agree, or an output is not finite.
+        InputError: The engine cannot be loaded here, or sizes that it leaves open are in no sidecar.
+        MissingDependency: What runs it is not installed.
+        MissingDevice: There is no such GPU here.
+    """
     libraries = [Path(str(each)) for each in read_sidecar(path).config.get("plugins") or ()]
     plan = preflight(path, here=here, plugins=libraries)
     runner = runner_of(plan)
@@ -111,9 +121,9 @@ def prove_engine(path: Path, model: OpenModel, here: Here) -> None:
 
 
 def check_agree(runner: Runner, reference: Runner, *, shapes: tuple[str, ...] = ()) -> None:
-    """Feed both the same random numbers once; raise GateError if an output is not finite or points elsewhere.
+    """Feed both the same random numbers once. shapes: of inputs with open sizes, as `--shapes` writes them.
 
-    shapes: of inputs with open sizes, as `--shapes` writes them.
+    Raises GateError if an output is not finite or points elsewhere, InputError where `shapes` lack an open size.
     """
     import numpy as np
 
@@ -171,13 +181,19 @@ def _looked_at(path: Path, name: str, here: Here, run: Path) -> _Engine:
 
 
 def _finish(run: Path) -> None:
-    """Bring a sidecar to its engine, where a run was killed between the two renames of `_rebuild`."""
-    for scratch in run.rglob(f"{_HIDDEN}*") if run.is_dir() else ():
+    """Bring a sidecar to its engine, where a run was killed between the two renames of `_rebuild`.
+
+    What else a killed run has left is removed: a folder whose lock nobody holds any more.
+    """
+    for scratch in list(run.rglob(f"{_HIDDEN}*")) if run.is_dir() else ():
         for engine in scratch.parent.glob("*.engine"):
             moved = scratch / engine.name
             if sidecar_path(moved).is_file() and not moved.exists() and read_sidecar(moved).sha256 == sha256_of(engine):
                 os.replace(sidecar_path(moved), sidecar_path(engine))
                 shutil.rmtree(scratch)
+        with suppress(OSError), (scratch / _LOCK).open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(scratch)
 
 
 def _line(name: str, verdict: Any, found: str, hint: str) -> Check:
@@ -185,7 +201,7 @@ def _line(name: str, verdict: Any, found: str, hint: str) -> Check:
 
 
 def _first_line(cause: Exception, path: Path) -> str:
-    return str(cause).splitlines()[0].removeprefix(f"{path} ")
+    return first_line(cause, limit=400).removeprefix(f"{path} ")
 
 
 def _rebuild(path: Path, plan: Plan, onnx: Path, here: Here, prove: Prove, progress: Progress) -> None:
@@ -196,7 +212,11 @@ def _rebuild(path: Path, plan: Plan, onnx: Path, here: Here, prove: Prove, progr
         _LOG.warning("%s is not used: its times are of another TensorRT or driver.", side.config["timing_cache"])
     model = open_model(onnx, step="doctor")
     site = choose_site(options, plan.precision, machine=here.machine)
-    with tempfile.TemporaryDirectory(prefix=_HIDDEN, dir=path.parent) as scratch:
+    with (
+        tempfile.TemporaryDirectory(prefix=_HIDDEN, dir=path.parent) as scratch,
+        Path(scratch, _LOCK).open("w") as lock,
+    ):
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel lets go of it, however this process ends
         out = Path(scratch, path.name)
         build_engine_file(
             model, out, options=options, site=site, replicate=int(side.facts.get("replicate") or 1), progress=progress

@@ -13,9 +13,12 @@ import pytest
 from msn_deploy.core.artifacts import read_sidecar, sha256_of
 from msn_deploy.core.errors import GateError, InputError
 from msn_deploy.engine import BuildOptions, find_target, write_device_script
+from msn_deploy.engine.calibration_table import number_of
 from msn_deploy.engine.device_script import check_dla_file, engine_names
+from msn_deploy.engine.dla import has_dla
 from msn_deploy.engine.tensors import parse_shapes
-from msn_deploy.machine.containers import GPU_FLAGS
+from msn_deploy.machine.containers import COPIES, GPU_FLAGS, docker_run
+from msn_deploy.machine.jetpacks import JETPACKS
 from msn_deploy.model.opened import open_model
 
 TOOLS = ("sh", "dirname", "sed", "head", "mv", "cat", "mktemp", "tr", "ls", "rm", "chmod", "stat")
@@ -147,6 +150,11 @@ def test_then_its_container(write, device):
     words, _ = device.run(write().script)
     assert words[:4] == ["docker", "run", "--runtime=nvidia", "--rm"]
     assert {"msn-cache:/cache", f"{device.folder}:/data"} <= set(words)
+    printed = shlex.split(docker_run().partition("docker run ")[2])
+    assert [word for word in printed if word.startswith("--") and word not in words] == [
+        "--group-add"
+    ]  # no device file
+    assert words[words.index("--tmpfs") + 1] == printed[printed.index("--tmpfs") + 1]
     assert words[words.index("msn-deploy") :][:3] == ["msn-deploy", "build-engine", "net.int8.onnx"]
     assert words[-2:] == ["--out", "net.int8.engine"]
 
@@ -210,6 +218,7 @@ def test_the_user_of_the_container_may_read_the_copy_of_the_model_text(write, de
     look = 'case $w in *:/tmp/nv_jetson_model:ro) f=${w%%:*}; stat -c "%a $f" "$f" "${f%/*}"; cat "$f";; esac'
     device.has("docker", more=f'for w in "$@"; do {look}; done >{tmp_path}/seen')
     device.run(made.script)
+    assert [f"/tmp/nv_jetson_{name}" in docker_run() for name in COPIES] == [True, True]
     file, folder, model = (tmp_path / "seen").read_text().splitlines()
     assert model == "NVIDIA Jetson Orin Nano"
     assert int(file.split()[0], 8) & 0o444 == 0o444
@@ -250,6 +259,53 @@ def test_then_trtexec_with_the_options_of_its_release(write, device, version):
     ]
     assert (device.folder / "net.int8.engine").read_text() == "plan\n"
     assert not list(device.folder.glob("*.partial"))
+
+
+@pytest.mark.parametrize(("release", "has"), [("10.7.0", True), ("10.8.0", False), ("11.4.0", False), ("11.4.1", True)])
+def test_the_script_knows_the_releases_without_a_dla(write, device, release, has):
+    assert has_dla(release) == has
+    device.has("trtexec", version=str(number_of(release)))
+    made = write(dla=0, target="agx-orin", precision="fp16")
+    words, told = device.run(made.script, code=0 if has else 3)
+    assert ("trtexec" in words, "has no DLA" in told) == (has, not has)
+
+
+# On which board a JetPack is looked at, and which flag of docker its Docker knows.
+ON = {"4": ("nano", GPU_FLAGS[0]), "5": ("xavier-nx", GPU_FLAGS[0]), "6": ("orin-nano", GPU_FLAGS[0]),
+      "7": ("thor-t5000", GPU_FLAGS[1])}  # fmt: skip
+
+
+@pytest.mark.parametrize("shell", [("dash",), ("busybox", "sh")], ids=" ".join)
+@pytest.mark.parametrize("jetpack", JETPACKS, ids=[each.name for each in JETPACKS])
+def test_on_every_jetpack_what_is_there_builds(write, device, jetpack, shell, tmp_path):
+    """trtexec alone; then the image, where the package runs in it; then msn-deploy. Before JetPack 6 neither of both:
+    a Python of the user's own has no TensorRT, which is exit code 3."""
+    where = shutil.which(shell[0])
+    if where is None:
+        pytest.skip(f"no {shell[0]} here")
+    target, flag = ON[jetpack.major]
+    made = write("net.onnx", target=target, precision="fp32")
+    on_a_jetson(made.script, tmp_path / "root")
+    stubs = {
+        "trtexec": {"version": str(number_of(jetpack.tensorrt))},
+        "docker": {"image": 0 if jetpack.runs_package else 1, "more": KNOWS.format(flag)},
+        "msn-deploy": {"more": "" if jetpack.runs_package else "exit 3"},
+    }
+    for tool, stub in stubs.items():
+        device.log.write_text("")
+        (device.folder / "net.engine").unlink(missing_ok=True)
+        device.has(tool, **stub)
+        words, _ = device.run(made.script, shell=(where, *shell[1:]))
+        built_by = tool if jetpack.runs_package else "trtexec"
+        assert [each for each in stubs if each in words and (each == built_by or each == "trtexec")] == [built_by]
+        assert (device.folder / "net.engine").read_text() == "plan\n"
+        if built_by == "trtexec":
+            shown = next(
+                line for title, line in made.trtexec.items() if jetpack.tensorrt in title or jetpack.superseded
+            )
+            assert jetpack.superseded or shlex.split(shown)[3:] == words[words.index("trtexec") + 3 :]
+        if built_by == "docker":
+            assert words[words.index("docker", words.index(flag) - 2) + 1 :][:2] == ["run", flag]
 
 
 @pytest.mark.parametrize(("precision", "flags"), [("fp32", []), ("fp16", ["--fp16"])])

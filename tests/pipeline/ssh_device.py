@@ -30,7 +30,8 @@ case $1 in --version) echo 99; exit 0 ;; esac
 last=
 for word; do
     case "$last $word" in
-        --out\\ [!-]* | --json\\ [!-]* | --html\\ [!-]*) echo done >"$word.new"; mv "$word.new" "$word" ;;
+        --out\\ [!-]* | --json\\ [!-]* | --html\\ [!-]*) echo done >"$word.new"; mv "$word.new" "$word"
+            case $* in *"--replicates 2"*) cp "$word" "${word%.engine}.r2.engine" ;; esac ;;
     esac
     last=$word
 done

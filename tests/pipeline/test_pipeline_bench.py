@@ -62,6 +62,10 @@ def test_replicates_are_builds_of_one_row(onnx, tmp_path, monkeypatch):
     result = bench(files[:4], threads=1, options=QUICK)
     assert [(arm.name, arm.builds) for arm in result.arms] == [("a", 2), ("b", 2)]
     assert sorted(loaded) == ["a.engine", "a.r2.engine", "b.engine", "b.r2.engine"]
+    loaded.clear()
+    mapped = bench(files[:2], threads=1, options=QUICK, mapped=True)
+    assert [(arm.name, arm.builds) for arm in mapped.arms] == [("a", 2), ("a mapped", 2)]
+    assert sorted(loaded) == ["a.engine", "a.r2.engine"]  # each is opened once for both rows
     assert [arm.name for arm in bench([files[0], files[4]], threads=1, options=QUICK).arms] == ["a", "lone.r3"]
     with pytest.raises(InputError, match="equal numbers of builds"):
         bench(files[:2] + files[3:4], threads=1, options=QUICK)

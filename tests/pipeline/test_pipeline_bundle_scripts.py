@@ -342,6 +342,13 @@ def test_replicates_are_built_without_a_timing_cache_and_measured_together(unpac
     installed(unpacked, f'echo "$@" >>{root}/calls\n')
     assert sh(unpacked / "bench.sh", root=root).returncode == 0
     assert calls(root)[-1].startswith("bench " + " ".join(f"engines/{name}" for name in names) + " --json")
+    (unpacked / ".venv/installed").unlink()
+    for count, left in (("2", names[:2]), ("1", names[:1])):
+        done = sh(unpacked / "build.sh", "--replicates", count, "int8", root=root)
+        assert (done.returncode, f"{names[int(count)]} of an earlier call is removed" in done.stdout) == (0, True)
+        assert sorted(path.name for path in (unpacked / "engines").iterdir() if ".int8." in path.name) == sorted(
+            each for name in left for each in (name, f"{name}.log")
+        )
 
 
 def test_eval_asks_every_model_and_leaves_its_answers_in_the_report(unpacked, tmp_path):
@@ -395,6 +402,7 @@ def test_boards_whose_names_hold_each_other_are_told_apart(run, tmp_path, target
 
 NX = "acme,nx150 nvidia,p3767-0000 nvidia,tegra234"  # a carrier with strings and a text of its own
 KIT = "nvidia,p3768-0000+p3767-0005-super nvidia,p3767-0005 nvidia,tegra234"
+EMULATING = "nvidia,p3737-0000+p3701-0000-as-p3767-0004 nvidia,tegra234"  # a kit that stands for another module
 XAVIER = "nvidia,p2972-0000 nvidia,p2822-0000+p2888-0004 nvidia,tegra194"
 
 
@@ -408,6 +416,8 @@ XAVIER = "nvidia,p2972-0000 nvidia,p2822-0000+p2888-0004 nvidia,tegra194"
         ("orin-nano", "36 3.0", "NX150_2024-12-23", NX, 3),
         ("orin-nano", "36 4.3", "any", KIT, 0),
         ("orin-nx-16gb", "36 4.3", "NVIDIA Orin NX Developer Kit", KIT, 3),  # the text says what the module is not
+        ("orin-nano", "36 4.3", "any", EMULATING, 0),
+        ("agx-orin", "36 4.3", "any", EMULATING, 3),
         ("agx-xavier", "35 4.1", "Jetson-AGX", "", 0),
         ("agx-xavier", "35 4.1", "Jetson-AGX", XAVIER, 0),
         ("xavier-nx", "35 4.1", "Jetson-AGX", "", 3),

@@ -1,5 +1,7 @@
 """`bundle --to` over a real sshd on the loopback: a whole session, cut at each step, and what else goes wrong there."""
 
+import json
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -9,6 +11,7 @@ from bundle_devices import ORIN_NANO, wheel
 from ssh_device import ssh_device
 
 import msn_deploy.pipeline.bundle as packing
+from msn_deploy.cli.app import main
 from msn_deploy.core.errors import GateError, InputError, MissingDependency, MissingDevice, size_text
 from msn_deploy.pipeline.bundle import bundle
 from msn_deploy.pipeline.deploy import check, deploy
@@ -75,6 +78,60 @@ def test_a_whole_session_and_once_more(go, board, packed, tmp_path):
     assert not (tmp_path / "report/of-before").exists()
     other = go(data="others")  # what came after that step comes again
     assert [step.state for step in other.steps[2:6]] == ["done before", "done before", "done", "done"]
+
+
+@pytest.fixture
+def command(board, packed, run, tmp_path, monkeypatch):
+    """`bundle --to` as it is typed; the first `ssh` of PATH is one that knows the board."""
+    (tmp_path / "bin").mkdir()
+    ssh = tmp_path / "bin/ssh"
+    ssh.write_text(f'#!/bin/sh\nexec {shlex.join(board.ssh)} "$@"\n')
+    ssh.chmod(0o755)
+    monkeypatch.setenv("PATH", str(ssh.parent), prepend=":")
+    monkeypatch.chdir(tmp_path)
+    words = ["bundle", str(run), "--target", "orin-nano", "--out", str(packed.path), "--to", "orin", "--data", "digits"]
+    return lambda *more: main([*words, *more])
+
+
+def test_the_command_line_does_all_of_it_and_the_same_line_resumes(command, board, packed, capsys):
+    board.next("./build.sh", "cut-output")
+    assert command("--replicates", "2") == 3
+    assert "the connection to orin ended" in capsys.readouterr().err
+    assert command("--replicates", "2", "--json", "done.json") == 0
+    told = capsys.readouterr()
+    done = json.loads(Path("done.json").read_text())
+    states = {step["name"]: step["state"] for step in done["steps"]}
+    assert states.pop("build").startswith("done")  # it went on there while nobody listened
+    assert states == {
+        "push": "done before",
+        "verify": "done",
+        "install": "done before",
+        **dict.fromkeys(STEPS[4:], "done"),
+    }
+    assert (packed.path.with_name("orin-report") / "bench.json").is_file()  # next to the tarball
+    assert "eval: this line and the next" in told.err
+    calls = (board.home / "calls").read_text().splitlines()
+    builds = [line for line in calls if line.startswith("build-engine")]
+    assert [len(builds), *("--replicates 2" in line for line in builds)] == [4, True, True, True, True]
+    assert [line.split()[3] for line in calls if line.startswith("eval ")] == ["digits"] * 8  # both of each model
+
+
+def test_the_command_line_ends_with_the_exit_code_of_the_step_that_failed(command, board, packed, capsys):
+    msn = board.root / "usr/bin/msn-deploy"
+    msn.write_text(msn.read_text().replace("last=\n", 'case "$*" in bench*) exit 4 ;; esac\nlast=\n', 1))
+    assert command("--report", "elsewhere") == 4
+    told = capsys.readouterr()
+    assert "bench    failed (exit code 4)" in told.out
+    assert told.err.count("bench ended with exit code 4 on orin") == 1
+    assert Path("elsewhere/net.eval.json").is_file()  # what could be measured
+    assert not packed.path.with_name("orin-report").exists()
+
+
+@pytest.mark.parametrize("option", [("--data", "digits"), ("--replicates", "2"), ("--report", "r")])
+def test_what_is_for_the_device_alone_needs_one(run, tmp_path, capsys, option):
+    assert main(["bundle", str(run), "--target", "orin-nano", "--out", str(tmp_path / "orin.tar"), *option]) == 2
+    assert f"`{option[0]}` goes with `--to" in capsys.readouterr().err
+    assert not (tmp_path / "orin.tar").exists()
 
 
 CUTS = (

@@ -195,6 +195,31 @@ def test_a_rebuild_that_was_killed_between_its_renames_is_finished(folder, orin,
     assert contents(folder) == whole
 
 
+def test_what_a_killed_rebuild_has_left_goes_with_the_next_one_and_what_still_builds_stays(folder, orin, updated):
+    def hidden():
+        return list(folder.glob(".rebuild-*"))
+
+    def killed():
+        shutil.copytree(*hidden(), folder / ".rebuild-killed")  # no time to tidy up
+        raise KeyboardInterrupt
+
+    updated(building=killed)
+    with pytest.raises(KeyboardInterrupt):
+        rebuild(folder, orin(**JETPACK_72))
+    assert [path.name for path in hidden()] == [".rebuild-killed"]
+    seen = []
+
+    def beside_another():
+        seen.append(hidden())
+        rebuild(folder, orin(**JETPACK_72, jetson="NVIDIA Orin NX Developer Kit", memory_gib=15.3))  # none is its own
+        assert hidden() == seen[-1]
+
+    updated(plan=b"a newer plan", building=beside_another)
+    rebuild(folder, orin(**JETPACK_72))
+    assert [len(each) for each in seen] == [1, 1]  # its own alone
+    assert hidden() == []
+
+
 def test_an_engine_without_its_onnx_file_is_not_touched(folder, orin, updated):
     (folder / "net.onnx").unlink()
     before, trt = contents(folder), updated()

@@ -51,6 +51,11 @@ build() (  # build PRECISION ONNX NAME, in a shell of its own: what fails here d
         check_dla
     fi
     each_engine build_one
+    while [ -f "$stem.r$at$suffix" ]; do  # each_engine has counted so far
+        rm -f "$stem.r$at$suffix" "$stem.r$at$suffix.json" "$stem.r$at$suffix.log"
+        say "$stem.r$at$suffix of an earlier call is removed."
+        at=$((at + 1))
+    done
 )
 
 build_one() {

@@ -10,7 +10,7 @@ msn_deploy=$here/.venv/bin/msn-deploy
 installed=$here/.venv/installed  # install.sh writes it last
 
 tree() {  # the strings of $1 (model or compatible) in the root of the device tree, a line each
-    for file in "$root/proc/device-tree/$1" "$root/sys/firmware/devicetree/base/$1" "$root/tmp/nv_jetson_$1"; do
+    for file in "$root/proc/device-tree/$1" "$root/sys/firmware/devicetree/base/$1" "$root$TREE_COPY$1"; do
         if [ -r "$file" ]; then
             tr '\000' '\n' <"$file"
             return
@@ -18,13 +18,22 @@ tree() {  # the strings of $1 (model or compatible) in the root of the device tr
     done
 }
 
+part_of() {  # the module of the first line of $compatible that names one; the last of a line is what "-as-" emulates
+    module=''
+    while read -r line && [ -z "$module" ]; do
+        for part in $(say "$line" | grep -o 'p[0-9]\{4\}-[0-9]\{4\}'); do
+            case " $TARGET_PARTS $TARGET_NOT_PARTS " in *" $part "*) module=$part ;; esac
+        done
+    done <<EOF
+$compatible
+EOF
+    say "$module"
+}
+
 is_target() {  # by the part number of the module; the text of a carrier may be any, so it counts only without one
-    for part in $TARGET_PARTS; do
-        case $compatible in *"$part"*) return 0 ;; esac
-    done
-    for part in $TARGET_NOT_PARTS; do
-        case $compatible in *"$part"*) return 1 ;; esac
-    done
+    part=$(part_of)
+    case " $TARGET_PARTS " in *" ${part:-none} "*) return 0 ;; esac
+    [ -z "$part" ] || return 1
     lower=$(printf %s "$model" | tr '[:upper:]' '[:lower:]')
     for words in "$TARGET_BOARD" "$TARGET_BOARD_TOO"; do
         # shellcheck disable=SC2254 # patterns
@@ -44,8 +53,8 @@ check_device() {  # a plan runs only where it was built, so that a bundle on the
         "$root/etc/nv_tegra_release" 2>/dev/null | head -n 1)
     if [ -z "$model" ]; then
         fail 3 "This bundle is for $TARGET_TITLE, and which device this is can't be told: no /proc/device-tree." \
-            "In a container mount copies of compatible and model: -v /tmp/nv_jetson_compatible:/tmp/nv_jetson_compatible:ro" \
-            "-v /tmp/nv_jetson_model:/tmp/nv_jetson_model:ro"
+            "In a container mount copies of compatible and model: -v ${TREE_COPY}compatible:${TREE_COPY}compatible:ro" \
+            "-v ${TREE_COPY}model:${TREE_COPY}model:ro"
     fi
     if is_target; then
         check_release
