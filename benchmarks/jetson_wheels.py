@@ -1,4 +1,4 @@
-"""Resolve `msn-deploy[jetson]` for aarch64 and every Python of a JetPack; fails if one dependency has no wheel.
+"""Resolve `msn-deploy[jetson,video]` for aarch64 and every Python of a JetPack; fails if one dependency has no wheel.
 
 Writes results/jetson-wheels.json and the pins of Dockerfile.jetson, constraints.jetson.txt.
 """
@@ -33,7 +33,7 @@ def main() -> None:
     resolved = {}
     for python in PYTHONS:
         with tempfile.TemporaryDirectory() as folder:
-            files = gather_wheels(Path(folder), source=None, pythons=[python])
+            files = gather_wheels(Path(folder), source=None, pythons=[python], extras=("runtime", "video"))
             resolved[python] = [
                 {
                     "name": re.sub(r"[-_.]+", "-", path.name.split("-")[0]).lower(),

@@ -39,6 +39,23 @@ def test_pip_is_given_an_extra_and_no_names():
     (line,) = re.findall(r"pip install ([^&]*)", text)
     assert line.strip().endswith('"$(echo /wheels/*.whl)[${extra}]"')
     assert 'if [ "${WITH_PYCUDA}" = 1 ]; then extra=jetson; else extra=runtime; fi' in text
+    assert 'if [ "${WITH_VIDEO}" = 1 ]; then extra="${extra},video"; fi' in text
+
+
+def test_opencv_comes_only_where_it_is_asked_for():
+    assert re.findall("^ARG WITH_VIDEO=(.*)", FILE.read_text(), re.M) == ["0"]
+    pyproject = (REPO / "pyproject.toml").read_text()
+    assert [line.partition(" = ")[0] for line in pyproject.splitlines() if "opencv" in line] == ["video"]
+    assert "opencv-python-headless==" in (REPO / "constraints.jetson.txt").read_text()
+
+
+def test_what_differs_between_two_builds_is_fixed(final):
+    """`make container-test` compares the layers; this day's date and the hash seed differ in no two builds of a day."""
+    days = re.findall("^ARG SOURCE_DATE_EPOCH=(.*)", FILE.read_text(), re.M)
+    assert len(days) == 2
+    assert days[0] == days[1]
+    assert final.index("ARG SOURCE_DATE_EPOCH") < final.index("useradd --uid")
+    assert "PYTHONHASHSEED=0 /opt/msn-deploy/bin/python -m compileall" in FILE.read_text()
 
 
 def test_it_runs_as_a_user_and_groups_come_by_number(final):

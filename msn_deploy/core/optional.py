@@ -16,7 +16,7 @@ _HOW_TO_GET = {
     "onnxscript": _EXPORT,
     "onnxsim": _EXPORT,
     "onnxruntime": "Install it with: pip install 'msn-deploy[rtx]' on a workstation, 'msn-deploy[jetson]' on a Jetson",
-    "cv2": "Install it with: sudo apt install python3-opencv   (or pip install opencv-python-headless)",
+    "cv2": "Install it with: pip install 'msn-deploy[video]'",
     "matplotlib": "Install it with: pip install 'msn-deploy[train]'",
     "tensorrt": (
         "On a Jetson it comes with JetPack: sudo apt install tensorrt python3-libnvinfer\n"

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -28,18 +28,24 @@ _DISTRIBUTION = "msn-deploy"
 
 
 def gather_wheels(
-    folder: Path, *, source: Path | None, pythons: Sequence[str], progress: Progress = silent
+    folder: Path,
+    *,
+    source: Path | None,
+    pythons: Sequence[str],
+    extras: Collection[str] = ("runtime",),
+    progress: Progress = silent,
 ) -> list[Path]:
     """Fill a folder with the wheels for each Python (such as "3.10") on aarch64, and return them in name order.
 
-    source: a folder of wheels, which has to hold all that is needed; None takes the index. Raises InputError with what
-    pip says is missing, or names a TensorRT or torch that would come along; MissingDependency if there is no pip.
+    source: a folder of wheels, which has to hold all that is needed; None takes the index. extras: of msn-deploy.
+    Raises InputError with what pip says is missing, or names a TensorRT or torch that would come along;
+    MissingDependency if there is no pip.
     """
     if source is not None and not source.is_dir():
         raise InputError(f"{source} is not a folder.\n`--wheels` takes a folder of .whl files.")
     index = [] if source is None else ["--no-index", "--find-links", str(source)]
     _own_wheel(folder, source, index)
-    wanted = [*device_requirements(), *_pycuda_source(folder, source)]
+    wanted = [*device_requirements(extras), *_pycuda_source(folder, source)]
     for at, python in enumerate(pythons):
         progress(at, len(pythons), f"wheels for Python {python}")
         if not re.fullmatch(r"3\.\d{1,2}", python):
@@ -53,13 +59,13 @@ def gather_wheels(
     return found
 
 
-def device_requirements() -> list[str]:
-    """Return what `msn-deploy[runtime]` needs; no markers, which pip reads for the Python it runs in."""
+def device_requirements(extras: Collection[str] = ("runtime",)) -> list[str]:
+    """Return what msn-deploy needs with these extras; no markers, which pip reads for the Python it runs in."""
     found = []
     for line in metadata.requires(_DISTRIBUTION) or ():
         requirement, _, marker = line.partition(";")
         extra = re.search(r"extra\s*==\s*['\"]([\w-]+)['\"]", marker)
-        if extra is None or extra[1] == "runtime":
+        if extra is None or extra[1] in extras:
             found.append(requirement.strip())
     return sorted(set(found))
 

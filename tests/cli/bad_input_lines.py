@@ -77,7 +77,7 @@ TABLE = [
     ("infer m.onnx text.png", 2, "text.png is not a readable image"),
     ("infer m.safetensors text.png", 2, "text.png is not a readable image"),
     ("infer m.onnx nothing", 2, "nothing holds no images"),
-    ("infer m.onnx film.mp4", 3, "cv2 python3-opencv"),
+    ("infer m.onnx film.mp4", 3, "cv2 msn-deploy[video]"),
     ("bundle nothing --target orin-nano --no-wheels", 2, "no ONNX file"),
     ("bundle gone --target orin-nano --no-wheels", 2, "gone is not a folder"),
     ("bundle nothing --target orin-nnao", 2, "no target 'orin-nnao' orin-nano"),

@@ -126,7 +126,7 @@ def test_a_video_without_frames(model, opencv):
 
 def test_a_video_without_opencv(model, monkeypatch):
     monkeypatch.setitem(sys.modules, "cv2", None)
-    with pytest.raises(MissingDependency, match="python3-opencv"):
+    with pytest.raises(MissingDependency, match=r"msn-deploy\[video\]"):
         infer(model, [Path("film.mp4")])
 
 

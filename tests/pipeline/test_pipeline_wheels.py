@@ -25,7 +25,7 @@ def house(tmp_path, monkeypatch) -> Path:
     for python in ("310", "312"):
         wheel(folder, "compiled", f"cp{python}-cp{python}-manylinux_2_28_aarch64")
         wheel(folder, "compiled", f"cp{python}-cp{python}-manylinux_2_28_x86_64")
-    monkeypatch.setattr(wheels, "device_requirements", lambda: ["pure", "compiled>=2"])
+    monkeypatch.setattr(wheels, "device_requirements", lambda extras: ["pure", "compiled>=2"])
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
     return folder
 
