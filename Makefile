@@ -9,7 +9,7 @@ TORCH := torch==2.13.0
 SCRIPTS := .ci/run $(wildcard benchmarks/*.sh msn_deploy/engine/*.sh msn_deploy/pipeline/bundle_scripts/* tests/container/*.sh)
 
 .PHONY: setup demo quick test gpu-test device-test cuda-test nightly check hooks fmt results train-step throughput overhead control peers networks export-cost \
-	backend-tests sweep paper paper-tables int8 readme operators container-test jetson-wheels clean
+	backend-tests sweep paper paper-tables tiny-batches norms int8 readme operators container-test jetson-wheels clean
 
 setup: $(VENV)/.installed $(VENV)/.bindings
 
@@ -132,6 +132,16 @@ paper: setup
 # How long alone: make paper-tables TABLES=--estimate. Stop it at any time and type it again.
 paper-tables: setup
 	$(BIN)/python benchmarks/paper_tables.py $(TABLES) $(PAPER)
+
+# Batches of 1 to 32, one norm beside the other: six hours on one core. Stop it at any time and type it again.
+tiny-batches: setup
+	$(BIN)/python benchmarks/tiny_batches.py $(TINY)
+	$(BIN)/python benchmarks/readme.py
+
+# Each norm's exported graph and saved memory; on an idle machine also: make norms NORMS=--latency
+norms: setup
+	$(BIN)/python benchmarks/norms.py $(NORMS)
+	$(BIN)/python benchmarks/readme.py
 
 # What FP16 and INT8 cost in accuracy, of the trainings that `make paper` left below runs/paper: an hour on two cores.
 int8: setup

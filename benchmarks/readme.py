@@ -15,6 +15,7 @@ import int8_table
 import networks_text
 import suite_table
 import sweep_text
+import tiny_text
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -22,6 +23,7 @@ GRAPHS = ROOT / "docs" / "graphs.md"
 SWEEP = ROOT / "docs" / "sweep.md"
 NETWORKS = ROOT / "docs" / "networks.md"
 GAP = ROOT / "docs" / "gap.md"
+FINE_TUNING = ROOT / "docs" / "fine-tuning.md"
 RESULTS = ROOT / "benchmarks" / "results" / "epyc-2-cores"
 RECORDED = ROOT / "benchmarks" / "results" / "xeon-2-cores"  # what record.sh and `make peers` wrote last
 _ARMS = {
@@ -241,6 +243,7 @@ def main() -> None:
     wanted[SWEEP] = sweep_text.page(RECORDED / "sweep.json")
     wanted[NETWORKS] = networks_text.page(RECORDED)
     wanted[GAP] = gap_text.page()
+    wanted[FINE_TUNING] = tiny_text.page(ROOT)
     if "--check" in sys.argv[1:]:
         stale = [path.name for path, text in wanted.items() if path.read_text(encoding="utf-8") != text]
         raise SystemExit(f"{', '.join(stale)} out of date: make readme" if stale else 0)

@@ -114,12 +114,11 @@ def orin() -> Callable[..., Here]:
 
 @pytest.fixture(scope="session")
 def small_recipe() -> Callable[..., Recipe]:
-    """The built-in recipe of a net and a norm, narrow; further keywords override its training options."""
+    """The built-in recipe of a net, with a norm, narrow; further keywords override its training options."""
     from msn_deploy.core.recipes import load_recipe
 
     def make(net: str = "cnn3", norm: str = "msn", *, width: int = 2, **train: Any) -> Recipe:
-        recipe = load_recipe(f"{net}_{norm.replace('-', '_')}")
-        return replace(recipe, width=width).override(**train)
+        return replace(load_recipe(f"{net}_bn"), width=width).override(norm=norm, **train)
 
     return make
 

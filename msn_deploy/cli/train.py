@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,7 @@ import typer
 
 from msn_deploy.cli import output
 from msn_deploy.cli.options import AtMost, Device, Json, Settings, new_folder
+from msn_deploy.core.errors import InputError
 from msn_deploy.core.optional import require
 
 _WORTH_MORE_ITERATIONS = 0.05  # of the largest singular value
@@ -18,7 +20,7 @@ _WORTH_MORE_ITERATIONS = 0.05  # of the largest singular value
 def command(
     recipe: Annotated[str, typer.Argument(help="Recipe file, or a built-in name such as vgg7_msn.")],
     norm: Annotated[
-        str | None, typer.Option(help="msn, msn-affine, sn, bn or none.", show_default="the recipe's")
+        str | None, typer.Option(help="msn, msn-affine, sn, bn, gn, ws, gn-ws or none.", show_default="the recipe's")
     ] = None,
     data: Annotated[str | None, typer.Option(help="Known name or folder.", show_default="the recipe's")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the data.", show_default="the recipe's")] = None,
@@ -32,6 +34,9 @@ def command(
     out: Annotated[Path, typer.Option("--out", "-o", callback=new_folder, help="Folder for the checkpoint.")] = Path(
         "runs"
     ),
+    weights: Annotated[
+        Path | None, typer.Option(help="Fine-tune: start from a checkpoint of the same network.", show_default="none")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume an interrupted run.")] = False,
     settings: Settings = None,
     json: Json = None,
@@ -43,6 +48,8 @@ def command(
         norm=norm, data=data, epochs=epochs, batch_size=batch_size, learning_rate=lr, seed=seed
     )
     chosen = with_settings(chosen, settings or [])
+    if weights is not None and chosen.gan is not None:
+        raise InputError(f"`--weights` has no part in training a GAN such as {chosen.name}.\nLeave it out.")
     require("torch", step="train")
     require("safetensors", step="train")
     from msn_deploy.report.curves import write_curves
@@ -53,7 +60,7 @@ def command(
     checkpoint = out / f"{chosen.name}.safetensors"
     try:
         with output.progress_bar() as progress:
-            run = train if chosen.gan is None else train_gan
+            run = partial(train, weights=weights) if chosen.gan is None else train_gan
             result = run(chosen, out=out, device=device, limit_train=limit_train, resume=resume, progress=progress)
     except KeyboardInterrupt:
         if not state.is_file():

@@ -15,7 +15,7 @@ from msn_deploy.core.errors import InputError
 METADATA_KEY = "msn_deploy"
 SCHEMA = 1
 
-NormName = Literal["msn", "msn-affine", "sn", "bn", "none"]
+NormName = Literal["msn", "msn-affine", "sn", "bn", "gn", "ws", "gn-ws", "none"]
 Fit = Literal["resize", "pad"]
 Precision = Literal["fp32", "fp16", "int8"]
 NORMS: tuple[NormName, ...] = get_args(NormName)

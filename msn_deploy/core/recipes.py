@@ -37,6 +37,7 @@ Count = Annotated[StrictInt, Field(ge=1)]
 Seed = Annotated[StrictInt, Field(ge=0, lt=2**32)]
 _Share = Annotated[StrictFloat, Field(ge=0, lt=1)]
 Schedule = Literal["one-cycle", "cosine", "step", "constant"]
+Freeze = Literal["none", "statistics", "backbone"]
 
 # Options that the training of a GAN uses. Its optimizer is always Adam, nothing is held out, and it has no labels.
 _IN_A_GAN = (
@@ -93,6 +94,9 @@ class TrainOptions:
     """Keep activations and weights in the channels_last memory format."""
     power_iterations: Count = 1
     """Per training step, for sigma."""
+    freeze: Freeze = "none"
+    """statistics: the running mean and variance of BN, and the mean, u and v of MSN, stay as they are and are what
+    normalises in training, too. backbone: the classifier alone learns. Both are for fine-tuning."""
     seed: Seed = 0
     """Of initial weights, batch order and augmentation."""
 
@@ -142,8 +146,8 @@ class Recipe:
     """How images get to the size of input_shape: scaled, or unscaled on a black canvas."""
     init: Literal["plain", "kaiming"] = "plain"
     """kaiming gives each convolution with a spectral norm a constant factor with which it starts at the deviation of
-    Kaiming's initialisation (`init_gain` of the layers); plain has none, as in the paper. Convolutions without a
-    spectral norm start the same with either."""
+    Kaiming's initialisation (`init_gain` of the layers), and is where the gain of standardised weights starts; plain
+    has none, as in the paper. Other convolutions start the same with either."""
     gan: GanOptions | None = None
     """For a generator, which is trained against a discriminator that has the norm."""
     train: TrainOptions

@@ -18,6 +18,7 @@ from msn_deploy.msn.layers import (
     SNConvTranspose2d,
     SNConvTranspose3d,
     SNLinear,
+    WSConv2d,
     sigma_errors,
 )
 from msn_deploy.msn.lipschitz import Lipschitz, lipschitz
@@ -41,6 +42,7 @@ __all__ = [
     "SNConvTranspose2d",
     "SNConvTranspose3d",
     "SNLinear",
+    "WSConv2d",
     "convert",
     "fold",
     "fold_bn_weights",

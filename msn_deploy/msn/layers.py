@@ -1,5 +1,7 @@
 """Convolution and linear layers with Spectral Normalization (SN) and Mean Spectral Normalization (MSN).
 
+Beside them stands a convolution with weight standardisation (WS), a baseline that folds as well.
+
 SN    y = layer(x, W / sigma) + bias
 MSN   y = gain * (layer(x, W / sigma) - mean) + shift            (arXiv 1907.04003; the paper has no gain)
 
@@ -334,6 +336,35 @@ def sigma_errors(model: nn.Module) -> dict[str, float]:
     and so does not show the direction that has overtaken theirs; the decomposition of all layers takes milliseconds.
     """
     return {name: layer.sigma_error() for name, layer in model.named_modules() if isinstance(layer, SpectralLayer)}
+
+
+class WSConv2d(nn.Conv2d):
+    """y = conv(x, gain * (W - mean) / sqrt(norm(W - mean)^2 + eps)) + bias, mean and norm per output channel.
+
+    Weight standardisation (Qiao et al., 2019, arXiv 1903.10520) with the unit that keeps the deviation of activations:
+    the published form divides by the deviation of the weights, which is larger by the square root of the inputs, and
+    leaves it to the norm behind to take that out. Without such a norm, each channel has a gain (`affine`), which
+    starts at `init_gain`: sqrt(2) before a ReLU. Nothing is tracked: training and evaluation are the same function.
+    """
+
+    def __init__(
+        self, *args: Any, affine: bool = True, init_gain: float = 1.0, eps: float = 1e-5, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.eps = eps
+        self.gain = nn.Parameter(torch.full_like(self.weight[:, 0, 0, 0], init_gain)) if affine else None
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the convolution of input (N, C_in, H, W) with the standardised weight."""
+        y: Tensor = self._conv_forward(input, standardised(self.weight, self.gain, self.eps), self.bias)
+        return y
+
+
+def standardised(weight: Tensor, gain: Tensor | None, eps: float) -> Tensor:
+    """Return weight (C_out, ...) with rows of mean 0 and length 1 (0 for one that is constant), times gain (C_out,)."""
+    centred = weight - weight.mean((1, 2, 3), keepdim=True)
+    scale = torch.rsqrt(centred.square().sum((1, 2, 3)) + eps)
+    return scale_channels(centred, scale if gain is None else gain * scale, transposed=False, groups=1)
 
 
 def constructor_arguments(layer: nn.Module) -> dict[str, Any]:

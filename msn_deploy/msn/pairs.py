@@ -13,7 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
 from msn_deploy.msn.exported import Example, Exported, calls_all, exported
-from msn_deploy.msn.layers import SpectralLayer
+from msn_deploy.msn.layers import SpectralLayer, WSConv2d
 from msn_deploy.msn.norm_act import left_behind
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -126,7 +126,7 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         # What norms do inside cannot be traced, and a subclass that differs in its constructor alone is its base.
-        opaque = isinstance(m, (SpectralLayer, *BATCH_NORMS)) or _is_plain(m)
+        opaque = isinstance(m, (SpectralLayer, WSConv2d, *BATCH_NORMS)) or _is_plain(m)
         return opaque or super().is_leaf_module(m, module_qualified_name)
 
 
@@ -211,7 +211,7 @@ def _pair_or_reason(model: nn.Module, name: str, flow: Exported) -> Pair | str:
 def _mismatch(feeder: str, layer: Linear, norm: _BatchNorm) -> str | None:
     """Return why a norm does not act on the output channels of a layer as torch computes them, or None."""
     shown = f"{feeder} ({type(layer).__name__})"
-    if isinstance(layer, SpectralLayer):
+    if isinstance(layer, (SpectralLayer, WSConv2d)):
         return f"{shown} is normalised already"
     for name, module, is_known in ((feeder, layer, _is_plain(layer)), ("it", norm, left_behind(norm) is not None)):
         if not is_known:

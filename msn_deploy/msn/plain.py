@@ -20,7 +20,7 @@ from msn_deploy.msn.pairs import LAYERS, why_opaque
 class FoldedLayer:
     """A layer and the plain one in its place. name: in the model. kind: class of the norm. sigma: that was divided by.
 
-    sigma is None for weight_norm, which has none.
+    sigma is None for weight_norm and standardised weights, which have none.
     """
 
     name: str
@@ -32,7 +32,7 @@ class FoldedLayer:
 
 @torch.no_grad()
 def fold_layers(model: nn.Module, *, share: bool = False) -> tuple[nn.Module, list[FoldedLayer]]:
-    """Return a copy of the model in which every MSN and SN layer is a plain one, and what was replaced.
+    """Return a copy of the model in which every MSN, SN and WS layer is a plain one, and what was replaced.
 
     So are layers under torch's spectral_norm and weight_norm. BatchNorm stays. share: see `copied`. Raises FoldError
     for a model in training mode and for a layer that can't be folded.
@@ -57,6 +57,8 @@ def fold_layers(model: nn.Module, *, share: bool = False) -> tuple[nn.Module, li
         plain = _settled(short, module)
         if isinstance(plain, ours.SpectralLayer):
             plain = _plain_layer(short, plain)
+        elif isinstance(plain, ours.WSConv2d):
+            plain = _plain_standardised(short, plain)
         if plain is not module:
             replaced[id(module)] = plain
             replace_module(holder, name, plain)
@@ -68,7 +70,7 @@ def fold_layers(model: nn.Module, *, share: bool = False) -> tuple[nn.Module, li
 
 def _normaliser(layer: nn.Module) -> str:
     """Return the name of what normalises the weight of a layer; empty for nothing."""
-    if isinstance(layer, ours.SpectralLayer):
+    if isinstance(layer, (ours.SpectralLayer, ours.WSConv2d)):
         return type(layer).__name__
     if parametrize.is_parametrized(layer, "weight"):
         chain = layer.parametrizations["weight"]  # type: ignore[index]
@@ -175,4 +177,20 @@ def _plain_layer(name: str, layer: ours.SpectralLayer) -> nn.Module:
     kind = next(each for each in type(layer).__mro__ if each.__module__.startswith("torch.nn"))
     plain: nn.Module = kind(**ours.constructor_arguments(layer))
     plain.weight, plain.bias = nn.Parameter(weight), nn.Parameter(offset)
+    return plain
+
+
+def _plain_standardised(name: str, layer: ours.WSConv2d) -> nn.Module:
+    """Return the convolution that has the standardised weight of a layer, computed in float64 and rounded once."""
+    reason = why_opaque(layer)
+    if type(layer).forward is not ours.WSConv2d.forward:
+        reason = f"{type(layer).__name__} has a forward of its own"
+    if reason:
+        raise FoldError(f"{name}: {reason}.")
+    gain = None if layer.gain is None else layer.gain.double()
+    weight = ours.standardised(layer.weight.double(), gain, layer.eps)
+    if not bool(torch.isfinite(weight).all()):
+        raise FoldError(f"{name}: a weight or a gain is not finite.\nLikely cause: a diverged training.")
+    plain = nn.Conv2d(**ours.constructor_arguments(layer), bias=False)
+    plain.weight, plain.bias = nn.Parameter(weight.to(layer.weight.dtype)), layer.bias
     return plain

@@ -8,7 +8,10 @@ from typing import Any
 
 from torch import nn
 
-from msn_deploy.msn import MSNConv2d, SNConv2d, SNLinear
+from msn_deploy.core.errors import InputError
+from msn_deploy.msn import MSNConv2d, SNConv2d, SNLinear, WSConv2d
+
+_MOST_GROUPS, _FEWEST_CHANNELS = 32, 8  # of a GroupNorm (Wu and He, 2018, arXiv 1803.08494, table 3)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +30,16 @@ class Norm:
         init_gain = math.sqrt(2) if self.init == "kaiming" else None
         return {"power_iterations": self.power_iterations, "init_gain": init_gain}
 
+    def standardised(self) -> dict[str, Any]:
+        """Return the arguments of a convolution whose weight is standardised."""
+        return {"affine": self.name == "ws", "init_gain": math.sqrt(2) if self.init == "kaiming" else 1.0}
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Return a GroupNorm of at most 32 equal groups of at least 8 channels, or of one group."""
+    most = max(1, min(_MOST_GROUPS, channels // _FEWEST_CHANNELS))
+    return nn.GroupNorm(next(groups for groups in range(most, 0, -1) if channels % groups == 0), channels)
+
 
 def conv_norm(
     norm: Norm, in_channels: int, out_channels: int, kernel: int, *, stride: int = 1, padding: int = 0
@@ -35,6 +48,12 @@ def conv_norm(
     shape = (in_channels, out_channels, kernel, stride, padding)
     if norm.name == "bn":
         return [nn.Conv2d(*shape, bias=False), nn.BatchNorm2d(out_channels)]
+    if norm.name == "gn":
+        return [nn.Conv2d(*shape, bias=False), group_norm(out_channels)]
+    if norm.name == "gn-ws":
+        return [WSConv2d(*shape, bias=False, **norm.standardised()), group_norm(out_channels)]
+    if norm.name == "ws":
+        return [WSConv2d(*shape, **norm.standardised())]
     if norm.name == "none":
         return [nn.Conv2d(*shape)]
     if norm.name == "sn":
@@ -51,3 +70,11 @@ def classifier_layer(kind: str, norm: Norm, in_features: int, classes: int) -> n
     if kind == "sn":
         return SNLinear(in_features, classes, power_iterations=norm.power_iterations)
     raise ValueError(f"unknown classifier {kind!r}")
+
+
+def classifier_of(model: nn.Module) -> str:
+    """Return the name of a network's last linear layer. Raises InputError if there is none."""
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    if not names:
+        raise InputError("the network has no linear layer, so that there is no classifier to train alone or anew.")
+    return str(names[-1])

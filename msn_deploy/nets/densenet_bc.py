@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from msn_deploy.core.errors import InputError
-from msn_deploy.msn import MSNConv2d, SNConv2d
-from msn_deploy.nets.blocks import Norm, classifier_layer, conv_norm
+from msn_deploy.msn import MSNConv2d, SNConv2d, WSConv2d
+from msn_deploy.nets.blocks import Norm, classifier_layer, conv_norm, group_norm
 
 
 class DenseParts(Protocol):
@@ -72,11 +72,15 @@ class _Parts:
             return MSNConv2d(*shape, bias=False, **self.norm.spectral())
         if self.norm.name == "sn":
             return SNConv2d(*shape, **self.norm.spectral())
-        return nn.Conv2d(*shape, bias=self.norm.name != "bn")
+        if self.norm.name in ("ws", "gn-ws"):
+            return WSConv2d(*shape, bias=self.norm.name == "ws", **self.norm.standardised())
+        return nn.Conv2d(*shape, bias=self.norm.name == "none")
 
     def before(self, channels: int) -> nn.Module:
         if self.norm.name == "bn":
             return nn.BatchNorm2d(channels)
+        if self.norm.name in ("gn", "gn-ws"):
+            return group_norm(channels)
         return Shift(channels, affine=self.norm.name == "msn-affine") if self.is_msn else nn.Identity()
 
     def classifier(self, features: int, classes: int) -> nn.Module:

@@ -142,7 +142,9 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def save_state(
     path: Path, recipe: Recipe, parents: Sequence[Parent], history: list[dict[str, Any]], parts: Parts
 ) -> None:
-    """Write every part's state, the recipe, the digest of the training images (the first parent) and the history."""
+    """Write every part's state, the recipe, the digests of the training images (the first parent) and of the weights
+    that the training started from, and the history.
+    """
     tensors: dict[str, Tensor] = {}
     for name, part in parts.items():
         if isinstance(part, nn.Module):
@@ -150,12 +152,15 @@ def save_state(
             continue
         for index, slots in part.state_dict()["state"].items():
             tensors |= {f"{name}.{index}.{slot}": value for slot, value in slots.items() if value is not None}
-    run = {"recipe": recipe.to_dict(), "data": parents[0].sha256, "history": history}
+    run = {"recipe": recipe.to_dict(), "data": parents[0].sha256, "weights": _start_of(parents), "history": history}
     write_tensors(path, tensors, {_RUN_KEY: json.dumps(run)}, parents=parents, config={"recipe": run["recipe"]})
 
 
-def restore_state(path: Path, recipe: Recipe, data: str, parts: Parts) -> list[dict[str, Any]]:
-    """Fill every part from the file and return the history. Raises InputError if it is of another recipe or data."""
+def restore_state(path: Path, recipe: Recipe, parents: Sequence[Parent], parts: Parts) -> list[dict[str, Any]]:
+    """Fill every part from the file and return the history.
+
+    Raises InputError if it is of another recipe, of other training images or of other weights to start from.
+    """
     if not path.is_file():
         raise InputError(f"nothing to resume: {path} does not exist.\nStart without `--resume`.")
     tensors, metadata = read_tensors(path)
@@ -164,7 +169,9 @@ def restore_state(path: Path, recipe: Recipe, data: str, parts: Parts) -> list[d
     run = json.loads(metadata[_RUN_KEY])
     if recipe_from_dict(run["recipe"], source=str(path)) != recipe:
         raise InputError(f"{path} was made with other options.\nResume with the options of the first run.")
-    if run["data"] != data:
+    if run.get("weights", "") != _start_of(parents):
+        raise InputError(f"{path} was started from other weights.\nResume with the `--weights` of the first run.")
+    if run["data"] != parents[0].sha256:
         raise InputError(
             f"{path} was made with other training images than {recipe.data} holds now.\n"
             "Resume with the data and `--samples` of the first run."
@@ -175,12 +182,21 @@ def restore_state(path: Path, recipe: Recipe, data: str, parts: Parts) -> list[d
             part.load_state_dict(own)
             continue
         state: dict[int, dict[str, Any]] = {}
+        parameters = [each for group in part.param_groups for each in group["params"]]
         for key, value in own.items():
             index, slot = key.split(".", 1)
-            state.setdefault(int(index), {})[slot] = value
+            like = parameters[int(index)]
+            # A fused optimizer runs through both as they lie in memory, channels_last or not.
+            laid = torch.empty_like(like).copy_(value) if value.shape == like.shape else value
+            state.setdefault(int(index), {})[slot] = laid
         part.load_state_dict({"state": state, "param_groups": part.state_dict()["param_groups"]})
     history: list[dict[str, Any]] = run["history"]
     return history
+
+
+def _start_of(parents: Sequence[Parent]) -> str:
+    """Return the digest of the weights that a training starts from; nothing for weights drawn at random."""
+    return next((parent.sha256 for parent in parents if parent.role == "weights"), "")
 
 
 def remove_state(path: Path) -> None:

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from msn_deploy.msn.layers import SpectralLayer
+from msn_deploy.msn.layers import SpectralLayer, WSConv2d, standardised
 
 _LOOKS = 4  # per window, at first
 _WINDOWS = 64  # then there are half as many, twice as long
@@ -54,13 +54,13 @@ class Dynamics:
         self._steps: list[int] = []
 
     def begin(self, model: nn.Module) -> None:
-        """Watch every convolution with the BatchNorm right behind it, if there is one."""
+        """Watch every convolution with the BatchNorm or GroupNorm right behind it, if there is one."""
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
         modules = [(name, module) for name, module in model.named_modules() if not list(module.children())]
         for at, (name, module) in enumerate(modules):
             if isinstance(module, _ConvNd):
                 behind = modules[at + 1][1] if at + 1 < len(modules) else None
-                norm = behind if isinstance(behind, _BatchNorm) else None
+                norm = behind if isinstance(behind, _BatchNorm | nn.GroupNorm) else None
                 self.layers.append(name)
                 self._watched.append(_Layer(module, norm, seed=len(self._watched), owner=self))
 
@@ -97,7 +97,7 @@ class Dynamics:
 class _Layer:
     """The running sums of one convolution."""
 
-    def __init__(self, conv: _ConvNd, norm: _BatchNorm | None, *, seed: int, owner: Dynamics) -> None:
+    def __init__(self, conv: _ConvNd, norm: _BatchNorm | nn.GroupNorm | None, *, seed: int, owner: Dynamics) -> None:
         self.conv, self.owner = conv, owner
         weight = conv.weight
         rng = torch.Generator().manual_seed(seed)  # its own: torch's is the training's
@@ -114,7 +114,7 @@ class _Layer:
         self.moment = torch.zeros(_SKETCH, _SKETCH, device=weight.device)
 
     @torch.no_grad()
-    def _saw(self, module: _ConvNd | _BatchNorm, inputs: Any, output: Tensor) -> None:
+    def _saw(self, module: _ConvNd | _BatchNorm | nn.GroupNorm, inputs: Any, output: Tensor) -> None:
         """Note how far the channels' means are from zero, before and after the shift."""
         if not (self.owner.is_looking and module.training):
             return
@@ -170,8 +170,10 @@ class _Layer:
 
 @torch.no_grad()
 def applied_weight(layer: _ConvNd) -> Tensor:
-    """Return the weight that a convolution multiplies with: divided by sigma and scaled, where the layer does that."""
+    """Return the weight that a convolution multiplies with: divided by sigma, scaled or standardised, as it does."""
     weight = layer.weight.detach()
+    if isinstance(layer, WSConv2d):
+        return standardised(weight, layer.gain, layer.eps)
     if not isinstance(layer, SpectralLayer):
         return weight
     weight = weight / layer.sigma()

@@ -39,8 +39,9 @@ from msn_deploy.training.checkpoint import (
     save_state,
 )
 from msn_deploy.training.distributed import World, join
-from msn_deploy.training.optimizer import averaged, learning_rate, make_optimizer, settled
+from msn_deploy.training.optimizer import averaged, freeze, into_training, learning_rate, make_optimizer, settled
 from msn_deploy.training.runner import logits_of
+from msn_deploy.training.weights import prepared_as, start_from, weights_parent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +75,7 @@ def train(
     out: Path,
     device: str = "auto",
     limit_train: int | None = None,
+    weights: Path | None = None,
     resume: bool = False,
     progress: Progress = silent,
     observer: Observer | None = None,
@@ -88,6 +90,8 @@ def train(
         out: Folder for the checkpoint, the history and the state to resume from.
         device: "auto", "cpu" or "cuda".
         limit_train: Use at most this number of training images.
+        weights: A checkpoint of the same network, or any file that `load_weights` reads, to start from. With another
+            number of classes the classifier starts anew, which is logged. Images are prepared as the checkpoint says.
         resume: Take up what an interrupted run left in `out`.
         progress: Called after every step.
         observer: Looks on without changing anything.
@@ -105,12 +109,14 @@ def train(
         net=recipe.net,
         norm=recipe.norm,
         classes=training.classes,
-        preprocess=measured_preprocess(training.images, fit=recipe.fit),
+        preprocess=prepared_as(weights, measured_preprocess(training.images, fit=recipe.fit)),
         data=recipe.data,
         recipe=recipe.to_dict(),
     )
     with join(device) as world:
-        run = _Training(recipe, training, testing, info=info, out=out, limit_train=limit_train, world=world)
+        run = _Training(
+            recipe, training, testing, info=info, out=out, limit_train=limit_train, world=world, weights=weights
+        )
         run.start(resume=resume)
         run.fit(progress if world.leads else silent, observer)
     return run.result()
@@ -154,7 +160,7 @@ class Run:
     def start(self, *, resume: bool) -> None:
         """Take up what an interrupted run left, if asked to. Raises InputError."""
         if resume:
-            self.history = restore_state(self.state, self.recipe, self.parents[0].sha256, self.parts)
+            self.history = restore_state(self.state, self.recipe, self.parents, self.parts)
 
     def save(self) -> None:
         """Write what `start` takes up."""
@@ -183,14 +189,22 @@ class _Training(Run):
 
     def __init__(
         self, recipe: Recipe, training: Split, testing: Split, *, info: ModelInfo, out: Path,
-        limit_train: int | None, world: World,
+        limit_train: int | None, world: World, weights: Path | None,
     ) -> None:  # fmt: skip
         parents = [training.as_parent(), testing.as_parent()]
+        if weights is not None:
+            parents.append(weights_parent(weights, out))
         super().__init__(recipe, parents, info=info, out=out, limit_train=limit_train, world=world)
         options, prep = recipe.train, info.preprocess
         assert prep is not None
         self.testing, self.test_input = testing, to_input(testing.images, prep)
-        self.model = self.placed(build_net(recipe, classes=len(training.classes)))
+        model = build_net(recipe, classes=len(training.classes))
+        if weights is not None:
+            if weights.resolve() == self.checkpoint.resolve():
+                raise InputError(f"{weights} is what the training would write.\nChoose another `--out`.")
+            start_from(model, weights)
+        freeze(model, options.freeze)
+        self.model = self.placed(model)
         learned, self.held_out = divided(training, options.validation)
         self.held_input = to_input(self.held_out.images, prep)
         self.batches = Batches(learned, prep, options, device=world.device, rank=world.rank, ranks=world.size)
@@ -210,7 +224,9 @@ class _Training(Run):
             began = time.perf_counter()
             loss = self._epoch(len(self.history), shared, progress, observer)
             trained = time.perf_counter() - began
-            served = self.model if self.average is None else settled(self.average)
+            served = (
+                self.model if self.average is None else settled(self.average, frozen=self.recipe.train.freeze != "none")
+            )
             entry = self._evaluated(served, loss)
             seconds = {"train_seconds": round(trained, 3), "seconds": round(time.perf_counter() - began, 3)}
             self.history.append({**entry, **seconds})
@@ -228,7 +244,7 @@ class _Training(Run):
     def _epoch(self, epoch: int, shared: nn.Module, progress: Progress, observer: Observer | None) -> float:
         """Run one pass over the data and return the mean loss."""
         options, steps = self.recipe.train, len(self.batches)
-        shared.train()
+        into_training(shared, options.freeze)
         total = torch.zeros((), device=self.world.device)
         for at, (images, labels) in enumerate(self.batches.epoch(epoch), start=epoch * steps):
             rate = learning_rate(at / (options.epochs * steps), options)

@@ -8,22 +8,25 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import pickle
 import pickletools
 import re
 import struct
 import warnings
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from msn_deploy.core.artifacts import open_input
+from msn_deploy.core.artifacts import Parent, open_input, sha256_of
 from msn_deploy.core.errors import InputError, shorten
+from msn_deploy.core.model_info import METADATA_KEY, Preprocess, info_from_json
+from msn_deploy.nets.blocks import classifier_of
 from msn_deploy.training.checkpoint import fill, listed, read_tensors
 
 _LOG = logging.getLogger(__name__)
@@ -68,6 +71,8 @@ class _Part:
     """The names that do not start with the prefix."""
     compiled: bool
     """Whether the names had the prefix of torch.compile, at any place."""
+    kept: bool = False
+    """Whether some tensors are the network's own."""
 
     @property
     def title(self) -> str:
@@ -76,12 +81,15 @@ class _Part:
         return f"{self.place or 'the whole file'}{without}" if self.place or prefixes else ""
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
+def load_weights(model: nn.Module, path: Path, *, free: Collection[str] = ()) -> bool:
     """Fill a network with weights from a `.safetensors` file or a checkpoint saved by torch.
 
     A checkpoint may hold the state dict at any depth (`state_dict`, `model`, `ema`, ...), with a prefix before every
     name (`module.`, `_orig_mod.`, `model.`, ...). What was chosen and left out is logged. Values take the network's
     own type. Raises InputError if no part of the file, or more than one, is this network's.
+
+    free: names that the network keeps its own values of, all of them, if nothing but the first size of some of them
+    keeps the file from fitting: a classifier of other classes. Returns whether it did.
     """
     if path.suffix == ".safetensors":
         content: object = read_tensors(path)[0]
@@ -94,6 +102,9 @@ def load_weights(model: nn.Module, path: Path) -> None:
     if not parts:
         raise InputError(f"{path} holds no state dict (names to tensors).\n{_ALONE}")
     fitting = [part for part in parts if _fits(part, own)]
+    if not fitting:
+        parts = [_without(part, free, own) for part in parts]
+        fitting = [part for part in parts if _fits(part, own)]
     if len(fitting) > 1:
         titles = "; ".join(part.title or "the whole file" for part in fitting[:4])
         raise InputError(
@@ -105,6 +116,41 @@ def load_weights(model: nn.Module, path: Path) -> None:
     source = f"{path} ({chosen.title})" if chosen.title else str(path)
     fill(model, _completed(chosen, own), source, left_out=() if fitting else chosen.others)
     _tell(chosen, own, path)
+    return chosen.kept
+
+
+def start_from(model: nn.Module, weights: Path) -> None:
+    """Fill a network with the weights of a file; with another number of classes all but its classifier.
+
+    Raises InputError that names what does not fit.
+    """
+    name = classifier_of(model)
+    own = [each for each in model.state_dict() if each.startswith(f"{name}.")]
+    if load_weights(model, weights, free=own):
+        classes = model.get_submodule(name).out_features
+        _LOG.warning("%s has another number of classes than %d: the classifier starts anew", weights, classes)
+
+
+def prepared_as(weights: Path | None, measured: Preprocess) -> Preprocess:
+    """Return how images are prepared: with the mean and deviation of the checkpoint, if the weights are one of ours.
+
+    What runs in the field prepares them like that. measured: of the training images.
+    """
+    if weights is None or weights.suffix != ".safetensors":
+        return measured
+    metadata = read_tensors(weights)[1]
+    known = info_from_json(metadata[METADATA_KEY], source=str(weights)).preprocess if METADATA_KEY in metadata else None
+    if known is None or known.channels != measured.channels:
+        return measured
+    return replace(measured, mean=known.mean, std=known.std)
+
+
+def weights_parent(weights: Path, out: Path) -> Parent:
+    """Describe the weights as a parent of what is written to `out`, from where their path starts.
+
+    The name alone would be that of the new checkpoint as well.
+    """
+    return Parent(role="weights", file=os.path.relpath(weights, out), sha256=sha256_of(weights))
 
 
 def read_pickle(path: Path, *, hint: str) -> object:
@@ -185,6 +231,13 @@ def _fits(part: _Part, own: Mapping[str, Tensor]) -> bool:
     return tensors.keys() == own.keys() and all(
         not isinstance(value, Tensor) or tensors[name].shape == value.shape for name, value in own.items()
     )
+
+
+def _without(part: _Part, free: Collection[str], own: Mapping[str, Tensor]) -> _Part:
+    """Return the part with the network's own values of these names, if it has all of them but for their first size."""
+    if any(name not in part.tensors or part.tensors[name].shape[1:] != own[name].shape[1:] for name in free):
+        return part
+    return replace(part, tensors={**part.tensors, **{name: own[name].detach() for name in free}}, kept=True)
 
 
 def _completed(part: _Part, own: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

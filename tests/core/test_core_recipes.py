@@ -10,13 +10,13 @@ import pytest
 
 from msn_deploy.core.errors import InputError, did_you_mean
 from msn_deploy.core.home import builtin_folder
-from msn_deploy.core.model_info import NORMS
 from msn_deploy.core.recipes import load_recipe, recipe_from_dict, with_settings
 
 BUILT_IN = sorted(path.stem for path in builtin_folder("models").glob("*.toml"))
 NETS = ("cnn3", "densenet_bc", "densenet_bc_22", "densenet_bc_c08", "vgg7")
 TWINS = (*(f"{net}_producer_{norm}" for net in ("densenet_bc", "densenet_bc_22") for norm in ("bn", "msn")),)
 GANS = ("gan_msn", "gan_sn")
+NORMS = ("msn", "msn-affine", "sn", "bn", "none")  # the others are baselines, for `--norm`
 GOOD = """
 net = "cnn3"
 norm = "bn"

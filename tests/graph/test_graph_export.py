@@ -33,7 +33,7 @@ BOTH = pytest.mark.parametrize("net", CONVS)
 
 
 @BOTH
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", [norm for norm in NORMS if not norm.startswith("gn")])
 def test_a_folded_graph_holds_nothing_of_its_norm(
     exported: Callable[..., Any], run: Callable[..., Any], digits: Callable[..., Any], net: str, norm: str
 ) -> None:

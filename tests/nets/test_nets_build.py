@@ -18,9 +18,9 @@ from msn_deploy.core.model_info import NORMS
 from msn_deploy.core.recipes import Recipe, load_recipe
 from msn_deploy.data import load_split, to_input
 from msn_deploy.data.preprocess import measured_preprocess
-from msn_deploy.msn import MSNConv2d, SNConv2d, SNLinear
+from msn_deploy.msn import MSNConv2d, SNConv2d, SNLinear, WSConv2d
 from msn_deploy.nets import build_net
-from msn_deploy.nets.blocks import Norm, classifier_layer, conv_norm
+from msn_deploy.nets.blocks import Norm, classifier_layer, conv_norm, group_norm
 from msn_deploy.training.runner import logits_of
 
 BUILT_IN = sorted(path.stem for path in builtin_folder("models").glob("*.toml"))
@@ -48,9 +48,11 @@ def test_the_layers_are_those_of_the_norm(small_recipe: Callable[..., Recipe], n
     model = build_net(small_recipe(net, norm, power_iterations=3), classes=10)
     convs = [module for module in model if isinstance(module, nn.Conv2d)]
     kinds = Counter(type(module) for module in model)
-    kind = {"bn": nn.Conv2d, "none": nn.Conv2d, "sn": SNConv2d}.get(norm, MSNConv2d)
+    plain = dict.fromkeys(("bn", "gn", "none"), nn.Conv2d)
+    kind = {**plain, "sn": SNConv2d, "ws": WSConv2d, "gn-ws": WSConv2d}.get(norm, MSNConv2d)
     assert kinds[kind] == len(convs) == CONVS[net]
     assert kinds[nn.BatchNorm2d] == (CONVS[net] if norm == "bn" else 0)
+    assert kinds[nn.GroupNorm] == (CONVS[net] if norm.startswith("gn") else 0)
     assert kinds[nn.Linear] == 1
     for conv in convs:
         names = {name for name, _ in conv.named_parameters()}
@@ -58,6 +60,9 @@ def test_the_layers_are_those_of_the_norm(small_recipe: Callable[..., Recipe], n
             names
             == {
                 "bn": {"weight"},
+                "gn": {"weight"},
+                "gn-ws": {"weight"},
+                "ws": {"weight", "gain", "bias"},
                 "none": {"weight", "bias"},
                 "sn": {"weight", "bias"},
                 "msn": {"weight", "shift"},
@@ -75,7 +80,7 @@ def test_twins_share_every_shape_but_those_of_the_norm(small_recipe: Callable[..
         for module in build_net(small_recipe(net, norm), classes=10):
             if isinstance(module, nn.Conv2d):
                 shapes.append(tuple(getattr(module, key) for key in WIDE))
-            elif not isinstance(module, nn.BatchNorm2d):
+            elif not isinstance(module, (nn.BatchNorm2d, nn.GroupNorm)):
                 shapes.append(repr(module))
         return shapes
 
@@ -90,7 +95,7 @@ def test_msn_has_fewer_parameters_than_bn_by_one_per_channel(small_recipe: Calla
         counts[norm] = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         channels = sum(module.out_channels for module in model if isinstance(module, nn.Conv2d))
     assert counts["bn"] - counts["msn"] == channels > 0
-    assert counts["msn-affine"] == counts["bn"]
+    assert counts["msn-affine"] == counts["gn"] == counts["ws"] == counts["gn-ws"] == counts["bn"]
     assert counts["sn"] == counts["none"] == counts["msn"]
 
 
@@ -166,6 +171,21 @@ def test_vgg7_refuses_what_is_too_small(small_recipe: Callable[..., Recipe]) -> 
     recipe = replace(small_recipe("vgg7", "bn"), input_shape=(1, 1, 32, 31))
     with pytest.raises(InputError, match="at least 32x32 pixels, got 32x31"):
         build_net(recipe, classes=10)
+
+
+@pytest.mark.parametrize(
+    ("channels", "groups"), [(2, 1), (8, 1), (16, 2), (24, 3), (36, 4), (60, 6), (64, 8), (256, 32), (1024, 32)]
+)
+def test_a_group_norm_has_equal_groups_of_at_least_8_channels(channels: int, groups: int) -> None:
+    assert (group_norm(channels).num_groups, group_norm(channels).num_channels) == (groups, channels)
+
+
+@pytest.mark.parametrize("norm", ["ws", "gn-ws"])
+def test_the_gain_of_standardised_weights_starts_where_init_says(norm: str) -> None:
+    for init, wanted in (("plain", 1.0), ("kaiming", 2.0**0.5)):
+        conv = conv_norm(Norm(name=norm, init=init), 4, 8, 3)[0]
+        assert (conv.gain is None) == (norm == "gn-ws")
+        assert conv.gain is None or conv.gain.tolist() == pytest.approx([wanted] * 8)
 
 
 def test_unknown_nets_and_norms(small_recipe: Callable[..., Recipe]) -> None:

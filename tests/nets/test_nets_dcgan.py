@@ -47,7 +47,7 @@ def test_every_norm_makes_a_discriminator_that_learns(norm: str) -> None:
     model(torch.randn(4, 1, 32, 32)).sum().backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
     spectral = [layer for layer in model.modules() if isinstance(layer, (SNConv2d, SNLinear, MSNConv2d))]
-    assert len(spectral) == (0 if norm in ("bn", "none") else 8)
+    assert len(spectral) == (8 if norm in ("sn", "msn", "msn-affine") else 0)
 
 
 def test_the_generator_has_batch_norm_after_all_but_its_last_convolution() -> None:

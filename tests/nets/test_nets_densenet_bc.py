@@ -97,6 +97,8 @@ def test_each_norm_has_its_parameters_and_trains(norm: str) -> None:
     assert all(parameter.grad is not None and parameter.grad.abs().max() > 0 for parameter in model.parameters())
     kinds = {type(module).__name__ for module in model.modules()}
     assert ("BatchNorm2d" in kinds) == (norm == "bn")
+    assert ("GroupNorm" in kinds) == norm.startswith("gn")
+    assert ("WSConv2d" in kinds) == norm.endswith("ws")
     assert ("MSNConv2d" in kinds) == norm.startswith("msn")
     assert ("Shift" in kinds) == norm.startswith("msn")
 
