@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 from msn_deploy.core.errors import InputError
 
 METADATA_KEY = "msn_deploy"
-SCHEMA = 1
+SCHEMA = 2  # 1: images were stretched or padded, their colours in the order red, green, blue, channels first
 
 NormName = Literal["msn", "msn-affine", "sn", "bn", "gn", "ws", "gn-ws", "none"]
-Fit = Literal["resize", "pad"]
+Fit = Literal["resize", "pad", "letterbox", "crop"]
+Align = Literal["centre", "corner"]
+Interpolation = Literal["bilinear", "bicubic", "nearest"]
+Colour = Literal["rgb", "bgr", "grey"]
+Layout = Literal["NCHW", "NHWC"]
 Precision = Literal["fp32", "fp16", "int8"]
 NORMS: tuple[NormName, ...] = get_args(NormName)
 FITS: tuple[Fit, ...] = get_args(Fit)
@@ -57,35 +61,121 @@ class InputOption:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Preprocess:
-    """From an image to the network's input: to its size, to `channels`, to 0..1, then (x - mean) / std per channel.
-
-    height_px, width_px: input size. channels: 1 (luminance) or 3 (RGB). mean, std: per channel, on the 0..1 scale.
-    fit: one of FITS; an image is scaled to the size, or centred unscaled on a black canvas of it.
-    """
+class Frame:
+    """How an image of any size gets to the one that a network wants."""
 
     height_px: int
     width_px: int
     channels: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    """1 (luminance) or 3 (RGB)."""
     fit: str = "resize"
+    """One of FITS. resize: scaled, whatever becomes of its proportions. pad: unscaled on a canvas. letterbox: scaled as
+    far as the canvas lets it. crop: scaled, and what is too much cut off all around."""
+    short_px: int = 0
+    """Of a crop: what the shorter side is scaled to first; 0: the least that covers the frame."""
+    fill: int = 0
+    """Of a canvas: the grey that it has, 0 to 255."""
+    align: str = "centre"
+    """Of a canvas: where the image is, in the centre or in the upper left corner."""
+    interpolation: str = "bilinear"
+    """How it is scaled; where an image is made smaller, over all pixels that become one (nearest: one of them)."""
 
     def __post_init__(self) -> None:
         if self.channels not in (1, 3):
             raise InputError(f"preprocessing to {self.channels} channels is not supported; 1 and 3 are.")
-        if self.fit not in FITS:
-            raise InputError(f"preprocessing must {' or '.join(FITS)} images, not {self.fit!r}.")
+        for value, known, does in (
+            (self.fit, FITS, "fit images by"),
+            (self.align, get_args(Align), "align images at the"),
+            (self.interpolation, get_args(Interpolation), "scale images by"),
+        ):
+            if value not in known:
+                raise InputError(f"preprocessing must {does} {' or '.join(known)}, not {value!r}.")
         if min(self.height_px, self.width_px) < 1:
             raise InputError(f"preprocessing to {self.height_px}x{self.width_px} pixels is not possible.")
+        if self.short_px and (self.fit != "crop" or self.short_px < max(self.height_px, self.width_px)):
+            raise InputError(
+                f"a shorter side of {self.short_px} pixels is for a crop of at most that size, "
+                f"not for a {self.fit} to {self.height_px}x{self.width_px}."
+            )
+        canvas = self.fit in ("pad", "letterbox")
+        if not 0 <= self.fill <= 255 or not (canvas or (self.fill == 0 and self.align == "centre")):
+            raise InputError(
+                f"fill (0 to 255) and align are of the canvas of a pad or letterbox: {self.fit}, {self.fill}, "
+                f"{self.align}."
+            )
+
+    def keeps(self, height: int, width: int) -> bool:
+        """Whether an image of that size stays as it is."""
+        return (height, width) == (self.height_px, self.width_px) and self.short_px in (0, min(height, width))
+
+    @property
+    def image_size(self) -> dict[str, Any]:
+        """Return what `load_split` and `read_image` have to know: a Frame as a dict, without most of what is usual."""
+        size = {each.name: getattr(self, each.name) for each in fields(Frame)} | {"channels": self._channels_read}
+        return {
+            each.name: size[each.name]
+            for each in fields(Frame)
+            if each.name == "fit" or size[each.name] != each.default
+        }
+
+    @property
+    def _channels_read(self) -> int:
+        return self.channels
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preprocess(Frame):
+    """From an image to the network's input: to its frame, then (x - mean) / std per channel, of x from 0 to 1.
+
+    `channels` are those of the network. Any other range of x is written in these numbers: -1 to 1 is mean 0.5 and
+    std 0.5, 0 to 255 is mean 0 and std 1 / 255.
+    """
+
+    mean: tuple[float, ...]
+    """One number per channel, in the network's order."""
+    std: tuple[float, ...]
+    colour: str = ""
+    """The order of the channels. grey: the luminance, in each of them; empty becomes "rgb", or "grey" for 1 channel."""
+    layout: str = "NCHW"
+    """Whether the network takes channels first (NCHW) or last (NHWC)."""
+
+    def __post_init__(self) -> None:
+        Frame.__post_init__(self)
+        natural = self._natural_colour
+        if not self.colour:
+            object.__setattr__(self, "colour", natural)
+        if self.colour not in get_args(Colour) or (self.channels == 1 and self.colour != "grey"):
+            raise InputError(f"{self.channels} channels can't be {self.colour!r}; rgb, bgr and grey are known.")
+        if self.layout not in get_args(Layout):
+            raise InputError(f"the layout must be {' or '.join(get_args(Layout))}, not {self.layout!r}.")
         numbers = all(math.isfinite(value) for value in (*self.mean, *self.std))
         if not numbers or {len(self.mean), len(self.std)} != {self.channels} or min(self.std) <= 0:
             raise InputError(f"mean and std need {self.channels} numbers each, std above 0: {self.mean}, {self.std}.")
 
     @property
-    def image_size(self) -> dict[str, Any]:
-        """Return what `load_split` and `read_image` have to know: height_px, width_px, channels and fit."""
-        return {"height_px": self.height_px, "width_px": self.width_px, "channels": self.channels, "fit": self.fit}
+    def _natural_colour(self) -> str:
+        return "grey" if self.channels == 1 else "rgb"
+
+    @property
+    def _channels_read(self) -> int:
+        return 1 if self.colour == "grey" else 3
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Return the sizes of an input without the batch, in the order of `layout`."""
+        sizes = (self.height_px, self.width_px)
+        return (self.channels, *sizes) if self.layout == "NCHW" else (*sizes, self.channels)
+
+    @property
+    def is_bytes(self) -> bool:
+        """Whether the numbers are those of the file, 0 to 255, so that an input of bytes can take them."""
+        return not any(self.mean) and set(self.std) == {1 / 255}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values as metadata has them, without what is usual; `Preprocess(**it)` reads them back."""
+        usual = {each.name: each.default for each in fields(Preprocess)} | {"colour": self._natural_colour}
+        value = asdict(self)
+        return {name: value[name] for name in value if name == "fit" or value[name] != usual[name]}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +207,8 @@ class ModelInfo:
 
     def to_json(self) -> str:
         """Serialise, keys sorted, so that equal infos give equal bytes."""
-        return json.dumps(asdict(self), sort_keys=True)
+        value = asdict(self) | {"preprocess": self.preprocess and self.preprocess.to_dict()}
+        return json.dumps(value, sort_keys=True)
 
     def with_precision(self, precision: str) -> ModelInfo:
         """Return the info of the same network in another precision."""
@@ -128,13 +219,12 @@ def info_from_json(text: str, *, source: str) -> ModelInfo:
     """Parse what `to_json` wrote. Raises InputError that names the source and what is wrong."""
     try:
         value = json.loads(text)
-        if value["schema"] != SCHEMA:
-            raise InputError(f"schema {value['schema']!r}; this version reads {SCHEMA}")
+        if value["schema"] not in range(1, SCHEMA + 1):
+            raise InputError(f"schema {value['schema']!r}; this version reads 1 to {SCHEMA}")
         prep = value.pop("preprocess")
         if prep is not None:
             prep = Preprocess(**{**prep, "mean": tuple(prep["mean"]), "std": tuple(prep["std"])})
-        return ModelInfo(
-            **{**value, "classes": tuple(value["classes"]), "preprocess": prep, "recipe": dict(value["recipe"])}
-        )
+        known = {"schema": SCHEMA, "preprocess": prep, "recipe": dict(value["recipe"])}
+        return ModelInfo(**{**value, "classes": tuple(value["classes"])} | known)
     except (InputError, ValueError, KeyError, TypeError, AttributeError) as cause:
         raise InputError(f"{source} holds damaged metadata ({type(cause).__name__}: {cause}).") from cause

@@ -13,6 +13,8 @@ from PIL import Image, UnidentifiedImageError
 
 from msn_deploy.core.artifacts import open_input
 from msn_deploy.core.errors import InputError
+from msn_deploy.core.model_info import Frame
+from msn_deploy.data.frame import framed, padded
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".pgm", ".ppm", ".webp")
 DIGITS: tuple[str, ...] = tuple("0123456789")
@@ -59,49 +61,35 @@ class LazyImages:
         return images if dtype is None else images.astype(dtype)
 
 
-def read_image(path: Path, *, height_px: int, width_px: int, channels: int, fit: str = "resize") -> NDArray[np.uint8]:
-    """Read one image file as uint8 (height, width, channels); InputError if it is not an image or does not fit."""
+def read_image(path: Path, **size: Any) -> NDArray[np.uint8]:
+    """Read one image file as uint8 (height, width, channels); InputError if it is not an image or does not fit.
+
+    size: the fields of Frame, of which `height_px`, `width_px` and `channels` are needed.
+    """
+    frame = Frame(**size)
     with open_input(path) as stream:
         try:
             with Image.open(stream) as image:
-                return _fitted(image, height_px, width_px, channels, fit)
+                return _fitted(image, frame)
         except InputError as cause:
             raise InputError(f"{path}: {cause}") from cause
         except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as cause:
             raise InputError(f"{path} is not a readable image ({type(cause).__name__}).") from cause
 
 
-def fit_images(
-    images: NDArray[np.uint8], *, height_px: int, width_px: int, channels: int, fit: str = "resize"
-) -> NDArray[np.uint8]:
-    """Bring uint8 images (N, h, w) or (N, h, w, 3) to (N, height, width, channels), by bilinear "resize" or "pad"."""
-    count, height, width = images.shape[:3]
-    if channels == (1 if images.ndim == 3 else 3):  # nothing for Pillow to do, unless it has to scale
-        pixels = images.reshape(count, height, width, channels)
-        if (height, width) == (height_px, width_px):
+def fit_images(images: NDArray[np.uint8], **size: Any) -> NDArray[np.uint8]:
+    """Bring uint8 images (N, h, w) or (N, h, w, 3) to (N, height, width, channels); size: as for `read_image`."""
+    frame = Frame(**size)
+    if frame.channels == (1 if images.ndim == 3 else 3):  # nothing for Pillow to do, unless it has to scale
+        pixels = images.reshape(*images.shape[:3], frame.channels)
+        if frame.keeps(*images.shape[1:3]):
             return pixels
-        if fit == "pad" and height <= height_px and width <= width_px:
-            canvas = np.zeros((count, height_px, width_px, channels), dtype=np.uint8)
-            top, left = (height_px - height) // 2, (width_px - width) // 2
-            canvas[:, top : top + height, left : left + width] = pixels
-            return canvas
-    return np.stack([_fitted(Image.fromarray(image), height_px, width_px, channels, fit) for image in images])
+        if frame.fit == "pad":
+            return padded(pixels, frame)
+    return np.stack([_fitted(Image.fromarray(image), frame) for image in images])
 
 
-def _fitted(image: Image.Image, height_px: int, width_px: int, channels: int, fit: str) -> NDArray[np.uint8]:
+def _fitted(image: Image.Image, frame: Frame) -> NDArray[np.uint8]:
     if image.mode.startswith("I"):  # 16 bits per pixel, which `convert` would cut off at 255
         image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
-    image = image.convert(_MODE[channels])
-    if fit == "pad":
-        width, height = image.size
-        if width > width_px or height > height_px:
-            raise InputError(
-                f"an image of {width}x{height} pixels can't be padded to {width_px}x{height_px}.\n"
-                'Scale it: `fit = "resize"` in the recipe.'
-            )
-        canvas = Image.new(image.mode, (width_px, height_px))
-        canvas.paste(image, ((width_px - width) // 2, (height_px - height) // 2))
-        image = canvas
-    if image.size != (width_px, height_px):
-        image = image.resize((width_px, height_px), Image.Resampling.BILINEAR)
-    return np.asarray(image, dtype=np.uint8).reshape(height_px, width_px, channels)
+    return framed(image.convert(_MODE[frame.channels]), frame)

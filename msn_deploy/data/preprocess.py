@@ -1,4 +1,4 @@
-"""From uint8 images to the float32 batch that a network takes, by the numbers that travel with the model."""
+"""From uint8 images to the batch that a network takes, by the numbers that travel with the model."""
 
 from __future__ import annotations
 
@@ -12,26 +12,42 @@ from msn_deploy.core.model_info import Preprocess
 
 
 class PreparedImages:
-    """Images (N, H, W, C), perhaps lazy ones, that become a network's input (N, C, H, W) as they are sliced."""
+    """Images (N, H, W, C), perhaps lazy ones, that become a network's input as they are sliced."""
 
-    def __init__(self, images: Any, prep: Preprocess) -> None:
-        self._images, self._prep = images, prep
+    def __init__(self, images: Any, prep: Preprocess, dtype: str = "float32") -> None:
+        self._images, self._prep, self._dtype = images, prep, dtype
 
     def __len__(self) -> int:
         return len(self._images)
 
-    def __getitem__(self, index: slice) -> NDArray[np.float32]:
-        return to_input(np.asarray(self._images[index]), self._prep)
+    def __getitem__(self, index: slice) -> NDArray[Any]:
+        return to_input(np.asarray(self._images[index]), self._prep, self._dtype)
 
 
-def to_input(images: NDArray[np.uint8], prep: Preprocess) -> NDArray[np.float32]:
-    """Turn uint8 images (N, H, W, C) into float32 (N, C, H, W): (x / 255 - mean) / std per channel."""
-    wanted = (prep.height_px, prep.width_px, prep.channels)
+def to_input(images: NDArray[np.uint8], prep: Preprocess, dtype: str = "float32") -> NDArray[Any]:
+    """Turn uint8 images (N, H, W, C), read as `prep.image_size` says, into a network's input (N, *prep.shape).
+
+    That is (x / 255 - mean) / std per channel, in the order and layout of `prep`.
+    dtype: of the input; "uint8" gives the bytes themselves. Raises InputError for images of another shape, and for
+    bytes where `prep` wants other numbers.
+    """
+    wanted = (prep.height_px, prep.width_px, prep.image_size["channels"])
     if images.shape[1:] != wanted:
         raise InputError(f"images of shape {images.shape[1:]} do not fit preprocessing to {wanted} (H, W, C).")
-    scale = np.float32(1) / (np.float32(255) * np.asarray(prep.std, dtype=np.float32))
-    offset = -np.asarray(prep.mean, dtype=np.float32) / np.asarray(prep.std, dtype=np.float32)
-    return np.ascontiguousarray((images * scale + offset).transpose(0, 3, 1, 2), dtype=np.float32)
+    if prep.colour == "bgr":
+        images = images[..., ::-1]
+    made: NDArray[Any]
+    if dtype == "uint8":
+        if not prep.is_bytes:
+            raise InputError(
+                f"an input of bytes takes 0 to 255; mean {prep.mean} and std {prep.std} of 0 to 1 make other numbers."
+            )
+        made = np.broadcast_to(images, (*images.shape[:3], prep.channels))
+    else:
+        scale = np.float32(1) / (np.float32(255) * np.asarray(prep.std, dtype=np.float32))
+        offset = -np.asarray(prep.mean, dtype=np.float32) / np.asarray(prep.std, dtype=np.float32)
+        made = images * scale + offset  # a luminance becomes as many channels as there are numbers
+    return np.ascontiguousarray(made if prep.layout == "NHWC" else made.transpose(0, 3, 1, 2), dtype=dtype)
 
 
 def measured_preprocess(images: NDArray[np.uint8], *, fit: str = "resize") -> Preprocess:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from msn_deploy.core.artifacts import Parent
 from msn_deploy.core.errors import InputError, did_you_mean
+from msn_deploy.core.model_info import Frame
 from msn_deploy.data import feeds
 from msn_deploy.data.cifar import read_cifar
 from msn_deploy.data.idx import PREFIX, read_idx_folder
@@ -68,16 +69,7 @@ class Split:
         return replace(self, images=self.images[chosen], labels=self.labels[chosen], read=read)
 
 
-def load_split(
-    source: str,
-    split: str,
-    *,
-    height_px: int,
-    width_px: int,
-    channels: int,
-    fit: str = "resize",
-    lazy: bool = False,
-) -> Split:
+def load_split(source: str, split: str, *, lazy: bool = False, **size: Any) -> Split:
     """Load the "train" or "test" split of a name or a folder, brought to (height, width, channels) by `fit_images`.
 
     Names: NAMES of data.names; a folder of that name in the working directory beats them. Folders: IDX
@@ -87,16 +79,13 @@ def load_split(
     Args:
         source: The name or folder.
         split: "train" or "test".
-        height_px: Of the images returned.
-        width_px: Of the images returned.
-        channels: 1 (luminance) or 3 (RGB).
-        fit: "resize" scales, "pad" centres unscaled images on a black canvas.
         lazy: Image files are read, and images of the other formats brought to size, when they are looked at.
+        **size: Of the images returned, as the fields of Frame: `height_px`, `width_px`, `channels`, `fit`, ...
 
     Raises:
         InputError: Nothing usable is there; the message says what was looked for.
     """
-    size: dict[str, Any] = {"height_px": height_px, "width_px": width_px, "channels": channels, "fit": fit}
+    size = Frame(**size).image_size
     found = _load(source, split, size)
     return replace(found, images=found.images if lazy else np.asarray(found.images), read={"split": split, **size})
 
@@ -187,12 +176,13 @@ def is_as_recorded(parent: Parent) -> bool | None:
 def _is_plausible(read: Mapping[str, Any]) -> bool:
     sides = (read.get("height_px"), read.get("width_px"))
     counts = read.get("first", ())
+    try:
+        Frame(**{name: value for name, value in read.items() if name not in ("split", "first")})
+    except (InputError, TypeError):
+        return False
     return (
-        set(read) - {"first"} == {"split", "height_px", "width_px", "channels", "fit"}
-        and read["split"] in ("train", "test")
-        and read["channels"] in (1, 3)
-        and read["fit"] in ("resize", "pad")
-        and all(isinstance(side, int) and 0 < side <= _LARGEST_PX for side in sides)
+        read.get("split") in ("train", "test")
+        and all(isinstance(side, int) and 0 < side <= _LARGEST_PX for side in (*sides, read.get("short_px", 1)))
         and isinstance(counts, list | tuple)
         and all(map(_is_draw, counts))
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -26,6 +27,29 @@ def test_round_trip() -> None:
     assert info_from_json(INFO.to_json(), source="here") == INFO
     bare = ModelInfo(net="custom", norm="custom")
     assert info_from_json(bare.to_json(), source="here") == bare
+
+
+def test_files_of_schema_1_mean_what_they_meant() -> None:
+    old = json.loads(INFO.to_json()) | {"schema": 1}
+    assert set(old["preprocess"]) == {"height_px", "width_px", "channels", "mean", "std", "fit"}  # as they had it
+    assert info_from_json(json.dumps(old), source="here") == INFO
+    prep = INFO.preprocess
+    assert prep is not None
+    assert (prep.fit, prep.colour, prep.layout, prep.interpolation) == ("resize", "rgb", "NCHW", "bilinear")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"fit": "letterbox", "fill": 114, "align": "corner", "colour": "bgr"},
+        {"fit": "crop", "short_px": 56, "interpolation": "bicubic", "layout": "NHWC", "colour": "grey"},
+    ],
+)
+def test_what_is_unusual_is_written_and_read_back(changes: dict[str, Any]) -> None:
+    assert INFO.preprocess is not None
+    info = replace(INFO, preprocess=replace(INFO.preprocess, **changes))
+    assert info_from_json(info.to_json(), source="here") == info
+    assert info.to_json() != INFO.to_json()
 
 
 def test_equal_infos_give_equal_text() -> None:
@@ -59,7 +83,7 @@ def _with(**changes: Any) -> str:
         ("[]", "TypeError"),
         ("7", "TypeError"),
         ("{}", "schema"),
-        (_with(schema=2), "schema 2"),
+        (_with(schema=3), "schema 3"),
         (_with(net=None), "net"),
         (_with(classes=None), "classes"),
         (_with(classes=5), "TypeError"),
@@ -74,6 +98,15 @@ def _with(**changes: Any) -> str:
         (_with(preprocess={"std": [0.1, float("nan"), 0.2]}), "std above 0"),
         (_with(preprocess={"height_px": 0}), "0x48"),
         (_with(preprocess={"height_px": "32"}), "TypeError"),
+        (_with(preprocess={"fit": "squeeze"}), "letterbox or crop, not 'squeeze'"),
+        (_with(preprocess={"colour": "grey!"}), "grey!"),
+        (_with(preprocess={"layout": "CHWN"}), "CHWN"),
+        (_with(preprocess={"interpolation": "lanczos"}), "lanczos"),
+        (_with(preprocess={"fit": "letterbox", "align": "left"}), "left"),
+        (_with(preprocess={"fit": "letterbox", "fill": 256}), "256"),
+        (_with(preprocess={"fill": 7}), "of the canvas"),
+        (_with(preprocess={"fit": "crop", "short_px": 47}), "shorter side of 47"),
+        (_with(preprocess={"short_px": 64}), "shorter side of 64"),
     ],
 )
 def test_damaged_metadata_names_source_and_cause(text: str, why: str) -> None:

@@ -45,3 +45,34 @@ def test_constant_images_do_not_divide_by_zero() -> None:
     images = np.full((3, 2, 2, 1), 77, dtype=np.uint8)
     got = to_input(images, measured_preprocess(images))
     np.testing.assert_allclose(got, 0, atol=1e-3)
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("colour", ["rgb", "bgr", "grey"])
+def test_order_and_layout(colour: str, layout: str) -> None:
+    """Caffe's numbers, which are in the order of the network: blue, green, red of 0 to 255."""
+    mean, std = np.array([103.939, 116.779, 123.68]), np.array([1.0, 2.0, 58.4])
+    prep = Preprocess(
+        height_px=3, width_px=5, channels=3, mean=tuple(mean / 255), std=tuple(std / 255), colour=colour, layout=layout
+    )
+    images = np.random.default_rng(0).integers(0, 256, (4, 3, 5, prep.image_size["channels"]), dtype=np.uint8)
+    got = to_input(images, prep)
+    assert got.shape[1:] == prep.shape == ((3, 3, 5) if layout == "NCHW" else (3, 5, 3))
+    assert got.flags.c_contiguous
+    for sample in np.ndindex(4, 3, 5, 3):
+        n, y, x, c = sample
+        pixel = images[n, y, x, {"rgb": c, "bgr": 2 - c, "grey": 0}[colour]]
+        value = got[n, c, y, x] if layout == "NCHW" else got[n, y, x, c]
+        assert value == pytest.approx((float(pixel) - mean[c]) / std[c], abs=1e-4)  # of 255
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_inputs_of_bytes_get_the_bytes(layout: str) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (2, 3, 5, 3), dtype=np.uint8)
+    size = {"height_px": 3, "width_px": 5, "channels": 3, "layout": layout, "colour": "bgr"}
+    prep = Preprocess(**size, mean=(0.0,) * 3, std=(1 / 255,) * 3)
+    got = to_input(images, prep, "uint8")
+    assert got.dtype == np.uint8
+    np.testing.assert_array_equal(got, to_input(images, prep).round())
+    with pytest.raises(InputError, match="an input of bytes takes 0 to 255"):
+        to_input(images, Preprocess(**size, mean=(0.0,) * 3, std=(1.0,) * 3), "uint8")

@@ -1,0 +1,69 @@
+"""How does an image get to the size of a network? Scaled, on a canvas, letterboxed, or cropped."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from msn_deploy.core.errors import InputError
+from msn_deploy.core.model_info import Frame
+
+_RESAMPLING = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "nearest": Image.Resampling.NEAREST,
+}
+
+
+def framed(image: Image.Image, frame: Frame) -> NDArray[np.uint8]:
+    """Bring an image of mode L or RGB to a frame, as uint8 (height, width, channels).
+
+    Raises InputError for an image that is larger than the canvas on which it is to be put unscaled.
+    """
+    size = scaled_size(*image.size, frame)
+    if image.size != size:
+        image = image.resize(size, _RESAMPLING[frame.interpolation])
+    pixels = np.asarray(image, dtype=np.uint8).reshape(image.height, image.width, frame.channels)
+    if frame.fit == "crop":  # the centre as torchvision finds it, by Python's round
+        top, left = (round((have - want) / 2) for have, want in zip(pixels.shape, _sides(frame), strict=False))
+        return pixels[top : top + frame.height_px, left : left + frame.width_px]
+    return pixels if pixels.shape[:2] == _sides(frame) else padded(pixels[np.newaxis], frame)[0]
+
+
+def scaled_size(width: int, height: int, frame: Frame) -> tuple[int, int]:
+    """Return the width and height that an image is scaled to, before it is put on a canvas or cropped.
+
+    A letterbox rounds as ultralytics' does, a crop by `short_px` cuts off fractions as torchvision's Resize does.
+    """
+    wide, high = frame.width_px / width, frame.height_px / height
+    if frame.fit == "letterbox":
+        scale = min(wide, high)
+        return max(1, round(width * scale)), max(1, round(height * scale))
+    if frame.fit == "crop" and frame.short_px:
+        short = min(width, height)
+        return frame.short_px * width // short, frame.short_px * height // short
+    if frame.fit == "crop":
+        scale = max(wide, high)
+        return max(frame.width_px, round(width * scale)), max(frame.height_px, round(height * scale))
+    return (width, height) if frame.fit == "pad" else (frame.width_px, frame.height_px)
+
+
+def padded(pixels: NDArray[np.uint8], frame: Frame) -> NDArray[np.uint8]:
+    """Put images (N, h, w, C) unscaled on canvases of the frame. Raises InputError for images that are larger."""
+    count, height, width, channels = pixels.shape
+    if height > frame.height_px or width > frame.width_px:
+        raise InputError(
+            f"an image of {width}x{height} pixels can't be padded to {frame.width_px}x{frame.height_px}.\n"
+            'Scale it: `fit = "resize"` in the recipe.'
+        )
+    canvas = np.full((count, *_sides(frame), channels), frame.fill, dtype=np.uint8)
+    top, left = (frame.height_px - height) // 2, (frame.width_px - width) // 2
+    if frame.align == "corner":
+        top = left = 0
+    canvas[:, top : top + height, left : left + width] = pixels
+    return canvas
+
+
+def _sides(frame: Frame) -> tuple[int, int]:
+    return (frame.height_px, frame.width_px)
