@@ -190,6 +190,58 @@ def _consumer_start(model: DenseNetBC) -> nn.Module:
     return _replace(model, Shift, lambda shift: _StartedShift(len(shift.shift)))
 
 
+class _StartedColumns(Shift):
+    """A reader's shift; in the first batch the weight behind it is divided by the deviation of each feature it reads.
+
+    No gain is left: sigma is followed, and the factor of the layer keeps the deviation that it started with.
+    """
+
+    def __init__(self, channels: int, reads: nn.Module) -> None:
+        super().__init__(channels)
+        self.reads = [reads]  # not a submodule: it is one already
+        self.register_buffer("steps", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and self.steps == 0:
+            with torch.no_grad():
+                (layer,) = self.reads
+                deviation = x.float().std((0, 2, 3)).clamp_min(1e-3)
+                before = layer.sigma() if isinstance(layer, MSNConv2d) else None
+                layer.weight.div_(deviation.view(1, -1, *[1] * (layer.weight.dim() - 2)))
+                if before is not None:
+                    layer.settle()
+                    layer.scale = (1.0 if layer.scale is None else layer.scale) * layer.sigma() / before
+                self.steps.add_(1)
+        return super().forward(x)
+
+
+def _columns_start(model: DenseNetBC) -> nn.Module:
+    layers = [(layer.before, layer.bottleneck[0]) for block in model.blocks for layer in block]
+    layers += [(each.before, each.feature) for each in model.transitions]
+    for before, reads in (*layers, (model.last, model.classifier)):
+        before[0] = _StartedColumns(len(before[0].shift), reads)
+    return model
+
+
+def _affine_start(model: DenseNetBC) -> nn.Module:
+    """Start the gains of msn-affine, those of 1x1 convolutions and those of readers, at unit deviation."""
+
+    def start(layer: MSNConv2d, inputs: tuple[Tensor], y: Tensor) -> Tensor:
+        if not layer.training or layer.steps > 0:
+            return y
+        with torch.no_grad():
+            factor = 1 / y.detach().float().std((0, 2, 3)).clamp_min(1e-3)
+            layer.gain.data.mul_(factor)
+            layer.steps.add_(1)
+        return y * factor.view(-1, 1, 1).to(y.dtype)
+
+    for layer in _convolutions(model):
+        if layer.gain is not None:
+            layer.register_buffer("steps", torch.zeros(()))
+            layer.register_forward_hook(start)
+    return _consumer_start(model)
+
+
 def _bn_readers(model: DenseNetBC) -> nn.Module:
     """BN where features are read, MSN in all convolutions."""
     return _replace(model, Shift, lambda shift: nn.BatchNorm2d(len(shift.shift)))
@@ -277,6 +329,8 @@ DENSE: dict[str, Callable[[Any], nn.Module]] = {
     "feature_gain": _feature_gain,
     "consumer_gain": _consumer_gain,
     "consumer_start": _consumer_start,
+    "columns_start": _columns_start,
+    "affine_start": _affine_start,
     "shift_decay": _shift_decay,
     "momentum_002": _with_all_momentum(0.02),
     "unit_start": _scaled(0.0),

@@ -23,7 +23,7 @@ from msn_deploy.training import train
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 FOLD = [
     *("layer_gain", "feature_gain", "consumer_gain", "consumer_start", "shift_decay", "momentum_002", "unit_start"),
-    *("unit_scale", "unit_channels", "bn_bottlenecks", "gain_noise"),
+    *("unit_scale", "unit_channels", "bn_bottlenecks", "gain_noise", "columns_start", "affine_start"),
 ]
 OTHERS = ["bn_readers", "bn_last", "row_norm", "bn_constant_deviation", "bn_no_gain"]
 
@@ -42,7 +42,7 @@ def gap_nets() -> Iterator[Any]:
 
 
 def _trained(variant: str, steps: int = 2) -> tuple[nn.Module, Tensor]:
-    norm = "bn" if variant in ("bn_constant_deviation", "bn_no_gain") else "msn"
+    norm = {"bn_constant_deviation": "bn", "bn_no_gain": "bn", "affine_start": "msn_affine"}.get(variant, "msn")
     recipe = replace(load_recipe(f"densenet_bc_22_{norm}"), net=f"densenet_bc_22_{variant}", width=4)
     torch.manual_seed(0)
     model = build_net(replace(recipe, input_shape=(1, 1, 8, 8)), classes=10).double()
@@ -107,9 +107,22 @@ def test_what_a_variant_adds_is_trained(gap_nets: Any, variant: str) -> None:
         assert name not in before or not torch.equal(value, before[name]), name
 
 
+def test_weights_of_readers_start_as_if_they_read_unit_deviations(gap_nets: Any) -> None:
+    start, x = _trained("columns_start", steps=0)
+    model, _ = _trained("columns_start", steps=0)
+    layer, seen = model.blocks[1][2], []
+    layer.before[0].register_forward_pre_hook(lambda _m, inputs: seen.append(inputs[0].detach().std((0, 2, 3))))
+    with torch.no_grad():
+        model.train()(x)
+        old, new = (each.blocks[1][2].bottleneck[0]._normalised_weight() for each in (start.eval(), model.eval()))
+    torch.testing.assert_close(new * seen[0].view(1, -1, 1, 1), old, rtol=1e-4, atol=1e-6)
+    assert seen[0].max() > 1.2 * seen[0].min()
+
+
 def test_readers_start_at_unit_deviation_and_learn(gap_nets: Any) -> None:
     model, x = _trained("consumer_start", steps=0)
     inner = [module for module in model.modules() if isinstance(module, Shift)]
+    assert len(inner) == 12
     seen = []
     inner[3].register_forward_hook(lambda _m, _i, y: seen.append(y.detach().clone()))
     model.train()(x)
