@@ -23,7 +23,8 @@ from msn_deploy.training import train
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 FOLD = [
     *("layer_gain", "feature_gain", "consumer_gain", "consumer_start", "shift_decay", "momentum_002", "unit_start"),
-    *("unit_scale", "unit_channels", "bn_bottlenecks", "gain_noise", "columns_start", "affine_start"),
+    *("unit_scale", "unit_channels", "bn_bottlenecks", "gain_noise", "columns_start"),
+    *("affine_start", "all_columns_start"),
 ]
 OTHERS = ["bn_readers", "bn_last", "row_norm", "bn_constant_deviation", "bn_no_gain"]
 
@@ -70,7 +71,10 @@ def test_a_variant_trains(gap_nets: Any, variant: str) -> None:
 def test_a_variant_folds_exactly(gap_nets: Any, variant: str) -> None:
     model, x = _trained(variant)
     for module in model.modules():
-        module._forward_hooks.clear()  # which do nothing in evaluation, but a fold can't know
+        (
+            module._forward_hooks.clear(),
+            module._forward_pre_hooks.clear(),
+        )  # which do nothing in evaluation, but a fold can't know
     with torch.no_grad():
         folded = fold(model.eval())
         torch.testing.assert_close(folded(x), model(x), rtol=1e-10, atol=1e-10)
@@ -107,16 +111,25 @@ def test_what_a_variant_adds_is_trained(gap_nets: Any, variant: str) -> None:
         assert name not in before or not torch.equal(value, before[name]), name
 
 
-def test_weights_of_readers_start_as_if_they_read_unit_deviations(gap_nets: Any) -> None:
-    start, x = _trained("columns_start", steps=0)
-    model, _ = _trained("columns_start", steps=0)
+@pytest.mark.parametrize("variant", ["columns_start", "all_columns_start"])
+def test_weights_start_as_if_they_read_unit_deviations(gap_nets: Any, variant: str) -> None:
+    (start, x), (model, _) = _trained(variant, steps=0), _trained(variant, steps=0)
     layer, seen = model.blocks[1][2], []
-    layer.before[0].register_forward_pre_hook(lambda _m, inputs: seen.append(inputs[0].detach().std((0, 2, 3))))
+    if variant == "columns_start":
+        layer.before[0].register_forward_pre_hook(lambda _m, inputs: seen.append(inputs[0].std((0, 2, 3))))
+    else:
+        layer.bottleneck[0].register_forward_pre_hook(
+            lambda _m, inputs: seen.append((2 * inputs[0].square().mean((0, 2, 3))).sqrt())
+        )
     with torch.no_grad():
         model.train()(x)
-        old, new = (each.blocks[1][2].bottleneck[0]._normalised_weight() for each in (start.eval(), model.eval()))
-    torch.testing.assert_close(new * seen[0].view(1, -1, 1, 1), old, rtol=1e-4, atol=1e-6)
-    assert seen[0].max() > 1.2 * seen[0].min()
+        size = seen[0]  # before the second pass, in which nothing is divided any more
+        new = model.eval().blocks[1][2].bottleneck[0]._normalised_weight()
+        old = start.eval().blocks[1][2].bottleneck[0]._normalised_weight()
+        torch.testing.assert_close(new * size.view(1, -1, 1, 1), old, rtol=1e-4, atol=1e-6)
+        model.train()(x)
+        torch.testing.assert_close(model.eval().blocks[1][2].bottleneck[0]._normalised_weight(), new)
+    assert size.max() > 1.2 * size.min()
 
 
 def test_readers_start_at_unit_deviation_and_learn(gap_nets: Any) -> None:
