@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from msn_deploy.core.artifacts import open_input
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.model_info import Frame
+from msn_deploy.data.decode import Levels, open_picture
 from msn_deploy.data.frame import framed, padded
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".pgm", ".ppm", ".webp")
 DIGITS: tuple[str, ...] = tuple("0123456789")
 _MODE = {1: "L", 3: "RGB"}
 
@@ -61,20 +60,21 @@ class LazyImages:
         return images if dtype is None else images.astype(dtype)
 
 
-def read_image(path: Path, **size: Any) -> NDArray[np.uint8]:
-    """Read one image file as uint8 (height, width, channels); InputError if it is not an image or does not fit.
+def read_image(path: Path, *, levels: Levels | None = None, **size: Any) -> NDArray[np.uint8]:
+    """Read one image file as uint8 (height, width, channels), upright, on white where it is transparent.
 
-    size: the fields of Frame, of which `height_px`, `width_px` and `channels` are needed.
+    levels: as for `Picture.to_bytes`. size: the fields of Frame, of which `height_px`, `width_px` and `channels` are
+    needed. Raises InputError if it is not a readable image or does not fit.
     """
     frame = Frame(**size)
-    with open_input(path) as stream:
-        try:
-            with Image.open(stream) as image:
-                return _fitted(image, frame)
-        except InputError as cause:
-            raise InputError(f"{path}: {cause}") from cause
-        except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as cause:
-            raise InputError(f"{path} is not a readable image ({type(cause).__name__}).") from cause
+    image = Image.fromarray(open_picture(path).to_bytes(levels))
+    try:
+        return _fitted(image, frame)
+    except InputError as cause:
+        raise InputError(f"{path}: {cause}") from cause
+    except (MemoryError, OverflowError, ValueError) as cause:  # one pixel wide and long enough
+        text = f"{path} of {image.width}x{image.height} pixels is too long to be fitted by {frame.fit!r}."
+        raise InputError(text) from cause
 
 
 def fit_images(images: NDArray[np.uint8], **size: Any) -> NDArray[np.uint8]:
@@ -90,6 +90,4 @@ def fit_images(images: NDArray[np.uint8], **size: Any) -> NDArray[np.uint8]:
 
 
 def _fitted(image: Image.Image, frame: Frame) -> NDArray[np.uint8]:
-    if image.mode.startswith("I"):  # 16 bits per pixel, which `convert` would cut off at 255
-        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
     return framed(image.convert(_MODE[frame.channels]), frame)

@@ -17,8 +17,9 @@ from msn_deploy.core.errors import InputError, did_you_mean
 from msn_deploy.core.model_info import Frame
 from msn_deploy.data import feeds
 from msn_deploy.data.cifar import read_cifar
+from msn_deploy.data.decode import SUFFIXES
 from msn_deploy.data.idx import PREFIX, read_idx_folder
-from msn_deploy.data.images import SUFFIXES, LazyImages, Raw, fit_images, read_image
+from msn_deploy.data.images import LazyImages, Raw, fit_images, read_image
 from msn_deploy.data.names import NAMES, download, folder_of
 from msn_deploy.data.svhn import read_svhn
 

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from msn_deploy.core.errors import InputError, first_line
 from msn_deploy.core.optional import require
 from msn_deploy.data import to_input
-from msn_deploy.data.images import SUFFIXES, fit_images, read_image
+from msn_deploy.data.decode import SUFFIXES
+from msn_deploy.data.images import fit_images, read_image
 from msn_deploy.pipeline.evaluate import Classifier, open_classifier
 from msn_deploy.tasks.classification import likeliest, scores_of
 
