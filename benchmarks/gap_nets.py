@@ -218,23 +218,6 @@ def _divide_columns(layer: Any, size: Tensor) -> None:
         layer.scale = (1.0 if layer.scale is None else layer.scale) * layer.sigma() / before
 
 
-def _all_columns_start(model: DenseNetBC) -> nn.Module:
-    """In the first batch, divide every weight by the size of its inputs, where that of a unit deviation's ReLU is 1."""
-
-    def start(layer: Any, inputs: tuple[Tensor]) -> None:
-        if not layer.training or layer.steps > 0:
-            return
-        with torch.no_grad():
-            square = inputs[0].float().square().mean([dim for dim in range(inputs[0].dim()) if dim != 1])
-            _divide_columns(layer, (2 * square).sqrt().clamp_min(1e-3))
-            layer.steps.add_(1)
-
-    for layer in (*_convolutions(model), model.classifier):
-        layer.register_buffer("steps", torch.zeros(()))
-        layer.register_forward_pre_hook(start)
-    return model
-
-
 def _columns_start(model: DenseNetBC) -> nn.Module:
     layers = [(layer.before, layer.bottleneck[0]) for block in model.blocks for layer in block]
     layers += [(each.before, each.feature) for each in model.transitions]
@@ -350,7 +333,6 @@ DENSE: dict[str, Callable[[Any], nn.Module]] = {
     "consumer_gain": _consumer_gain,
     "consumer_start": _consumer_start,
     "columns_start": _columns_start,
-    "all_columns_start": _all_columns_start,
     "affine_start": _affine_start,
     "shift_decay": _shift_decay,
     "momentum_002": _with_all_momentum(0.02),

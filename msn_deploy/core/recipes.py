@@ -144,10 +144,11 @@ class Recipe:
     """sn divides the weight of the last linear layer by its spectral norm, as the paper's authors do on MNIST."""
     fit: Fit = "resize"
     """How images get to the size of input_shape: scaled, or unscaled on a black canvas."""
-    init: Literal["plain", "kaiming"] = "plain"
+    init: Literal["plain", "kaiming", "data"] = "plain"
     """kaiming gives each convolution with a spectral norm a constant factor with which it starts at the deviation of
     Kaiming's initialisation (`init_gain` of the layers), and is where the gain of standardised weights starts; plain
-    has none, as in the paper. Other convolutions start the same with either."""
+    has none, as in the paper. data is kaiming, whose weights, and those of linear layers, are then divided by the size
+    of what they read in the first batch. Other convolutions start the same with each."""
     gan: GanOptions | None = None
     """For a generator, which is trained against a discriminator that has the norm."""
     train: TrainOptions

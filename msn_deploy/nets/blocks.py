@@ -18,7 +18,7 @@ _MOST_GROUPS, _FEWEST_CHANNELS = 32, 8  # of a GroupNorm (Wu and He, 2018, arXiv
 class Norm:
     """Which norm (one of core.model_info.NORMS) a network's convolutions carry, and how it starts and moves.
 
-    power_iterations: per training step. init: "plain" or "kaiming".
+    power_iterations: per training step. init: "plain", "kaiming", or "data", which is as kaiming here.
     """
 
     name: str
@@ -27,12 +27,12 @@ class Norm:
 
     def spectral(self) -> dict[str, Any]:
         """Return the arguments of a convolution with a spectral norm."""
-        init_gain = math.sqrt(2) if self.init == "kaiming" else None
+        init_gain = None if self.init == "plain" else math.sqrt(2)
         return {"power_iterations": self.power_iterations, "init_gain": init_gain}
 
     def standardised(self) -> dict[str, Any]:
         """Return the arguments of a convolution whose weight is standardised."""
-        return {"affine": self.name == "ws", "init_gain": math.sqrt(2) if self.init == "kaiming" else 1.0}
+        return {"affine": self.name == "ws", "init_gain": 1.0 if self.init == "plain" else math.sqrt(2)}
 
 
 def group_norm(channels: int) -> nn.GroupNorm:

@@ -39,7 +39,15 @@ from msn_deploy.training.checkpoint import (
     save_state,
 )
 from msn_deploy.training.distributed import World, join
-from msn_deploy.training.optimizer import averaged, freeze, into_training, learning_rate, make_optimizer, settled
+from msn_deploy.training.optimizer import (
+    averaged,
+    freeze,
+    into_training,
+    learning_rate,
+    make_optimizer,
+    settled,
+    start_from_data,
+)
 from msn_deploy.training.runner import logits_of
 from msn_deploy.training.weights import prepared_as, start_from, weights_parent
 
@@ -208,6 +216,8 @@ class _Training(Run):
         learned, self.held_out = divided(training, options.validation)
         self.held_input = to_input(self.held_out.images, prep)
         self.batches = Batches(learned, prep, options, device=world.device, rank=world.rank, ranks=world.size)
+        if recipe.init == "data" and weights is None:
+            start_from_data(self.model, next(self.batches.epoch(0))[0])
         self.optimizer = make_optimizer(self.model, options)
         self.average = averaged(self.model, options.ema) if options.ema else None
         self.parts = {"model": self.model, "optimizer": self.optimizer}

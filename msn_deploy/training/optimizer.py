@@ -1,11 +1,12 @@
-"""What of a network learns, what moves it, how far at each point of a training, and the average of where it was."""
+"""Where a network starts, what of it learns and moves it, how far at each point, and the average of where it was."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -15,7 +16,48 @@ from msn_deploy.msn.layers import SpectralLayer
 from msn_deploy.nets.blocks import classifier_of
 
 _KEEPS_STATISTICS = (_BatchNorm, Centring, SpectralLayer)
+_SMALLEST = 1e-3  # size of a channel, for one that is dead in the first batch
 _START, _END = 1 / 25, 1e-4  # of the peak, as torch's OneCycleLR has them
+
+
+@torch.no_grad()
+def start_from_data(model: nn.Module, images: Tensor) -> None:
+    """Divide weights by the size of what they read in a batch, images (N, C, H, W), channel by channel.
+
+    The size of a channel x is sqrt(2 E[x^2]): 1 for the ReLU of a feature of unit deviation. Layer after layer, in the
+    order of the forward: convolutions that have a spectral norm and a factor, whose `scale` then keeps W / sigma times
+    scale divided by just that, and linear layers. A reader of many features, as in a DenseNet, then starts with all of
+    them alike, whatever their size, and costs nothing. Close to LSUV (arXiv 1511.06422), which divides by outputs.
+    """
+    kept = {
+        name: value.clone() for name, value in model.named_buffers() if name.split(".")[-1] not in ("u", "v", "scale")
+    }
+
+    def divide(layer: Any, inputs: tuple[Tensor, ...]) -> None:
+        x, weight = inputs[0].float(), layer.weight
+        channel_dim = x.dim() + 1 - weight.dim() if weight.dim() > 2 else x.dim() - 1
+        square = x.square().mean([dim for dim in range(x.dim()) if dim != channel_dim])
+        size = (2 * square).sqrt().clamp_min(_SMALLEST)
+        before = layer.sigma() if isinstance(layer, SpectralLayer) else None
+        weight.div_(size.view(1, -1, *[1] * (weight.dim() - 2)))
+        if before is not None:
+            layer.settle()
+            layer.scale.mul_(layer.sigma() / before)
+
+    starts = [
+        layer
+        for layer in model.modules()
+        if (isinstance(layer, SpectralLayer) and layer.scale is not None) or type(layer) is nn.Linear
+    ]
+    hooks = [layer.register_forward_pre_hook(divide) for layer in starts]
+    training = model.training
+    model.train()(images)
+    model.train(training)
+    for hook in hooks:
+        hook.remove()
+    for name, value in model.named_buffers():
+        if name in kept:
+            value.copy_(kept[name])
 
 
 def freeze(model: nn.Module, what: Freeze) -> None:

@@ -1,17 +1,23 @@
-"""The learning rate: every schedule against torch's own, and the warm-up before it."""
+"""The start from data; the learning rate: every schedule against torch's own, and the warm-up before it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import get_args
+from dataclasses import replace
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
-from msn_deploy.core.recipes import Schedule, TrainOptions
-from msn_deploy.training.optimizer import learning_rate
+from msn_deploy.core.recipes import Recipe, Schedule, TrainOptions
+from msn_deploy.msn.layers import SpectralLayer
+from msn_deploy.nets import build_net
+from msn_deploy.training import train
+from msn_deploy.training.checkpoint import read_tensors
+from msn_deploy.training.optimizer import learning_rate, start_from_data
 
 
 def _options(schedule: Schedule, warm_up: float) -> TrainOptions:
@@ -62,3 +68,44 @@ def test_every_schedule_warms_up_alike_and_never_leaves_its_range(schedule: Sche
     assert got[200] == pytest.approx(0.4)
     assert got[200:] == sorted(got[200:], reverse=True)
     assert min(got) > 0
+
+
+@pytest.mark.parametrize("norm", ["msn", "msn-affine", "sn", "bn"])
+def test_a_start_from_data_divides_by_the_size_of_what_is_read(small_recipe: Callable[..., Recipe], norm: str) -> None:
+    recipe = replace(small_recipe("densenet_bc_22", norm, width=4), input_shape=(1, 1, 8, 8), init="data")
+    torch.manual_seed(0)
+    model = build_net(recipe, classes=10).double().eval()
+    images = 3 * torch.randn(16, 1, 8, 8, dtype=torch.float64)
+    layers = {name: each for name, each in model.named_modules() if isinstance(each, SpectralLayer | nn.Linear)}
+    old = {name: _effective(each).clone() for name, each in layers.items()}
+    buffers = {name: value.clone() for name, value in model.named_buffers() if "running" in name or "num_" in name}
+    read: dict[str, Tensor] = {}
+    for name, layer in layers.items():
+        layer.register_forward_pre_hook(lambda _m, inputs, name=name: read.setdefault(name, inputs[0].clone()))
+    start_from_data(model, images)
+    assert not model.training
+    assert len(layers) == (1 if norm == "bn" else 22)
+    for name, layer in layers.items():
+        dims = [dim for dim in range(read[name].dim()) if dim != 1]
+        size = (2 * read[name].square().mean(dims)).sqrt().clamp_min(1e-3)
+        now = _effective(layer) * size.view(1, -1, *[1] * (old[name].dim() - 2))
+        torch.testing.assert_close(now, old[name], rtol=1e-3, atol=1e-5)
+    assert all(torch.equal(value, buffers[name]) for name, value in model.named_buffers() if name in buffers)
+    with torch.no_grad():
+        once = model(images)
+    assert torch.isfinite(once).all()
+
+
+def _effective(layer: Any) -> Tensor:
+    with torch.no_grad():
+        return layer._normalised_weight() if isinstance(layer, SpectralLayer) else layer.weight
+
+
+def test_a_recipe_that_starts_from_data_repeats_itself(small_recipe: Callable[..., Recipe], tmp_path: Any) -> None:
+    recipe = replace(small_recipe("cnn3", "msn", epochs=1, batch_size=32), init="data")
+    one, two, other = (
+        read_tensors(train(each, out=tmp_path / name, device="cpu", limit_train=64).checkpoint)[0]
+        for name, each in (("a", recipe), ("b", recipe), ("c", replace(recipe, init="kaiming")))
+    )
+    assert all(torch.equal(value, two[name]) for name, value in one.items())
+    assert not torch.equal(one["0.weight"], other["0.weight"])
