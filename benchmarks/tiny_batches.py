@@ -42,7 +42,6 @@ ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "benchmarks" / "results" / "tiny-batches.json"
 PLOT = ROOT / "docs" / "tiny-batches.png"
 _PANELS = {"screen": "10,000 images", "whole": "60,000 images", "field": "fine-tuning, 2,000 images"}
-_COLOURS = ("#3465a4", "#73a5d8", "#8a8a8a", "#c4442c", "#e59866", "#4e9a06", "#75507b")
 STAGES = ("rate", "screen", "base", "field", "whole")
 ARMS = {  # the norm, and train.freeze
     "bn": ("bn", "none"),
@@ -55,6 +54,13 @@ ARMS = {  # the norm, and train.freeze
     "bn-head": ("bn", "backbone"),
     "msn-head": ("msn", "backbone"),
 }
+_COLOURS = dict(
+    zip(
+        ARMS,
+        ("#3465a4", "#73a5d8", "#8a8a8a", "#c4442c", "#b8860b", "#4e9a06", "#e59866", "#17a2a2", "#75507b"),
+        strict=True,
+    )
+)
 SCREENED = ("bn", "bn-frozen", "gn", "msn", "msn-affine", "none")
 WHOLE = ("bn", "bn-frozen", "gn", "msn")
 FIELD = ("bn", "bn-frozen", "gn", "msn", "msn-frozen", "bn-head", "msn-head")
@@ -240,7 +246,7 @@ def draw(found: list[dict[str, Any]]) -> None:
     figure = Figure(figsize=(9.0, 3.4), layout="constrained")
     for at, (stage, title) in enumerate(_PANELS.items()):
         axes = figure.add_subplot(1, len(_PANELS), at + 1)
-        for arm, colour in zip(FIELD if stage == "field" else SCREENED, _COLOURS, strict=False):
+        for arm, colour in _COLOURS.items():
             dots = [
                 (run["batch"], 100 * run["test_accuracy"])
                 for run in found
