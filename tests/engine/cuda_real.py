@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -89,8 +90,7 @@ def build(folder: Path) -> None:
     """Compile pycuda, and fetch cuda-bindings and what both import, into a folder; nothing if it is there already."""
     if folder.is_dir():
         return
-    nvcc = shutil.which("nvcc")
-    if nvcc is None:
+    if shutil.which("nvcc") is None:
         raise SystemExit("pycuda is compiled with CUDA's nvcc, which is not in PATH")
     part = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
@@ -104,7 +104,7 @@ def build(folder: Path) -> None:
         source = work / f"pycuda-{PYCUDA}"
         (work / "driver").mkdir()
         Driver(work / "driver")
-        root = Path(os.path.realpath(nvcc)).parents[1]
+        root = _toolkit(work)
         options = (f"--cuda-root={root}", f"--cudadrv-lib-dir={work / 'driver'}", "--no-cuda-enable-curand")
         subprocess.run([sys.executable, "configure.py", *options], cwd=source, check=True)
         quick = {**os.environ, "CFLAGS": "-O0 -g0"}
@@ -112,6 +112,14 @@ def build(folder: Path) -> None:
         subprocess.run([*_PIP, *into, "--no-deps", source], env=quick, check=True)
         subprocess.run([*_PIP, *into, "--only-binary=:all:", "cuda-bindings>=12.8", "pytools", "mako"], check=True)
     part.rename(folder)
+
+
+def _toolkit(work: Path) -> Path:
+    """Return where CUDA lies, as nvcc says it: the one in PATH may be a script that calls another."""
+    (work / "empty.cu").touch()
+    told = subprocess.run(["nvcc", "--dryrun", "-c", "empty.cu"], cwd=work, capture_output=True, text=True, check=True)
+    (top,) = re.findall(r"^#\$ TOP=(.+)$", told.stderr, re.M)
+    return Path(os.path.realpath(top))
 
 
 def note(folder: Path) -> dict[str, object]:
