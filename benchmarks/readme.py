@@ -13,6 +13,7 @@ import gap_text
 import graphs_text
 import int8_table
 import networks_text
+import sigma_text
 import suite_table
 import sweep_text
 import tiny_text
@@ -24,6 +25,7 @@ SWEEP = ROOT / "docs" / "sweep.md"
 NETWORKS = ROOT / "docs" / "networks.md"
 GAP = ROOT / "docs" / "gap.md"
 FINE_TUNING = ROOT / "docs" / "fine-tuning.md"
+SIGMA = ROOT / "docs" / "sigma.md"
 RESULTS = ROOT / "benchmarks" / "results" / "epyc-2-cores"
 RECORDED = ROOT / "benchmarks" / "results" / "xeon-2-cores"  # what record.sh and `make peers` wrote last
 _ARMS = {
@@ -244,6 +246,7 @@ def main() -> None:
     wanted[NETWORKS] = networks_text.page(RECORDED)
     wanted[GAP] = gap_text.page()
     wanted[FINE_TUNING] = tiny_text.page(ROOT)
+    wanted[SIGMA] = sigma_text.page()
     if "--check" in sys.argv[1:]:
         stale = [path.name for path, text in wanted.items() if path.read_text(encoding="utf-8") != text]
         raise SystemExit(f"{', '.join(stale)} out of date: make readme" if stale else 0)

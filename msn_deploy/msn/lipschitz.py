@@ -4,7 +4,7 @@ From above, the largest factors of the operations are multiplied along the netwo
 concatenation have rules of their own (sum, root of the sum of squares). A convolution has two such factors:
 
   operator  its norm as a linear map of images of the size that it sees, zero padding included; found by power
-            iteration, which comes from below and has an error of a percent at most in our networks
+            iteration, which comes from below and is within half a percent in the tests
   matrix    the largest singular value of its weight as a matrix (C_out, rest), which is what MSN and SN divide by,
             times the root of the number of windows that a pixel is in (9 for a 3x3 kernel of stride 1); an upper
             bound of the first (Tsuzuku et al., 2018, arXiv 1802.04034), and exact up to rounding

@@ -74,3 +74,17 @@ def test_no_certificate_of_an_older_model_is_left(ok, run_folder, tmp_path):
     assert (tmp_path / "net.fold.json").is_file()
     ok("export", source, "--no-fold", "--out", out)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["net.onnx", "net.onnx.json"]
+
+
+def test_export_says_which_sigma_is_furthest_off(capsys):
+    from msn_deploy.cli.export import _say_folds
+    from msn_deploy.graph.certificate import Certificate, CertifiedNorm
+
+    def norm(name, **sigma):
+        return CertifiedNorm(norm=name, operator="", rule="into-weight", difference=0.0, of=1.0, **sigma)
+
+    norms = (norm("a", sigma=1.99, sigma_svd=2.0), norm("b", sigma=1.8, sigma_svd=2.0), norm("c"))
+    _say_folds(Certificate(norms=norms, output=norm("y")))
+    assert "off by 10.00% at most: in layer b it is 1.8, the largest singular value is 2\n" in capsys.readouterr().out
+    _say_folds(Certificate(norms=norms[2:], output=norm("y")))
+    assert "sigma" not in capsys.readouterr().out
