@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from msn_deploy.cli import output
-from msn_deploy.cli.options import Json, Out, parse_batch, parse_input, parse_shape
+from msn_deploy.cli.options import Json, Out, parse_batch, parse_input, parse_numbers, parse_shape
 from msn_deploy.core.errors import size_text
 
 if TYPE_CHECKING:
     from msn_deploy.graph.certificate import Certificate
     from msn_deploy.model.parity import Rung
 
+_IMAGES = "Images"
 _MOST_NAMES = 5  # that a line lists
 
 
@@ -62,14 +63,65 @@ def command(
         bool, typer.Option("--require-fully-folded", help="Fail if a norm can't be folded.")
     ] = False,
     ladder: Annotated[bool, typer.Option("--ladder", help="Compare FP16 and INT8, too; neither is written.")] = False,
+    preprocess: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PRESET|FILE.toml",
+            help="How images are prepared: imagenet, zero-one, minus-one-one, yolo, or a file.",
+            rich_help_panel=_IMAGES,
+        ),
+    ] = None,
+    mean: Annotated[
+        str | None,
+        typer.Option(metavar="A,B,C", help="Subtracted, per channel of the network.", rich_help_panel=_IMAGES),
+    ] = None,
+    std: Annotated[
+        str | None, typer.Option(metavar="A,B,C", help="What is left is divided by it.", rich_help_panel=_IMAGES)
+    ] = None,
+    pixel_range: Annotated[
+        str | None,
+        typer.Option(
+            "--range",
+            metavar="LOW..HIGH",
+            help="What black and white become before that: 0..1, 0..255, -1..1.",
+            rich_help_panel=_IMAGES,
+        ),
+    ] = None,
+    colour: Annotated[
+        str | None, typer.Option(metavar="rgb|bgr|grey", help="Order of the channels.", rich_help_panel=_IMAGES)
+    ] = None,
+    fit: Annotated[
+        str | None,
+        typer.Option(
+            metavar="stretch|pad|letterbox|crop", help="How images get to the input's size.", rich_help_panel=_IMAGES
+        ),
+    ] = None,
+    short_side: Annotated[
+        int | None,
+        typer.Option(metavar="PX", help="What a crop first scales to, as 256 for 224.", rich_help_panel=_IMAGES),
+    ] = None,
+    fill: Annotated[
+        int | None, typer.Option(metavar="0..255", help="The grey that pads.", rich_help_panel=_IMAGES)
+    ] = None,
+    align: Annotated[
+        str | None, typer.Option(metavar="centre|corner", help="Where a padded image is.", rich_help_panel=_IMAGES)
+    ] = None,
+    interpolation: Annotated[
+        str | None, typer.Option(metavar="bilinear|bicubic|nearest", help="How it is scaled.", rich_help_panel=_IMAGES)
+    ] = None,
     json: Json = None,
 ) -> None:
     """Fold a network, write one checked ONNX file, and prove that it agrees with its source."""
+    from msn_deploy.data.preparation import preparation
     from msn_deploy.pipeline.export import export_onnx
     from msn_deploy.pipeline.source import ExportOptions
 
     size, dynamic = parse_batch(batch)
+    stated = {"mean": parse_numbers("mean", mean), "std": parse_numbers("std", std), "range": pixel_range,
+              "colour": colour, "fit": fit, "short_side": short_side, "fill": fill, "align": align,
+              "interpolation": interpolation}  # fmt: skip
     options = ExportOptions(
+        preparation=preparation(preprocess, stated),
         weights=weights,
         input_shape=parse_shape(input_shape) if input_shape else None,
         inputs=tuple(parse_input(each) for each in inputs or ()),
@@ -89,6 +141,8 @@ def command(
     operators = ", ".join(f"{count} {name}" for name, count in report.operators.items())
     output.say(f"{report.path}: {size_text(report.bytes)}, {'folded' if report.folded else 'not folded'}")
     output.say(f"  operators  {operators}")
+    if report.preprocess is not None:
+        output.say(f"  images     {report.preprocess.in_words}")
     if report.certificate is not None:
         _say_folds(report.certificate)
     if report.unsimplified_because:

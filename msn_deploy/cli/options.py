@@ -158,6 +158,16 @@ def parse_input(text: str) -> InputOption:
     return InputOption(name, tuple(numbers), dtype)
 
 
+def parse_numbers(option: str, text: str | None) -> tuple[float, ...] | None:
+    """Turn "0.485,0.456,0.406" into numbers. Raises InputError."""
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"--{option} {text!r} is not a list of numbers such as 0.485,0.456,0.406.") from None
+
+
 def parse_batch(text: str | None) -> tuple[int | None, bool]:
     """Turn "8" or "dynamic" into (batch, is it dynamic). Raises InputError."""
     if text is None:

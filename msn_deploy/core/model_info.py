@@ -171,6 +171,22 @@ class Preprocess(Frame):
         """Whether the numbers are those of the file, 0 to 255, so that an input of bytes can take them."""
         return not any(self.mean) and set(self.std) == {1 / 255}
 
+    @property
+    def in_words(self) -> str:
+        """Say it in one line."""
+        size = f"{self.width_px}x{self.height_px}"
+        fit = {
+            "resize": f"stretched to {size}",
+            "pad": f"unscaled on {size} of grey {self.fill}, {self.align}",
+            "letterbox": f"letterboxed to {size} on grey {self.fill}, {self.align}",
+            "crop": f"short side to {self.short_px or 'fit'}, centre of {size}",
+        }[self.fit]
+        mean, std = (", ".join(f"{255 * value:.4g}" for value in of) for of in (self.mean, self.std))
+        return (
+            f"{fit}, {self.interpolation}; {self.colour}, {self.layout}; "
+            f"({mean}) subtracted from 0 to 255, then divided by ({std})"
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain values as metadata has them, without what is usual; `Preprocess(**it)` reads them back."""
         usual = {each.name: each.default for each in fields(Preprocess)} | {"colour": self._natural_colour}

@@ -30,7 +30,7 @@ from msn_deploy.core.home import read_toml, tomllib
 from msn_deploy.core.model_info import DEFAULT_METHOD, DEFAULT_PERCENTILE, DEFAULT_SAMPLES, Fit, NormName
 
 T = TypeVar("T")
-STRICT = ConfigDict(extra="forbid", allow_inf_nan=False, populate_by_name=True)
+STRICT: ConfigDict = ConfigDict(extra="forbid", allow_inf_nan=False, populate_by_name=True)
 """The configuration of every record that is read from a file."""
 
 Count = Annotated[StrictInt, Field(ge=1)]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from msn_deploy.core.errors import InputError
-from msn_deploy.core.model_info import Preprocess
+from msn_deploy.core.model_info import Layout, Preprocess
 
 
 class PreparedImages:
@@ -48,6 +49,13 @@ def to_input(images: NDArray[np.uint8], prep: Preprocess, dtype: str = "float32"
         offset = -np.asarray(prep.mean, dtype=np.float32) / np.asarray(prep.std, dtype=np.float32)
         made = images * scale + offset  # a luminance becomes as many channels as there are numbers
     return np.ascontiguousarray(made if prep.layout == "NHWC" else made.transpose(0, 3, 1, 2), dtype=dtype)
+
+
+def layout_of(shape: Sequence[int | None]) -> Layout | None:
+    """Return the layout of an input that takes images of 1 or 3 channels; None for any other."""
+    if len(shape) != 4:
+        return None
+    return "NCHW" if shape[1] in (1, 3) else "NHWC" if shape[3] in (1, 3) else None
 
 
 def measured_preprocess(images: NDArray[np.uint8], *, fit: str = "resize") -> Preprocess:

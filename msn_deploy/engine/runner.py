@@ -158,7 +158,7 @@ def check_feeds(feeds: Mapping[str, NDArray[Any]], inputs: Sequence[TensorSpec],
 def image_input(runner: Runner) -> TensorSpec:
     """Return the only input of a network that maps a batch of images to one tensor.
 
-    Raises InputError for a network of several inputs or outputs, or of other types than floats.
+    Raises InputError for a network of several inputs or outputs, or that is not from floats or bytes to floats.
     """
     if len(runner.inputs) != 1 or len(runner.outputs) != 1:
         named = [", ".join(spec.name for spec in specs) for specs in (runner.inputs, runner.outputs)]
@@ -167,16 +167,18 @@ def image_input(runner: Runner) -> TensorSpec:
             f"({named[1]}); a network that is fed images has one of each."
         )
     given, made = runner.inputs[0], runner.outputs[0]
-    if given.dtype not in _FLOATS or made.dtype not in _FLOATS or not given.shape:
+    if given.dtype not in (*_FLOATS, "uint8") or made.dtype not in _FLOATS or not given.shape:
         raise InputError(
-            f"{runner.path} maps {given.dtype} of {sizes_text(given.shape)} to {made.dtype}; images in floats to "
-            "floats are run."
+            f"{runner.path} maps {given.dtype} of {sizes_text(given.shape)} to {made.dtype}; images in floats or "
+            "bytes to floats are run."
         )
     return given
 
 
-def run_images(runner: Runner, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Map float32 (N, C, H, W) to float32 (N, ...), for any N, by a network of one input and one output.
+def run_images(runner: Runner, batch: NDArray[Any]) -> NDArray[np.float32]:
+    """Map images (N, C, H, W) or (N, H, W, C) to float32 (N, ...), for any N, by a network of one input and one output.
+
+    They are float32, or uint8 for a network that takes bytes.
 
     More images than one run takes are run in several. Where one run takes more, the last image is repeated, and what
     comes of the repeats is dropped. Raises InputError if the images or the network do not fit.
@@ -184,7 +186,7 @@ def run_images(runner: Runner, batch: NDArray[np.float32]) -> NDArray[np.float32
     import numpy as np  # late: importing this module must stay light
 
     given = image_input(runner)
-    check_images(batch, given.shape or (), name=runner.name)
+    check_images(batch, given, name=runner.name)
     least, most = runner.batch_range
     step = most or len(batch)
     made = []
@@ -202,10 +204,12 @@ def run_images(runner: Runner, batch: NDArray[np.float32]) -> NDArray[np.float32
     return np.asarray(whole, dtype=np.float32)
 
 
-def check_images(batch: NDArray[np.float32], input_shape: Sequence[int | None], *, name: str) -> None:
+def check_images(batch: NDArray[Any], given: TensorSpec, *, name: str) -> None:
     """Raise InputError if these are no images for a network of that input, or none at all."""
-    if batch.dtype != "float32":
-        raise InputError(f"{name} is fed {batch.dtype}; images have to be prepared to float32 first.")
+    input_shape = given.shape or ()
+    wanted = "uint8" if given.dtype == "uint8" else "float32"
+    if batch.dtype != wanted:
+        raise InputError(f"{name} is fed {batch.dtype}; images have to be prepared to {wanted} first.")
     if not fits(batch.shape, (None, *input_shape[1:])):
         raise InputError(
             f"model wants {sizes_text(input_shape[1:])} images, the data gives {sizes_text(batch.shape[1:])}; "

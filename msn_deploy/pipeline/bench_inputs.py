@@ -79,7 +79,7 @@ def inputs_of(
     if not source:
         return BenchInputs([random_feeds(specs, seed=at) for at in range(count)], None)
     (given, *others) = specs
-    if others or given.dtype not in ("float32", "float16"):
+    if others or given.dtype not in ("float32", "float16", "uint8"):
         named = ", ".join(f"{spec.name} ({spec.dtype})" for spec in specs)
         raise InputError(
             f"{source} holds images, and {runner.name} takes {named}.\n"
@@ -114,7 +114,7 @@ def _from_files(runner: Runner, data: str, *, batch: int, shapes: Sequence[Input
 def _images(runner: Runner, given: TensorSpec, *, data: str | None, batch: int, count: int) -> BenchInputs:
     prep = preprocess_for(runner.info, given.shape or (), model=runner.name)
     split = split_for(runner.info, prep, data, "test")
-    images = to_input(split.images, prep).astype(given.dtype, copy=False)
+    images = to_input(split.images, prep, given.dtype)
     chosen = np.random.default_rng(0).permutation(max(len(images), count * batch)) % len(images)
     feeds = [{given.name: images[chosen[at * batch : (at + 1) * batch]]} for at in range(count)]
     return BenchInputs(feeds, split.as_parent())

@@ -295,7 +295,8 @@ def _within_drop(
 ) -> tuple[ModelProto, Verdict]:
     """Hold the accuracy budget on all images of the test split."""
     assert options.max_drop is not None
-    prep = preprocess_for(model.info, model.only_input[1], model=str(model.path))
+    _, shape = model.only_input
+    prep = preprocess_for(model.info, shape, model=str(model.path))
     test = split_for(model.info, prep, options.data, "test")
     named = model.info is not None and bool(model.info.classes)
     answer = partial(answers, classes=test.classes, name=str(model.path), ending=ending_of(proto), named=named)
@@ -303,7 +304,7 @@ def _within_drop(
         proto,
         ranges,
         maxima,
-        images=to_input(test.images, prep),
+        images=to_input(test.images, prep, model.inputs[0].dtype),
         labels=test.labels,
         max_drop=options.max_drop,
         answer=answer,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,14 +51,20 @@ class Evaluation:
 class Classifier:
     """A model file that maps images to one number per class."""
 
-    predict: Callable[[NDArray[np.float32]], NDArray[np.float32]]
-    """Float32 (N, C, H, W), for any N, to (N, ...)."""
+    predict: Callable[[NDArray[Any]], NDArray[np.float32]]
+    """What `prepared` gives, for any N, to (N, ...)."""
     info: ModelInfo | None
     prep: Preprocess
     """What it wants of images."""
+    dtype: str
+    """Of its input."""
     told: Described
     ending: Ending
     """What its numbers are already."""
+
+    def prepared(self, images: NDArray[np.uint8]) -> NDArray[Any]:
+        """Turn images (N, H, W, C), read as `prep.image_size` says, into its input."""
+        return to_input(images, self.prep, "uint8" if self.dtype == "uint8" else "float32")
 
 
 def evaluate(
@@ -71,7 +78,7 @@ def evaluate(
     """
     classifier = open_classifier(model, threads, trust=trust, plugins=plugins)
     split = split_for(classifier.info, classifier.prep, data, "test").first(samples)
-    images = to_input(split.images, classifier.prep)
+    images = classifier.prepared(split.images)
     began = time.perf_counter()
     found: list[NDArray[np.int64]] = []
     for start in range(0, len(images), _CHUNK):
@@ -103,10 +110,12 @@ def open_classifier(
     """Open a checkpoint, ONNX file or engine. Raises InputError for a generator, and for what takes no images."""
     file = open_file(model, trust=trust, plugins=plugins)
     runner = file.runner(provider="cpu" if file.opened else "torch", threads=threads)
+    given = image_input(runner)
     return Classifier(
         predict=partial(run_images, runner),
         info=runner.info,
-        prep=preprocess_for(runner.info, image_input(runner).shape or (), model=str(model)),
+        prep=preprocess_for(runner.info, given.shape or (), model=str(model)),
+        dtype=given.dtype,
         told=file.described(runner),
         ending=_ending_of(file),
     )

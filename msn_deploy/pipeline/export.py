@@ -16,7 +16,7 @@ import numpy as np
 
 from msn_deploy.core.artifacts import Parent, publish, sidecar_path, write_json
 from msn_deploy.core.errors import FoldError, GateError, InputError
-from msn_deploy.core.model_info import ModelInfo
+from msn_deploy.core.model_info import ModelInfo, Preprocess
 from msn_deploy.data import to_input
 from msn_deploy.data.feeds import is_feeds, open_feeds
 from msn_deploy.engine.ort import run_on_one_thread
@@ -70,6 +70,8 @@ class ExportReport(ExportFacts):
     folded: bool
     certificate: Certificate | None
     """What became of every norm (None without folding), also in the file NAME.fold.json."""
+    preprocess: Preprocess | None
+    """How images are prepared for it, if that is known."""
     unsimplified_because: str
     """Why onnxsim's graph was not taken; empty if it was, or not asked for."""
 
@@ -159,6 +161,7 @@ def _export(source: str | nn.Module, out: Path, options: ExportOptions, onnxsim:
         ladder=facts.ladder,
         parity_on=feeds_are,
         certificate=certificate,
+        preprocess=made.info.preprocess,
         unsimplified_because=why,
     )
 
@@ -306,7 +309,7 @@ def _comparison_feeds(made: Source, data: str | None) -> tuple[Sequence[Feeds], 
     if data is not None and info.preprocess is None:
         raise InputError(
             f"it is not known how images are prepared for this network, so that {data} can't be fed to it.\n"
-            "Give `--data` an .npz or .npy file of prepared inputs."
+            "Say it (`--preprocess imagenet`, ...), or give `--data` an .npz or .npy file of prepared inputs."
         )
     first = inputs[0]
     is_open, batch = first.open[:1] == (BATCH,), (first.shape or (1,))[0]
@@ -321,7 +324,7 @@ def _comparison_feeds(made: Source, data: str | None) -> tuple[Sequence[Feeds], 
             step = _MOST_ROWS if is_open else batch
             whole = len(split.labels) if is_open else len(split.labels) // batch * batch
             if whole:
-                images = to_input(split.images[:whole], info.preprocess)
+                images = to_input(split.images[:whole], info.preprocess, first.dtype)
                 runs = [{first.name: images[at : at + step]} for at in range(0, whole, step)]
                 return runs, f"{whole} test images of {data or info.data}"
     row = sum(int(np.prod(each.shape[1:])) for each in inputs)

@@ -1,6 +1,6 @@
 """Which images suit a model, and which does it get to see while its ranges are measured?
 
-Prepared as the file says where it says so, scaled to 0..1 where it does not; a generator takes latents in their place.
+Prepared as the file says; one that does not say it gets none. A generator takes latents in their place.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from msn_deploy.core.artifacts import Parent
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.model_info import ModelInfo, Preprocess, TensorSpec
-from msn_deploy.data import Split, load_split, to_input
+from msn_deploy.data import Split, load_split
 from msn_deploy.data.feeds import FeedSource, ImageSamples, Samples, WholeSamples, is_feeds, open_feeds, runs_of
-from msn_deploy.data.preprocess import PreparedImages
+from msn_deploy.data.preparation import PRESETS
+from msn_deploy.data.preprocess import PreparedImages, layout_of
 from msn_deploy.data.sources import is_local
 from msn_deploy.engine.ort import run_on_one_thread
 from msn_deploy.engine.runner import Stateful, sizes_text
@@ -33,30 +33,29 @@ _RANDOM_RUNS = 4
 _LATENTS = "latents of the standard normal distribution"
 
 
-def preprocess_for(info: ModelInfo | None, input_shape: Sequence[int | None], *, model: str) -> Preprocess:
-    """Return the preprocessing of a model file; without metadata images are scaled to 0..1, which the log says.
+def preprocess_for(info: ModelInfo | None, shape: Sequence[int | None], *, model: str) -> Preprocess:
+    """Return how a model file says that images are prepared for its input of that shape.
 
-    Raises InputError if the input is not an image (N, 1 or 3, H, W), which a generator's latents can look like.
+    Raises InputError if it does not say so, or if the input is not an image (N, 1 or 3, H, W) or (N, H, W, 1 or 3),
+    which a generator's latents can look like.
     """
     refuse_generator(info, model=model)
-    sizes = input_shape[1:]
-    if len(input_shape) != 4 or None in sizes or sizes[0] not in (1, 3):
-        text = "x".join("any" if size is None else str(size) for size in input_shape)
-        raise InputError(f"{model} takes {text}; images need a fixed N x (1 or 3) x height x width.")
-    channels, height, width = (int(size or 0) for size in sizes)
-    if info is not None and info.preprocess is not None:
-        prep = info.preprocess
-        if (prep.channels, prep.height_px, prep.width_px) != (channels, height, width):
-            raise InputError(
-                f"model wants {channels}x{height}x{width} images, its own preprocessing gives "
-                f"{prep.channels}x{prep.height_px}x{prep.width_px}.\n"
-                f"{model} was changed after its export; export it again."
-            )
-        return prep
-    _LOG.warning("%s says nothing of its preprocessing: images are resized and scaled to 0..1, no more", model)
-    return Preprocess(
-        height_px=height, width_px=width, channels=channels, mean=(0.0,) * channels, std=(1.0,) * channels
-    )
+    if layout_of(shape) is None or None in shape[1:]:
+        raise InputError(f"{model} takes {sizes_text(shape)}; images need a fixed N x (1 or 3) x height x width.")
+    prep = info.preprocess if info is not None else None
+    if prep is None:
+        own = model if model.endswith(".onnx") else "MODEL.onnx"
+        raise InputError(
+            f"{model} does not say how images are prepared for it, so that it can't be fed any.\n"
+            f"Say it: msn-deploy export {own} --preprocess {'|'.join(PRESETS)} --out NEW.onnx\n"
+            "(or --range, --mean, --std, --colour, --fit: docs/preparation.md)."
+        )
+    if prep.shape != tuple(shape[1:]):
+        raise InputError(
+            f"model wants {sizes_text(shape[1:])} images, its own preprocessing gives {sizes_text(prep.shape)}.\n"
+            f"{model} was changed after its export; export it again."
+        )
+    return prep
 
 
 def refuse_generator(info: ModelInfo | None, *, model: str) -> None:
@@ -172,21 +171,21 @@ def calibration_inputs(
             samples=ImageSamples(name, latents.astype(np.float32)), inputs=model.inputs, parents=(), source=_LATENTS,
             seed=seed or 0, preprocess={}, facts={}, warnings=(),
         )  # fmt: skip
-    spec, shape, last = _image_input(model)
-    prep = preprocess_for(info, shape, model=path)
+    spec = _image_input(model)
+    prep = preprocess_for(info, spec.shape or (), model=path)
     split = split_for(info, prep, data, "train", lazy=True).first(samples, seed=seed)
-    facts = examine(PreparedImages(split.images, prep))
-    warnings = (*check_images(facts, info.preprocess if info else None), *check_labels(split.labels, split.classes))
+    facts = examine(PreparedImages(split.images, replace(prep, layout="NCHW")))
+    warnings = (*check_images(facts, prep), *check_labels(split.labels, split.classes))
     for doubt in warnings:
         _LOG.warning("%s", doubt)
-    prepared = _AsInput(split.images, prep, spec.dtype, last)
+    prepared = PreparedImages(split.images, prep, spec.dtype)
     return CalibrationInputs(
         samples=ImageSamples(spec.name, prepared),
         inputs=model.inputs,
         parents=(split.as_parent(),),
         source=split.source,
         seed=seed,
-        preprocess=asdict(prep) | ({} if spec.dtype == "float32" and not last else {"type": spec.dtype, "NHWC": last}),
+        preprocess=prep.to_dict(),
         facts=asdict(facts),
         warnings=warnings,
     )
@@ -239,41 +238,17 @@ def _in_sequence(
                    preprocess={"state": [f"{made}={taken}" for made, taken in state.items()]})  # fmt: skip
 
 
-def _image_input(model: OpenModel) -> tuple[TensorSpec, tuple[int | None, ...], bool]:
-    """Return the image input of a network, its shape as N x C x H x W, and whether the channels come last.
-
-    Raises InputError that says what to give to any other network.
-    """
+def _image_input(model: OpenModel) -> TensorSpec:
+    """Return the image input of a network. Raises InputError that says what to give to any other network."""
     spec = model.inputs[0]
-    shape = spec.shape or ()
-    if len(model.inputs) == 1 and len(shape) == 4 and spec.dtype in ("float32", "float16", "uint8"):
-        if shape[1] in (1, 3):
-            return spec, shape, False
-        if shape[3] in (1, 3):
-            return spec, (shape[0], shape[3], shape[1], shape[2]), True
+    if len(model.inputs) == 1 and layout_of(spec.shape or ()) and spec.dtype in ("float32", "float16", "uint8"):
+        return spec
     text = ", ".join(f"{each.name} ({each.dtype} of {sizes_text(each.shape)})" for each in model.inputs)
     names = ", ".join(f"{each.name}=..." for each in model.inputs)
     raise InputError(
         f"{model.path} takes {text}: not N x (1 or 3) x height x width, so not images.\n"
         f"Give arrays: `--data FEEDS.npz`, saved by numpy.savez(FILE, {names}); the first axis counts the samples."
     )
-
-
-class _AsInput:
-    """Images as an input takes them: bytes as they are, floats prepared; channels first or last."""
-
-    def __init__(self, images: Any, prep: Preprocess, dtype: str, last: bool) -> None:
-        self._images, self._prep, self._dtype, self._last = images, prep, dtype, last
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def __getitem__(self, index: slice) -> NDArray[Any]:
-        pixels = np.asarray(self._images[index])
-        if self._dtype == "uint8":
-            return pixels if self._last else np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
-        prepared = to_input(pixels, self._prep).astype(self._dtype, copy=False)
-        return np.ascontiguousarray(prepared.transpose(0, 2, 3, 1)) if self._last else prepared
 
 
 def has_inputs(info: ModelInfo | None, data: str | None) -> bool:

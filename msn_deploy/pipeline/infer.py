@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from msn_deploy.core.errors import InputError, first_line
 from msn_deploy.core.optional import require
-from msn_deploy.data import to_input
 from msn_deploy.data.decode import SUFFIXES
 from msn_deploy.data.images import fit_images, read_image
 from msn_deploy.pipeline.evaluate import Classifier, open_classifier
@@ -59,7 +58,8 @@ def infer(
     prep = classifier.prep
     for source in sources:
         _check(source)
-    pays_for_memory = classifier.predict(np.zeros((1, prep.channels, prep.height_px, prep.width_px), dtype=np.float32))
+    black = np.zeros((1, prep.height_px, prep.width_px, prep.image_size["channels"]), dtype=np.uint8)
+    pays_for_memory = classifier.predict(classifier.prepared(black))
     scores_of(np.zeros_like(pays_for_memory), ending="softmax", name=str(model))  # refuses what is not a classifier
     return (_answer(name, image, classifier) for name, image in _images(sources, prep.image_size))
 
@@ -67,7 +67,7 @@ def infer(
 def _answer(name: str, image: NDArray[np.uint8] | InputError, classifier: Classifier) -> Answer:
     if isinstance(image, InputError):
         return Answer(image=name, error=first_line(image))
-    batch = to_input(image[np.newaxis], classifier.prep)
+    batch = classifier.prepared(image[np.newaxis])
     began = time.perf_counter()
     outputs = classifier.predict(batch)
     latency_ms = (time.perf_counter() - began) * 1e3

@@ -15,6 +15,7 @@ from msn_deploy.core.model_info import InputOption, ModelInfo
 from msn_deploy.core.optional import require
 from msn_deploy.core.recipes import recipe_from_dict
 from msn_deploy.data.feeds import is_feeds, open_feeds
+from msn_deploy.data.preparation import Preparation, resolved
 from msn_deploy.engine import OrtRunner
 from msn_deploy.engine.runner import sizes_text
 from msn_deploy.model.feeds import (
@@ -57,6 +58,8 @@ class ExportOptions:
     """Of the only input: (N, C, H, W), for a network of the user's own, or to fix open sizes of an ONNX file."""
     inputs: tuple[InputOption, ...] = ()
     """In place of `input_shape`: one or more inputs by name."""
+    preparation: Preparation | None = None
+    """How images are prepared for it, which the file says from then on."""
     data: str | None = None
     """What the stages are compared on: feeds (see `data.feeds`), or images where it is known how they are prepared;
     None: what it was trained on, else random numbers."""
@@ -109,6 +112,20 @@ def require_packages() -> None:
 
 def open_source(source: str | nn.Module, options: ExportOptions) -> Source:
     """Open a source. Raises InputError (exit 2), also for an option that this kind of source has no use for."""
+    made = _opened(source, options)
+    if options.preparation is None:
+        return made
+    name = source if isinstance(source, str) else type(source).__name__
+    if len(made.inputs) != 1 or made.info.is_generator:
+        raise InputError(
+            f"{name} takes {'latents' if made.info.is_generator else f'{len(made.inputs)} inputs'}, and no images.\n"
+            "Leave out what says how images are prepared."
+        )
+    prep = resolved(options.preparation, made.inputs[0].spec, made.info.preprocess, model=name)
+    return replace(made, info=replace(made.info, preprocess=prep))
+
+
+def _opened(source: str | nn.Module, options: ExportOptions) -> Source:
     if options.weights is not None and not options.weights.is_file():
         raise InputError(f"{options.weights} does not exist.\n`--weights` takes a .safetensors or .pt file.")
     if options.inputs and options.input_shape is not None:
@@ -234,6 +251,11 @@ def _checkpoint(
     if options.weights is not None:
         raise InputError(f"{path} is a checkpoint and has its own weights.\nLeave out `--weights`.")
     sizes = recipe_from_dict(info.recipe, source=str(path)).network_input
+    if options.preparation is not None:
+        raise InputError(
+            f"{path} is a checkpoint: its images are prepared as in its training.\n"
+            "Leave out what says how they are prepared."
+        )
     given = _asked_inputs(options)
     if given and (len(given) > 1 or given[0].shape[1:] != sizes or any(given[0].open[1:])):
         raise InputError(

@@ -21,6 +21,7 @@ ENOUGH_SAMPLES = 100
 _CHUNK = 32
 _NOISE = 0.1  # correlation of neighbours; white noise has 0, MNIST 0.8, photographs 0.9
 _RMS_UNSCALED = 10.0  # of 0..1, or of mean 0 and deviation 1, it is at most about 1
+_LEAST_DEVIATION = 0.05  # of images of 0..1 that are no plain grey
 _SHIFT, _SPREAD = (1.0, 4.0), ((0.5, 2.0), (0.05, 5.0))  # warned about, refused
 
 
@@ -150,9 +151,9 @@ def check_images(facts: ImageFacts, prep: Preprocess | None) -> list[str]:
 
 
 def _unscaled(facts: ImageFacts, prep: Preprocess | None) -> list[str]:
-    """Compare with the 0..1, or the mean 0 and deviation 1, that the model was made for."""
-    if prep is None or (not any(prep.mean) and set(prep.std) == {1.0}):
-        if facts.rms > _RMS_UNSCALED:
+    """Compare with the scale, or the mean 0 and deviation 1, that the model was made for."""
+    if prep is None or not any(prep.mean) or min(prep.std) < _LEAST_DEVIATION:  # scaled, not to mean 0, deviation 1
+        if facts.rms > _RMS_UNSCALED / (1.0 if prep is None else min(prep.std)):
             raise InputError(
                 f"the calibration images run from {facts.lowest:.4g} to {facts.highest:.4g} (RMS {facts.rms:.3g}): "
                 "they are not scaled.\nDivide 0..255 by 255, and prepare them as in training."

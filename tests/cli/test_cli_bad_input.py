@@ -12,7 +12,13 @@ from cli_explained import assert_explained
 from onnx import TensorProto, helper
 
 from msn_deploy.core.home import builtin_folder
-from msn_deploy.core.model_info import METADATA_KEY, info_from_json
+from msn_deploy.core.model_info import METADATA_KEY, ModelInfo, Preprocess, info_from_json
+
+
+def _prepared(channels, size):
+    numbers = {"mean": (0.0,) * channels, "std": (1.0,) * channels}
+    prep = Preprocess(height_px=size, width_px=size, channels=channels, **numbers)
+    return ModelInfo(net="custom", norm="custom", preprocess=prep).to_json()
 
 
 def _graph(path, shape, *, classes=10, info=None):
@@ -62,7 +68,7 @@ def place(run_folder, tmp_path_factory):
     info = next(each.value for each in onnx.load(place / "m.onnx").metadata_props if each.key == METADATA_KEY)
     _graph(place / "large.onnx", [1, 3, 32, 32], info=info)
     _graph(place / "five.onnx", [1, 5, 28, 28])
-    _graph(place / "four.onnx", [1, 1, 28, 28], classes=4)
+    _graph(place / "four.onnx", [1, 1, 28, 28], classes=4, info=_prepared(1, 28))
     _graph(place / "wide.onnx", [1, 3, 32, 32])
     (place / "nothing").mkdir()
     (place / "texts" / "train" / "a").mkdir(parents=True)

@@ -180,14 +180,6 @@ def test_feeds_that_are_not_those_of_the_network_are_refused(net, feeds):
         inputs_of(runner, batch=2, data="digits", shapes=WIDTHS)
 
 
-def test_images_are_prepared_for_a_network_that_says_nothing_of_them(net, caplog):
-    runner = load_runner(net(conv_net(channels=1)), threads=1)
-    fed = inputs_of(runner, batch=1, data="digits")
-    assert fed.feeds[0]["x"].shape == (1, 1, 8, 8)
-    assert 0 <= fed.feeds[0]["x"].min() < fed.feeds[0]["x"].max() <= 1
-    assert "says nothing of its preprocessing" in caplog.text
-
-
 @pytest.mark.parametrize(("operator", "kind"), [("Log", "nan"), ("Reciprocal", "inf")])
 def test_outputs_that_are_not_finite_are_never_measured(net, operator, kind):
     """0 and negative numbers give infinities and NaN; an output of integers cannot."""

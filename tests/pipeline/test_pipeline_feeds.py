@@ -12,7 +12,9 @@ from onnx import ModelProto, numpy_helper
 
 from msn_deploy.core.artifacts import read_sidecar
 from msn_deploy.core.errors import GateError, InputError
+from msn_deploy.core.model_info import ModelInfo, Preprocess
 from msn_deploy.engine import load_runner
+from msn_deploy.model.opened import with_info
 from msn_deploy.pipeline.calibrate import calibrate
 from msn_deploy.pipeline.fp16 import cast_to_fp16
 from msn_deploy.pipeline.verify import verify_folder
@@ -109,7 +111,10 @@ def test_a_single_array_is_enough_for_a_single_input_and_verify_knows_it(tmp_pat
 
 def test_images_go_into_a_camera_network_as_bytes(tmp_path: Path) -> None:
     text, constants, _ = KINDS["a camera's bytes"]
-    path = saved(tmp_path, text, **constants)
+    bare = saved(tmp_path, text, **constants)
+    prep = Preprocess(height_px=8, width_px=8, channels=3, mean=(0.0,) * 3, std=(1 / 255,) * 3, layout="NHWC")
+    path = tmp_path / "prepared.onnx"
+    path.write_bytes(with_info(onnx.load(bare), ModelInfo(net="custom", norm="custom", preprocess=prep)))
     report = calibrate(path, tmp_path / "net.int8.onnx", data="digits", samples=100, use_cache=False)
     ranges = read_sidecar(report.path).facts["ranges"]
     assert ranges == {"d": pytest.approx(1.0, rel=0.1)}  # 0 to 255 over 255

@@ -134,7 +134,11 @@ def network(path: Path, nodes: str, made: str) -> Path:
     onnx = pytest.importorskip("onnx")
     text = f"""<ir_version: 8, opset_import: ["" : 17]> g (float[1,3,4,4] x) => (float[{made}] y) {{
         m = GlobalAveragePool(x) f = Flatten(m) {nodes} }}"""
-    path.write_bytes(onnx.parser.parse_model(text).SerializeToString())
+    model = onnx.parser.parse_model(text)
+    prep = Preprocess(height_px=4, width_px=4, channels=3, mean=(0.0,) * 3, std=(1.0,) * 3)
+    info = ModelInfo(net="custom", norm="custom", preprocess=prep)
+    onnx.helper.set_model_props(model, {METADATA_KEY: info.to_json()})
+    path.write_bytes(model.SerializeToString())
     return path
 
 
