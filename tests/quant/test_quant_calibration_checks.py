@@ -192,3 +192,14 @@ def test_one_class_only() -> None:
     ]
     assert check_labels(np.array([3, 1]), ("a", "b", "c", "d")) == []
     assert check_labels(np.array([0, 0]), ("only",)) == []
+
+
+def test_numbers_that_keep_the_scale_of_bytes_are_no_doubt() -> None:
+    """Caffe subtracts a mean from 0..255 and divides by nothing: the deviation is far from 1, and nothing is wrong."""
+    split = load_split("digits", "train", height_px=8, width_px=8, channels=1).first(120)
+    prep = Preprocess(height_px=8, width_px=8, channels=1, mean=(110 / 255,), std=(1 / 255,))
+    facts = examine(PreparedImages(split.images, prep))
+    assert facts.std[0] > 50
+    assert check_images(facts, prep) == []
+    with pytest.raises(InputError, match="they are not scaled"):
+        check_images(replace(facts, rms=255 * facts.rms), prep)
