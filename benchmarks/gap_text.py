@@ -12,7 +12,7 @@ import accuracy
 from msn_deploy.core.home import tomllib
 
 HERE = Path(__file__).resolve().parent
-TABLES = ("gap-densenet-bc-22", "gap-digits-densenet-bc-22")
+TABLES = ("gap-start-densenet-bc-22", "gap-densenet-bc-22", "gap-digits-densenet-bc-22")
 DEVIATIONS = HERE / "results" / "gap-deviations.json"
 HEAD = """# DenseNet: what BatchNorm has there and MSN lacks
 
