@@ -31,6 +31,8 @@ class _State:
     written: list[Path] = field(default_factory=list)
     following: str = ""
     """The command line to type next."""
+    noted: set[str] = field(default_factory=set)
+    """What was logged as a note; it is shown once."""
 
 
 _state = _State()
@@ -45,6 +47,12 @@ def start(*, quiet: bool, verbose: bool = False) -> None:
     def look(record: logging.LogRecord) -> bool:
         if hasattr(record, "written"):
             _state.written.append(record.written)
+        if hasattr(record, "note"):
+            text = record.getMessage()
+            if text not in _state.noted:
+                _state.noted.add(text)
+                note(text)
+            return False
         return record.levelno >= shown
 
     handler = logging.StreamHandler(sys.stderr)

@@ -146,7 +146,7 @@ def open_picture(path: Path) -> Picture:
         tags = dict(getattr(image, "tag_v2", {}))
         image.load()
         pixels, alpha, levels = _deep(image, tags) if image.mode[0] in "IF" else (*_shallow(image), None)
-        turn = image.getexif().get(_ORIENTATION, 1)
+        turn = 1 if image.format == "TIFF" else image.getexif().get(_ORIENTATION, 1)  # of TIFF, `load` has turned it
     if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
         bad = int(pixels.size - np.isfinite(pixels).sum())
         raise InputError(f"{path}: {bad} of {pixels.size} values are not finite.\nReplace them and save it again.")
@@ -209,9 +209,6 @@ def _shallow(image: Image.Image) -> tuple[NDArray[np.uint8], NDArray[np.uint8] |
         plain = image.mode == "P" and key is None
         image = image.convert("LA" if image.mode == "La" else "RGB" if plain else "RGBA")
         key = None
-    elif image.mode == "LAB":
-        spaces = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        image = ImageCms.profileToProfile(image, *spaces, outputMode="RGB") or image
     elif image.mode not in ("L", "LA", "RGB", "RGBA"):
         image = image.convert("L" if image.mode == "1" else "RGB")
     pixels = np.asarray(image, dtype=np.uint8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -17,15 +18,18 @@ from msn_deploy.core.errors import InputError, did_you_mean
 from msn_deploy.core.model_info import Frame
 from msn_deploy.data import feeds
 from msn_deploy.data.cifar import read_cifar
-from msn_deploy.data.decode import SUFFIXES
+from msn_deploy.data.decode import SUFFIXES, Levels
+from msn_deploy.data.folders import class_folders
 from msn_deploy.data.idx import PREFIX, read_idx_folder
 from msn_deploy.data.images import LazyImages, Raw, fit_images, read_image
 from msn_deploy.data.names import NAMES, download, folder_of
+from msn_deploy.data.survey import Survey, measured_levels, survey_arrays, survey_files
 from msn_deploy.data.svhn import read_svhn
 
-_FOLDERS = {"train": ("train",), "test": ("test", "val", "valid")}
+_LOG = logging.getLogger(__name__)
 _CHUNK = 256  # images that are hashed together
 _LARGEST_PX = 1024  # a side that no network here has: a forged sidecar must not fill the memory
+_WIDEST = 1e39  # above all values of an image
 _TEST_EVERY = 5  # in a folder without a split of its own, every fifth file of a class is for the test
 
 
@@ -70,16 +74,19 @@ class Split:
         return replace(self, images=self.images[chosen], labels=self.labels[chosen], read=read)
 
 
-def load_split(source: str, split: str, *, lazy: bool = False, **size: Any) -> Split:
+def load_split(source: str, split: str, *, levels: Levels | None = None, lazy: bool = False, **size: Any) -> Split:
     """Load the "train" or "test" split of a name or a folder, brought to (height, width, channels) by `fit_images`.
 
     Names: NAMES of data.names; a folder of that name in the working directory beats them. Folders: IDX
     (`train-images-idx3-ubyte[.gz]`, `t10k-...`), CIFAR-10 in its binary version, SVHN's cropped digits, or images in
-    `train/CLASS/` and `test/CLASS/`, or in `CLASS/` alone, of which every fifth goes to the test.
+    `train/CLASS/` and `test/CLASS/` (or val, valid, validation; in capitals too), or in `CLASS/` alone, of which every
+    fifth goes to the test. Hidden files and those of systems, and folders without images, are left out. What the images
+    are like is logged in one line, and what the network will not see of them as a warning.
 
     Args:
         source: The name or folder.
         split: "train" or "test".
+        levels: What is black and white in files of more than 8 bits; None: measured over the whole folder.
         lazy: Image files are read, and images of the other formats brought to size, when they are looked at.
         **size: Of the images returned, as the fields of Frame: `height_px`, `width_px`, `channels`, `fit`, ...
 
@@ -87,8 +94,13 @@ def load_split(source: str, split: str, *, lazy: bool = False, **size: Any) -> S
         InputError: Nothing usable is there; the message says what was looked for.
     """
     size = Frame(**size).image_size
-    found = _load(source, split, size)
-    return replace(found, images=found.images if lazy else np.asarray(found.images), read={"split": split, **size})
+    found, survey, note = _load(source, split, size, levels)
+    height, width, channels = found.images.shape[1:]
+    line = f"{split}: {len(found.labels)} images, {len(found.classes)} classes, {survey.stored} -> {width}x{height} "
+    _LOG.info("%s%s%s", line, "grey" if channels == 1 else "RGB", note, extra={"note": True})
+    for warning in survey.warnings:
+        _LOG.warning("%s: %s", source, warning)
+    return found if lazy else replace(found, images=np.asarray(found.images))
 
 
 def is_local(source: str) -> bool:
@@ -96,12 +108,13 @@ def is_local(source: str) -> bool:
     return os.path.exists(source) or (source in NAMES and folder_of(source) is not None)
 
 
-def _load(source: str, split: str, size: dict[str, Any]) -> Split:
+def _load(source: str, split: str, size: dict[str, Any], levels: Levels | None) -> tuple[Split, Survey, str]:
+    """Return a split with lazy images, what they are like, and what else is to be noted."""
     folder: Path | None = Path(source)
     if source in NAMES and not os.path.exists(source):
         folder = folder_of(source)
         if folder is None:
-            return _fitted(source, download(source, split), size)
+            return _fitted(source, split, download(source, split), size)
     if folder is None or not os.path.exists(folder):
         hint = did_you_mean(source, list(NAMES)) if "/" not in source else "."
         raise InputError(
@@ -112,13 +125,15 @@ def _load(source: str, split: str, size: dict[str, Any]) -> Split:
     for read in (read_idx_folder, read_cifar, read_svhn):
         raw = read(folder, split)
         if raw is not None:
-            return _fitted(source, raw, size)
-    return _load_image_folder(source, folder, split, size)
+            return _fitted(source, split, raw, size)
+    return _load_image_folder(source, folder, split, size, levels)
 
 
-def _fitted(source: str, raw: Raw, size: dict[str, Any]) -> Split:
+def _fitted(source: str, split: str, raw: Raw, size: dict[str, Any]) -> tuple[Split, Survey, str]:
     images = _lazy(len(raw.images), size, lambda at: fit_images(raw.images[at], **size))
-    return Split(source=source, images=images, labels=raw.labels, classes=raw.classes)
+    read = {"split": split, **size}
+    found = Split(source=source, images=images, labels=raw.labels, classes=raw.classes, read=read)
+    return found, survey_arrays(raw.images, channels=size["channels"]), ""
 
 
 def _lazy(count: int, size: dict[str, Any], read: Callable[[NDArray[np.intp]], NDArray[np.uint8]]) -> LazyImages:
@@ -126,28 +141,42 @@ def _lazy(count: int, size: dict[str, Any], read: Callable[[NDArray[np.intp]], N
     return LazyImages(picked=np.arange(count), image_shape=shape, read=read)
 
 
-def _load_image_folder(source: str, folder: Path, split: str, size: dict[str, Any]) -> Split:
-    named = next((folder / name for name in _FOLDERS[split] if (folder / name).is_dir()), None)
-    other = "train" if split == "test" else "test"
-    if named is None and any((folder / name).is_dir() for name in _FOLDERS[other]):
-        raise InputError(f"{folder} has a folder for {other}ing but none called {' or '.join(_FOLDERS[split])}.")
-    root = named or folder
-    classes = tuple(sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")))
+def _load_image_folder(
+    source: str, folder: Path, split: str, size: dict[str, Any], levels: Levels | None
+) -> tuple[Split, Survey, str]:
+    found = class_folders(folder, split)
     files: list[Path] = []
     labels: list[int] = []
-    for label, name in enumerate(classes):
-        found = sorted(path for path in (root / name).iterdir() if path.suffix.lower() in SUFFIXES)
-        if named is None:
-            found = [path for at, path in enumerate(found) if (at % _TEST_EVERY == 0) == (split == "test")]
-        files += found
-        labels += [label] * len(found)
+    for label, paths in enumerate(found.files.values()):
+        if not found.own:
+            paths = [path for at, path in enumerate(paths) if (at % _TEST_EVERY == 0) == (split == "test")]
+        files += paths
+        labels += [label] * len(paths)
     if not files:
         raise InputError(
             f"{folder} holds no {split} data: neither {PREFIX[split]}-images-idx3-ubyte[.gz] nor images in\n"
             f"{split}/CLASS/ or CLASS/ ({', '.join(SUFFIXES[:3])}, ...)."
         )
-    images = _lazy(len(files), size, lambda at: np.stack([read_image(files[each], **size) for each in at]))
-    return Split(source=source, images=images, labels=np.asarray(labels, dtype=np.int64), classes=classes)
+    every = [path for paths in found.files.values() for path in paths] + found.beside
+    levels = levels or measured_levels(sorted(every))  # of both splits, so that they are read alike
+    images = _lazy(
+        len(files), size, lambda at: np.stack([read_image(files[each], levels=levels, **size) for each in at])
+    )
+    read = {"split": split, **size} | ({} if levels is None else {"levels": list(levels)})
+    survey = survey_files(files, channels=size["channels"], levels=levels)
+    empty = [f"no image in {', '.join(found.empty)}: not taken as a class"] * bool(found.empty)
+    skipped = found.skipped.in_words()
+    return (
+        Split(
+            source=source,
+            images=images,
+            labels=np.asarray(labels, dtype=np.int64),
+            classes=tuple(found.files),
+            read=read,
+        ),
+        replace(survey, warnings=(*empty, *survey.warnings)),
+        f" (left out: {skipped})" if skipped else "",
+    )
 
 
 def is_as_recorded(parent: Parent) -> bool | None:
@@ -164,26 +193,31 @@ def is_as_recorded(parent: Parent) -> bool | None:
         return None
     read = dict(parent.read)
     counts = read.pop("first", ())
+    levels = read.pop("levels", None)
     try:
-        split = load_split(parent.file, **read)
+        split, _, _ = _load(parent.file, read.pop("split"), read, levels and tuple(levels))
+        for drawn in counts:
+            count, seed = drawn if isinstance(drawn, list | tuple) else (drawn, None)
+            split = split.first(count, seed=seed)
+        return split.sha256() == parent.sha256
     except InputError:
         return False
-    for drawn in counts:
-        count, seed = drawn if isinstance(drawn, list | tuple) else (drawn, None)
-        split = split.first(count, seed=seed)
-    return split.sha256() == parent.sha256
 
 
 def _is_plausible(read: Mapping[str, Any]) -> bool:
     sides = (read.get("height_px"), read.get("width_px"))
-    counts = read.get("first", ())
+    counts, levels = read.get("first", ()), read.get("levels", (0, 1))
     try:
-        Frame(**{name: value for name, value in read.items() if name not in ("split", "first")})
+        Frame(**{name: value for name, value in read.items() if name not in ("split", "first", "levels")})
     except (InputError, TypeError):
         return False
     return (
         read.get("split") in ("train", "test")
         and all(isinstance(side, int) and 0 < side <= _LARGEST_PX for side in (*sides, read.get("short_px", 1)))
+        and isinstance(levels, list | tuple)
+        and len(levels) == 2
+        and all(isinstance(each, int | float) for each in levels)
+        and -_WIDEST < levels[0] < levels[1] < _WIDEST
         and isinstance(counts, list | tuple)
         and all(map(_is_draw, counts))
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -15,11 +16,14 @@ from numpy.typing import NDArray
 
 from msn_deploy.core.errors import InputError, first_line
 from msn_deploy.core.optional import require
-from msn_deploy.data.decode import SUFFIXES
+from msn_deploy.data.decode import SUFFIXES, Levels
+from msn_deploy.data.folders import images_below
 from msn_deploy.data.images import fit_images, read_image
+from msn_deploy.data.survey import measured_levels, survey_files
 from msn_deploy.pipeline.evaluate import Classifier, open_classifier
 from msn_deploy.tasks.classification import likeliest, scores_of
 
+_LOG = logging.getLogger(__name__)
 VIDEO_SUFFIXES = (".avi", ".mkv", ".mov", ".mp4", ".mpg", ".webm")
 _CAMERA = "camera:"  # and a number
 
@@ -80,7 +84,7 @@ def _check(source: Path) -> None:
     """Refuse what can give no image at all."""
     if _is_stream(source):
         require("cv2", step="infer of a video or camera")
-    elif os.path.isdir(source) and not any(_below(source)):
+    elif os.path.isdir(source) and not images_below(source):
         raise InputError(f"{source} holds no images ({', '.join(SUFFIXES)}).")
 
 
@@ -88,21 +92,32 @@ def _is_stream(source: Path) -> bool:
     return str(source).startswith(_CAMERA) or source.suffix.lower() in VIDEO_SUFFIXES
 
 
-def _below(folder: Path) -> Iterator[Path]:
-    return (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES and path.is_file())
+def _files_of(source: Path) -> list[Path]:
+    return images_below(source) if os.path.isdir(source) else [source]
 
 
 def _images(sources: Sequence[Path], size: dict[str, Any]) -> Iterator[tuple[str, NDArray[np.uint8] | InputError]]:
     """Yield the name of each image with its pixels (height, width, channels), or with why it could not be read."""
+    levels = _levels_of([path for source in sources if not _is_stream(source) for path in _files_of(source)], size)
     for source in sources:
         if _is_stream(source):
             yield from _frames(source, size)
             continue
-        for path in _below(source) if os.path.isdir(source) else (source,):
+        for path in _files_of(source):
             try:
-                yield str(path), read_image(path, **size)
+                yield str(path), read_image(path, levels=levels, **size)
             except InputError as cause:
                 yield str(path), cause
+
+
+def _levels_of(files: Sequence[Path], size: dict[str, Any]) -> Levels | None:
+    """Return what is black and white in files of more than 8 bits; the log says it, and what the network won't see."""
+    levels = measured_levels(files)
+    if levels is not None:
+        _LOG.warning("more than 8 bits: black is taken to be %g and white %g, from the files given", *levels)
+    for warning in survey_files(files, channels=size["channels"], levels=levels).warnings:
+        _LOG.warning("%s", warning)
+    return levels
 
 
 def _frames(source: Path, size: dict[str, Any]) -> Iterator[tuple[str, NDArray[np.uint8] | InputError]]:

@@ -252,10 +252,23 @@ def test_doctor_counts_the_model_that_will_be_built(cli, tmp_path):
     assert "gone.onnx does not exist" in outcome.err
 
 
+def test_what_the_library_notes_is_shown_once_and_not_with_quiet(capsys):
+    import logging
+
+    from msn_deploy.cli import output
+
+    for quiet, wanted in ((False, "a note\n"), (True, "")):
+        output.start(quiet=quiet)
+        for _ in range(2):
+            logging.getLogger("msn_deploy.data").info("a %s", "note", extra={"note": True})
+        assert capsys.readouterr().err == wanted
+
+
 def test_quiet_silences_warnings_and_not_results(ok, run_folder, tmp_path):
     few = ("calibrate", run_folder / "cnn3_msn.onnx", "--samples", 20, "--out", tmp_path / "x.onnx")
     loud, quiet = ok(*few), ok(*few, "--quiet")
     assert "20 calibration images are few" in loud.err
+    assert loud.err.splitlines().count("train: 1433 images, 10 classes, 8x8 grey -> 28x28 grey") == 1
     assert quiet.err == ""
     assert quiet.out != ""
 

@@ -146,7 +146,7 @@ def test_colour_images_keep_their_colour(tmp_path: Path) -> None:
 
 def test_a_folder_for_training_alone_has_no_test(tmp_path: Path) -> None:
     _write_images(tmp_path / "train", {"a": 5})
-    with pytest.raises(InputError, match="none called test or val or valid"):
+    with pytest.raises(InputError, match="none called test or testing or val"):
         load_split(str(tmp_path), "test", **GRAY)
 
 

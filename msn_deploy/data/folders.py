@@ -1,0 +1,113 @@
+"""Folders of images: splits, one folder per class, and files that are the system's rather than data."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from msn_deploy.core.errors import InputError
+from msn_deploy.data.decode import SUFFIXES
+
+SPLITS = {"train": ("train", "training"), "test": ("test", "testing", "val", "valid", "validation")}
+"""What the folders of a split are called, in capitals too; the first that is there counts."""
+_SYSTEM = ("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "system volume information")
+
+
+@dataclass(slots=True)
+class Skipped:
+    """What of a folder is left out, counted: hidden files and those of macOS, Windows or a NAS; others by suffix."""
+
+    system: int = 0
+    others: Counter[str] = field(default_factory=Counter)
+
+    def in_words(self) -> str:
+        """Return such as "2 hidden or system files, 3 .txt", or nothing."""
+        parts = [f"{self.system} hidden or system file{'s' * (self.system > 1)}"] * bool(self.system)
+        parts += [f"{count} {suffix or 'without suffix'}" for suffix, count in sorted(self.others.items())]
+        return ", ".join(parts)
+
+
+def is_system(name: str) -> bool:
+    """Whether a file or folder of that name is hidden (`.DS_Store`, `._photo.jpg`), or of a system (`__MACOSX`)."""
+    return name.startswith(".") or name.lower() in _SYSTEM
+
+
+def images_below(folder: Path, skipped: Skipped | None = None) -> list[Path]:
+    """Return the image files below a folder in the order of their paths, and count what is left out."""
+    skipped = Skipped() if skipped is None else skipped
+    found: list[Path] = []
+    for where, folders, files in os.walk(folder):
+        skipped.system += sum(map(is_system, folders))
+        folders[:] = [name for name in folders if not is_system(name)]
+        for name in files:
+            suffix = Path(name).suffix.lower()
+            if is_system(name):
+                skipped.system += 1
+            elif suffix in SUFFIXES:
+                found.append(Path(where, name))
+            else:
+                skipped.others[suffix] += 1
+    return sorted(found)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassFolders:
+    """The image files of one split.
+
+    own: whether the split has a folder of its own. files: by class; a class may be empty here if the other split has
+    images of it, or if there is no other split. beside: the image files of the other split. empty: folders without
+    images, which are not classes.
+    """
+
+    own: bool
+    files: dict[str, list[Path]]
+    beside: list[Path]
+    empty: tuple[str, ...]
+    skipped: Skipped
+
+
+def class_folders(folder: Path, split: str) -> ClassFolders:
+    """Look for `train/CLASS/`, `Test/CLASS/`, ... or `CLASS/` alone, and for images below.
+
+    Raises InputError for a folder that has the other split alone, or one split twice.
+    """
+    other = "train" if split == "test" else "test"
+    named, others = _split_folder(folder, split), _split_folder(folder, other)
+    if named is None and others is not None:
+        raise InputError(f"{folder} has a folder for {other}ing but none called {' or '.join(SPLITS[split])}.")
+    skipped = Skipped()
+    files = _by_class(named or folder, skipped)
+    beside = _by_class(others, Skipped()) if others else {}
+    alone = named is not None and others is None  # then its classes are compared with those of a model
+    empty = tuple(name for name in files if not (files[name] or beside.get(name) or alone))
+    return ClassFolders(
+        own=named is not None,
+        files={name: paths for name, paths in files.items() if name not in empty},
+        beside=[path for paths in beside.values() for path in paths],
+        empty=empty,
+        skipped=skipped,
+    )
+
+
+def _by_class(root: Path, skipped: Skipped) -> dict[str, list[Path]]:
+    files = {}
+    for path in sorted(root.iterdir()):
+        if is_system(path.name):
+            skipped.system += 1
+        elif path.is_dir():
+            files[path.name] = images_below(path, skipped)
+        else:
+            skipped.others[path.suffix.lower()] += 1
+    return files
+
+
+def _split_folder(folder: Path, split: str) -> Path | None:
+    for wanted in SPLITS[split]:
+        found = sorted(path for path in folder.iterdir() if path.name.lower() == wanted and path.is_dir())
+        if len(found) > 1:
+            raise InputError(f"{folder} has {found[0].name}/ and {found[1].name}/.\nPut their images into one of them.")
+        if found:
+            return found[0]
+    return None
