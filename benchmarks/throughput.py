@@ -57,7 +57,9 @@ def trainer_arms(net: str, norm: str) -> list[Arm]:
     prep = measured_preprocess(split.images)
     info = ModelInfo(net=net, norm=norm, classes=split.classes, preprocess=prep, recipe=recipe.to_dict())
     world = World(rank=0, size=1, device=CPU)
-    run = _Training(recipe, split, split.first(2), info=info, out=Path(mkdtemp()), limit_train=None, world=world)
+    run = _Training(
+        recipe, split, split.first(2), info=info, out=Path(mkdtemp()), limit_train=None, world=world, weights=None
+    )
     ready = list(Batches(split, prep, recipe.train, device=CPU).epoch(0))
     model = build_net(recipe, classes=len(split.classes)).train()
     optimizer = make_optimizer(model, recipe.train)

@@ -55,7 +55,7 @@ def page(root: Path) -> str:
         "and v of MSN) and normalises by them in training, too. `--set train.freeze=backbone` trains the classifier "
         "alone.",
         "## What goes back to the device",
-        "The same graph with other weights: the structural hash in both files is equal (`msn-deploy info`), `bench` "
+        "The same graph with other weights: the structural hash in both files is equal, `bench` "
         "says so of the two, the latency is that of before, and a TensorRT timing cache of the first build serves "
         "the second (`build-engine --timing-cache`), for it holds times of layers by shape and type. INT8 ranges are "
         "those of the old weights: calibrate again.",
