@@ -86,7 +86,7 @@ def test_the_script_measures_and_writes(arms: Any, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(train_step, "measure", partial(train_step.measure, clock=_clock(50_000_000)))
     monkeypatch.setitem(train_step.BATCH["cpu"], "vgg7", 4)
     words = ["train_step.py", "--arms", "none,bn", "--threads", "1", "--seconds", "2", "--out", str(out)]
-    monkeypatch.setattr(sys, "argv", [*words, "--only", "vgg7,contiguous,float32"])
+    monkeypatch.setattr(sys, "argv", [*words, "--only", "vgg7,contiguous,float32,eager"])
     train_step.main()
     (case,) = json.loads(out.read_text(encoding="utf-8"))["cases"]
     assert len(case["steps_ms"]["bn"]) == len(case["steps_ms"]["none"]) >= 20
