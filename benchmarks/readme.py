@@ -121,7 +121,27 @@ def _train_step() -> str:
             f"{result['torch'].partition('+')[0]}, float32; VGG7 batch 64, DenseNet-BC-100-12 batch 16; median ratio "
             "of interleaved steps with its 95 % interval. Raw, and in bfloat16: "
             "[train-step.json](benchmarks/results/epyc-2-cores/train-step.json).",
+            "",
+            _other_machine(),
         ]
+    )
+
+
+def _other_machine() -> str:
+    """Return what the last version takes on another machine, where it was measured for two networks so far."""
+    result = json.loads((RECORDED / "train-step.json").read_text(encoding="utf-8"))
+    rows = {case["net"]: case["rows"] for case in result["cases"] if case["layout"] == "contiguous"}
+    told = {
+        net: "{:.2f} of BN's ({:.2f} to {:.2f}; no norm ".format(*found["msn"]["to_bn"]) + f"{bare:.2f})"
+        for net, found in rows.items()
+        for bare in [found["none"]["to_bn"][0]]
+    }
+    return (
+        f"On {result['threads']} cores of an Intel Xeon, in contiguous memory, MSN's step takes {told['vgg7']} for "
+        f"VGG7 and {told['resnet18']} for ResNet-18 (64x64 pixels, batch 32), whose weights are larger than most of "
+        "its activations: each step reads them several times for sigma and its gradient. Raw: "
+        "[train-step.json](benchmarks/results/xeon-2-cores/train-step.json); where the time goes, of five networks: "
+        "[step-profile.json](benchmarks/results/xeon-2-cores/step-profile.json)."
     )
 
 

@@ -41,6 +41,7 @@ from msn_deploy.msn.spectral import (
     power_iterate,
     sigma_of,
     traced,
+    widened,
 )
 
 _CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
@@ -119,7 +120,8 @@ class SpectralLayer(nn.Module):
         if self.training and self.power_iterations > 0 and not in_backward():
             return power_iterate(matrix, self.u, v, steps=self.power_iterations)
         # Copies, because a second forward before the backward moves the buffers that autograd would have saved.
-        u, v = self.u.clone(), v.clone(memory_format=torch.contiguous_format).flatten()
+        # Widened as those that moved: gradient checkpointing compares the two forwards.
+        u, v = widened(self.u.clone()), widened(v.clone(memory_format=torch.contiguous_format).flatten())
         return u, v, sigma_of(matrix, u, v)
 
     def _channels_first(self) -> Tensor:
@@ -191,6 +193,8 @@ class _MSN(SpectralLayer, Centring):
             weight = self._with_gain(self._normalised_weight())
             mean = self.running_mean if self.gain is None else self.running_mean * self.gain
             return self._apply_weight(input, weight, self._offset(mean), output_size)
+        if not input.numel() and not self.sync_mean:  # without a mean, and none to follow
+            return self._apply_weight(input, self._with_gain(self._normalised_weight()), self.shift, output_size)
         after = self._output_numel(input)
         if self._goes_ahead(input, after):
             weight = self._with_gain(self._normalised_weight())

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from msn_deploy.msn import MSNConv1d, MSNConv2d, MSNConv3d, MSNConvTranspose2d, MSNLinear, layers
 from msn_deploy.msn.layers import _MSN
@@ -158,3 +159,24 @@ def _derivatives(layer: nn.Module, x: Tensor) -> list[Tensor]:
     second = torch.autograd.grad(sum(each.square().sum() for each in first), inputs)
     third = _step(copy.deepcopy(layer), x.detach())  # the way without a graph of the gradient
     return [y.detach(), layer.running_mean, *(each.detach() for each in first), *second, *third]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_empty_batch_gives_an_empty_output_and_moves_no_mean(form: str) -> None:
+    """As with BatchNorm: such as the crops of an image in which nothing was found."""
+    layer, x = FORMS[form]
+    layer = copy.deepcopy(layer)
+    layer.running_mean.fill_(0.5)
+    y = layer(x[:0].requires_grad_())
+    y.sum().backward()
+    assert y.shape == (0, *copy.deepcopy(layer)(x).shape[1:])
+    assert bool((layer.running_mean == 0.5).all())
+    assert int(layer.num_batches_tracked) == 0
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_half_precision_is_recomputed_under_gradient_checkpointing(form: str) -> None:
+    layer, x = FORMS[form]
+    layer, x = copy.deepcopy(layer).bfloat16(), x.bfloat16().requires_grad_()
+    checkpoint(layer, x, use_reentrant=False).float().square().sum().backward()
+    assert bool(layer.weight.grad.isfinite().all())
