@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import random
 from collections.abc import Callable, Iterator
@@ -52,6 +53,16 @@ def home_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MSN_DEPLOY_HOME", str(folder))
         yield folder
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    """A command sets up logging for its whole process; the tests that follow hear what they would hear without it."""
+    logger = logging.getLogger("msn_deploy")
+    handlers, propagate, level = logger.handlers, logger.propagate, logger.level
+    yield
+    logger.handlers, logger.propagate = handlers, propagate
+    logger.setLevel(level)  # unlike an assignment, it also forgets which levels were enabled
 
 
 @pytest.fixture(scope="session")

@@ -62,7 +62,8 @@ def _call(*args: object) -> Outcome:
         with _one_thread(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             code = main([str(arg) for arg in args])
     finally:
-        logger.handlers, logger.propagate, logger.level = before
+        logger.handlers, logger.propagate = before[:2]
+        logger.setLevel(before[2])
         output._state = output._State()
     return Outcome(code=code, out=out.getvalue(), err=err.getvalue())
 
