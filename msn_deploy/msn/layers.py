@@ -29,9 +29,8 @@ from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from msn_deploy.msn.algebra import scale_channels
-from msn_deploy.msn.centring import Centring, in_backward, mean_ahead
+from msn_deploy.msn.centring import Centring, in_backward
 from msn_deploy.msn.spectral import (
-    HALF,
     as_matrix,
     born_pair,
     by_rows,
@@ -195,13 +194,7 @@ class _MSN(SpectralLayer, Centring):
             return self._apply_weight(input, weight, self._offset(mean), output_size)
         if not input.numel() and not self.sync_mean:  # without a mean, and none to follow
             return self._apply_weight(input, self._with_gain(self._normalised_weight()), self.shift, output_size)
-        after = self._output_numel(input)
-        if self._goes_ahead(input, after):
-            weight = self._with_gain(self._normalised_weight())
-            mean = self._mean_ahead(input, weight)
-            self._track(mean.detach(), self.gain)
-            return self._apply_weight(input, weight, self._offset(mean).to(weight.dtype), None)
-        if self.weight.numel() > after and self._can_divide_later(input):
+        if self._divides_later(input):
             assert isinstance(self, _ConvNd)
             assert not isinstance(self.padding, str)
             y = conv_over_sigma(
@@ -229,48 +222,14 @@ class _MSN(SpectralLayer, Centring):
         """Return the bias that takes a mean off."""
         return -mean if self.shift is None else self.shift - mean
 
-    def _output_numel(self, input: Tensor) -> int:
-        """Return about how many elements the output has: its borders are not counted."""
-        if isinstance(self, nn.Linear):
-            return input.numel() // self.in_features * self.out_features
-        assert isinstance(self, _ConvNd)
-        each, steps = input.numel() // self.in_channels * self.out_channels, math.prod(self.stride)
-        return each * steps if self.is_transposed else each // steps
-
-    def _goes_ahead(self, input: Tensor, after: int) -> bool:
-        """Tell whether the mean of the output can be had before the output, and costs less memory traffic then.
-
-        after: elements of the output. In place it is read and written 6 times over. The mean ahead reads the input and
-        adds to its gradient, 3 times, passes over one image for each row of taps, and 6 times over the weight.
-        """
-        if not isinstance(self, _ConvNd) or self.is_transposed or self.sync_mean or input.dim() != self.weight.dim():
-            return False
-        if not input.is_contiguous():  # in channels_last the sum over the batch costs what it saves
-            return False
-        before = input.numel() * (1 + 2 * self.kernel_size[0] / len(input))
-        return before + 2 * self.weight.numel() < 2 * after
-
-    def _mean_ahead(self, input: Tensor, weight: Tensor) -> Tensor:
-        """Return the mean (C_out,) of the output before there is one."""
-        assert isinstance(self, _ConvNd)
-        total = input.sum(0, keepdim=True, dtype=torch.float32 if input.dtype in HALF else None)
-        sides = self._reversed_padding_repeated_twice
-        if any(sides):
-            total = F.pad(total, sides, mode="constant" if self.padding_mode == "zeros" else self.padding_mode)
-        return mean_ahead(
-            total,
-            weight,
-            count=input.shape[0],
-            stride=self.stride,
-            dilation=self.dilation,
-            groups=self.groups,
-        )
-
-    def _can_divide_later(self, input: Tensor) -> bool:
-        """Tell whether the output can be divided by sigma in place of the weight."""
+    def _divides_later(self, input: Tensor) -> bool:
+        """Tell whether the output is divided by sigma in place of the weight: where that is larger, and it can be."""
         if not isinstance(self, _ConvNd) or self.is_transposed or self.padding_mode != "zeros" or self.gain is not None:
             return False
-        return input.dim() == self.weight.dim() and not isinstance(self.padding, str) and not traced()
+        output = input.numel() // self.in_channels * self.out_channels // math.prod(self.stride)  # but for borders
+        if self.weight.numel() <= output or input.dim() != self.weight.dim():
+            return False
+        return not isinstance(self.padding, str) and not traced()
 
     def extra_repr(self) -> str:
         """Return the arguments of the torch twin, then those of MSN."""
