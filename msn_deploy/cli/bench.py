@@ -183,4 +183,4 @@ def _rows_of_recipe(
     keep_freed_memory()
     with output.progress_bar() as progress:
         paths = make_all(list(forms.values()), runs, threads=threads, tell=output.note, progress=progress)
-    return dict(zip(paths, forms, strict=True)), {path: evaluate(path, threads=threads).accuracy for path in paths}
+    return dict(zip(paths, forms, strict=True)), {path: evaluate(path, threads=threads).value for path in paths}

@@ -121,16 +121,22 @@ def show_fidelity(report: PrecisionReport) -> None:
 def show_verdict(report: PrecisionReport) -> None:
     """Say which layers are not INT8, and what the budget came to."""
     layers = ", ".join(report.left_out[:4]) + (", ..." if len(report.left_out) > 4 else "")
+    from msn_deploy.tasks.task import metric_text
+
     verdict = report.verdict
     if verdict is not None:
         mixed = f"verdict {verdict.kind}{f' ({layers} in FP16)' if layers else ''}"
-        if verdict.accuracy is not None:
-            found = verdict.accuracy
-            low, high = found.interval
-            output.say(f"  {mixed}: accuracy {found.int8:.2%}, FP32 {found.fp32:.2%}")
+        if (found := verdict.metric) is not None:
+            int8, fp32 = (metric_text(value, found.unit) for value in (found.int8, found.fp32))
+            output.say(f"  {mixed}: {found.name} {int8}, FP32 {fp32}")
+            scale, unit = (100, "points") if found.unit == "share" else (1, found.unit or "of it")
+            around = ""
+            if found.interval is not None:
+                low, high = found.interval
+                around = f" (95 %: {scale * low:+.2f} to {scale * high:+.2f})"
             output.say(
-                f"  drop {100 * found.drop:.2f} points (95 %: {100 * low:+.2f} to {100 * high:+.2f}) on "
-                f"{verdict.samples:,} test images; allowed {100 * found.allowed:.2f}"
+                f"  worse by {scale * found.drop:.2f} {unit}{around} on {verdict.samples:,} test images; "
+                f"allowed {scale * found.allowed:.2f}"
             )
         else:
             output.say(

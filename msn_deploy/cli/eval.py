@@ -26,9 +26,10 @@ def command(
     plugins: Plugins = None,
     json: Json = None,
 ) -> None:
-    """Measure accuracy on a test split; of a generator, with `--judge`, how real its images look."""
+    """Measure a network by its task's metric on a test split; with `--judge`, how real a generator's images look."""
     from msn_deploy.pipeline.evaluate import evaluate
     from msn_deploy.pipeline.judge import judge as judge_generator
+    from msn_deploy.tasks.task import metric_text
 
     if judge is not None:
         with output.progress_bar() as progress:
@@ -48,9 +49,14 @@ def command(
         )
     if output.emit(result, json, made_from=[model, result.images]):
         return
-    worst = min(result.per_class, key=lambda name: result.per_class[name])
-    output.say(f"{result.model}: accuracy {result.accuracy:.2%} on {result.samples} test images of {result.data}")
-    output.say(f"  worst class {worst}: {result.per_class[worst]:.2%}")
+    shown = metric_text(result.value, result.unit)
+    output.say(f"{result.model}: {result.metric} {shown} on {result.samples} test images of {result.data}")
+    for name, value in result.metrics.items():
+        output.say(f"  {name} {metric_text(value, result.unit)}")
+    if result.per_class:
+        worst = (min if result.higher_is_better else max)(result.per_class, key=lambda name: result.per_class[name])
+        what = "value" if result.task == "regression" else "class"
+        output.say(f"  worst {what} {worst}: {metric_text(result.per_class[worst], result.unit)}")
 
 
 def _show_judged(result: Judgement) -> None:

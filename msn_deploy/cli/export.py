@@ -11,14 +11,26 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from msn_deploy.cli import output
-from msn_deploy.cli.options import Json, Out, parse_batch, parse_input, parse_numbers, parse_shape
+from msn_deploy.cli.options import (
+    Json,
+    Out,
+    parse_batch,
+    parse_classes,
+    parse_input,
+    parse_numbers,
+    parse_pairs,
+    parse_shape,
+    parse_task,
+)
 from msn_deploy.core.errors import size_text
+from msn_deploy.core.model_info import TASKS
 
 if TYPE_CHECKING:
     from msn_deploy.graph.certificate import Certificate
     from msn_deploy.model.parity import Rung
 
 _IMAGES = "Images"
+_TASK = "Task"
 _MOST_NAMES = 5  # that a line lists
 
 
@@ -63,6 +75,23 @@ def command(
         bool, typer.Option("--require-fully-folded", help="Fail if a norm can't be folded.")
     ] = False,
     ladder: Annotated[bool, typer.Option("--ladder", help="Compare FP16 and INT8, too; neither is written.")] = False,
+    task: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help=f"What the outputs mean: {', '.join(TASKS)}.", rich_help_panel=_TASK),
+    ] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(metavar="A,B,C|FILE", help="Names of the classes or values, in order.", rich_help_panel=_TASK),
+    ] = None,
+    read: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--read",
+            metavar="KEY=VALUE",
+            help="How the task reads the outputs, such as head=yolov8; repeatable.",
+            rich_help_panel=_TASK,
+        ),
+    ] = None,
     preprocess: Annotated[
         str | None,
         typer.Option(
@@ -122,6 +151,9 @@ def command(
               "interpolation": interpolation}  # fmt: skip
     options = ExportOptions(
         preparation=preparation(preprocess, stated),
+        task=parse_task(task),
+        classes=parse_classes(classes),
+        reading=parse_pairs("read", read),
         weights=weights,
         input_shape=parse_shape(input_shape) if input_shape else None,
         inputs=tuple(parse_input(each) for each in inputs or ()),
@@ -141,6 +173,10 @@ def command(
     operators = ", ".join(f"{count} {name}" for name, count in report.operators.items())
     output.say(f"{report.path}: {size_text(report.bytes)}, {'folded' if report.folded else 'not folded'}")
     output.say(f"  operators  {operators}")
+    if report.task:
+        named = f", {len(report.classes)} names" if report.classes else ""
+        reading = "".join(f", {key} {value}" for key, value in report.reading.items())
+        output.say(f"  task       {report.task}{named}{reading}")
     if report.preprocess is not None:
         output.say(f"  images     {report.preprocess.in_words}")
     if report.certificate is not None:

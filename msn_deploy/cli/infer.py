@@ -3,42 +3,45 @@
 from __future__ import annotations
 
 import json as json_text
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from msn_deploy.cli import output
-from msn_deploy.cli.options import Json, Plugins, Threads, Trust
+from msn_deploy.cli.options import Json, Plugins, Threads, Trust, new_folder
 from msn_deploy.core.errors import InputError
 
 
 def command(
     model: Annotated[Path, typer.Argument(help="Checkpoint, ONNX file or engine.")],
     images: Annotated[list[Path], typer.Argument(help="Image files, folders, video files, camera:0.")],
+    save: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Draw the answers on the images, into this folder.")
+    ] = None,
     threads: Threads = None,
     trust: Trust = False,
     plugins: Plugins = None,
     json: Json = None,
 ) -> None:
-    """Classify images: class, score and latency of each, as soon as it is known.
+    """Say what a network makes of images, each as soon as it is known: labels, boxes, masks, values or arrays.
 
     `--json -` prints each answer as one line of JSON, `--json PATH` writes a list of them.
     """
     from msn_deploy.pipeline.infer import infer
 
     count, unread, kept = 0, [], []
-    for answer in infer(model, images, threads=threads, trust=trust, plugins=plugins or ()):
+    folder = None if save is None else new_folder(save)
+    for told in infer(model, images, save=folder, threads=threads, trust=trust, plugins=plugins or ()):
         count += 1
-        if answer.error:
-            unread.append(answer)
+        if told.answer is None:
+            unread.append(told)
         if json is not None and str(json) != "-":
-            kept.append(answer)
+            kept.append(told.to_json())
         if str(json) == "-":
-            output.say(json_text.dumps(asdict(answer)))
-        elif not answer.error:
-            output.say(f"{answer.image}  {answer.label}  {answer.score:.1%}  {answer.latency_ms:.2f} ms")
+            output.say(json_text.dumps(told.to_json()))
+        elif told.answer is not None:
+            output.say(f"{told.image}  {told.answer.text()}  {told.latency_ms:.2f} ms")
     if kept:
         output.emit(kept, json, made_from=[model])
     if unread:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from msn_deploy.core.artifacts import sidecar_path
-from msn_deploy.core.errors import InputError
-from msn_deploy.core.model_info import INPUT_TYPES, InputOption
+from msn_deploy.core.errors import InputError, did_you_mean
+from msn_deploy.core.model_info import INPUT_TYPES, TASKS, InputOption, TaskName
 
 MINIMUM_SECONDS = 0.5  # ten rounds of two blocks of 25 ms: fewer give no interval
 
@@ -106,7 +108,9 @@ Samples = Annotated[int, typer.Option("--samples", min=1, help="Images to calibr
 MaxDrop = Annotated[
     str | None,
     typer.Option(
-        "--max-drop", metavar="0.5pp", help="Accuracy that INT8 may cost; the fewest layers it takes stay in FP16."
+        "--max-drop",
+        metavar="0.5pp|2%|0.3dB",
+        help="What INT8 may cost of the task's metric; the fewest layers it takes stay in FP16.",
     ),
 ]
 State = Annotated[
@@ -166,6 +170,45 @@ def parse_numbers(option: str, text: str | None) -> tuple[float, ...] | None:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
         raise InputError(f"--{option} {text!r} is not a list of numbers such as 0.485,0.456,0.406.") from None
+
+
+def parse_task(text: str | None) -> TaskName | None:
+    """Turn "detection" into the name of a task. Raises InputError."""
+    if text is not None and text not in TASKS:
+        raise InputError(f"unknown task {text!r}{did_you_mean(text, TASKS)}")
+    return text
+
+
+def parse_classes(text: str | None) -> tuple[str, ...]:
+    """Turn "cat,dog" into names, or read them from a file: one per line, or a JSON list. Raises InputError."""
+    if text is None:
+        return ()
+    if not os.path.isfile(text):
+        names = [part.strip() for part in text.split(",")]
+        if text.endswith((".txt", ".names", ".json")):
+            raise InputError(f"{text} does not exist.\n`--classes` takes names by comma, or a file of them.")
+    else:
+        try:
+            raw = Path(text).read_text(encoding="utf-8")
+            names = json.loads(raw) if text.endswith(".json") else [line.strip() for line in raw.splitlines()]
+        except ValueError as cause:
+            raise InputError(f"{text} is not a list of names ({cause}).") from cause
+        names = names[:-1] if names and names[-1] == "" else names
+    if not isinstance(names, list) or not all(isinstance(each, str) and each for each in names):
+        raise InputError(f"{text} holds something else than names: one per line, or a JSON list of strings.")
+    if len(set(names)) < len(names):
+        twice = next(each for each in names if names.count(each) > 1)
+        raise InputError(f"--classes names {twice!r} twice.")
+    return tuple(names)
+
+
+def parse_pairs(option: str, texts: Sequence[str] | None) -> dict[str, str]:
+    """Turn ["head=yolov8", ...] into a dict. Raises InputError."""
+    pairs = [each.partition("=")[::2] for each in texts or ()]
+    for text, (key, value) in zip(texts or (), pairs, strict=True):
+        if not key or not value:
+            raise InputError(f"--{option} {text!r} is not KEY=VALUE.")
+    return dict(pairs)
 
 
 def parse_batch(text: str | None) -> tuple[int | None, bool]:

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 from msn_deploy.core.errors import InputError
 
 METADATA_KEY = "msn_deploy"
-SCHEMA = 2  # 1: images were stretched or padded, their colours in the order red, green, blue, channels first
+SCHEMA = 3  # 1: images stretched or padded, in RGB, channels first. Up to 2: a network with classes is a classifier
 
 NormName = Literal["msn", "msn-affine", "sn", "bn", "gn", "ws", "gn-ws", "none"]
 Fit = Literal["resize", "pad", "letterbox", "crop"]
@@ -22,6 +22,17 @@ Interpolation = Literal["bilinear", "bicubic", "nearest"]
 Colour = Literal["rgb", "bgr", "grey"]
 Layout = Literal["NCHW", "NHWC"]
 Precision = Literal["fp32", "fp16", "int8"]
+TaskName = Literal[
+    "classification",
+    "multi-label",
+    "segmentation",
+    "detection",
+    "regression",
+    "depth",
+    "embedding",
+    "image-to-image",
+]
+TASKS: tuple[TaskName, ...] = get_args(TaskName)
 NORMS: tuple[NormName, ...] = get_args(NormName)
 FITS: tuple[Fit, ...] = get_args(Fit)
 INPUT_TYPES = ("float32", "float16", "uint8", "int8", "int32", "int64", "bool")
@@ -202,6 +213,8 @@ class ModelInfo:
     PRECISIONS. folded: no normalisation is left. data: name or folder it was trained on. recipe: the recipe as a
     dict, complete enough to rebuild the network. metrics: such as test_accuracy (0 to 1). graph: structural hash of an
     ONNX graph, equal where only weights differ; empty for a checkpoint.
+    task: one of TASKS, or "" where the file does not say what its outputs mean. reading: how the task reads them, such
+    as {"head": "yolov8"}; what is usual is left out.
     """
 
     net: str
@@ -214,7 +227,13 @@ class ModelInfo:
     recipe: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     graph: str = ""
+    task: str = ""
+    reading: dict[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA
+
+    def __post_init__(self) -> None:
+        if self.task not in ("", *TASKS):
+            raise InputError(f"unknown task {self.task!r}; known are {', '.join(TASKS)}.")
 
     @property
     def is_generator(self) -> bool:
@@ -241,6 +260,8 @@ def info_from_json(text: str, *, source: str) -> ModelInfo:
         if prep is not None:
             prep = Preprocess(**{**prep, "mean": tuple(prep["mean"]), "std": tuple(prep["std"])})
         known = {"schema": SCHEMA, "preprocess": prep, "recipe": dict(value["recipe"])}
+        if value["schema"] < 3 and value["classes"]:
+            known["task"] = "classification"
         return ModelInfo(**{**value, "classes": tuple(value["classes"])} | known)
     except (InputError, ValueError, KeyError, TypeError, AttributeError) as cause:
         raise InputError(f"{source} holds damaged metadata ({type(cause).__name__}: {cause}).") from cause

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -16,17 +18,60 @@ _RESAMPLING = {
 }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """Where an image lies in a network's frame: a point (x, y) of the image is at (x * scale_x + left, ...) there.
+
+    width_px, height_px: of the image. Positions count from the outer edge of the first pixel, so that the centre of
+    that pixel is at 0.5. left and top are negative where the image is cropped.
+    """
+
+    width_px: int
+    height_px: int
+    scale_x: float
+    scale_y: float
+    left: float
+    top: float
+
+    def to_frame(self, points: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Take points (..., 2) or boxes (..., 4: x1, y1, x2, y2) of the image to the frame."""
+        pairs = points.shape[-1] // 2
+        moved: NDArray[np.float64] = points * np.tile([self.scale_x, self.scale_y], pairs)
+        moved += np.tile([self.left, self.top], pairs)
+        return moved
+
+    def to_image(self, points: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Take points or boxes of the frame to the image; they may lie outside of it."""
+        pairs = points.shape[-1] // 2
+        moved: NDArray[np.float64] = points - np.tile([self.left, self.top], pairs)
+        moved /= np.tile([self.scale_x, self.scale_y], pairs)
+        return moved
+
+
+def placement(width: int, height: int, frame: Frame) -> Placement:
+    """Return where an image of that size lies in a frame that it was brought to by `framed`."""
+    wide, high = scaled_size(width, height, frame)
+    if frame.fit == "crop":  # the centre as torchvision finds it, by Python's round
+        left, top = -round((wide - frame.width_px) / 2), -round((high - frame.height_px) / 2)
+    elif frame.align == "corner":
+        left = top = 0
+    else:
+        left, top = (frame.width_px - wide) // 2, (frame.height_px - high) // 2
+    scales = wide / width, high / height
+    return Placement(width_px=width, height_px=height, scale_x=scales[0], scale_y=scales[1], left=left, top=top)
+
+
 def framed(image: Image.Image, frame: Frame) -> NDArray[np.uint8]:
     """Bring an image of mode L or RGB to a frame, as uint8 (height, width, channels).
 
     Raises InputError for an image that is larger than the canvas on which it is to be put unscaled.
     """
-    size = scaled_size(*image.size, frame)
+    at, size = placement(*image.size, frame), scaled_size(*image.size, frame)
     if image.size != size:
         image = image.resize(size, _RESAMPLING[frame.interpolation])
     pixels = np.asarray(image, dtype=np.uint8).reshape(image.height, image.width, frame.channels)
-    if frame.fit == "crop":  # the centre as torchvision finds it, by Python's round
-        top, left = (round((have - want) / 2) for have, want in zip(pixels.shape, _sides(frame), strict=False))
+    if frame.fit == "crop":
+        top, left = -int(at.top), -int(at.left)
         return pixels[top : top + frame.height_px, left : left + frame.width_px]
     return pixels if pixels.shape[:2] == _sides(frame) else padded(pixels[np.newaxis], frame)[0]
 
@@ -58,9 +103,8 @@ def padded(pixels: NDArray[np.uint8], frame: Frame) -> NDArray[np.uint8]:
             'Scale it: `fit = "resize"` in the recipe.'
         )
     canvas = np.full((count, *_sides(frame), channels), frame.fill, dtype=np.uint8)
-    top, left = (frame.height_px - height) // 2, (frame.width_px - width) // 2
-    if frame.align == "corner":
-        top = left = 0
+    at = placement(width, height, replace(frame, fit="pad"))
+    top, left = int(at.top), int(at.left)
     canvas[:, top : top + height, left : left + width] = pixels
     return canvas
 

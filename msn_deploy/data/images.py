@@ -66,15 +66,19 @@ def read_image(path: Path, *, levels: Levels | None = None, **size: Any) -> NDAr
     levels: as for `Picture.to_bytes`. size: the fields of Frame, of which `height_px`, `width_px` and `channels` are
     needed. Raises InputError if it is not a readable image or does not fit.
     """
+    return fit_image(open_picture(path).to_bytes(levels), name=str(path), **size)
+
+
+def fit_image(pixels: NDArray[np.uint8], *, name: str, **size: Any) -> NDArray[np.uint8]:
+    """Bring one image (h, w) or (h, w, 3) to (height, width, channels), as `read_image`. Raises InputError."""
     frame = Frame(**size)
-    image = Image.fromarray(open_picture(path).to_bytes(levels))
     try:
-        return _fitted(image, frame)
+        return _fitted(Image.fromarray(pixels), frame)
     except InputError as cause:
-        raise InputError(f"{path}: {cause}") from cause
+        raise InputError(f"{name}: {cause}") from cause
     except (MemoryError, OverflowError, ValueError) as cause:  # one pixel wide and long enough
-        text = f"{path} of {image.width}x{image.height} pixels is too long to be fitted by {frame.fit!r}."
-        raise InputError(text) from cause
+        height, width = pixels.shape[:2]
+        raise InputError(f"{name} of {width}x{height} pixels is too long to be fitted by {frame.fit!r}.") from cause
 
 
 def fit_images(images: NDArray[np.uint8], **size: Any) -> NDArray[np.uint8]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from msn_deploy.core.artifacts import Parent
 from msn_deploy.core.errors import InputError, did_you_mean
-from msn_deploy.core.model_info import Frame
+from msn_deploy.core.model_info import Frame, TaskName
 from msn_deploy.data import feeds
 from msn_deploy.data.cifar import read_cifar
 from msn_deploy.data.decode import SUFFIXES, Levels
@@ -26,6 +26,8 @@ from msn_deploy.data.names import NAMES, download, folder_of
 from msn_deploy.data.survey import Survey, measured_levels, survey_arrays, survey_files
 from msn_deploy.data.svhn import read_svhn
 
+IGNORED = 255
+"""In the labels of segmentation: neither right nor wrong, such as beside the image on its canvas."""
 _LOG = logging.getLogger(__name__)
 _CHUNK = 256  # images that are hashed together
 _LARGEST_PX = 1024  # a side that no network here has: a forged sidecar must not fill the memory
@@ -41,10 +43,15 @@ class Split:
     """The name or folder that they were loaded from."""
     images: Any
     """uint8 (N, H, W, C): an array, or LazyImages where that was asked for."""
-    labels: NDArray[np.int64]
-    """(N,)"""
+    labels: Any
+    """What is right for each image, by the task. classification, embedding: int64 (N,), an index into the classes.
+    multi-label: bool (N, classes). regression: float64 (N, values). detection: ObjectLabels. segmentation: the classes
+    uint8 (N, H, W, 1), IGNORED where nothing is said. depth: float32 (N, H, W, 1), NaN where it was not measured.
+    image-to-image: uint8 (N, H, W, C), what is wanted. The last three lie in the frame that the images were brought to,
+    and are LazyImages where the images are."""
     classes: tuple[str, ...]
-    """The names that the labels index."""
+    """The names that labels index; of regression, the names of the values."""
+    task: TaskName = "classification"
     read: Mapping[str, Any] = field(default_factory=dict)
     """How they were loaded, which `is_as_recorded` does again; empty for arrays from elsewhere."""
 
@@ -53,7 +60,11 @@ class Split:
         digest = hashlib.sha256(repr((self.images.shape, self.classes)).encode())
         for start in range(0, len(self.images), _CHUNK):
             digest.update(np.asarray(self.images[start : start + _CHUNK]).tobytes())
-        digest.update(self.labels.tobytes())
+        if isinstance(self.labels, LazyImages):
+            for start in range(0, len(self.labels), _CHUNK):
+                digest.update(np.asarray(self.labels[start : start + _CHUNK]).tobytes())
+        else:
+            digest.update(self.labels.tobytes())
         return digest.hexdigest()
 
     def as_parent(self) -> Parent:
@@ -74,7 +85,15 @@ class Split:
         return replace(self, images=self.images[chosen], labels=self.labels[chosen], read=read)
 
 
-def load_split(source: str, split: str, *, levels: Levels | None = None, lazy: bool = False, **size: Any) -> Split:
+def load_split(
+    source: str,
+    split: str,
+    *,
+    task: TaskName | None = "classification",
+    levels: Levels | None = None,
+    lazy: bool = False,
+    **size: Any,
+) -> Split:
     """Load the "train" or "test" split of a name or a folder, brought to (height, width, channels) by `fit_images`.
 
     Names: NAMES of data.names; a folder of that name in the working directory beats them. Folders: IDX
@@ -86,13 +105,16 @@ def load_split(source: str, split: str, *, levels: Levels | None = None, lazy: b
     Args:
         source: The name or folder.
         split: "train" or "test".
+        task: What the labels are for, see `Split.labels`; None: whatever labels there are.
         levels: What is black and white in files of more than 8 bits; None: measured over the whole folder.
         lazy: Image files are read, and images of the other formats brought to size, when they are looked at.
         **size: Of the images returned, as the fields of Frame: `height_px`, `width_px`, `channels`, `fit`, ...
 
     Raises:
-        InputError: Nothing usable is there; the message says what was looked for.
+        InputError: Nothing usable is there, or no labels of that task; the message says what was looked for.
     """
+    if task not in (None, "classification", "embedding"):
+        raise InputError(f"{source} has no labels for {task}.")
     size = Frame(**size).image_size
     found, survey, note = _load(source, split, size, levels)
     height, width, channels = found.images.shape[1:]

@@ -156,21 +156,19 @@ def check_feeds(feeds: Mapping[str, NDArray[Any]], inputs: Sequence[TensorSpec],
 
 
 def image_input(runner: Runner) -> TensorSpec:
-    """Return the only input of a network that maps a batch of images to one tensor.
+    """Return the only input of a network that maps a batch of images to floats.
 
-    Raises InputError for a network of several inputs or outputs, or that is not from floats or bytes to floats.
+    Raises InputError for a network of several inputs, or that is not from floats or bytes.
     """
-    if len(runner.inputs) != 1 or len(runner.outputs) != 1:
-        named = [", ".join(spec.name for spec in specs) for specs in (runner.inputs, runner.outputs)]
+    if len(runner.inputs) != 1:
+        names = ", ".join(spec.name for spec in runner.inputs)
         raise InputError(
-            f"{runner.path} has {len(runner.inputs)} inputs ({named[0]}) and {len(runner.outputs)} outputs "
-            f"({named[1]}); a network that is fed images has one of each."
+            f"{runner.path} has {len(runner.inputs)} inputs ({names}); a network that is fed images has one."
         )
-    given, made = runner.inputs[0], runner.outputs[0]
-    if given.dtype not in (*_FLOATS, "uint8") or made.dtype not in _FLOATS or not given.shape:
+    (given,) = runner.inputs
+    if given.dtype not in (*_FLOATS, "uint8") or not given.shape:
         raise InputError(
-            f"{runner.path} maps {given.dtype} of {sizes_text(given.shape)} to {made.dtype}; images in floats or "
-            "bytes to floats are run."
+            f"{runner.path} takes {given.dtype} of {sizes_text(given.shape)}; images are fed as floats or bytes."
         )
     return given
 
@@ -178,30 +176,46 @@ def image_input(runner: Runner) -> TensorSpec:
 def run_images(runner: Runner, batch: NDArray[Any]) -> NDArray[np.float32]:
     """Map images (N, C, H, W) or (N, H, W, C) to float32 (N, ...), for any N, by a network of one input and one output.
 
-    They are float32, or uint8 for a network that takes bytes.
-
-    More images than one run takes are run in several. Where one run takes more, the last image is repeated, and what
-    comes of the repeats is dropped. Raises InputError if the images or the network do not fit.
+    See `outputs_of_images`. Raises InputError also for a network whose only output is not of floats.
     """
     import numpy as np  # late: importing this module must stay light
+
+    if len(runner.outputs) != 1 or runner.outputs[0].dtype not in _FLOATS:
+        made = ", ".join(f"{spec.name} ({spec.dtype})" for spec in runner.outputs)
+        raise InputError(f"{runner.path} has the outputs {made}; one of floats is read.")
+    (whole,) = outputs_of_images(runner, batch).values()
+    return np.asarray(whole, dtype=np.float32)
+
+
+def outputs_of_images(runner: Runner, batch: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    """Map images (N, C, H, W) or (N, H, W, C), for any N, to each output, half precision widened.
+
+    The images are float32, or uint8 for a network that takes bytes. More images than one run takes are run in several.
+    Where one run takes more, the last image is repeated, and what comes of the repeats is dropped. Raises InputError if
+    the images or the network do not fit, or if several runs make what has not a row for each image.
+    """
+    import numpy as np
 
     given = image_input(runner)
     check_images(batch, given, name=runner.name)
     least, most = runner.batch_range
     step = most or len(batch)
-    made = []
+    made: list[dict[str, NDArray[Any]]] = []
     for start in range(0, len(batch), step):
         part = batch[start : start + step]
         if len(part) < least:
             part = np.concatenate([part, np.repeat(part[-1:], least - len(part), axis=0)])
-        (output,) = runner.run({given.name: part.astype(given.dtype, copy=False)}).values()
-        if len(part) != len(batch) and output.shape[:1] != part.shape[:1]:
-            raise InputError(f"{runner.path} makes {output.shape} of {len(part)} images; one row for each is read.")
-        made.append(output)
-    whole = made[0] if len(made) == 1 else np.concatenate(made)
+        outputs = runner.run({given.name: part.astype(given.dtype, copy=False)})
+        for output in outputs.values():
+            if len(part) != len(batch) and output.shape[:1] != part.shape[:1]:
+                raise InputError(f"{runner.path} makes {output.shape} of {len(part)} images; one row for each is read.")
+        made.append(outputs)
+    whole = {
+        name: np.concatenate([each[name] for each in made]) if len(made) > 1 else made[0][name] for name in made[0]
+    }
     if len(batch) % step:  # the last run may have been filled up
-        whole = whole[: len(batch)]
-    return np.asarray(whole, dtype=np.float32)
+        whole = {name: array[: len(batch)] for name, array in whole.items()}
+    return {name: array.astype(np.float32) if array.dtype == np.float16 else array for name, array in whole.items()}
 
 
 def check_images(batch: NDArray[Any], given: TensorSpec, *, name: str) -> None:

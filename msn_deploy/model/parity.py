@@ -63,8 +63,8 @@ class Rung:
 
 
 def classifies(info: ModelInfo) -> bool:
-    """Return whether a network's largest output is an answer: one that has classes."""
-    return bool(info.classes) and not info.is_generator
+    """Return whether the largest number of a network's output is an answer."""
+    return info.task == "classification"
 
 
 def rung(stage: str, truth: Feeds, outputs: Feeds, *, classifies: bool = False) -> Rung:

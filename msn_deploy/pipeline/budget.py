@@ -1,14 +1,14 @@
-"""How much of a network can be INT8 before its accuracy drops, or its outputs differ, by more than is allowed?
+"""How much of a network can be INT8 before its metric drops, or its outputs differ, by more than is allowed?
 
 Layers are ranked by what INT8 in that layer alone does to the outputs (SQNR), and the worst are left in FP16, as few of
-them as the budget allows: one of accuracy for a classifier, one of SQNR for any other network.
+them as the budget allows: one of the task's metric, or one of SQNR for any network.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from msn_deploy.core.errors import GateError, InputError
 from msn_deploy.core.progress import Progress, silent
-from msn_deploy.data.feeds import ImageSamples, runs_of
 from msn_deploy.engine import OrtRunner
 from msn_deploy.model.feeds import Array, Feeds, joined, rows_of
-from msn_deploy.model.opened import inputs_of, made_model
+from msn_deploy.model.opened import made_model
+from msn_deploy.tasks.task import Score, metric_text
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -45,7 +45,7 @@ class Verdict:
     """What the budget came to.
 
     kind: "INT8" (all layers), "MIXED" (left_out stay in FP16; of those, in_fp32 in FP32, for FP16 is not enough).
-    ranking: the most sensitive layer first; empty where INT8 was good enough. accuracy: of a budget of accuracy.
+    ranking: the most sensitive layer first; empty where INT8 was good enough. metric: of a budget of the metric.
     sqnr_db, min_sqnr_db: of a budget of SQNR, that of the worst float output and what was asked for.
     """
 
@@ -54,28 +54,74 @@ class Verdict:
     in_fp32: dict[str, str]
     samples: int
     ranking: tuple[Sensitivity, ...]
-    accuracy: Accuracy | None = None
+    metric: MetricDrop | None = None
     sqnr_db: float | None = None
     min_sqnr_db: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Accuracy:
-    """fp32, int8: 0 to 1, on the same images. drop: their difference; interval: its 95 % interval, paired; allowed."""
+class MetricDrop:
+    """How much worse INT8 is than FP32 in a metric, on the same images.
 
+    name, unit: of the metric. drop: how much worse, in that unit. interval: its 95 % interval, paired; None for a
+    metric that is not the mean of what each image adds. allowed: what was asked for.
+    """
+
+    name: str
+    unit: str
     fp32: float
     int8: float
     drop: float
-    interval: tuple[float, float]
+    interval: tuple[float, float] | None
     allowed: float
 
 
-def parse_drop(text: str) -> float:
-    """Turn "0.5pp", percentage points of accuracy, into 0.005. Raises InputError."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*pp", text.strip())
-    if found is None or float(found[1]) >= 100:
-        raise InputError(f"`--max-drop {text}` is not a number of percentage points.\nWrite it as 0.5pp.")
-    return float(found[1]) / 100
+@dataclass(frozen=True, slots=True)
+class Allowed:
+    """What a metric may drop: `amount` in `unit`, "pp" for percentage points, "%" of its value, or the metric's own."""
+
+    amount: float
+    unit: str
+
+    def of(self, score: Score) -> float:
+        """Return it in the metric's unit. Raises InputError for a unit that the metric has not."""
+        if self.unit == "%":
+            return self.amount / 100 * abs(score.value)
+        if self.unit == "pp" and score.unit == "share":
+            return self.amount / 100
+        if self.unit == score.unit:
+            return self.amount
+        own = "0.5pp" if score.unit == "share" else f"0.5{score.unit}" if score.unit else "2%"
+        raise InputError(
+            f"`--max-drop {self.amount:g}{self.unit}`: {score.metric} is not measured in "
+            f"{self.unit or 'plain numbers'}.\nSay such as {own}, or 2% of it."
+        )
+
+
+def parse_drop(text: str) -> Allowed:
+    """Turn "0.5pp", "2%", "0.3dB" or "0.1" into what a metric may drop. Raises InputError."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(pp|%|[A-Za-z]*)", text.strip())
+    if found is None or (found[2] in ("pp", "%") and float(found[1]) >= 100):
+        raise InputError(
+            f"`--max-drop {text}` is not how much a metric may drop.\nWrite 0.5pp (percentage points), or 2%, or 0.3dB."
+        )
+    return Allowed(float(found[1]), found[2])
+
+
+def drop_of(before: Score, after: Score) -> float:
+    """Return by how much a metric is worse after than before."""
+    return before.value - after.value if before.higher_is_better else after.value - before.value
+
+
+def drop_interval(before: Score, after: Score) -> tuple[float, float] | None:
+    """Return the paired 95 % interval of `drop_of`; None for metrics that are not the mean of what each image adds."""
+    if before.each is None or after.each is None:
+        return None
+    if set(np.unique(np.concatenate([before.each, after.each]))) <= {0.0, 1.0}:
+        return paired_drop(before.each.astype(bool), after.each.astype(bool))[1]
+    worse = before.each - after.each if before.higher_is_better else after.each - before.each
+    half = _Z95 * float(worse.std(ddof=1)) / math.sqrt(len(worse)) if len(worse) > 1 else math.inf
+    return float(worse.mean()) - half, float(worse.mean()) + half
 
 
 def paired_drop(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> tuple[float, tuple[float, float]]:
@@ -123,19 +169,17 @@ def within_budget(
     ranges: Mapping[str, float],
     maxima: Mapping[str, float],
     *,
-    images: NDArray[np.float32],
-    labels: NDArray[np.int64],
-    max_drop: float,
-    answer: Callable[[Array], NDArray[np.int64]] = lambda logits: logits.argmax(1),
+    runs: Sequence[Feeds],
+    judge: Callable[[Iterable[Feeds]], Score],
+    max_drop: Allowed,
     progress: Progress = silent,
 ) -> tuple[ModelProto, Verdict]:
-    """Return the graph with the fewest layers left out whose accuracy on `images` drops by at most `max_drop`.
+    """Return the graph with the fewest layers left out whose metric drops by at most `max_drop`.
 
-    images: (N, C, H, W), preprocessed; the first of them rank the layers. max_drop: a share, 0.005 for half a point.
-    answer: from the output to the index of the class, (N,).
+    runs: of all images; the first of them rank the layers. judge: from the outputs of each run to the metric.
     Raises GateError (exit 1) if no INT8 is within the budget, and says what FP16 loses.
     """
-    return _DropBudget(model, ranges, maxima, images, labels, max_drop, answer, progress).found()
+    return _DropBudget(model, ranges, maxima, runs, judge, max_drop, progress).found()
 
 
 def within_sqnr(
@@ -232,14 +276,15 @@ class _Search:
         return to_fp16(self.model, keep_fp32=needs_fp32(self.model, self.maxima))
 
     def outputs(self, graph: ModelProto, runs: Sequence[Feeds], note: str = "") -> dict[str, Array]:
+        return joined(list(self.each_run(graph, runs, note)))
+
+    def each_run(self, graph: ModelProto, runs: Sequence[Feeds], note: str = "") -> Iterator[Feeds]:
         runner = OrtRunner(made_model(Path("the graph"), graph, graph.SerializeToString()))
-        made = []
         for done, feeds in enumerate(runs, 1):
-            made.append(runner.run(feeds))
+            yield runner.run(feeds)
             if note:
                 self.progress(done, len(runs), f"measuring {note}")
         runner.close()
-        return joined(made)
 
 
 class _SqnrBudget(_Search):
@@ -298,66 +343,58 @@ class _DropBudget(_Search):
         model: ModelProto,
         ranges: Mapping[str, float],
         maxima: Mapping[str, float],
-        images: NDArray[np.float32],
-        labels: NDArray[np.int64],
-        max_drop: float,
-        answer: Callable[[Array], NDArray[np.int64]],
+        runs: Sequence[Feeds],
+        judge: Callable[[Iterable[Feeds]], Score],
+        max_drop: Allowed,
         progress: Progress,
     ) -> None:
-        (spec,) = inputs_of(model)
-        samples = ImageSamples(spec.name, images)
-        self.runs = list(runs_of(samples, [spec], samples.rows, most=CHUNK))
-        ranked = max(1, _RANKED // max(1, rows_of(self.runs[0])))
-        super().__init__(model, ranges, maxima, self.runs[:ranked], progress)
-        self.labels, self.max_drop, self.answer = labels, max_drop, answer
-        self.right_fp32 = self._is_right(model, "FP32")
-        self.right: dict[frozenset[str], NDArray[np.bool_]] = {}
+        super().__init__(model, ranges, maxima, runs[: max(1, _RANKED // max(1, rows_of(runs[0])))], progress)
+        self.runs, self.judge = runs, judge
+        self.fp32 = self._judged(model, "FP32")
+        self.allowed = max_drop.of(self.fp32)
+        self.scores: dict[frozenset[str], Score] = {}
 
     def fits(self, left_out: Collection[str]) -> bool:
-        return paired_drop(self.right_fp32, self._right(left_out))[0] <= self.max_drop
+        return drop_of(self.fp32, self._score(left_out)) <= self.allowed
 
     def result(self, left_out: Collection[str], ranking: tuple[Sensitivity, ...]) -> tuple[ModelProto, Verdict]:
-        right = self._right(left_out)
-        drop, interval = paired_drop(self.right_fp32, right)
+        score = self._score(left_out)
         graph, in_fp32 = int8_graph(self.model, self.ranges, self.maxima, left_out)
         return graph, Verdict(
             kind="MIXED" if left_out else "INT8",
             left_out=tuple(left_out),
             in_fp32=in_fp32,
-            samples=len(right),
+            samples=score.samples,
             ranking=ranking,
-            accuracy=Accuracy(
-                fp32=float(self.right_fp32.mean()),
-                int8=float(right.mean()),
-                drop=drop,
-                interval=interval,
-                allowed=self.max_drop,
+            metric=MetricDrop(
+                name=score.metric,
+                unit=score.unit,
+                fp32=self.fp32.value,
+                int8=score.value,
+                drop=drop_of(self.fp32, score),
+                interval=drop_interval(self.fp32, score),
+                allowed=self.allowed,
             ),
         )
 
     def only_fp16(self, order: list[str]) -> str:
-        fp16 = paired_drop(self.right_fp32, self._is_right(self.half(), "FP16"))[0]
-        int8 = paired_drop(self.right_fp32, self._right(()))[0]
-        best = paired_drop(self.right_fp32, self._right(order[:-1]))[0] if len(order) > 1 else int8
+        tried = [self._score(()), self._score(order[:-1] if len(order) > 1 else ()), self._judged(self.half(), "FP16")]
+        int8, best, fp16 = (metric_text(drop_of(self.fp32, each), each.unit) for each in tried)
         return (
-            f"verdict FP16: INT8 drops accuracy by {int8:.2%}, and still by {best:.2%} with all layers but one left "
-            f"out; {self.max_drop:.2%} is allowed. FP16 drops it by {fp16:.2%}.\n"
+            f"verdict FP16: INT8 makes {self.fp32.metric} worse by {int8}, and still by {best} with all layers but one "
+            f"left out; {metric_text(self.allowed, self.fp32.unit)} is allowed. FP16 makes it worse by {fp16}.\n"
             "Nothing was written. Take `build-engine --precision fp16`, other images, or another `--method`."
         )
 
-    def _right(self, left_out: Collection[str]) -> NDArray[np.bool_]:
+    def _score(self, left_out: Collection[str]) -> Score:
         key = frozenset(left_out)
-        if key not in self.right:
+        if key not in self.scores:
             graph, _ = int8_graph(self.model, self.ranges, self.maxima, left_out)
-            self.right[key] = self._is_right(graph, f"INT8, {len(key)} layers left out" if key else "INT8")
-        return self.right[key]
+            self.scores[key] = self._judged(graph, f"INT8, {len(key)} layers left out" if key else "INT8")
+        return self.scores[key]
 
-    def _is_right(self, graph: ModelProto, note: str) -> NDArray[np.bool_]:
-        (logits,) = self.outputs(graph, self.runs, note).values()
-        right: NDArray[np.bool_] = (
-            self.answer(logits[: len(self.labels)]) == self.labels
-        )  # the last run may be filled up
-        return right
+    def _judged(self, graph: ModelProto, note: str) -> Score:
+        return self.judge(self.each_run(graph, self.runs, note))
 
 
 def worst_sqnr(truth: Feeds, outputs: Feeds) -> float:

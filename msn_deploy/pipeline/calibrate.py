@@ -13,20 +13,21 @@ from msn_deploy.core.artifacts import publish
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.model_info import DEFAULT_METHOD, DEFAULT_PERCENTILE, DEFAULT_SAMPLES, ModelInfo
 from msn_deploy.core.progress import Progress, silent
-from msn_deploy.data import to_input
-from msn_deploy.data.feeds import is_feeds
+from msn_deploy.data.feeds import ImageSamples, is_feeds, runs_of
+from msn_deploy.data.preprocess import PreparedImages
 from msn_deploy.engine import OrtRunner
 from msn_deploy.engine.calibration_table import format_table, parse_release
 from msn_deploy.engine.ort import run_on_one_thread
-from msn_deploy.model.feeds import Array, joined
+from msn_deploy.model.feeds import Array, joined, rows_of
 from msn_deploy.model.opened import OpenModel, made_model, open_model, with_info
 from msn_deploy.model.parity import Rung, classifies, require_finite, rung
-from msn_deploy.pipeline.budget import CHUNK, Verdict, int8_graph, within_budget, within_sqnr
+from msn_deploy.pipeline.budget import CHUNK, Allowed, Verdict, int8_graph, within_budget, within_sqnr
+from msn_deploy.pipeline.evaluate import given_of, require_task, score_of
 from msn_deploy.pipeline.images import CalibrationInputs, calibration_inputs, preprocess_for, split_for
 from msn_deploy.pipeline.ranges import measured_ranges
 from msn_deploy.quant.calibration_checks import MINIMUM_SAMPLES
 from msn_deploy.quant.scales import check_method
-from msn_deploy.tasks.classification import answers, ending_of
+from msn_deploy.tasks import make_task
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -83,12 +84,12 @@ class CalibrationOptions:
     """Draws the samples; None spreads them evenly."""
     state: Mapping[str, str] = field(default_factory=dict)
     """Output -> the input that takes it in the next sample, as in recurrent networks."""
-    max_drop: float | None = None
-    """How much of the accuracy on the test split (a share, 0.005 for half a point) may go; the fewest layers that this
-    takes stay in FP16."""
+    max_drop: Allowed | float | None = None
+    """How much worse the task's metric on the test split may become (a number is a share, 0.005 for half a point); the
+    fewest layers that this takes stay in FP16."""
     min_sqnr: float | None = None
     """What every float output has to keep against FP32 on the samples, dB; the fewest layers that this takes stay in
-    FP16. For networks without an accuracy."""
+    FP16. For networks without a metric."""
     leave_out: Sequence[str] = ()
     """Names of layers that stay in FP16 in any case."""
     use_cache: bool = True
@@ -107,7 +108,7 @@ class CalibrationOptions:
         if len(names) > 1:
             raise InputError(f"`{names[0]}` finds the layers to leave out itself.\nGive it or `{names[1]}`, not both.")
         if self.max_drop is not None and is_feeds(self.data):
-            raise InputError(f"{self.data} holds no labels, so that there is no accuracy.\nGive `--min-sqnr 30dB`.")
+            raise InputError(f"{self.data} holds no labels, so that there is no metric.\nGive `--min-sqnr 30dB`.")
 
 
 def calibrate(
@@ -150,7 +151,7 @@ def calibrated(
     check_door(model, out)
     info = model.info
     if options.max_drop is not None:
-        _require_accuracy(model)
+        _require_metric(model)
     proto = fold_constants(_at_least_13(model), load=run_on_one_thread)
     placement = place(proto, leave_out=options.leave_out)
     require_layers(placement, left_out=bool(options.leave_out))
@@ -273,15 +274,14 @@ def _at_least_13(model: OpenModel) -> ModelProto:
     return model.proto if written >= OPSET_OF_QDQ else to_opset(copy.deepcopy(model.proto), OPSET_OF_QDQ)
 
 
-def _require_accuracy(model: OpenModel) -> None:
-    """Refuse `--max-drop` for what has no accuracy. Raises InputError."""
-    info = model.info
-    if info is not None and info.is_generator:
-        raise InputError(f"{model.path} is a generator: it has no accuracy to keep.\nLeave out `--max-drop`.")
-    if len(model.inputs) != 1 or len(model.outputs) != 1:
+def _require_metric(model: OpenModel) -> None:
+    """Refuse `--max-drop` for what has no metric. Raises InputError."""
+    if model.info is not None and model.info.is_generator:
+        raise InputError(f"{model.path} is a generator: it has no metric to keep.\nLeave out `--max-drop`.")
+    if model.info is None or not model.info.task:
         raise InputError(
-            f"{model.path} has {len(model.inputs)} inputs and {len(model.outputs)} outputs: no accuracy is measured "
-            "of it.\nGive `--min-sqnr 30dB` in place of `--max-drop`."
+            f"{model.path} does not say its task, so that there is no metric.\n"
+            "Give `--min-sqnr 30dB` in place of `--max-drop`, or say it: `msn-deploy export ... --task NAME`."
         )
 
 
@@ -293,21 +293,23 @@ def _within_drop(
     options: CalibrationOptions,
     progress: Progress,
 ) -> tuple[ModelProto, Verdict]:
-    """Hold the accuracy budget on all images of the test split."""
+    """Hold the budget of the task's metric on all images of the test split."""
     assert options.max_drop is not None
-    _, shape = model.only_input
+    name, shape = model.only_input
     prep = preprocess_for(model.info, shape, model=str(model.path))
-    test = split_for(model.info, prep, options.data, "test")
-    named = model.info is not None and bool(model.info.classes)
-    answer = partial(answers, classes=test.classes, name=str(model.path), ending=ending_of(proto), named=named)
+    wanted = require_task(model.info, model=str(model.path))
+    test = split_for(model.info, prep, options.data, "test", task=wanted, lazy=True)
+    task = make_task(wanted, given_of(str(model.path), model.info, model.outputs, model, classes=test.classes))
+    samples = ImageSamples(name, PreparedImages(test.images, prep, model.inputs[0].dtype))
+    runs = list(runs_of(samples, model.inputs, samples.rows, most=CHUNK))
+    given = options.max_drop
     return within_budget(
         proto,
         ranges,
         maxima,
-        images=to_input(test.images, prep, model.inputs[0].dtype),
-        labels=test.labels,
-        max_drop=options.max_drop,
-        answer=answer,
+        runs=runs,
+        judge=lambda made: score_of(task, test.labels, prep, zip(map(rows_of, runs), made, strict=True)),
+        max_drop=given if isinstance(given, Allowed) else Allowed(100 * given, "pp"),
         progress=progress,
     )
 

@@ -113,7 +113,7 @@ def _one_network(
         evaluation = folded if precision == "fp32" else evaluate(built.onnx)
         weights = built.engine.weight_memory_bytes if built.engine else None
         rows.append(_stage(network, stage, built.onnx, evaluation, weights))
-    lost = folded.accuracy - rows[-1].accuracy
+    lost = folded.value - rows[-1].accuracy
     if lost > _INT8_MAY_LOSE:
         raise GateError(
             f"{network}: INT8 loses {lost:.2%} of accuracy, at most {_INT8_MAY_LOSE:.0%} is allowed.\n"
@@ -126,7 +126,7 @@ def _stage(network: str, stage: str, file: Path, evaluation: Evaluation, weights
     return Stage(
         network=network,
         stage=stage,
-        accuracy=evaluation.accuracy,
+        accuracy=evaluation.value,
         bytes=file.stat().st_size,
         engine_weight_bytes=weights,
     )

@@ -1,45 +1,59 @@
-"""`eval`: how often is a model right on a test split?"""
+"""`eval`: how good are a model's answers on a test split, in the metric of its task?"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from msn_deploy.core.artifacts import Parent
-from msn_deploy.core.model_info import ModelInfo, Preprocess
+from msn_deploy.core.errors import InputError
+from msn_deploy.core.model_info import TASKS, ModelInfo, Preprocess, TaskName, TensorSpec
 from msn_deploy.core.progress import Progress, silent
 from msn_deploy.data import to_input
-from msn_deploy.engine import run_images
-from msn_deploy.engine.runner import image_input
+from msn_deploy.data.frame import placement
+from msn_deploy.data.labels import ObjectLabels
+from msn_deploy.engine.load import Opened
+from msn_deploy.engine.runner import image_input, outputs_of_images
 from msn_deploy.model.opened import OpenModel
 from msn_deploy.pipeline.images import preprocess_for, split_for
-from msn_deploy.pipeline.models import Described, ModelFile, open_file
-from msn_deploy.tasks.classification import Ending, accuracy, accuracy_by_class, answers, ending_of
+from msn_deploy.pipeline.models import Described, open_file
+from msn_deploy.tasks import make_task
+from msn_deploy.tasks.classification import ClassAnswer
+from msn_deploy.tasks.ending import Ending, ending_of
+from msn_deploy.tasks.task import Given, Outputs, Score, Task
 
-_CHUNK = 256
+_CHUNK = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """Accuracy (0 to 1) of a model on `samples` images, per class too; predictions stay in order.
+    """How good a model is on `samples` images, in the metric of its task.
 
-    images: which they were, by their digest. precision, norms_left, changed: see Described.
+    metric, value, unit, metrics, per_class: see tasks.task.Score; metrics are its others. accuracy: `value` of a
+    classifier, and predictions its answers in order; None and () of other tasks. images: which they were, by their
+    digest. precision, norms_left, changed: see Described.
     """
 
     model: str
     sha256: str
+    task: TaskName
     data: str
     images: Parent
     samples: int
-    accuracy: float
+    metric: str
+    value: float
+    unit: str
+    higher_is_better: bool
+    metrics: dict[str, float]
     per_class: dict[str, float]
+    accuracy: float | None
     predictions: tuple[int, ...]
     seconds: float
     precision: str | None
@@ -48,55 +62,73 @@ class Evaluation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Classifier:
-    """A model file that maps images to one number per class."""
+class ImageModel:
+    """A model file that is fed images."""
 
-    predict: Callable[[NDArray[Any]], NDArray[np.float32]]
-    """What `prepared` gives, for any N, to (N, ...)."""
+    run: Callable[[NDArray[Any]], Outputs]
+    """What `prepared` gives, for any N, to its outputs."""
     info: ModelInfo | None
     prep: Preprocess
     """What it wants of images."""
     dtype: str
     """Of its input."""
+    given: Given
+    """What its task is made of."""
     told: Described
-    ending: Ending
-    """What its numbers are already."""
 
     def prepared(self, images: NDArray[np.uint8]) -> NDArray[Any]:
         """Turn images (N, H, W, C), read as `prep.image_size` says, into its input."""
         return to_input(images, self.prep, "uint8" if self.dtype == "uint8" else "float32")
+
+    def task(self, classes: Sequence[str] = ()) -> Task | None:
+        """Return its task, None where the file does not say one; classes: of the data, for a file that names none."""
+        if self.info is None or not self.info.task:
+            return None
+        named = self.given if self.given.named else replace(self.given, classes=tuple(classes))
+        return make_task(cast(TaskName, self.info.task), named)
 
 
 def evaluate(
     model: Path, *, data: str | None = None, samples: int | None = None, threads: int | None = None,
     trust: bool = False, plugins: Sequence[Path] = (), progress: Progress = silent,
 ) -> Evaluation:  # fmt: skip
-    """Measure accuracy on the test split of `data`, or of what the model was trained on.
+    """Measure a model by its task's metric on the test split of `data`, or of what it was trained on.
 
     trust: load an engine from elsewhere. plugins: libraries with operators that an engine needs. Raises InputError
     (exit 2), GateError (exit 1) for outputs that are not finite, MissingDependency or MissingDevice (exit 3).
     """
-    classifier = open_classifier(model, threads, trust=trust, plugins=plugins)
-    split = split_for(classifier.info, classifier.prep, data, "test").first(samples)
-    images = classifier.prepared(split.images)
-    began = time.perf_counter()
-    found: list[NDArray[np.int64]] = []
-    for start in range(0, len(images), _CHUNK):
-        logits = classifier.predict(images[start : start + _CHUNK])
-        named = classifier.info is not None and bool(classifier.info.classes)
-        found.append(answers(logits, split.classes, name=str(model), ending=classifier.ending, named=named))
-        progress(min(start + _CHUNK, len(images)), len(images), f"evaluating {model.name}")
-    predictions = np.concatenate(found)
-    told = classifier.told
+    opened = open_image_model(model, threads, trust=trust, plugins=plugins)
+    name = require_task(opened.info, model=str(model))
+    split = split_for(opened.info, opened.prep, data, "test", task=name, lazy=True).first(samples)
+    task = opened.task(split.classes)
+    assert task is not None
+    began, predictions = time.perf_counter(), list[int]()
+
+    def made() -> Iterator[tuple[int, Outputs]]:
+        for start in range(0, len(split.images), _CHUNK):
+            images = np.asarray(split.images[start : start + _CHUNK])
+            yield len(images), opened.run(opened.prepared(images))
+            progress(start + len(images), len(split.images), f"evaluating {model.name}")
+
+    def see(answers: Sequence[Any]) -> None:
+        predictions.extend(answer.index for answer in answers if isinstance(answer, ClassAnswer))
+
+    score, told = score_of(task, split.labels, opened.prep, made(), see=see), opened.told
     return Evaluation(
         model=str(model),
         sha256=told.sha256,
+        task=name,
         data=split.source,
         images=split.as_parent(),
-        samples=len(images),
-        accuracy=accuracy(predictions, split.labels),
-        per_class=accuracy_by_class(predictions, split.labels, split.classes),
-        predictions=tuple(int(answer) for answer in predictions),
+        samples=score.samples,
+        metric=score.metric,
+        value=score.value,
+        unit=score.unit,
+        higher_is_better=score.higher_is_better,
+        metrics=score.others,
+        per_class=score.per_class,
+        accuracy=score.value if name == "classification" else None,
+        predictions=tuple(predictions),
         seconds=time.perf_counter() - began,
         precision=told.precision,
         norms_left=told.norms_left,
@@ -104,25 +136,88 @@ def evaluate(
     )
 
 
-def open_classifier(
+def score_of(
+    task: Task,
+    labels: Any,
+    prep: Preprocess,
+    made: Iterable[tuple[int, Outputs]],
+    *,
+    see: Callable[[Sequence[Any]], None] = lambda _: None,
+) -> Score:
+    """Return the metric of outputs that come a run at a time, each with how many images it is of.
+
+    labels: of all images, as `Split.labels`; where runs are of more images than there are labels, the last was filled
+    up. see: is handed the answers of each run.
+    """
+    meter, at = task.meter(), 0
+    for count, outputs in made:
+        here = labels[at : at + count]
+        kept = {name: array[: len(here)] if len(here) < count else array for name, array in outputs.items()}
+        answers = task.answers(kept, placements_of(here, prep))
+        meter.add(answers, here)
+        see(answers)
+        at += count
+    return meter.score()
+
+
+def placements_of(labels: Any, prep: Preprocess) -> list[Any] | None:
+    """Return where images lie in a network's frame, where their labels are positions in them."""
+    if not isinstance(labels, ObjectLabels):
+        return None
+    return [placement(each.width_px, each.height_px, prep) for each in labels.images]
+
+
+def require_task(info: ModelInfo | None, *, model: str) -> TaskName:
+    """Return what a model file says its task is. Raises InputError that says how to tell it."""
+    if info is None or not info.task:
+        own = model if model.endswith(".onnx") else "MODEL.onnx"
+        raise InputError(
+            f"{model} does not say what its outputs mean, so that there is no metric.\n"
+            f"Say it: msn-deploy export {own} --task {'|'.join(TASKS)} --out NEW.onnx"
+        )
+    return cast(TaskName, info.task)
+
+
+def open_image_model(
     model: Path, threads: int | None = None, *, trust: bool = False, plugins: Sequence[Path] = ()
-) -> Classifier:
+) -> ImageModel:
     """Open a checkpoint, ONNX file or engine. Raises InputError for a generator, and for what takes no images."""
     file = open_file(model, trust=trust, plugins=plugins)
     runner = file.runner(provider="cpu" if file.opened else "torch", threads=threads)
     given = image_input(runner)
-    return Classifier(
-        predict=partial(run_images, runner),
-        info=runner.info,
-        prep=preprocess_for(runner.info, given.shape or (), model=str(model)),
+    info = runner.info
+    return ImageModel(
+        run=partial(outputs_of_images, runner),
+        info=info,
+        prep=preprocess_for(info, given.shape or (), model=str(model)),
         dtype=given.dtype,
         told=file.described(runner),
-        ending=_ending_of(file),
+        given=given_of(str(model), info, runner.outputs, file.opened),
     )
 
 
-def _ending_of(file: ModelFile) -> Ending:
+def given_of(
+    model: str,
+    info: ModelInfo | None,
+    outputs: tuple[TensorSpec, ...],
+    opened: Opened | None,
+    *,
+    classes: Sequence[str] = (),
+) -> Given:
+    """Return what a task is made of. opened: None for a checkpoint. classes: of the data, for a file without names."""
+    own = info.classes if info is not None else ()
+    return Given(
+        model=model,
+        classes=own or tuple(classes),
+        named=bool(own),
+        reading=info.reading if info is not None else {},
+        outputs=outputs,
+        endings=tuple(_ending_of(opened, at) for at in range(len(outputs))),
+    )
+
+
+def _ending_of(opened: Opened | None, output: int) -> Ending:
     """Return what a model file's numbers are: a checkpoint's are logits, of an engine alone it is not known."""
-    if file.opened is None:
+    if opened is None:
         return "logits"
-    return ending_of(file.opened.proto) if isinstance(file.opened, OpenModel) else "unknown"
+    return ending_of(opened.proto, output) if isinstance(opened, OpenModel) else "unknown"

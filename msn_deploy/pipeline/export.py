@@ -10,13 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from msn_deploy.core.artifacts import Parent, publish, sidecar_path, write_json
 from msn_deploy.core.errors import FoldError, GateError, InputError
-from msn_deploy.core.model_info import ModelInfo, Preprocess
+from msn_deploy.core.model_info import ModelInfo, Preprocess, TaskName, TensorSpec
 from msn_deploy.data import to_input
 from msn_deploy.data.feeds import is_feeds, open_feeds
 from msn_deploy.engine.ort import run_on_one_thread
@@ -33,6 +33,9 @@ from msn_deploy.pipeline.source import (
     open_source,
     require_packages,
 )
+from msn_deploy.tasks import make_task
+from msn_deploy.tasks.ending import Ending
+from msn_deploy.tasks.task import Given
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -72,6 +75,10 @@ class ExportReport(ExportFacts):
     """What became of every norm (None without folding), also in the file NAME.fold.json."""
     preprocess: Preprocess | None
     """How images are prepared for it, if that is known."""
+    task: str
+    classes: tuple[str, ...]
+    reading: dict[str, Any]
+    """See ModelInfo."""
     unsimplified_because: str
     """Why onnxsim's graph was not taken; empty if it was, or not asked for."""
 
@@ -117,6 +124,7 @@ def _export(source: str | nn.Module, out: Path, options: ExportOptions, onnxsim:
     name = source if isinstance(source, str) else type(source).__name__
     feeds, feeds_are = _comparison_feeds(made, options.data)
     truth = made.predict(feeds)
+    _require_task(made.info, truth, sum(map(rows_of, feeds)), model=name)
     compared = partial(rung, truth=truth, classifies=classifies(made.info))
     rungs = [compared(stage, outputs=predict(feeds)) for stage, predict in made.stages.items()]
     certificate, why = None, ""
@@ -162,8 +170,28 @@ def _export(source: str | nn.Module, out: Path, options: ExportOptions, onnxsim:
         parity_on=feeds_are,
         certificate=certificate,
         preprocess=made.info.preprocess,
+        task=made.info.task,
+        classes=made.info.classes,
+        reading=made.info.reading,
         unsimplified_because=why,
     )
+
+
+def _require_task(info: ModelInfo, outputs: Feeds, rows: int, *, model: str) -> None:
+    """Raise InputError if outputs of `rows` samples are not of the task that the file will say."""
+    if not info.task:
+        return
+    one = {name: np.zeros_like(array[:1] if array.shape[:1] == (rows,) else array) for name, array in outputs.items()}
+    endings: tuple[Ending, ...] = tuple("logits" for _ in one)
+    given = Given(
+        model=model,
+        classes=info.classes,
+        named=bool(info.classes),
+        reading=info.reading,
+        outputs=tuple(TensorSpec(name, array.dtype.name, (None, *array.shape[1:])) for name, array in one.items()),
+        endings=endings,
+    )
+    make_task(cast(TaskName, info.task), given).answers(one)
 
 
 def _publish(

@@ -16,7 +16,7 @@ import numpy as np
 
 from msn_deploy.core.artifacts import Parent
 from msn_deploy.core.errors import InputError
-from msn_deploy.core.model_info import ModelInfo, Preprocess, TensorSpec
+from msn_deploy.core.model_info import ModelInfo, Preprocess, TaskName, TensorSpec
 from msn_deploy.data import Split, load_split
 from msn_deploy.data.feeds import FeedSource, ImageSamples, Samples, WholeSamples, is_feeds, open_feeds, runs_of
 from msn_deploy.data.preparation import PRESETS
@@ -67,16 +67,24 @@ def refuse_generator(info: ModelInfo | None, *, model: str) -> None:
         )
 
 
-def split_for(info: ModelInfo | None, prep: Preprocess, data: str | None, split: str, *, lazy: bool = False) -> Split:
+def split_for(
+    info: ModelInfo | None,
+    prep: Preprocess,
+    data: str | None,
+    split: str,
+    *,
+    task: TaskName | None = None,
+    lazy: bool = False,
+) -> Split:
     """Load the "train" or "test" split of `data`, or of what the model was trained on where `data` is None.
 
-    lazy: as for `load_split`.
+    task, lazy: as for `load_split`; None: images alone are wanted, with whatever labels there are.
     Raises InputError if neither is known, or if the classes are not those of the model.
     """
     source = data or (info.data if info is not None else "")
     if not source:
         raise InputError("the model does not say what it was trained on.\nName the images: `--data NAME|DIR`.")
-    loaded = load_split(source, split, **prep.image_size, lazy=lazy)
+    loaded = load_split(source, split, task=task, **prep.image_size, lazy=lazy)
     if info is not None and info.classes and loaded.classes != info.classes:
         raise InputError(
             f"{source} has {len(loaded.classes)} classes ({', '.join(loaded.classes[:4])}, ...), the model was trained "

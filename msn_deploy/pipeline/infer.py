@@ -13,15 +13,20 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
+from msn_deploy.core.artifacts import atomic_file
 from msn_deploy.core.errors import InputError, first_line
+from msn_deploy.core.model_info import Preprocess
 from msn_deploy.core.optional import require
-from msn_deploy.data.decode import SUFFIXES, Levels
+from msn_deploy.data.decode import SUFFIXES, Levels, open_picture
 from msn_deploy.data.folders import images_below
-from msn_deploy.data.images import fit_images, read_image
+from msn_deploy.data.frame import Placement, placement
+from msn_deploy.data.images import fit_image
 from msn_deploy.data.survey import measured_levels, survey_files
-from msn_deploy.pipeline.evaluate import Classifier, open_classifier
-from msn_deploy.tasks.classification import likeliest, scores_of
+from msn_deploy.pipeline.evaluate import ImageModel, open_image_model
+from msn_deploy.tasks.arrays import Arrays, arrays_of
+from msn_deploy.tasks.task import Answer, Task
 
 _LOG = logging.getLogger(__name__)
 VIDEO_SUFFIXES = (".avi", ".mkv", ".mov", ".mp4", ".mpg", ".webm")
@@ -29,55 +34,102 @@ _CAMERA = "camera:"  # and a number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """What a model says of one image: the likeliest class, its score (0 to 1), and how long it took.
+class Told:
+    """What a model says of one image, and how long it took.
 
-    latency_ms: of the inference alone, without reading and scaling the image. error: why there is no answer; label is
-    then empty.
+    pixels: the upright image, uint8 (H, W, 3). answer: None where there is none, and error says why. latency_ms: of the
+    inference alone, without reading and scaling the image.
     """
 
     image: str
-    label: str = ""
-    score: float = 0.0
+    pixels: NDArray[np.uint8] | None = None
+    answer: Answer | Arrays | None = None
     latency_ms: float = 0.0
     error: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        answer = self.answer.to_json() if self.answer is not None else {}
+        return {"image": self.image, **answer, "latency_ms": self.latency_ms, "error": self.error}
 
 
 def infer(
     model: Path,
     sources: Sequence[Path],
     *,
+    save: Path | None = None,
     threads: int | None = None,
     trust: bool = False,
     plugins: Sequence[Path] = (),
-) -> Iterator[Answer]:
-    """Classify image files, the images below folders, frames of videos (VIDEO_SUFFIXES) and of cameras ("camera:0").
+) -> Iterator[Told]:
+    """Say what a model makes of image files, images below folders, frames of videos and of cameras ("camera:0").
 
     One image is in memory at a time, each answer comes as soon as it is known, and an image that cannot be read is an
-    answer with an `error`. trust: load an engine from elsewhere. plugins: libraries with operators that an engine
-    needs. Raises InputError before the first answer for a model or a source that cannot be used, MissingDependency for
-    a video without OpenCV.
+    answer with an `error`. A network whose file does not say its task answers with arrays.
+
+    Args:
+        model: Checkpoint, ONNX file or engine.
+        sources: Files, folders, videos (VIDEO_SUFFIXES), cameras.
+        save: Folder for the images with the answers drawn on them, or for the arrays (.npz); folders stay folders.
+        threads: Of the runtime.
+        trust: Load an engine from elsewhere.
+        plugins: Libraries with operators that an engine needs.
+
+    Raises:
+        InputError: Before the first answer, for a model or a source that cannot be used.
+        MissingDependency: A video without OpenCV.
     """
-    classifier = open_classifier(model, threads, trust=trust, plugins=plugins)
-    prep = classifier.prep
+    opened = open_image_model(model, threads, trust=trust, plugins=plugins)
+    task, prep = opened.task(), opened.prep
     for source in sources:
         _check(source)
     black = np.zeros((1, prep.height_px, prep.width_px, prep.image_size["channels"]), dtype=np.uint8)
-    pays_for_memory = classifier.predict(classifier.prepared(black))
-    scores_of(np.zeros_like(pays_for_memory), ending="softmax", name=str(model))  # refuses what is not a classifier
-    return (_answer(name, image, classifier) for name, image in _images(sources, prep.image_size))
+    outputs = opened.run(opened.prepared(black))  # pays for memory
+    if task is not None:  # refuses what is not of it
+        task.answers({name: np.zeros_like(array) for name, array in outputs.items()}, [_whole(black, prep)])
+    return (_told(name, image, opened, task, save) for name, image in _images(sources, prep.image_size["channels"]))
 
 
-def _answer(name: str, image: NDArray[np.uint8] | InputError, classifier: Classifier) -> Answer:
+def _told(
+    name: Name, image: NDArray[np.uint8] | InputError, opened: ImageModel, task: Task | None, save: Path | None
+) -> Told:
     if isinstance(image, InputError):
-        return Answer(image=name, error=first_line(image))
-    batch = classifier.prepared(image[np.newaxis])
+        return Told(image=name.shown, error=first_line(image))
+    try:
+        batch = opened.prepared(fit_image(image, name=name.shown, **opened.prep.image_size)[np.newaxis])
+    except InputError as cause:
+        return Told(image=name.shown, error=first_line(cause))
     began = time.perf_counter()
-    outputs = classifier.predict(batch)
+    outputs = opened.run(batch)
     latency_ms = (time.perf_counter() - began) * 1e3
-    classes = classifier.info.classes if classifier.info else ()
-    (best,) = likeliest(outputs, classes, ending=classifier.ending, name=name)
-    return Answer(image=name, label=best.label, score=best.score, latency_ms=latency_ms)
+    answer: Answer | Arrays
+    if task is None:
+        (answer,) = arrays_of(outputs, 1)
+    else:
+        (answer,) = task.answers(outputs, [_whole(image[np.newaxis], opened.prep)])
+    pixels = image if image.ndim == 3 else np.repeat(image[..., np.newaxis], 3, axis=2)
+    if save is not None:
+        _save(save / name.below, answer, pixels)
+    return Told(image=name.shown, pixels=pixels, answer=answer, latency_ms=latency_ms)
+
+
+def _whole(images: NDArray[np.uint8], prep: Preprocess) -> Placement:
+    height, width = images.shape[1:3]
+    return placement(width, height, prep)
+
+
+def _save(path: Path, answer: Answer | Arrays, pixels: NDArray[np.uint8]) -> None:
+    """Write path.png, the image with the answer drawn on it, or path.npz."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    is_drawn = not isinstance(answer, Arrays)
+    with (
+        atomic_file(path.with_name(f"{path.name}{'.png' if is_drawn else '.npz'}")) as partial,
+        partial.open("wb") as out,
+    ):
+        if isinstance(answer, Arrays):
+            np.savez(out, allow_pickle=False, **answer.arrays)
+        else:
+            Image.fromarray(answer.drawn(pixels)).save(out, "PNG")
 
 
 def _check(source: Path) -> None:
@@ -96,31 +148,40 @@ def _files_of(source: Path) -> list[Path]:
     return images_below(source) if os.path.isdir(source) else [source]
 
 
-def _images(sources: Sequence[Path], size: dict[str, Any]) -> Iterator[tuple[str, NDArray[np.uint8] | InputError]]:
-    """Yield the name of each image with its pixels (height, width, channels), or with why it could not be read."""
-    levels = _levels_of([path for source in sources if not _is_stream(source) for path in _files_of(source)], size)
+@dataclass(frozen=True, slots=True)
+class Name:
+    """Of an image. shown: its path, or the source with the number of the frame. below: where what is saved goes."""
+
+    shown: str
+    below: Path
+
+
+def _images(sources: Sequence[Path], channels: int) -> Iterator[tuple[Name, NDArray[np.uint8] | InputError]]:
+    """Yield the name of each image with its pixels (H, W) or (H, W, 3), or with why it could not be read."""
+    levels = _levels_of([path for source in sources if not _is_stream(source) for path in _files_of(source)], channels)
     for source in sources:
         if _is_stream(source):
-            yield from _frames(source, size)
+            yield from _frames(source)
             continue
         for path in _files_of(source):
+            name = Name(str(path), path.relative_to(source) if path != source else Path(path.name))
             try:
-                yield str(path), read_image(path, levels=levels, **size)
+                yield name, open_picture(path).to_bytes(levels)
             except InputError as cause:
-                yield str(path), cause
+                yield name, cause
 
 
-def _levels_of(files: Sequence[Path], size: dict[str, Any]) -> Levels | None:
+def _levels_of(files: Sequence[Path], channels: int) -> Levels | None:
     """Return what is black and white in files of more than 8 bits; the log says it, and what the network won't see."""
     levels = measured_levels(files)
     if levels is not None:
         _LOG.warning("more than 8 bits: black is taken to be %g and white %g, from the files given", *levels)
-    for warning in survey_files(files, channels=size["channels"], levels=levels).warnings:
+    for warning in survey_files(files, channels=channels, levels=levels).warnings:
         _LOG.warning("%s", warning)
     return levels
 
 
-def _frames(source: Path, size: dict[str, Any]) -> Iterator[tuple[str, NDArray[np.uint8] | InputError]]:
+def _frames(source: Path) -> Iterator[tuple[Name, NDArray[np.uint8] | InputError]]:
     """Yield the frames of a video or camera, until it ends."""
     cv2: Any = require("cv2", step="infer of a video or camera")
     text = str(source)
@@ -133,8 +194,8 @@ def _frames(source: Path, size: dict[str, Any]) -> Iterator[tuple[str, NDArray[n
             if not more:
                 break
             rgb = np.ascontiguousarray(frame[..., ::-1])  # OpenCV gives BGR
-            yield f"{source}#{at}", fit_images(rgb[np.newaxis], **size)[0]
+            yield Name(f"{source}#{at}", Path(f"{source.name.replace(':', '')}-{at:06d}")), rgb
             at += 1
     capture.release()
     if at == 0:
-        yield text, InputError(f"{source} gives no frames: it cannot be opened, or is no video.")
+        yield Name(text, Path()), InputError(f"{source} gives no frames: it cannot be opened, or is no video.")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from msn_deploy.core.artifacts import Parent, parent_of
 from msn_deploy.core.errors import InputError
-from msn_deploy.core.model_info import InputOption, ModelInfo
+from msn_deploy.core.model_info import InputOption, ModelInfo, TaskName
 from msn_deploy.core.optional import require
 from msn_deploy.core.recipes import recipe_from_dict
 from msn_deploy.data.feeds import is_feeds, open_feeds
@@ -60,6 +60,12 @@ class ExportOptions:
     """In place of `input_shape`: one or more inputs by name."""
     preparation: Preparation | None = None
     """How images are prepared for it, which the file says from then on."""
+    task: TaskName | None = None
+    """What its outputs mean, which the file says from then on."""
+    classes: tuple[str, ...] = ()
+    """Names of classes or values, in the order of the numbers."""
+    reading: Mapping[str, str] = field(default_factory=dict)
+    """How the task reads the outputs, such as {"head": "yolov8"}; see docs/tasks.md."""
     data: str | None = None
     """What the stages are compared on: feeds (see `data.feeds`), or images where it is known how they are prepared;
     None: what it was trained on, else random numbers."""
@@ -112,7 +118,7 @@ def require_packages() -> None:
 
 def open_source(source: str | nn.Module, options: ExportOptions) -> Source:
     """Open a source. Raises InputError (exit 2), also for an option that this kind of source has no use for."""
-    made = _opened(source, options)
+    made = _with_task(_opened(source, options), options)
     if options.preparation is None:
         return made
     name = source if isinstance(source, str) else type(source).__name__
@@ -123,6 +129,20 @@ def open_source(source: str | nn.Module, options: ExportOptions) -> Source:
         )
     prep = resolved(options.preparation, made.inputs[0].spec, made.info.preprocess, model=name)
     return replace(made, info=replace(made.info, preprocess=prep))
+
+
+def _with_task(made: Source, options: ExportOptions) -> Source:
+    """Return a source whose file will say the task, classes and reading that are asked for."""
+    info = made.info
+    task = options.task or info.task
+    if (options.classes or options.reading) and not task:
+        raise InputError("`--classes` and `--read` are of a task.\nSay which: `--task classification`, ...")
+    if options.task is not None and info.is_generator:
+        raise InputError("a generator makes images; it has no task.\nLeave out `--task`.")
+    same = options.task in (None, info.task)
+    reading = {**(info.reading if same else {}), **options.reading}
+    classes = options.classes or (info.classes if same else ())
+    return replace(made, info=replace(info, task=task, classes=classes, reading=reading))
 
 
 def _opened(source: str | nn.Module, options: ExportOptions) -> Source:

@@ -179,7 +179,7 @@ def _measured(
     models = [path for step in last.values() for path in files_of(step)]
     for model in (step.out for step in last.values()):
         if model not in accuracies:
-            accuracies[model] = evaluate(model, threads=case.suite.threads).accuracy
+            accuracies[model] = evaluate(model, threads=case.suite.threads).value
     provider = "cpu" if case.suite.provider == "engine" else case.suite.provider
     try:
         result = bench(

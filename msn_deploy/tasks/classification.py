@@ -1,24 +1,23 @@
-"""What do a classifier's numbers mean? One per class to labels and scores, and how often the labels are right."""
+"""Which of several classes is an image? From one number per class to labels, and how often they are right."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from msn_deploy.core.errors import GateError, InputError
+from msn_deploy.core.model_info import TaskName
+from msn_deploy.data.frame import Placement
+from msn_deploy.tasks.drawing import captioned
+from msn_deploy.tasks.ending import Ending
+from msn_deploy.tasks.task import Given, Outputs, Score, per_class_mean, the_output
 
-if TYPE_CHECKING:
-    from onnx import ModelProto
-
-Ending = Literal["logits", "softmax", "log-softmax", "sigmoid", "unknown"]
-"""What a network's numbers are already. unknown: an engine whose graph is not here."""
-_ENDINGS: dict[str, Ending] = {"Softmax": "softmax", "LogSoftmax": "log-softmax", "Sigmoid": "sigmoid"}
-_MOVES = ("Cast", "DequantizeLinear", "Flatten", "Identity", "QuantizeLinear", "Reshape", "Squeeze")
 _SUM = 1e-3  # by which probabilities in half precision may miss 1
+_TOP = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,15 +26,6 @@ class Guess:
 
     label: str
     score: float
-
-
-def ending_of(model: ModelProto) -> Ending:
-    """Return what the last operator of a graph makes of the numbers of its first output."""
-    makers = {name: node for node in model.graph.node for name in node.output}
-    node = makers.get(model.graph.output[0].name)
-    while node is not None and node.op_type in _MOVES:
-        node = makers.get(node.input[0])
-    return _ENDINGS.get(node.op_type, "logits") if node is not None else "logits"
 
 
 def scores_of(outputs: NDArray[Any], *, ending: Ending = "logits", name: str) -> NDArray[np.float64]:
@@ -50,10 +40,7 @@ def scores_of(outputs: NDArray[Any], *, ending: Ending = "logits", name: str) ->
         numbers = numbers[..., 0]
     if numbers.ndim != 2:
         size = "x".join(map(str, outputs.shape[1:])) or "no"
-        raise InputError(
-            f"{name} gives {size} numbers per image; a classifier gives one for each class.\n"
-            "`eval` and `infer` read classifiers; `msn-deploy bench` runs any network."
-        )
+        raise InputError(f"{name} gives {size} numbers per image; a classifier gives one for each class.")
     if not (finite := np.isfinite(numbers)).all():
         raise GateError(
             f"{name}: {int((~finite).sum())} of {numbers.size} outputs are not finite (NaN or infinite), for "
@@ -84,46 +71,92 @@ def _told_by(numbers: NDArray[np.float64], name: str) -> Ending:
     return "softmax" if numbers.min(initial=0) >= 0 and sums <= _SUM else "logits"
 
 
-def answers(
-    outputs: NDArray[Any], classes: Sequence[str], *, name: str, ending: Ending = "logits", named: bool = False
-) -> NDArray[np.int64]:
-    """Return the index of the likeliest class of each image, (N,).
+@dataclass(frozen=True, slots=True)
+class ClassAnswer:
+    """The likeliest classes of one image, the best first, and the index of the best."""
 
-    name: of the model. named: whether the model itself names the classes, and may have outputs beyond them.
-    Raises InputError (exit 2) where there is not one number per class, GateError (exit 1) for numbers that are not
-    finite.
+    guesses: tuple[Guess, ...]
+    index: int
+
+    def text(self) -> str:
+        """Return such as "7  98.1%"."""
+        return f"{self.guesses[0].label}  {self.guesses[0].score:.1%}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return label and score of the best, and all guesses as `top`."""
+        top = [{"label": each.label, "score": each.score} for each in self.guesses]
+        return {**top[0], "top": top}
+
+    def drawn(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return the image with the best class written on it."""
+        return captioned(image, self.text())
+
+
+class Classification:
+    """One class for each image. Of two classes, one number may stand for the second.
+
+    reading: `output`, which one holds the numbers; `ending`, what they are already.
     """
-    scores = scores_of(outputs, ending=ending, name=name)
-    count = scores.shape[1]
-    if count < len(classes) or (count > len(classes) and not named):
-        raise InputError(
-            f"{name} gives {outputs.shape[1]} numbers per image, for {count} classes; the data has {len(classes)}.\n"
-            "Give data with the classes that it was trained on."
+
+    name: TaskName = "classification"
+
+    def __init__(self, given: Given) -> None:
+        self.classes = given.classes
+        self._model = given.model
+        self._output, self._ending = the_output(given)
+        self._named = given.named
+
+    def answers(self, outputs: Outputs, placements: Sequence[Placement] | None = None) -> list[ClassAnswer]:
+        """Return the likeliest classes of each image, at most five; a class without a name is its index.
+
+        Raises InputError where there is not one number per class, GateError for numbers that are not finite.
+        """
+        scores = scores_of(outputs[self._output], ending=self._ending, name=self._model)
+        count = scores.shape[1]
+        if self.classes and (count < len(self.classes) or (count > len(self.classes) and not self._named)):
+            raise InputError(
+                f"{self._model} gives {outputs[self._output].shape[1]} numbers per image, for {count} classes; the "
+                f"data has {len(self.classes)}.\nGive data with the classes that it was trained on."
+            )
+        best = np.argsort(-scores, axis=1, kind="stable")[:, :_TOP]
+        return [
+            ClassAnswer(tuple(Guess(self._label(int(at)), float(row[at])) for at in order), int(order[0]))
+            for row, order in zip(scores, best, strict=True)
+        ]
+
+    def meter(self) -> AccuracyMeter:
+        """Return an empty meter."""
+        return AccuracyMeter(self.classes)
+
+    def _label(self, index: int) -> str:
+        return self.classes[index] if index < len(self.classes) else str(index)
+
+
+class AccuracyMeter:
+    """Accuracy, the share of images whose likeliest class is right, and top-5 of networks with more classes."""
+
+    def __init__(self, classes: Sequence[str]) -> None:
+        self._classes = classes
+        self._found: list[int] = []
+        self._labels: list[int] = []
+        self._among: list[bool] = []
+
+    def add(self, answers: Sequence[ClassAnswer], labels: NDArray[np.int64]) -> None:
+        """Count answers; labels (N,): the index of each image's class."""
+        for answer, label in zip(answers, labels.tolist(), strict=True):
+            self._found.append(answer.index)
+            self._labels.append(label)
+            self._among.append(self._classes[label] in (guess.label for guess in answer.guesses))
+
+    def score(self) -> Score:
+        """Return the accuracy."""
+        labels = np.asarray(self._labels)
+        right = (np.asarray(self._found) == labels).astype(np.float64)
+        return Score(
+            metric="accuracy",
+            value=float(right.mean()),
+            samples=len(labels),
+            each=right,
+            others={"top5": float(np.mean(self._among))} if len(self._classes) > _TOP else {},
+            per_class=per_class_mean(right, labels, self._classes),
         )
-    likeliest_class: NDArray[np.int64] = scores.argmax(1)
-    return likeliest_class
-
-
-def likeliest(
-    outputs: NDArray[Any], classes: Sequence[str], count: int = 1, *, ending: Ending = "logits", name: str
-) -> tuple[Guess, ...]:
-    """Return the `count` likeliest classes of one image, the best first; a class without a name is its index.
-
-    outputs: (1, classes). Raises what `scores_of` raises.
-    """
-    scores = scores_of(outputs, ending=ending, name=name)[0]
-    best = np.argsort(-scores, kind="stable")[:count]
-    return tuple(Guess(classes[at] if at < len(classes) else str(at), float(scores[at])) for at in best)
-
-
-def accuracy(found: NDArray[np.int64], labels: NDArray[np.int64]) -> float:
-    """Return the share of answers that are right, 0 to 1."""
-    return float((found == labels).mean())
-
-
-def accuracy_by_class(
-    found: NDArray[np.int64], labels: NDArray[np.int64], classes: Sequence[str]
-) -> dict[str, float]:  # fmt: skip
-    """Return the share that is right of the images of each class, 0 to 1; classes without images are left out."""
-    of = {name: labels == label for label, name in enumerate(classes)}
-    return {name: round(accuracy(found[here], labels[here]), 6) for name, here in of.items() if here.any()}

@@ -86,6 +86,7 @@ def import_checkpoint(path: Path, out: Path) -> Imported:
     info = ModelInfo(
         net=layout.net,
         norm=layout.norm,
+        task="classification",
         classes=_CLASSES,
         preprocess=layout.preprocess,
         data=layout.data,

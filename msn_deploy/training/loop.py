@@ -116,6 +116,7 @@ def train(
     info = ModelInfo(
         net=recipe.net,
         norm=recipe.norm,
+        task="classification",
         classes=training.classes,
         preprocess=prepared_as(weights, measured_preprocess(training.images, fit=recipe.fit)),
         data=recipe.data,

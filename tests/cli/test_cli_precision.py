@@ -52,10 +52,10 @@ def test_what_is_no_budget_and_no_layer(cli, onnx, tmp_path, options, message):
 def test_a_budget_that_cannot_be_kept_writes_nothing(cli, onnx, tmp_path, monkeypatch):
     from msn_deploy.pipeline import budget
 
-    monkeypatch.setattr(budget, "paired_drop", lambda before, after: (0.2, (0.1, 0.3)))
+    monkeypatch.setattr(budget, "drop_of", lambda before, after: 0.2)
     outcome = cli("calibrate", onnx, "--max-drop", "1pp", "--out", tmp_path / "x.int8.onnx")
     assert outcome.code == 1
-    assert "verdict FP16: INT8 drops accuracy by 20.00%" in outcome.err
+    assert "verdict FP16: INT8 makes accuracy worse by 20.00%" in outcome.err
     assert "build-engine --precision fp16" in outcome.err
     assert not list(tmp_path.iterdir())
 

@@ -14,7 +14,7 @@ from msn_deploy.engine import OrtRunner, run_images
 from msn_deploy.model.opened import open_model
 from msn_deploy.pipeline.bench import bench
 from msn_deploy.pipeline.bench_request import torch_provider
-from msn_deploy.pipeline.evaluate import open_classifier
+from msn_deploy.pipeline.evaluate import open_image_model
 from msn_deploy.pipeline.export import export_onnx
 from msn_deploy.training.runner import TorchRunner
 
@@ -105,7 +105,7 @@ def test_a_compiled_checkpoint_is_a_row_of_its_own_and_compiled_before_it_is_tim
 
 def test_torch_eager_and_compiled_give_the_logits_of_the_checkpoint(checkpoint, digits, one_thread):
     images = digits(2)
-    truth = open_classifier(checkpoint, 1).predict(images)
+    (truth,) = open_image_model(checkpoint, 1).run(images).values()
     for provider in ("torch", "torch-compile"):
         runner = TorchRunner(checkpoint, provider=provider, batch=2, threads=1)
         assert np.abs(run_images(runner, images) - truth).max() < 1e-5 * np.abs(truth).max()

@@ -11,7 +11,7 @@ from PIL import Image
 from msn_deploy.core.errors import GateError, InputError, MissingDependency
 from msn_deploy.core.model_info import METADATA_KEY, ModelInfo, Preprocess
 from msn_deploy.pipeline.evaluate import evaluate
-from msn_deploy.pipeline.infer import infer
+from msn_deploy.pipeline.infer import Told, infer
 
 
 @pytest.fixture
@@ -33,11 +33,25 @@ def model(tmp_path) -> Path:
     )
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     prep = Preprocess(height_px=4, width_px=4, channels=3, mean=(0.25,) * 3, std=(2.0,) * 3)
-    info = ModelInfo(net="custom", norm="none", classes=("red", "green", "blue", "dark"), preprocess=prep)
+    info = ModelInfo(
+        net="custom",
+        norm="none",
+        task="classification",
+        classes=("red", "green", "blue", "dark"),
+        preprocess=prep,
+    )
     helper.set_model_props(proto, {METADATA_KEY: info.to_json()})
     path = tmp_path / "colours.onnx"
     onnx.save(proto, path)
     return path
+
+
+def label(told: Told) -> str:
+    return told.answer.guesses[0].label if told.answer else ""
+
+
+def score(told: Told) -> float:
+    return told.answer.guesses[0].score
 
 
 def picture(path: Path, colour: tuple[int, int, int], size: int = 4) -> Path:
@@ -50,8 +64,8 @@ def test_preprocessing_comes_from_the_metadata(model, tmp_path):
     (answer,) = infer(model, [picture(tmp_path / "a.png", (255, 51, 0), size=9)], threads=1)
     logits = 16 * (np.array([1.0, 0.2, 0.0]) - 0.25) / 2
     expected = np.exp(logits[0]) / (np.exp(logits).sum() + 1)
-    assert (answer.label, answer.error) == ("red", "")
-    assert answer.score == pytest.approx(expected, rel=1e-5)
+    assert (label(answer), answer.error) == ("red", "")
+    assert score(answer) == pytest.approx(expected, rel=1e-5)
     assert answer.latency_ms > 0
 
 
@@ -61,7 +75,7 @@ def test_folders_are_walked_in_name_order_and_other_files_left_alone(model, tmp_
     (tmp_path / "in/notes.txt").write_text("no image")
     first = picture(tmp_path / "z.png", (255, 0, 0))
     answers = list(infer(model, [first, tmp_path / "in"]))
-    assert [(Path(a.image).name, a.label) for a in answers] == [
+    assert [(Path(a.image).name, label(a)) for a in answers] == [
         ("z.png", "red"), ("9.jpg", "blue"), ("2.png", "green"), ("c.bmp", "dark"),
     ]  # fmt: skip
 
@@ -71,16 +85,16 @@ def test_an_image_that_cannot_be_read_costs_no_other_answer(model, tmp_path):
     (tmp_path / "cut.png").write_bytes(good.read_bytes()[:40])
     answers = list(infer(model, [tmp_path / "cut.png", tmp_path / "gone.png", good]))
     assert ["not a readable image" in answers[0].error, "does not exist" in answers[1].error] == [True, True]
-    assert [answer.label for answer in answers] == ["", "", "green"]
+    assert [label(answer) for answer in answers] == ["", "", "green"]
 
 
 def test_answers_come_one_by_one(model, tmp_path):
     """The second file is written only after the first answer."""
     first, second = picture(tmp_path / "1.png", (255, 0, 0)), tmp_path / "2.png"
     answers = infer(model, [first, second])
-    assert next(answers).label == "red"
+    assert label(next(answers)) == "red"
     picture(second, (0, 0, 255))
-    assert next(answers).label == "blue"
+    assert label(next(answers)) == "blue"
 
 
 def test_what_can_give_no_image_is_refused_before_the_first_answer(model, tmp_path):
@@ -113,7 +127,7 @@ def opencv(monkeypatch):
 
 def test_frames_of_a_video_and_of_a_camera(model, opencv):
     answers = list(infer(model, [Path("film.mp4"), Path("camera:2")]))
-    assert [(a.image, a.label) for a in answers] == [
+    assert [(a.image, label(a)) for a in answers] == [
         ("film.mp4#0", "red"), ("film.mp4#1", "blue"), ("camera:2#0", "red"), ("camera:2#1", "blue"),
     ]  # fmt: skip
     assert opencv == ["film.mp4", "released", 2, "released"]
@@ -130,13 +144,13 @@ def test_a_video_without_opencv(model, monkeypatch):
         infer(model, [Path("film.mp4")])
 
 
-def network(path: Path, nodes: str, made: str) -> Path:
+def network(path: Path, nodes: str, made: str, task: str = "classification") -> Path:
     onnx = pytest.importorskip("onnx")
     text = f"""<ir_version: 8, opset_import: ["" : 17]> g (float[1,3,4,4] x) => (float[{made}] y) {{
         m = GlobalAveragePool(x) f = Flatten(m) {nodes} }}"""
     model = onnx.parser.parse_model(text)
     prep = Preprocess(height_px=4, width_px=4, channels=3, mean=(0.0,) * 3, std=(1.0,) * 3)
-    info = ModelInfo(net="custom", norm="custom", preprocess=prep)
+    info = ModelInfo(net="custom", norm="custom", preprocess=prep, task=task)
     onnx.helper.set_model_props(model, {METADATA_KEY: info.to_json()})
     path.write_bytes(model.SerializeToString())
     return path
@@ -145,7 +159,7 @@ def network(path: Path, nodes: str, made: str) -> Path:
 def test_a_softmax_at_the_end_is_not_applied_twice(tmp_path):
     net = network(tmp_path / "n.onnx", "k = Constant<value_float=9.0>() s = Mul(f, k) y = Softmax<axis=1>(s)", "1,3")
     (answer,) = infer(net, [picture(tmp_path / "a.png", (0, 255, 0))], threads=1)
-    assert (answer.label, answer.score) == ("1", pytest.approx(np.exp(9) / (np.exp(9) + 2), rel=1e-5))
+    assert (label(answer), score(answer)) == ("1", pytest.approx(np.exp(9) / (np.exp(9) + 2), rel=1e-5))
 
 
 @pytest.mark.parametrize("end", ["y = Sigmoid(s)", "y = Identity(s)"])
@@ -154,8 +168,8 @@ def test_one_number_decides_between_two_classes(tmp_path, end):
     net = network(tmp_path / "n.onnx", nodes, "1,1")
     light, dark = (picture(tmp_path / f"{at}.png", (at,) * 3) for at in (255, 0))
     answers = list(infer(net, [light, dark], threads=1))
-    assert [each.label for each in answers] == ["1", "0"]
-    assert [each.score for each in answers] == pytest.approx([1 / (1 + np.exp(-0.5))] * 2, rel=1e-5)
+    assert [label(each) for each in answers] == ["1", "0"]
+    assert [score(each) for each in answers] == pytest.approx([1 / (1 + np.exp(-0.5))] * 2, rel=1e-5)
 
 
 def test_a_mask_is_refused_before_the_first_answer(tmp_path):
@@ -185,3 +199,28 @@ def test_eval_refuses_another_number_of_classes_and_numbers_that_are_none(tmp_pa
         "1,1",
     )
     assert evaluate(net, data=data).accuracy == 1.0
+
+
+def test_a_network_without_a_task_gives_arrays(tmp_path):
+    net = network(tmp_path / "n.onnx", "y = Identity(f)", "1,3", task="")
+    image = picture(tmp_path / "in" / "deep" / "a.png", (255, 51, 0))
+    (told,) = infer(net, [tmp_path / "in"], save=tmp_path / "out", threads=1)
+    assert told.to_json()["outputs"]["y"] == {
+        "dtype": "float32", "shape": [3], "min": 0.0, "max": 1.0, "values": pytest.approx([1, 0.2, 0]),
+    }  # fmt: skip
+    with np.load(tmp_path / "out" / "deep" / "a.png.npz", allow_pickle=False) as saved:
+        np.testing.assert_allclose(saved["y"], [1, 0.2, 0], rtol=1e-6)
+    with pytest.raises(InputError, match=r"does not say what its outputs mean[\s\S]*--task classification"):
+        evaluate(net, data=str(image.parent))
+
+
+def test_answers_are_drawn_on_the_image_as_it_was(model, tmp_path):
+    image = picture(tmp_path / "in" / "deep" / "a.jpg", (250, 10, 20), size=70)
+    (told,) = infer(model, [tmp_path / "in"], save=tmp_path / "out", threads=1)
+    with Image.open(tmp_path / "out" / "deep" / "a.jpg.png") as drawn, Image.open(image) as original:
+        assert drawn.size == (70, 70)
+        changed = (np.asarray(drawn) != np.asarray(original)).any(2)
+    assert changed[:8, :20].any()  # the caption
+    assert not changed[30:].any()
+    assert [each.name for each in (tmp_path / "out").rglob("*") if each.is_file()] == ["a.jpg.png"]
+    assert told.to_json()["top"][0] == {"label": "red", "score": score(told)}

@@ -99,10 +99,12 @@ def test_every_command_feeds_the_same_numbers(stated: Path, kind: str, folder: P
     files = sorted(folder.glob("*/*.png"))
     logits = np.stack([_numbers(kind, path).mean((0, 1)) for path in files]) * (0.1 if kind == "bytes" else 1)
     answers = list(infer(stated, [folder], threads=1))
-    assert [answer.image for answer in answers] == list(map(str, files))
-    assert [answer.label for answer in answers] == [str(best) for best in logits.argmax(1)]
+    assert [told.image for told in answers] == list(map(str, files))
+    assert [told.answer.guesses[0].label for told in answers] == [str(best) for best in logits.argmax(1)]
     scores = np.exp(logits - logits.max(1, keepdims=True))
-    np.testing.assert_allclose([answer.score for answer in answers], scores.max(1) / scores.sum(1), rtol=1e-5)
+    np.testing.assert_allclose(
+        [told.answer.guesses[0].score for told in answers], scores.max(1) / scores.sum(1), rtol=1e-5
+    )
 
     known = {round(float(_numbers(kind, path).mean()), 4) for path in files}
     runner = load_runner(stated, threads=1)

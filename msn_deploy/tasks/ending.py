@@ -1,0 +1,30 @@
+"""What does a graph make of its numbers last? Then a task need not guess whether they are logits or probabilities."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+Ending = Literal["logits", "softmax", "log-softmax", "sigmoid", "argmax", "unknown"]
+"""What numbers are already. unknown: an engine whose graph is not here."""
+_ENDINGS: dict[str, Ending] = {
+    "Softmax": "softmax",
+    "LogSoftmax": "log-softmax",
+    "Sigmoid": "sigmoid",
+    "ArgMax": "argmax",
+}
+_MOVES = (
+    *("Cast", "DequantizeLinear", "Flatten", "Identity", "QuantizeLinear", "Reshape", "Squeeze", "Transpose"),
+    *("Unsqueeze",),
+)
+
+
+def ending_of(model: ModelProto, output: int = 0) -> Ending:
+    """Return what the last operator of a graph makes of the numbers of one of its outputs."""
+    makers = {name: node for node in model.graph.node for name in node.output}
+    node = makers.get(model.graph.output[output].name)
+    while node is not None and node.op_type in _MOVES:
+        node = makers.get(node.input[0])
+    return _ENDINGS.get(node.op_type, "logits") if node is not None else "logits"

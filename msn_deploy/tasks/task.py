@@ -1,0 +1,130 @@
+"""What is a task? From a network's outputs to answers, from answers and labels to a metric."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from msn_deploy.core.errors import InputError
+from msn_deploy.core.model_info import TaskName, TensorSpec
+from msn_deploy.data.frame import Placement
+from msn_deploy.tasks.ending import Ending
+
+Outputs = Mapping[str, NDArray[Any]]
+"""What a network gives for a batch: each output by its name, in the network's order, (N, ...)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Given:
+    """What is known of a network before it runs, from which its task is made.
+
+    model: what messages call it. classes: their names, or those of values. named: whether the model itself names them,
+    and may have numbers beyond them. reading: of ModelInfo. outputs: in the network's order. endings: what the numbers
+    of each output are already.
+    """
+
+    model: str
+    classes: tuple[str, ...]
+    named: bool
+    reading: Mapping[str, Any]
+    outputs: tuple[TensorSpec, ...]
+    endings: tuple[Ending, ...]
+
+
+class Answer(Protocol):
+    """What a network says of one image. A frozen dataclass of plain values and arrays."""
+
+    def text(self) -> str:
+        """Say it in one line, such as "7, 98.1 %" or "3 boxes: person 0.91, dog 0.80, dog 0.44"."""
+        ...
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values: numbers, strings, lists and dicts."""
+        ...
+
+    def drawn(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return the answer drawn on a copy of the image (H, W, 3), RGB, that it was given for."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """How good answers are.
+
+    metric: name of `value`, the one number that a budget holds. unit: "share" for 0 to 1 (shown as %, dropped in
+    percentage points), otherwise what it is measured in, such as "dB", or "" for that of the labels. each: what every
+    image adds, (N,), where the metric is the mean of that; None where it is not, as of mAP. others: further metrics.
+    per_class: `metric` of each class that was there.
+    """
+
+    metric: str
+    value: float
+    samples: int
+    unit: str = "share"
+    higher_is_better: bool = True
+    each: NDArray[np.float64] | None = None
+    others: dict[str, float] = field(default_factory=dict)
+    per_class: dict[str, float] = field(default_factory=dict)
+
+
+class Meter(Protocol):
+    """Adds up what a metric needs, a batch at a time, so that not all answers are in memory at once."""
+
+    def add(self, answers: Sequence[Any], labels: Any) -> None:
+        """Count answers of as many images; labels: theirs, in the type that the task's data have."""
+        ...
+
+    def score(self) -> Score:
+        """Return the metric of all that was added."""
+        ...
+
+
+class Task(Protocol):
+    """How one network's outputs are read. It is made of `Given`, which raises InputError for outputs of other kinds."""
+
+    name: TaskName
+    classes: tuple[str, ...]
+
+    def answers(self, outputs: Outputs, placements: Sequence[Placement] | None = None) -> Sequence[Any]:
+        """Return an `Answer` for each image of a batch.
+
+        placements: where each image lies in the network's frame; with them, positions and maps are those of the image,
+        without them those of the frame. Raises GateError (exit 1) for numbers that are not finite.
+        """
+        ...
+
+    def meter(self) -> Meter:
+        """Return a new, empty meter."""
+        ...
+
+
+def the_output(given: Given) -> tuple[str, Ending]:
+    """Return the one output that a task of one output reads, and what its numbers are already.
+
+    That is the only one, or the one that `reading` names as `output`; `ending` there says what the numbers are.
+    Raises InputError where there are several and none is named.
+    """
+    names = [spec.name for spec in given.outputs]
+    wanted = given.reading.get("output", names[0] if len(names) == 1 else None)
+    if wanted not in names:
+        what = "which of them is read is not said" if wanted is None else f"there is no {wanted}"
+        raise InputError(
+            f"{given.model} has {len(names)} outputs ({', '.join(names)}); {what}.\n"
+            "Say it: msn-deploy export ... --read output=NAME"
+        )
+    return wanted, given.reading.get("ending", given.endings[names.index(wanted)])
+
+
+def metric_text(value: float, unit: str) -> str:
+    """Return a metric as people read it: a share as "98.10%", anything else with its unit."""
+    return f"{value:.2%}" if unit == "share" else f"{value:.4g} {unit}".rstrip()
+
+
+def per_class_mean(each: NDArray[np.float64], labels: NDArray[np.int64], classes: Sequence[str]) -> dict[str, float]:
+    """Return the mean of `each` (N,) over the images of each class that has any; labels (N,)."""
+    of = {name: labels == label for label, name in enumerate(classes)}
+    return {name: round(float(each[here].mean()), 6) for name, here in of.items() if here.any()}
