@@ -260,6 +260,7 @@ def info_from_json(text: str, *, source: str) -> ModelInfo:
         if prep is not None:
             prep = Preprocess(**{**prep, "mean": tuple(prep["mean"]), "std": tuple(prep["std"])})
         known = {"schema": SCHEMA, "preprocess": prep, "recipe": dict(value["recipe"])}
+        known["reading"] = dict(value.get("reading", {}))
         if value["schema"] < 3 and value["classes"]:
             known["task"] = "classification"
         return ModelInfo(**{**value, "classes": tuple(value["classes"])} | known)

@@ -20,7 +20,7 @@ _RESAMPLING = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """Where an image lies in a network's frame: a point (x, y) of the image is at (x * scale_x + left, ...) there.
+    """Where an image is in a network's frame: a point (x, y) of the image is at (x * scale_x + left, ...) there.
 
     width_px, height_px: of the image. Positions count from the outer edge of the first pixel, so that the centre of
     that pixel is at 0.5. left and top are negative where the image is cropped.
@@ -49,7 +49,7 @@ class Placement:
 
 
 def placement(width: int, height: int, frame: Frame) -> Placement:
-    """Return where an image of that size lies in a frame that it was brought to by `framed`."""
+    """Return where an image of that size is in a frame that it was brought to by `framed`."""
     wide, high = scaled_size(width, height, frame)
     if frame.fit == "crop":  # the centre as torchvision finds it, by Python's round
         left, top = -round((wide - frame.width_px) / 2), -round((high - frame.height_px) / 2)

@@ -47,7 +47,7 @@ class Split:
     """What is right for each image, by the task. classification, embedding: int64 (N,), an index into the classes.
     multi-label: bool (N, classes). regression: float64 (N, values). detection: ObjectLabels. segmentation: the classes
     uint8 (N, H, W, 1), IGNORED where nothing is said. depth: float32 (N, H, W, 1), NaN where it was not measured.
-    image-to-image: uint8 (N, H, W, C), what is wanted. The last three lie in the frame that the images were brought to,
+    image-to-image: uint8 (N, H, W, C), what is wanted. The last three are in the frame that the images were brought to,
     and are LazyImages where the images are."""
     classes: tuple[str, ...]
     """The names that labels index; of regression, the names of the values."""

@@ -161,7 +161,7 @@ def score_of(
 
 
 def placements_of(labels: Any, prep: Preprocess) -> list[Any] | None:
-    """Return where images lie in a network's frame, where their labels are positions in them."""
+    """Return where images are in a network's frame, where their labels are positions in them."""
     if not isinstance(labels, ObjectLabels):
         return None
     return [placement(each.width_px, each.height_px, prep) for each in labels.images]

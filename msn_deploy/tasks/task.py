@@ -92,7 +92,7 @@ class Task(Protocol):
     def answers(self, outputs: Outputs, placements: Sequence[Placement] | None = None) -> Sequence[Any]:
         """Return an `Answer` for each image of a batch.
 
-        placements: where each image lies in the network's frame; with them, positions and maps are those of the image,
+        placements: where each image is in the network's frame; with them, positions and maps are those of the image,
         without them those of the frame. Raises GateError (exit 1) for numbers that are not finite.
         """
         ...

@@ -31,8 +31,10 @@ def test_round_trip() -> None:
 
 def test_files_of_schema_1_mean_what_they_meant() -> None:
     old = json.loads(INFO.to_json()) | {"schema": 1}
+    del old["task"], old["reading"]
     assert set(old["preprocess"]) == {"height_px", "width_px", "channels", "mean", "std", "fit"}  # as they had it
-    assert info_from_json(json.dumps(old), source="here") == INFO
+    assert info_from_json(json.dumps(old), source="here") == replace(INFO, task="classification")
+    assert info_from_json(json.dumps(old | {"schema": 2, "classes": []}), source="here").task == ""
     prep = INFO.preprocess
     assert prep is not None
     assert (prep.fit, prep.colour, prep.layout, prep.interpolation) == ("resize", "rgb", "NCHW", "bilinear")
@@ -50,6 +52,11 @@ def test_what_is_unusual_is_written_and_read_back(changes: dict[str, Any]) -> No
     info = replace(INFO, preprocess=replace(INFO.preprocess, **changes))
     assert info_from_json(info.to_json(), source="here") == info
     assert info.to_json() != INFO.to_json()
+
+
+def test_a_task_and_how_it_is_read_are_kept() -> None:
+    info = replace(INFO, task="detection", reading={"head": "yolov8", "score": 0.3})
+    assert info_from_json(info.to_json(), source="here") == info
 
 
 def test_equal_infos_give_equal_text() -> None:
@@ -83,7 +90,9 @@ def _with(**changes: Any) -> str:
         ("[]", "TypeError"),
         ("7", "TypeError"),
         ("{}", "schema"),
-        (_with(schema=3), "schema 3"),
+        (_with(schema=4), "schema 4"),
+        (_with(task="riddles"), "unknown task 'riddles'"),
+        (_with(reading=[1, 2]), "TypeError"),
         (_with(net=None), "net"),
         (_with(classes=None), "classes"),
         (_with(classes=5), "TypeError"),

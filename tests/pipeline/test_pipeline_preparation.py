@@ -62,7 +62,7 @@ def stated(kind: str, bare: Path) -> Path:
     options: dict[str, Any] = {"colour": "bgr", "fit": "crop"}
     if kind != "bytes":
         options |= {"range": "0..255", "mean": tuple(MEAN), "std": tuple(STD)}
-    export_onnx(str(bare), bare.with_name("net.onnx"), preparation=preparation(None, options))
+    export_onnx(str(bare), bare.with_name("net.onnx"), preparation=preparation(None, options), task="classification")
     return bare.with_name("net.onnx")
 
 
