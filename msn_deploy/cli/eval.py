@@ -52,7 +52,7 @@ def command(
     shown = metric_text(result.value, result.unit)
     output.say(f"{result.model}: {result.metric} {shown} on {result.samples} test images of {result.data}")
     for name, value in result.metrics.items():
-        output.say(f"  {name} {metric_text(value, result.unit)}")
+        output.say(f"  {name} {metric_text(value, result.unit_of_metrics)}")
     if result.per_class:
         worst = (min if result.higher_is_better else max)(result.per_class, key=lambda name: result.per_class[name])
         what = "value" if result.task == "regression" else "class"

@@ -36,9 +36,9 @@ _CHUNK = 64
 class Evaluation:
     """How good a model is on `samples` images, in the metric of its task.
 
-    metric, value, unit, metrics, per_class: see tasks.task.Score; metrics are its others. accuracy: `value` of a
-    classifier, and predictions its answers in order; None and () of other tasks. images: which they were, by their
-    digest. precision, norms_left, changed: see Described.
+    metric, value, unit, metrics, per_class: see tasks.task.Score; metrics are its others, in `unit_of_metrics`.
+    accuracy: `value` of a classifier, and predictions its answers in order; None and () of other tasks. images: which
+    they were, by their digest. precision, norms_left, changed: see Described.
     """
 
     model: str
@@ -52,6 +52,7 @@ class Evaluation:
     unit: str
     higher_is_better: bool
     metrics: dict[str, float]
+    unit_of_metrics: str
     per_class: dict[str, float]
     accuracy: float | None
     predictions: tuple[int, ...]
@@ -126,6 +127,7 @@ def evaluate(
         unit=score.unit,
         higher_is_better=score.higher_is_better,
         metrics=score.others,
+        unit_of_metrics=score.unit_of_others,
         per_class=score.per_class,
         accuracy=score.value if name == "classification" else None,
         predictions=tuple(predictions),
@@ -206,6 +208,7 @@ def given_of(
 ) -> Given:
     """Return what a task is made of. opened: None for a checkpoint. classes: of the data, for a file without names."""
     own = info.classes if info is not None else ()
+    prep = info.preprocess if info is not None else None
     return Given(
         model=model,
         classes=own or tuple(classes),
@@ -213,6 +216,7 @@ def given_of(
         reading=info.reading if info is not None else {},
         outputs=outputs,
         endings=tuple(_ending_of(opened, at) for at in range(len(outputs))),
+        frame=(prep.height_px, prep.width_px) if prep is not None else None,
     )
 
 

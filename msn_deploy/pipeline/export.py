@@ -190,6 +190,7 @@ def _require_task(info: ModelInfo, outputs: Feeds, rows: int, *, model: str) -> 
         reading=info.reading,
         outputs=tuple(TensorSpec(name, array.dtype.name, (None, *array.shape[1:])) for name, array in one.items()),
         endings=endings,
+        frame=(info.preprocess.height_px, info.preprocess.width_px) if info.preprocess is not None else None,
     )
     make_task(cast(TaskName, info.task), given).answers(one)
 

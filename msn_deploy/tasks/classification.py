@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from msn_deploy.core.errors import GateError, InputError
+from msn_deploy.core.errors import InputError
 from msn_deploy.core.model_info import TaskName
 from msn_deploy.data.frame import Placement
 from msn_deploy.tasks.drawing import captioned
-from msn_deploy.tasks.ending import Ending
-from msn_deploy.tasks.task import Given, Outputs, Score, per_class_mean, the_output
+from msn_deploy.tasks.ending import ENDINGS, Ending
+from msn_deploy.tasks.task import Given, Outputs, Score, check_reading, per_class_mean, require_finite, the_output
 
 _SUM = 1e-3  # by which probabilities in half precision may miss 1
 _TOP = 5
@@ -41,11 +41,7 @@ def scores_of(outputs: NDArray[Any], *, ending: Ending = "logits", name: str) ->
     if numbers.ndim != 2:
         size = "x".join(map(str, outputs.shape[1:])) or "no"
         raise InputError(f"{name} gives {size} numbers per image; a classifier gives one for each class.")
-    if not (finite := np.isfinite(numbers)).all():
-        raise GateError(
-            f"{name}: {int((~finite).sum())} of {numbers.size} outputs are not finite (NaN or infinite), for "
-            f"{int((~finite).any(1).sum())} of {len(numbers)} images: there is no answer."
-        )
+    require_finite(numbers, name)
     if ending == "unknown":
         ending = _told_by(numbers, name)
     if ending == "log-softmax":
@@ -101,6 +97,7 @@ class Classification:
     name: TaskName = "classification"
 
     def __init__(self, given: Given) -> None:
+        check_reading(given, {"output": (), "ending": ENDINGS})
         self.classes = given.classes
         self._model = given.model
         self._output, self._ending = the_output(given)

@@ -2,11 +2,50 @@
 
 from __future__ import annotations
 
+import colorsys
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+Colour = tuple[int, int, int]
+"""Red, green and blue, 0 to 255."""
 _SMALLEST_PX = 11
+_SMALLEST_SIDE_PX = 160  # of an image on which there is anything to read
+_GOLDEN = 0.618033988749895  # turns by this share of the circle come near each other as late as can be
+_TINT = 0.55  # of a mask's colour in what it covers
+
+
+def colour_of(index: int) -> Colour:
+    """Return the colour of a class, far from those of the classes before it."""
+    hue, value = _GOLDEN * index % 1, (1.0, 0.75)[index // 8 % 2]
+    red, green, blue = colorsys.hsv_to_rgb(hue, 0.85, value)
+    return (round(255 * red), round(255 * green), round(255 * blue))
+
+
+def enlarged(image: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], int]:
+    """Return an image (H, W, ...) with each pixel repeated until there is room for text, and how often it is."""
+    factor = max(1, -(-_SMALLEST_SIDE_PX // min(image.shape[:2])))
+    return image.repeat(factor, axis=0).repeat(factor, axis=1), factor
+
+
+def tinted(image: NDArray[np.uint8], where: NDArray[np.bool_], colour: Colour) -> NDArray[np.uint8]:
+    """Return a copy of an image (H, W, 3) with a colour over the pixels (H, W) that are asked for."""
+    made = image.copy()
+    made[where] = np.rint((1 - _TINT) * image[where] + _TINT * np.asarray(colour)).astype(np.uint8)
+    return made
+
+
+def with_legend(image: NDArray[np.uint8], entries: Sequence[tuple[str, Colour]]) -> NDArray[np.uint8]:
+    """Return an image (H, W, 3) with a list of names below it, each on its colour; as it is where there are none."""
+    size_px = text_size_px(image)
+    line_px = size_px + size_px // 2
+    strip = np.full((line_px * len(entries), image.shape[1], 3), 255, dtype=np.uint8)
+    picture = Image.fromarray(np.concatenate([image, strip]))
+    for at, (text, colour) in enumerate(entries):
+        write(ImageDraw.Draw(picture), (1, len(image) + at * line_px + 1), text, colour=colour, size_px=size_px)
+    return np.asarray(picture)
 
 
 def captioned(image: NDArray[np.uint8], text: str) -> NDArray[np.uint8]:
@@ -22,9 +61,7 @@ def text_size_px(image: NDArray[np.uint8]) -> int:
     return max(_SMALLEST_PX, int(min(height, width)) // 24)
 
 
-def write(
-    draw: ImageDraw.ImageDraw, at: tuple[float, float], text: str, *, colour: tuple[int, int, int], size_px: int
-) -> None:
+def write(draw: ImageDraw.ImageDraw, at: tuple[float, float], text: str, *, colour: Colour, size_px: int) -> None:
     """Write text, with its upper left corner at (x, y), on a ground of that colour, in the one of black and white."""
     font = ImageFont.load_default(size=size_px)
     ground = draw.textbbox(at, text, font=font)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
 Ending = Literal["logits", "softmax", "log-softmax", "sigmoid", "argmax", "unknown"]
 """What numbers are already. unknown: an engine whose graph is not here."""
+ENDINGS: tuple[Ending, ...] = get_args(Ending)
 _ENDINGS: dict[str, Ending] = {
     "Softmax": "softmax",
     "LogSoftmax": "log-softmax",

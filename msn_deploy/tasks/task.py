@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -9,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from msn_deploy.core.errors import InputError
+from msn_deploy.core.errors import GateError, InputError, did_you_mean
 from msn_deploy.core.model_info import TaskName, TensorSpec
 from msn_deploy.data.frame import Placement
 from msn_deploy.tasks.ending import Ending
@@ -24,7 +25,7 @@ class Given:
 
     model: what messages call it. classes: their names, or those of values. named: whether the model itself names them,
     and may have numbers beyond them. reading: of ModelInfo. outputs: in the network's order. endings: what the numbers
-    of each output are already.
+    of each output are already. frame: height and width of the images that it takes; None where that is not known.
     """
 
     model: str
@@ -33,6 +34,7 @@ class Given:
     reading: Mapping[str, Any]
     outputs: tuple[TensorSpec, ...]
     endings: tuple[Ending, ...]
+    frame: tuple[int, int] | None = None
 
 
 class Answer(Protocol):
@@ -57,8 +59,8 @@ class Score:
 
     metric: name of `value`, the one number that a budget holds. unit: "share" for 0 to 1 (shown as %, dropped in
     percentage points), otherwise what it is measured in, such as "dB", or "" for that of the labels. each: what every
-    image adds, (N,), where the metric is the mean of that; None where it is not, as of mAP. others: further metrics.
-    per_class: `metric` of each class that was there.
+    image adds, (N,), where the metric is the mean of that; None where it is not, as of mAP. others: further metrics, in
+    `unit_of_others`. per_class: `metric` of each class that was there.
     """
 
     metric: str
@@ -69,6 +71,7 @@ class Score:
     each: NDArray[np.float64] | None = None
     others: dict[str, float] = field(default_factory=dict)
     per_class: dict[str, float] = field(default_factory=dict)
+    unit_of_others: str = "share"
 
 
 class Meter(Protocol):
@@ -100,6 +103,42 @@ class Task(Protocol):
     def meter(self) -> Meter:
         """Return a new, empty meter."""
         ...
+
+
+def check_reading(given: Given, known: Mapping[str, Sequence[str]]) -> None:
+    """Raise InputError for what `reading` says and a task does not know.
+
+    known: the keys that it knows, each with its values, or with none where they are not a list.
+    """
+    for key, value in given.reading.items():
+        if key not in known:
+            raise InputError(f"{given.model}: unknown `--read {key}={value}`{did_you_mean(key, list(known))}")
+        if known[key] and value not in known[key]:
+            raise InputError(f"{given.model}: unknown `--read {key}={value}`{did_you_mean(str(value), known[key])}")
+
+
+def numbers_read(given: Given, key: str, default: tuple[float, ...]) -> tuple[float, ...]:
+    """Return the numbers that `reading` gives for a key, such as "0.5" or "1.5,2". Raises InputError."""
+    text = given.reading.get(key)
+    if text is None:
+        return default
+    try:
+        numbers = tuple(float(part) for part in str(text).split(","))
+    except ValueError:
+        numbers = (math.nan,)
+    if not all(map(math.isfinite, numbers)):
+        raise InputError(f"{given.model}: `--read {key}={text}` is not a number, or several with commas.")
+    return numbers
+
+
+def require_finite(numbers: NDArray[Any], model: str) -> None:
+    """Raise GateError (exit 1) unless all of what a network gives, (N, ...), are numbers."""
+    finite = np.isfinite(numbers)
+    if not finite.all():
+        raise GateError(
+            f"{model}: {int((~finite).sum())} of {numbers.size} outputs are not finite (NaN or infinite), for "
+            f"{int((~finite).reshape(len(numbers), -1).any(1).sum())} of {len(numbers)} images: there is no answer."
+        )
 
 
 def the_output(given: Given) -> tuple[str, Ending]:

@@ -117,6 +117,19 @@ def test_the_output_that_is_read_is_named_where_there_are_several():
         Classification(given(outputs=("aux", "y"), output="z"))
 
 
+@pytest.mark.parametrize(
+    ("reading", "message"),
+    [
+        ({"outptu": "y"}, "unknown `--read outptu=y`; did you mean 'output'"),
+        ({"ending": "soft-max"}, "unknown `--read ending=soft-max`; did you mean 'softmax'"),
+        ({"head": "yolov8"}, "known are: output, ending"),
+    ],
+)
+def test_what_the_task_does_not_read_is_refused(reading, message):
+    with pytest.raises(InputError, match=message):
+        Classification(given(**reading))
+
+
 def test_what_the_numbers_are_is_told_by_the_graph_unless_it_is_said():
     assert answers(SOFTMAX, graph="softmax") == answers(SOFTMAX, graph="unknown")
     assert answers(SOFTMAX, graph="logits") != answers(SOFTMAX, graph="softmax")
