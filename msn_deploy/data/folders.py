@@ -7,11 +7,15 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from msn_deploy.core.errors import InputError
 from msn_deploy.data.decode import SUFFIXES
+from msn_deploy.data.images import Raw
 
 SPLITS = {"train": ("train", "training"), "test": ("test", "testing", "val", "valid", "validation")}
 """What the folders of a split are called, in capitals too; the first that is there counts."""
+_TEST_EVERY = 5
 _SYSTEM = ("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "system volume information")
 
 
@@ -89,6 +93,36 @@ def class_folders(folder: Path, split: str) -> ClassFolders:
         empty=empty,
         skipped=skipped,
     )
+
+
+def read_class_folders(folder: Path, split: str) -> Raw | None:
+    """Read the image files of a split, each with its folder as its class, or None if there are none.
+
+    Without a folder of its own, a split gets every fifth file of a class (the test), or the others.
+    Raises InputError as `class_folders`.
+    """
+    found = class_folders(folder, split)
+    chosen = {
+        name: paths if found.own else [paths[at] for at in of_split(len(paths), split)]
+        for name, paths in found.files.items()
+    }
+    files = [path for paths in chosen.values() for path in paths]
+    if not files:
+        return None
+    skipped = found.skipped.in_words()
+    return Raw(
+        images=files,
+        labels=np.repeat(np.arange(len(chosen)), [len(paths) for paths in chosen.values()]),
+        classes=tuple(chosen),
+        beside=found.beside + [path for paths in found.files.values() for path in paths],
+        note=f" (left out: {skipped})" if skipped else "",
+        warnings=(f"no image in {', '.join(found.empty)}: not taken as a class",) if found.empty else (),
+    )
+
+
+def of_split(count: int, split: str) -> list[int]:
+    """Return which of `count` samples are of a split, where the data have no splits: every fifth is for the test."""
+    return [at for at in range(count) if (at % _TEST_EVERY == 0) == (split == "test")]
 
 
 def _by_class(root: Path, skipped: Skipped) -> dict[str, list[Path]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,7 @@ from PIL import Image
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.model_info import Frame
 
+_Value = TypeVar("_Value", bound=np.generic)
 _RESAMPLING = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
@@ -66,14 +68,26 @@ def framed(image: Image.Image, frame: Frame) -> NDArray[np.uint8]:
 
     Raises InputError for an image that is larger than the canvas on which it is to be put unscaled.
     """
+    return _framed(image, frame, frame.channels, frame.fill)
+
+
+def fit_mask(values: NDArray[_Value], frame: Frame, *, outside: float) -> NDArray[_Value]:
+    """Bring a map of an image, uint8 or float32 (h, w), to where `framed` brings the image, as (height, width, 1).
+
+    Each value is one of the map, of the nearest pixel; beside the image it is `outside`.
+    """
+    return _framed(Image.fromarray(values), replace(frame, interpolation="nearest"), 1, outside)
+
+
+def _framed(image: Image.Image, frame: Frame, channels: int, fill: float) -> NDArray[Any]:
     at, size = placement(*image.size, frame), scaled_size(*image.size, frame)
     if image.size != size:
         image = image.resize(size, _RESAMPLING[frame.interpolation])
-    pixels = np.asarray(image, dtype=np.uint8).reshape(image.height, image.width, frame.channels)
+    pixels = np.asarray(image).reshape(image.height, image.width, channels)
     if frame.fit == "crop":
         top, left = -int(at.top), -int(at.left)
         return pixels[top : top + frame.height_px, left : left + frame.width_px]
-    return pixels if pixels.shape[:2] == _sides(frame) else padded(pixels[np.newaxis], frame)[0]
+    return pixels if pixels.shape[:2] == _sides(frame) else padded(pixels[np.newaxis], frame, fill)[0]
 
 
 def scaled_size(width: int, height: int, frame: Frame) -> tuple[int, int]:
@@ -94,15 +108,18 @@ def scaled_size(width: int, height: int, frame: Frame) -> tuple[int, int]:
     return (width, height) if frame.fit == "pad" else (frame.width_px, frame.height_px)
 
 
-def padded(pixels: NDArray[np.uint8], frame: Frame) -> NDArray[np.uint8]:
-    """Put images (N, h, w, C) unscaled on canvases of the frame. Raises InputError for images that are larger."""
+def padded(pixels: NDArray[_Value], frame: Frame, fill: float | None = None) -> NDArray[_Value]:
+    """Put images (N, h, w, C) unscaled on canvases of the frame. Raises InputError for images that are larger.
+
+    fill: what is around them; None: what the frame says.
+    """
     count, height, width, channels = pixels.shape
     if height > frame.height_px or width > frame.width_px:
         raise InputError(
             f"an image of {width}x{height} pixels can't be padded to {frame.width_px}x{frame.height_px}.\n"
             'Scale it: `fit = "resize"` in the recipe.'
         )
-    canvas = np.full((count, *_sides(frame), channels), frame.fill, dtype=np.uint8)
+    canvas = np.full((count, *_sides(frame), channels), frame.fill if fill is None else fill, dtype=pixels.dtype)
     at = placement(width, height, replace(frame, fit="pad"))
     top, left = int(at.top), int(at.left)
     canvas[:, top : top + height, left : left + width] = pixels

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from msn_deploy.core.errors import InputError
-from msn_deploy.core.model_info import Frame
+from msn_deploy.core.model_info import Frame, TaskName
 from msn_deploy.data.decode import Levels, open_picture
 from msn_deploy.data.frame import framed, padded
+from msn_deploy.data.labels import ObjectLabels
 
 DIGITS: tuple[str, ...] = tuple("0123456789")
 _MODE = {1: "L", 3: "RGB"}
@@ -22,27 +23,42 @@ _MODE = {1: "L", 3: "RGB"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Raw:
-    """What the reader of a format returns: images uint8 (N, h, w) or (N, h, w, 3) as they are stored, labels
-    int64 (N,), and the class names that the labels index.
+    """What the reader of a format returns, before anything is brought to a network's size.
+
+    images: uint8 (N, h, w) or (N, h, w, 3) as they are stored, or N files. labels: what `Split.labels` says, but of
+    segmentation, depth and image-to-image a function from an image's index to its map as it is stored, (h, w) or
+    (h, w, 3). classes: the names that the labels index, or those of values. task: None for images without labels.
+    beside: image files that are not of this split, but count where the range of values is measured. note, warnings:
+    for the line that says what was read.
     """
 
-    images: NDArray[np.uint8]
-    labels: NDArray[np.int64]
+    images: NDArray[np.uint8] | Sequence[Path]
+    labels: NDArray[Any] | ObjectLabels | Callable[[int], NDArray[Any]]
     classes: tuple[str, ...]
+    task: TaskName | None = "classification"
+    beside: Sequence[Path] = ()
+    note: str = ""
+    warnings: tuple[str, ...] = ()
+
+
+def without_labels(images: NDArray[np.uint8] | Sequence[Path], *, note: str = "") -> Raw:
+    """Return images that are nothing but that: their labels are (N, 0)."""
+    return Raw(images=images, labels=np.zeros((len(images), 0), dtype=np.int64), classes=(), task=None, note=note)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LazyImages:
-    """Images uint8 (N, H, W, C), for whoever goes through many of them a few at a time.
+    """Images (N, H, W, C), or maps that are their labels, for whoever goes through many of them a few at a time.
 
     Indexing only picks some; `np.asarray` reads those that were picked.
 
-    picked: which ones. image_shape: (H, W, C). read: from indices to images of that shape.
+    picked: which ones. image_shape: (H, W, C). read: from indices to images of that shape. dtype: of their values.
     """
 
     picked: NDArray[np.intp]
     image_shape: tuple[int, int, int]
-    read: Callable[[NDArray[np.intp]], NDArray[np.uint8]]
+    read: Callable[[NDArray[np.intp]], NDArray[Any]]
+    dtype: str = "uint8"
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -53,10 +69,10 @@ class LazyImages:
         return len(self.picked)
 
     def __getitem__(self, index: slice | NDArray[np.intp]) -> LazyImages:
-        return LazyImages(picked=self.picked[index], image_shape=self.image_shape, read=self.read)
+        return replace(self, picked=self.picked[index])
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        images = self.read(self.picked) if len(self) else np.zeros(self.shape, dtype=np.uint8)
+        images = self.read(self.picked) if len(self) else np.zeros(self.shape, dtype=self.dtype)
         return images if dtype is None else images.astype(dtype)
 
 

@@ -22,6 +22,8 @@ from msn_deploy.data import cifar, svhn
 from msn_deploy.data.images import DIGITS, Raw
 
 BUNDLED = ("digits",)
+MADE = ("digits-scenes",)
+"""Made of the bundled digits when they are wanted."""
 _REACHABLE_S = 5.0
 _IDX = "train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz, and t10k-... of"
 
@@ -48,13 +50,13 @@ KNOWN = {
     "cifar10": Known(hub=("uoft-cs/cifar10",), files=f"the content of {cifar.PUBLISHED}"),
     "svhn": Known(hub=("ufldl-stanford/svhn", "cropped_digits"), files=svhn.PUBLISHED, classes=DIGITS),
 }
-NAMES = (*BUNDLED, *KNOWN)
+NAMES = (*BUNDLED, *MADE, *KNOWN)
 
 
 def folder_of(name: str) -> Path | None:
     """Return the folder of a known name, or None if it is on this machine nowhere."""
-    if name in BUNDLED:
-        return builtin_folder("calibration") / name
+    if name in (*BUNDLED, *MADE):
+        return builtin_folder("calibration") / BUNDLED[0]
     return next((folder for folder in _places(name) if os.path.isdir(folder)), None)
 
 

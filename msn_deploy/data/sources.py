@@ -15,14 +15,17 @@ from numpy.typing import NDArray
 
 from msn_deploy.core.artifacts import Parent
 from msn_deploy.core.errors import InputError, did_you_mean
-from msn_deploy.core.model_info import Frame, TaskName
+from msn_deploy.core.model_info import TASKS, Frame, TaskName
 from msn_deploy.data import feeds
 from msn_deploy.data.cifar import read_cifar
 from msn_deploy.data.decode import SUFFIXES, Levels
-from msn_deploy.data.folders import class_folders
+from msn_deploy.data.folders import read_class_folders
+from msn_deploy.data.frame import fit_mask
 from msn_deploy.data.idx import PREFIX, read_idx_folder
-from msn_deploy.data.images import LazyImages, Raw, fit_images, read_image
-from msn_deploy.data.names import NAMES, download, folder_of
+from msn_deploy.data.images import LazyImages, Raw, fit_image, fit_images, read_image
+from msn_deploy.data.labels import ObjectLabels
+from msn_deploy.data.names import MADE, NAMES, download, folder_of
+from msn_deploy.data.scenes import read_scenes
 from msn_deploy.data.survey import Survey, measured_levels, survey_arrays, survey_files
 from msn_deploy.data.svhn import read_svhn
 
@@ -32,7 +35,6 @@ _LOG = logging.getLogger(__name__)
 _CHUNK = 256  # images that are hashed together
 _LARGEST_PX = 1024  # a side that no network here has: a forged sidecar must not fill the memory
 _WIDEST = 1e39  # above all values of an image
-_TEST_EVERY = 5  # in a folder without a split of its own, every fifth file of a class is for the test
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +53,8 @@ class Split:
     and are LazyImages where the images are."""
     classes: tuple[str, ...]
     """The names that labels index; of regression, the names of the values."""
-    task: TaskName = "classification"
+    task: TaskName | None = "classification"
+    """None for images without labels; those are (N, 0) then."""
     read: Mapping[str, Any] = field(default_factory=dict)
     """How they were loaded, which `is_as_recorded` does again; empty for arrays from elsewhere."""
 
@@ -74,12 +77,12 @@ class Split:
 
     def first(self, count: int | None, *, seed: int | None = None) -> Split:
         """Return a split of at most `count` samples (None keeps all), drawn evenly over the whole, or by a seed."""
-        if count is None or count >= len(self.labels):
+        if count is None or count >= len(self.images):
             return self
         if seed is None:
-            chosen = np.linspace(0, len(self.labels) - 1, count).round().astype(np.int64)
+            chosen = np.linspace(0, len(self.images) - 1, count).round().astype(np.int64)
         else:  # the legacy generator: its numbers are frozen, those of default_rng may change with numpy
-            chosen = np.sort(np.random.RandomState(seed).permutation(len(self.labels))[:count])
+            chosen = np.sort(np.random.RandomState(seed).permutation(len(self.images))[:count])
         drawn = count if seed is None else [count, seed]
         read = {**self.read, "first": [*self.read.get("first", ()), drawn]} if self.read else {}
         return replace(self, images=self.images[chosen], labels=self.labels[chosen], read=read)
@@ -105,7 +108,7 @@ def load_split(
     Args:
         source: The name or folder.
         split: "train" or "test".
-        task: What the labels are for, see `Split.labels`; None: whatever labels there are.
+        task: What the labels are for, see `Split.labels`; None: images are wanted, with the classes that they have.
         levels: What is black and white in files of more than 8 bits; None: measured over the whole folder.
         lazy: Image files are read, and images of the other formats brought to size, when they are looked at.
         **size: Of the images returned, as the fields of Frame: `height_px`, `width_px`, `channels`, `fit`, ...
@@ -113,16 +116,29 @@ def load_split(
     Raises:
         InputError: Nothing usable is there, or no labels of that task; the message says what was looked for.
     """
-    if task not in (None, "classification", "embedding"):
-        raise InputError(f"{source} has no labels for {task}.")
     size = Frame(**size).image_size
-    found, survey, note = _load(source, split, size, levels)
+    found, survey, note = _load(source, split, task, size, levels)
     height, width, channels = found.images.shape[1:]
-    line = f"{split}: {len(found.labels)} images, {len(found.classes)} classes, {survey.stored} -> {width}x{height} "
+    line = f"{split}: {len(found.images)} images{_labels_text(found)}, {survey.stored} -> {width}x{height} "
     _LOG.info("%s%s%s", line, "grey" if channels == 1 else "RGB", note, extra={"note": True})
     for warning in survey.warnings:
         _LOG.warning("%s: %s", source, warning)
-    return found if lazy else replace(found, images=np.asarray(found.images))
+    if lazy:
+        return found
+    labels = np.asarray(found.labels) if isinstance(found.labels, LazyImages) else found.labels
+    return replace(found, images=np.asarray(found.images), labels=labels)
+
+
+def _labels_text(split: Split) -> str:
+    """Say what the labels are, in a few words."""
+    count = len(split.classes)
+    if isinstance(split.labels, ObjectLabels):
+        return f", {sum(len(each.labels) for each in split.labels.images):,} boxes of {count} classes"
+    if split.task == "regression":
+        return f", {count} value{'s' * (count > 1)} ({', '.join(split.classes)})"
+    if split.task in ("depth", "image-to-image"):
+        return ", each with a depth map" if split.task == "depth" else ", each with the one that is wanted"
+    return f", {count} classes" if split.task else ""
 
 
 def is_local(source: str) -> bool:
@@ -130,13 +146,43 @@ def is_local(source: str) -> bool:
     return os.path.exists(source) or (source in NAMES and folder_of(source) is not None)
 
 
-def _load(source: str, split: str, size: dict[str, Any], levels: Levels | None) -> tuple[Split, Survey, str]:
+def _load(
+    source: str, split: str, task: TaskName | None, size: dict[str, Any], levels: Levels | None
+) -> tuple[Split, Survey, str]:
     """Return a split with lazy images, what they are like, and what else is to be noted."""
+    raw = _raw(source, split, task)
+    if task == "embedding" and raw.task == "classification":
+        raw = replace(raw, task=task)
+    if task not in (None, raw.task):
+        raise InputError(f"{source} has no labels for {task}.")
+    read = {"split": split, **size}
+    if isinstance(raw.images, np.ndarray):
+        stored = raw.images
+        images = _lazy(len(stored), size, lambda at: fit_images(stored[at], **size))
+        survey = survey_arrays(stored, channels=size["channels"])
+    else:
+        files = raw.images
+        levels = levels or measured_levels(sorted({*files, *raw.beside}))  # of both splits, so that they are read alike
+        images = _lazy(
+            len(files), size, lambda at: np.stack([read_image(files[each], levels=levels, **size) for each in at])
+        )
+        read |= {} if levels is None else {"levels": list(levels)}
+        survey = survey_files(files, channels=size["channels"], levels=levels)
+    if raw.task != "classification":
+        read["task"] = raw.task
+    labels = _maps(raw.labels, raw.task, len(images), size) if callable(raw.labels) else raw.labels
+    found = Split(source=source, images=images, labels=labels, classes=raw.classes, task=raw.task, read=read)
+    return found, replace(survey, warnings=(*raw.warnings, *survey.warnings)), raw.note
+
+
+def _raw(source: str, split: str, task: TaskName | None) -> Raw:
     folder: Path | None = Path(source)
     if source in NAMES and not os.path.exists(source):
         folder = folder_of(source)
         if folder is None:
-            return _fitted(source, split, download(source, split), size)
+            return download(source, split)
+        if source in MADE:
+            return read_scenes(folder, split, task)
     if folder is None or not os.path.exists(folder):
         hint = did_you_mean(source, list(NAMES)) if "/" not in source else "."
         raise InputError(
@@ -144,61 +190,32 @@ def _load(source: str, split: str, size: dict[str, Any], levels: Levels | None) 
         )
     if not os.path.isdir(folder):
         raise InputError(f"{folder} is a file; `--data` takes a folder with IDX files, or one folder per class.")
-    for read in (read_idx_folder, read_cifar, read_svhn):
+    for read in (read_idx_folder, read_cifar, read_svhn, read_class_folders):
         raw = read(folder, split)
         if raw is not None:
-            return _fitted(source, split, raw, size)
-    return _load_image_folder(source, folder, split, size, levels)
+            return raw
+    raise InputError(
+        f"{folder} holds no {split} data: neither {PREFIX[split]}-images-idx3-ubyte[.gz] nor images in\n"
+        f"{split}/CLASS/ or CLASS/ ({', '.join(SUFFIXES[:3])}, ...)."
+    )
 
 
-def _fitted(source: str, split: str, raw: Raw, size: dict[str, Any]) -> tuple[Split, Survey, str]:
-    images = _lazy(len(raw.images), size, lambda at: fit_images(raw.images[at], **size))
-    read = {"split": split, **size}
-    found = Split(source=source, images=images, labels=raw.labels, classes=raw.classes, read=read)
-    return found, survey_arrays(raw.images, channels=size["channels"]), ""
-
-
-def _lazy(count: int, size: dict[str, Any], read: Callable[[NDArray[np.intp]], NDArray[np.uint8]]) -> LazyImages:
+def _lazy(count: int, size: dict[str, Any], read: Callable[[NDArray[np.intp]], NDArray[Any]]) -> LazyImages:
     shape = (size["height_px"], size["width_px"], size["channels"])
     return LazyImages(picked=np.arange(count), image_shape=shape, read=read)
 
 
-def _load_image_folder(
-    source: str, folder: Path, split: str, size: dict[str, Any], levels: Levels | None
-) -> tuple[Split, Survey, str]:
-    found = class_folders(folder, split)
-    files: list[Path] = []
-    labels: list[int] = []
-    for label, paths in enumerate(found.files.values()):
-        if not found.own:
-            paths = [path for at, path in enumerate(paths) if (at % _TEST_EVERY == 0) == (split == "test")]
-        files += paths
-        labels += [label] * len(paths)
-    if not files:
-        raise InputError(
-            f"{folder} holds no {split} data: neither {PREFIX[split]}-images-idx3-ubyte[.gz] nor images in\n"
-            f"{split}/CLASS/ or CLASS/ ({', '.join(SUFFIXES[:3])}, ...)."
-        )
-    every = [path for paths in found.files.values() for path in paths] + found.beside
-    levels = levels or measured_levels(sorted(every))  # of both splits, so that they are read alike
-    images = _lazy(
-        len(files), size, lambda at: np.stack([read_image(files[each], levels=levels, **size) for each in at])
+def _maps(read: Callable[[int], NDArray[Any]], task: TaskName | None, count: int, size: dict[str, Any]) -> LazyImages:
+    """Return labels that have a place in an image, brought to where the image is in its frame."""
+    if task == "image-to-image":
+        return _lazy(count, size, lambda at: np.stack([fit_image(read(int(each)), name="", **size) for each in at]))
+    frame, outside = Frame(**size), {"segmentation": IGNORED, "depth": np.nan}[task or ""]
+    maps = _lazy(
+        count,
+        {**size, "channels": 1},
+        lambda at: np.stack([fit_mask(read(int(each)), frame, outside=outside) for each in at]),
     )
-    read = {"split": split, **size} | ({} if levels is None else {"levels": list(levels)})
-    survey = survey_files(files, channels=size["channels"], levels=levels)
-    empty = [f"no image in {', '.join(found.empty)}: not taken as a class"] * bool(found.empty)
-    skipped = found.skipped.in_words()
-    return (
-        Split(
-            source=source,
-            images=images,
-            labels=np.asarray(labels, dtype=np.int64),
-            classes=tuple(found.files),
-            read=read,
-        ),
-        replace(survey, warnings=(*empty, *survey.warnings)),
-        f" (left out: {skipped})" if skipped else "",
-    )
+    return replace(maps, dtype="float32" if task == "depth" else "uint8")
 
 
 def is_as_recorded(parent: Parent) -> bool | None:
@@ -217,7 +234,8 @@ def is_as_recorded(parent: Parent) -> bool | None:
     counts = read.pop("first", ())
     levels = read.pop("levels", None)
     try:
-        split, _, _ = _load(parent.file, read.pop("split"), read, levels and tuple(levels))
+        task = read.pop("task", "classification")
+        split, _, _ = _load(parent.file, read.pop("split"), task, read, levels and tuple(levels))
         for drawn in counts:
             count, seed = drawn if isinstance(drawn, list | tuple) else (drawn, None)
             split = split.first(count, seed=seed)
@@ -230,11 +248,12 @@ def _is_plausible(read: Mapping[str, Any]) -> bool:
     sides = (read.get("height_px"), read.get("width_px"))
     counts, levels = read.get("first", ()), read.get("levels", (0, 1))
     try:
-        Frame(**{name: value for name, value in read.items() if name not in ("split", "first", "levels")})
+        Frame(**{name: value for name, value in read.items() if name not in ("split", "first", "levels", "task")})
     except (InputError, TypeError):
         return False
     return (
         read.get("split") in ("train", "test")
+        and read.get("task") in (None, *TASKS)
         and all(isinstance(side, int) and 0 < side <= _LARGEST_PX for side in (*sides, read.get("short_px", 1)))
         and isinstance(levels, list | tuple)
         and len(levels) == 2

@@ -85,12 +85,17 @@ def split_for(
     if not source:
         raise InputError("the model does not say what it was trained on.\nName the images: `--data NAME|DIR`.")
     loaded = load_split(source, split, task=task, **prep.image_size, lazy=lazy)
-    if info is not None and info.classes and loaded.classes != info.classes:
+    if info is not None and info.classes and loaded.classes != info.classes and _is_of_the_task(loaded, info):
         raise InputError(
             f"{source} has {len(loaded.classes)} classes ({', '.join(loaded.classes[:4])}, ...), the model was trained "
             f"on {len(info.classes)} ({', '.join(info.classes[:4])}, ...)."
         )
     return loaded
+
+
+def _is_of_the_task(split: Split, info: ModelInfo) -> bool:
+    """Whether the classes of data have to be those of a model: not of images alone, nor where they only tell groups."""
+    return split.task not in (None, "embedding") and info.task in ("", split.task)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
