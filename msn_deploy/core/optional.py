@@ -17,6 +17,7 @@ _HOW_TO_GET = {
     "onnxsim": _EXPORT,
     "onnxruntime": "Install it with: pip install 'msn-deploy[rtx]' on a workstation, 'msn-deploy[jetson]' on a Jetson",
     "cv2": "Install it with: pip install 'msn-deploy[video]'",
+    "pycocotools": "Install it with: pip install 'msn-deploy[detection]'",
     "matplotlib": "Install it with: pip install 'msn-deploy[train]'",
     "tensorrt": (
         "On a Jetson it comes with JetPack: sudo apt install tensorrt python3-libnvinfer\n"

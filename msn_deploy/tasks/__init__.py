@@ -6,9 +6,13 @@ from collections.abc import Callable
 
 from msn_deploy.core.model_info import TaskName
 from msn_deploy.tasks.classification import Classification
+from msn_deploy.tasks.detection import Detection
 from msn_deploy.tasks.task import Given, Task
 
-_MADE_BY: dict[TaskName, Callable[[Given], Task]] = {"classification": Classification}
+_MADE_BY: dict[TaskName, Callable[[Given], Task]] = {
+    "classification": Classification,
+    "detection": Detection,
+}
 
 
 def make_task(name: TaskName, given: Given) -> Task:

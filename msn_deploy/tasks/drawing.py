@@ -1,4 +1,4 @@
-"""Draw answers on images: captions, in colours that are told apart."""
+"""Draw answers on images: captions, boxes and masks, in colours that are told apart."""
 
 from __future__ import annotations
 
@@ -45,6 +45,26 @@ def with_legend(image: NDArray[np.uint8], entries: Sequence[tuple[str, Colour]])
     picture = Image.fromarray(np.concatenate([image, strip]))
     for at, (text, colour) in enumerate(entries):
         write(ImageDraw.Draw(picture), (1, len(image) + at * line_px + 1), text, colour=colour, size_px=size_px)
+    return np.asarray(picture)
+
+
+def boxed(
+    image: NDArray[np.uint8], boxes: NDArray[np.float64], captions: Sequence[str], colours: Sequence[Colour]
+) -> NDArray[np.uint8]:
+    """Return an image (H, W, 3), enlarged, with boxes (M, 4), xyxy in its pixels, the last on top.
+
+    captions: above each box, or inside of it where there is no room.
+    """
+    image, factor = enlarged(image)
+    picture = Image.fromarray(image)
+    draw, size_px = ImageDraw.Draw(picture), text_size_px(image)
+    width = max(1, size_px // 6)
+    corners = (boxes * factor).tolist()
+    for (x1, y1, x2, y2), colour in zip(corners, colours, strict=True):
+        draw.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=colour, width=width)
+    for (x1, y1, _, _), caption, colour in zip(corners, captions, colours, strict=True):
+        above = y1 - size_px - width
+        write(draw, (x1, above if above >= 0 else y1), caption, colour=colour, size_px=size_px)
     return np.asarray(picture)
 
 

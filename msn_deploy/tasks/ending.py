@@ -17,15 +17,25 @@ _ENDINGS: dict[str, Ending] = {
     "ArgMax": "argmax",
 }
 _MOVES = (
-    *("Cast", "DequantizeLinear", "Flatten", "Identity", "QuantizeLinear", "Reshape", "Squeeze", "Transpose"),
-    *("Unsqueeze",),
+    *("Cast", "DequantizeLinear", "Flatten", "Identity", "QuantizeLinear", "Reshape", "Slice", "Squeeze"),
+    *("Transpose", "Unsqueeze"),
 )
 
 
 def ending_of(model: ModelProto, output: int = 0) -> Ending:
-    """Return what the last operator of a graph makes of the numbers of one of its outputs."""
+    """Return what the last operator of a graph makes of the numbers of one of its outputs.
+
+    Of parts that are put together, as of a detector's levels, each has to end in it.
+    """
     makers = {name: node for node in model.graph.node for name in node.output}
-    node = makers.get(model.graph.output[output].name)
-    while node is not None and node.op_type in _MOVES:
-        node = makers.get(node.input[0])
-    return _ENDINGS.get(node.op_type, "logits") if node is not None else "logits"
+    waiting, seen, found = [model.graph.output[output].name], set[str](), set[Ending]()
+    while waiting:
+        name = waiting.pop()
+        node = makers.get(name)
+        if node is not None and node.op_type in (*_MOVES, "Concat"):
+            inputs = node.input if node.op_type == "Concat" else node.input[:1]
+            waiting += [each for each in inputs if each not in seen]
+            seen.update(inputs)
+        else:
+            found.add(_ENDINGS.get(node.op_type, "logits") if node is not None else "logits")
+    return found.pop() if len(found) == 1 else "logits"

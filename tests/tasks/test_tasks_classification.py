@@ -91,6 +91,9 @@ def test_one_number_is_that_of_the_second_of_two_classes():
         ("s = Sigmoid(x) y = Identity(s)", "sigmoid"),
         ("s = Softmax<axis=1>(x) y = Neg(s)", "logits"),
         ("y = Identity(x)", "logits"),
+        ("s = Sigmoid(x) r = Relu(x) t = Sigmoid(r) y = Concat<axis=0>(s, t)", "sigmoid"),
+        ("s = Sigmoid(x) t = Softmax<axis=1>(x) y = Concat<axis=0>(s, t)", "logits"),
+        ("s = Sigmoid(x) y = Concat<axis=0>(s, x)", "logits"),
     ],
 )
 def test_the_graph_tells_what_its_numbers_are(nodes, ending):
