@@ -16,6 +16,7 @@ _HOW_TO_GET = {
     "onnxscript": _EXPORT,
     "onnxsim": _EXPORT,
     "onnxruntime": "Install it with: pip install 'msn-deploy[rtx]' on a workstation, 'msn-deploy[jetson]' on a Jetson",
+    "yaml": "Install it with: pip install pyyaml",
     "cv2": "Install it with: pip install 'msn-deploy[video]'",
     "pycocotools": "Install it with: pip install 'msn-deploy[detection]'",
     "matplotlib": "Install it with: pip install 'msn-deploy[train]'",

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from msn_deploy.core.errors import InputError
+from msn_deploy.core.artifacts import open_input
+from msn_deploy.core.errors import InputError, size_text
 from msn_deploy.data.decode import SUFFIXES
 from msn_deploy.data.images import Raw
 
 SPLITS = {"train": ("train", "training"), "test": ("test", "testing", "val", "valid", "validation")}
 """What the folders of a split are called, in capitals too; the first that is there counts."""
+IMAGES = ("images", "image", "imgs", "jpegimages")
+"""What a folder of images is called, where there is another for what belongs to them."""
+MOST_TEXT = 1 << 28  # bytes
 _TEST_EVERY = 5
 _SYSTEM = ("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "system volume information")
 
@@ -78,7 +83,7 @@ def class_folders(folder: Path, split: str) -> ClassFolders:
     Raises InputError for a folder that has the other split alone, or one split twice.
     """
     other = "train" if split == "test" else "test"
-    named, others = _split_folder(folder, split), _split_folder(folder, other)
+    named, others = split_folder(folder, split), split_folder(folder, other)
     if named is None and others is not None:
         raise InputError(f"{folder} has a folder for {other}ing but none called {' or '.join(SPLITS[split])}.")
     skipped = Skipped()
@@ -120,9 +125,86 @@ def read_class_folders(folder: Path, split: str) -> Raw | None:
     )
 
 
+def images_of_split(folder: Path, split: str) -> list[Path]:
+    """Return the image files of a split, wherever below a folder they are; every fifth, where it has no splits."""
+    named = {each: split_folder(folder, each) for each in SPLITS}
+    if any(named.values()):
+        of = named[split]
+        return [] if of is None else images_below(of)
+    files = images_below(folder)
+    return [files[at] for at in of_split(len(files), split)]
+
+
 def of_split(count: int, split: str) -> list[int]:
     """Return which of `count` samples are of a split, where the data have no splits: every fifth is for the test."""
     return [at for at in range(count) if (at % _TEST_EVERY == 0) == (split == "test")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Paired:
+    """A folder of images and one of what belongs to them, with the same paths below, for one split.
+
+    own: whether the split has folders of its own. besides: the same two folders of the other split, if it has them.
+    """
+
+    images: Path
+    others: Path
+    own: bool
+    besides: tuple[Path, Path] | None
+
+
+def paired_folders(folder: Path, split: str, others: Sequence[str]) -> Paired | None:
+    """Look for `images/` beside a folder called one of `others`: of a split inside or outside of them, or of none.
+
+    Raises InputError for folders of the other split alone.
+    """
+    other_split = "train" if split == "test" else "test"
+    found = [_pair_of(folder, each, others) for each in (split, other_split)]
+    if found[0] is not None:
+        return Paired(images=found[0][0], others=found[0][1], own=True, besides=found[1])
+    if found[1] is not None:
+        raise InputError(f"{folder} has images for {other_split}ing but none in {' or '.join(SPLITS[split])}.")
+    images, beside = _named(folder, IMAGES), _named(folder, others)
+    return None if images is None or beside is None else Paired(images=images, others=beside, own=False, besides=None)
+
+
+def _pair_of(folder: Path, split: str, others: Sequence[str]) -> tuple[Path, Path] | None:
+    """Look for train/images/ and train/masks/, or images/train/ and masks/train/."""
+    if (inner := split_folder(folder, split)) is not None:
+        images, beside = _named(inner, IMAGES), _named(inner, others)
+    else:
+        outer = _named(folder, IMAGES), _named(folder, others)
+        images, beside = (None if each is None else split_folder(each, split) for each in outer)
+    return None if images is None or beside is None else (images, beside)
+
+
+def _named(folder: Path, names: Sequence[str]) -> Path | None:
+    there = {path.name.lower(): path for path in sorted(folder.iterdir(), reverse=True) if path.is_dir()}
+    return next((there[name] for name in names if name in there), None)
+
+
+def inside(folder: Path, name: str, *, file: Path) -> Path:
+    """Return the path of what a file names, which has to be in that folder, also where links lead.
+
+    Raises InputError that names the file for anything else.
+    """
+    path = folder / name
+    plain = name and not ("\0" in name or "\\" in name or os.path.isabs(name) or ".." in Path(name).parts)
+    if not plain or not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
+        raise InputError(f"{file} names {name[:200]!r}, which is not in {folder}.\nOnly what is in there is read.")
+    return path
+
+
+def read_lines(path: Path) -> list[str]:
+    """Return the lines of a text file of at most MOST_TEXT bytes, in UTF-8. Raises InputError."""
+    with open_input(path) as stream:
+        raw = stream.read(MOST_TEXT + 1)
+    if len(raw) > MOST_TEXT:
+        raise InputError(f"{path} has more than {size_text(MOST_TEXT)}, too much for a list or a table.")
+    try:
+        return str(raw, "utf-8-sig").splitlines()
+    except UnicodeDecodeError as cause:
+        raise InputError(f"{path} is not a text in UTF-8 (byte {cause.start}).\nSave it as UTF-8.") from cause
 
 
 def _by_class(root: Path, skipped: Skipped) -> dict[str, list[Path]]:
@@ -137,7 +219,8 @@ def _by_class(root: Path, skipped: Skipped) -> dict[str, list[Path]]:
     return files
 
 
-def _split_folder(folder: Path, split: str) -> Path | None:
+def split_folder(folder: Path, split: str) -> Path | None:
+    """Return the folder in it that is of a split. Raises InputError for two of one name, such as `Val` and `val`."""
     for wanted in SPLITS[split]:
         found = sorted(path for path in folder.iterdir() if path.name.lower() == wanted and path.is_dir())
         if len(found) > 1:

@@ -28,8 +28,8 @@ class Raw:
     images: uint8 (N, h, w) or (N, h, w, 3) as they are stored, or N files. labels: what `Split.labels` says, but of
     segmentation, depth and image-to-image a function from an image's index to its map as it is stored, (h, w) or
     (h, w, 3). classes: the names that the labels index, or those of values. task: None for images without labels.
-    beside: image files that are not of this split, but count where the range of values is measured. note, warnings:
-    for the line that says what was read.
+    beside: image files that are not of this split, but count where the range of values is measured. sizes: width and
+    height that the labels say each upright image has. note, warnings: for the line that says what was read.
     """
 
     images: NDArray[np.uint8] | Sequence[Path]
@@ -37,6 +37,7 @@ class Raw:
     classes: tuple[str, ...]
     task: TaskName | None = "classification"
     beside: Sequence[Path] = ()
+    sizes: Sequence[tuple[int, int]] = ()
     note: str = ""
     warnings: tuple[str, ...] = ()
 
@@ -76,13 +77,24 @@ class LazyImages:
         return images if dtype is None else images.astype(dtype)
 
 
-def read_image(path: Path, *, levels: Levels | None = None, **size: Any) -> NDArray[np.uint8]:
+def read_image(
+    path: Path, *, levels: Levels | None = None, told: tuple[int, int] | None = None, **size: Any
+) -> NDArray[np.uint8]:
     """Read one image file as uint8 (height, width, channels), upright, on white where it is transparent.
 
-    levels: as for `Picture.to_bytes`. size: the fields of Frame, of which `height_px`, `width_px` and `channels` are
-    needed. Raises InputError if it is not a readable image or does not fit.
+    levels: as for `Picture.to_bytes`. told: the width and height that its labels are for. size: the fields of Frame, of
+    which `height_px`, `width_px` and `channels` are needed. Raises InputError if it is not a readable image, of another
+    size than its labels say, or does not fit.
     """
-    return fit_image(open_picture(path).to_bytes(levels), name=str(path), **size)
+    pixels = open_picture(path).to_bytes(levels)
+    if told is not None and told != pixels.shape[1::-1]:
+        height, width = pixels.shape[:2]
+        turned = ", as it is stored and not as it is seen: its EXIF orientation turns it" * (told == (height, width))
+        raise InputError(
+            f"{path} has {width}x{height} pixels; its labels are for {told[0]}x{told[1]}{turned}.\n"
+            "Give the images that were labelled."
+        )
+    return fit_image(pixels, name=str(path), **size)
 
 
 def fit_image(pixels: NDArray[np.uint8], *, name: str, **size: Any) -> NDArray[np.uint8]:

@@ -7,6 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+IGNORED = 255
+"""In maps of classes: neither right nor wrong, such as beside the image on its canvas."""
+
+BACKGROUND = "background"
+"""The first class of such a map, where there are objects in front of one."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Objects:

@@ -23,11 +23,10 @@ from numpy.typing import NDArray
 from msn_deploy.core.model_info import TaskName
 from msn_deploy.data.idx import read_idx_folder
 from msn_deploy.data.images import DIGITS, Raw, without_labels
-from msn_deploy.data.labels import ObjectLabels, Objects
+from msn_deploy.data.labels import BACKGROUND, ObjectLabels, Objects
 
 COUNTS = {"train": 1000, "test": 250}
 SIDE_PX = 96
-BACKGROUND = "background"
 VALUES = ("count", "sum")
 """What regression is for: how many digits there are, and what they add up to."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,20 +17,16 @@ from msn_deploy.core.artifacts import Parent
 from msn_deploy.core.errors import InputError, did_you_mean
 from msn_deploy.core.model_info import TASKS, Frame, TaskName
 from msn_deploy.data import feeds
-from msn_deploy.data.cifar import read_cifar
-from msn_deploy.data.decode import SUFFIXES, Levels
-from msn_deploy.data.folders import read_class_folders
+from msn_deploy.data.decode import Levels
+from msn_deploy.data.formats import read_source
 from msn_deploy.data.frame import fit_mask
-from msn_deploy.data.idx import PREFIX, read_idx_folder
 from msn_deploy.data.images import LazyImages, Raw, fit_image, fit_images, read_image
+from msn_deploy.data.labels import IGNORED as IGNORED
 from msn_deploy.data.labels import ObjectLabels
 from msn_deploy.data.names import MADE, NAMES, download, folder_of
 from msn_deploy.data.scenes import read_scenes
 from msn_deploy.data.survey import Survey, measured_levels, survey_arrays, survey_files
-from msn_deploy.data.svhn import read_svhn
 
-IGNORED = 255
-"""In the labels of segmentation: neither right nor wrong, such as beside the image on its canvas."""
 _LOG = logging.getLogger(__name__)
 _CHUNK = 256  # images that are hashed together
 _LARGEST_PX = 1024  # a side that no network here has: a forged sidecar must not fill the memory
@@ -154,7 +150,7 @@ def _load(
     if task == "embedding" and raw.task == "classification":
         raw = replace(raw, task=task)
     if task not in (None, raw.task):
-        raise InputError(f"{source} has no labels for {task}.")
+        raise InputError(f"{source} has one class for each image, and no labels for {task}.\nSee docs/data.md.")
     read = {"split": split, **size}
     if isinstance(raw.images, np.ndarray):
         stored = raw.images
@@ -163,8 +159,11 @@ def _load(
     else:
         files = raw.images
         levels = levels or measured_levels(sorted({*files, *raw.beside}))  # of both splits, so that they are read alike
+        sizes: Sequence[tuple[int, int] | None] = raw.sizes or [None] * len(files)
         images = _lazy(
-            len(files), size, lambda at: np.stack([read_image(files[each], levels=levels, **size) for each in at])
+            len(files),
+            size,
+            lambda at: np.stack([read_image(files[each], levels=levels, told=sizes[each], **size) for each in at]),
         )
         read |= {} if levels is None else {"levels": list(levels)}
         survey = survey_files(files, channels=size["channels"], levels=levels)
@@ -188,16 +187,7 @@ def _raw(source: str, split: str, task: TaskName | None) -> Raw:
         raise InputError(
             f"no data called {source!r}{hint}\n`--data` takes a name, or a folder of a known format or of images."
         )
-    if not os.path.isdir(folder):
-        raise InputError(f"{folder} is a file; `--data` takes a folder with IDX files, or one folder per class.")
-    for read in (read_idx_folder, read_cifar, read_svhn, read_class_folders):
-        raw = read(folder, split)
-        if raw is not None:
-            return raw
-    raise InputError(
-        f"{folder} holds no {split} data: neither {PREFIX[split]}-images-idx3-ubyte[.gz] nor images in\n"
-        f"{split}/CLASS/ or CLASS/ ({', '.join(SUFFIXES[:3])}, ...)."
-    )
+    return read_source(folder, split, task)
 
 
 def _lazy(count: int, size: dict[str, Any], read: Callable[[NDArray[np.intp]], NDArray[Any]]) -> LazyImages:

@@ -159,5 +159,5 @@ def test_what_was_loaded_is_known_again(task: TaskName | None) -> None:
 
 
 def test_digits_alone_have_no_boxes() -> None:
-    with pytest.raises(InputError, match="digits has no labels for detection"):
+    with pytest.raises(InputError, match="digits has one class for each image, and no labels for detection"):
         load_split("digits", "test", task="detection", **SIZE)

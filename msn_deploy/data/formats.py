@@ -1,0 +1,65 @@
+"""Which format are these files of, and does it have labels for this task?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from msn_deploy.core.errors import InputError
+from msn_deploy.core.model_info import TaskName
+from msn_deploy.data import coco
+from msn_deploy.data.cifar import read_cifar
+from msn_deploy.data.decode import SUFFIXES
+from msn_deploy.data.folders import images_of_split, read_class_folders
+from msn_deploy.data.idx import PREFIX, read_idx_folder
+from msn_deploy.data.images import Raw, without_labels
+from msn_deploy.data.svhn import read_svhn
+
+_OF_CLASSES = (read_idx_folder, read_cifar, read_svhn)
+
+
+@dataclass(frozen=True, slots=True)
+class _Format:
+    """A format with labels for some tasks; `has` tells a folder or file of it from others without reading it all."""
+
+    called: str
+    tasks: tuple[TaskName, ...]
+    has: Callable[[Path], bool]
+    read: Callable[[Path, str, TaskName | None], Raw]
+
+
+_FORMATS = (_Format("COCO's JSON", coco.TASKS, coco.is_coco, coco.read_coco),)
+
+
+def read_source(source: Path, split: str, task: TaskName | None) -> Raw:
+    """Read the "train" or "test" split of a folder or a file, with labels for a task; None: images are enough.
+
+    What has one class for each image is returned whatever the task. Raises InputError where nothing usable is there, or
+    a format that has no labels for the task.
+    """
+    folder = source.is_dir()
+    if folder:
+        for read in _OF_CLASSES:
+            if (raw := read(source, split)) is not None:
+                return raw
+    found = [each for each in _FORMATS if each.has(source)]
+    for each in found:
+        if task is None or task in each.tasks:
+            return each.read(source, split, task)
+    if found:
+        offered = dict.fromkeys(name for each in found for name in each.tasks)
+        raise InputError(
+            f"{source} has no labels for {task}: it is {found[0].called}, which has them for {', '.join(offered)}."
+        )
+    if not folder:
+        raise InputError(f"{source} is a file of no known format; `--data` takes a folder, or .json.")
+    raw = read_class_folders(source, split)
+    if raw is not None:
+        return raw
+    if task is None and (files := images_of_split(source, split)):
+        return without_labels(files)
+    raise InputError(
+        f"{source} holds no {split} data: neither {PREFIX[split]}-images-idx3-ubyte[.gz] nor images in\n"
+        f"{split}/CLASS/ or CLASS/ ({', '.join(SUFFIXES[:3])}, ...)."
+    )
