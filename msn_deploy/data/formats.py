@@ -8,7 +8,7 @@ from pathlib import Path
 
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.model_info import TaskName
-from msn_deploy.data import coco
+from msn_deploy.data import coco, yolo
 from msn_deploy.data.cifar import read_cifar
 from msn_deploy.data.decode import SUFFIXES
 from msn_deploy.data.folders import images_of_split, read_class_folders
@@ -29,7 +29,10 @@ class _Format:
     read: Callable[[Path, str, TaskName | None], Raw]
 
 
-_FORMATS = (_Format("COCO's JSON", coco.TASKS, coco.is_coco, coco.read_coco),)
+_FORMATS = (
+    _Format("COCO's JSON", coco.TASKS, coco.is_coco, coco.read_coco),
+    _Format("YOLO's text labels", yolo.TASKS, yolo.is_yolo, yolo.read_yolo),
+)
 
 
 def read_source(source: Path, split: str, task: TaskName | None) -> Raw:
@@ -53,7 +56,7 @@ def read_source(source: Path, split: str, task: TaskName | None) -> Raw:
             f"{source} has no labels for {task}: it is {found[0].called}, which has them for {', '.join(offered)}."
         )
     if not folder:
-        raise InputError(f"{source} is a file of no known format; `--data` takes a folder, or .json.")
+        raise InputError(f"{source} is a file of no known format; `--data` takes a folder, or .json or .yaml.")
     raw = read_class_folders(source, split)
     if raw is not None:
         return raw
