@@ -135,11 +135,12 @@ def look_at(path: Path) -> Header:
         )
 
 
-def open_picture(path: Path) -> Picture:
+def open_picture(path: Path, *, finite: bool = True) -> Picture:
     """Decode an image file of FORMATS, its first page or frame.
 
-    Raises InputError that names the file: it is missing, not of these formats, damaged, larger than MOST_BYTES or
-    MOST_PIXELS, or of 16 bits per colour channel that are nearly all dark (Pillow reads the upper 8 of them).
+    finite: False keeps values that are not, which a depth may have. Raises InputError that names the file: it is
+    missing, not of these formats, damaged, larger than MOST_BYTES or MOST_PIXELS, or of 16 bits per colour channel that
+    are nearly all dark (Pillow reads the upper 8 of them).
     """
     with _opened(path) as image:
         halved = not image.mode.startswith("I") and any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
@@ -147,7 +148,7 @@ def open_picture(path: Path) -> Picture:
         image.load()
         pixels, alpha, levels = _deep(image, tags) if image.mode[0] in "IF" else (*_shallow(image), None)
         turn = 1 if image.format == "TIFF" else image.getexif().get(_ORIENTATION, 1)  # of TIFF, `load` has turned it
-    if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
+    if finite and pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
         bad = int(pixels.size - np.isfinite(pixels).sum())
         raise InputError(f"{path}: {bad} of {pixels.size} values are not finite.\nReplace them and save it again.")
     if halved and pixels.max() < _UPPER_OF_12:
@@ -156,6 +157,27 @@ def open_picture(path: Path) -> Picture:
             "Of such colour files the upper 8 bits are read. Save it with 8 bits, or as grey without alpha."
         )
     return Picture(pixels=_upright(pixels, turn), alpha=None if alpha is None else _upright(alpha, turn), levels=levels)
+
+
+def open_indices(path: Path) -> NDArray[Any]:
+    """Decode an image whose values are numbers: whole ones (h, w), a palette's as they are, or colours (h, w, 3).
+
+    Raises InputError as `open_picture`, and for what can't hold numbers: JPEG, fractions, and what is transparent.
+    """
+    with _opened(path) as image:
+        if image.format == "JPEG":
+            raise InputError(f"{path} is a JPEG, which changes values a little.\nSave masks as PNG.")
+        image.load()
+        turn = 1 if image.format == "TIFF" else image.getexif().get(_ORIENTATION, 1)
+        if image.mode in ("LA", "PA", "RGBA") and image.getchannel("A").getextrema() != (255, 255):
+            raise InputError(f"{path} is transparent in parts; a mask has a value for each pixel.")
+        if image.mode[0] == "F":
+            raise InputError(f"{path} holds fractions; a mask holds whole numbers.")
+        bands = {"LA": "L", "PA": "P"}.get(image.mode, image.mode if image.mode[0] in "1LPI" else "RGB")
+        values = np.asarray(
+            image.getchannel(0) if bands in "LP" else image if bands == image.mode else image.convert(bands)
+        )
+    return _upright(values.astype(values.dtype.newbyteorder("=")), turn)
 
 
 @contextmanager

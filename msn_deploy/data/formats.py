@@ -8,7 +8,7 @@ from pathlib import Path
 
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.model_info import TaskName
-from msn_deploy.data import coco, yolo
+from msn_deploy.data import coco, maps, yolo
 from msn_deploy.data.cifar import read_cifar
 from msn_deploy.data.decode import SUFFIXES
 from msn_deploy.data.folders import images_of_split, read_class_folders
@@ -32,6 +32,7 @@ class _Format:
 _FORMATS = (
     _Format("COCO's JSON", coco.TASKS, coco.is_coco, coco.read_coco),
     _Format("YOLO's text labels", yolo.TASKS, yolo.is_yolo, yolo.read_yolo),
+    _Format("images with maps of them", maps.TASKS, maps.has_maps, maps.read_maps),
 )
 
 
