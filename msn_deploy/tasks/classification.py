@@ -14,7 +14,7 @@ from msn_deploy.core.model_info import TaskName
 from msn_deploy.data.frame import Placement
 from msn_deploy.tasks.drawing import captioned
 from msn_deploy.tasks.ending import ENDINGS, Ending
-from msn_deploy.tasks.task import Given, Outputs, Score, check_reading, per_class_mean, require_finite, the_output
+from msn_deploy.tasks.task import Given, Outputs, Score, check_reading, per_class_mean, rows_of_numbers, the_output
 
 _SUM = 1e-3  # by which probabilities in half precision may miss 1
 _TOP = 5
@@ -35,13 +35,7 @@ def scores_of(outputs: NDArray[Any], *, ending: Ending = "logits", name: str) ->
     classes. name: of the model. Raises InputError (exit 2) for anything else, GateError (exit 1) for numbers that are
     not finite.
     """
-    numbers = outputs.astype(np.float64)
-    while numbers.ndim > 2 and numbers.shape[-1] == 1:
-        numbers = numbers[..., 0]
-    if numbers.ndim != 2:
-        size = "x".join(map(str, outputs.shape[1:])) or "no"
-        raise InputError(f"{name} gives {size} numbers per image; a classifier gives one for each class.")
-    require_finite(numbers, name)
+    numbers = rows_of_numbers(outputs, model=name, wanted="a classifier gives one for each class")
     if ending == "unknown":
         ending = _told_by(numbers, name)
     if ending == "log-softmax":

@@ -14,6 +14,7 @@ Colour = tuple[int, int, int]
 _SMALLEST_PX = 11
 _SMALLEST_SIDE_PX = 160  # of an image on which there is anything to read
 _GOLDEN = 0.618033988749895  # turns by this share of the circle come near each other as late as can be
+_RAMP: tuple[Colour, ...] = ((20, 11, 82), (44, 78, 140), (33, 145, 140), (94, 201, 98), (253, 231, 37))
 _TINT = 0.55  # of a mask's colour in what it covers
 
 
@@ -89,3 +90,11 @@ def write(draw: ImageDraw.ImageDraw, at: tuple[float, float], text: str, *, colo
     red, green, blue = colour
     is_dark = 0.299 * red + 0.587 * green + 0.114 * blue < 140  # the luminance of Rec. 601
     draw.text(at, text, font=font, fill=(255, 255, 255) if is_dark else (0, 0, 0))
+
+
+def ramp(shares: NDArray[np.floating]) -> NDArray[np.uint8]:
+    """Return numbers (H, W) from 0 to 1 as colours (H, W, 3), from dark blue over green to yellow, ever lighter."""
+    stops = np.linspace(0, 1, len(_RAMP))
+    channels = [np.interp(shares, stops, [colour[at] for colour in _RAMP]) for at in range(3)]
+    colours: NDArray[np.uint8] = np.rint(np.stack(channels, axis=-1)).astype(np.uint8)
+    return colours

@@ -17,7 +17,7 @@ _ENDINGS: dict[str, Ending] = {
     "ArgMax": "argmax",
 }
 _MOVES = (
-    *("Cast", "DequantizeLinear", "Flatten", "Identity", "QuantizeLinear", "Reshape", "Slice", "Squeeze"),
+    *("Cast", "DequantizeLinear", "Flatten", "Identity", "QuantizeLinear", "Reshape", "Resize", "Slice", "Squeeze"),
     *("Transpose", "Unsqueeze"),
 )
 

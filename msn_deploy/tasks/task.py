@@ -131,6 +131,14 @@ def numbers_read(given: Given, key: str, default: tuple[float, ...]) -> tuple[fl
     return numbers
 
 
+def threshold_read(given: Given) -> float:
+    """Return the probability from which on something holds: `threshold` of `reading`, or 0.5. Raises InputError."""
+    numbers = numbers_read(given, "threshold", (0.5,))
+    if len(numbers) > 1 or not 0 < numbers[0] < 1:
+        raise InputError(f"{given.model}: `--read threshold` takes one number between 0 and 1, 0.5 without it.")
+    return numbers[0]
+
+
 def require_finite(numbers: NDArray[Any], model: str) -> None:
     """Raise GateError (exit 1) unless all of what a network gives, (N, ...), are numbers."""
     finite = np.isfinite(numbers)
@@ -139,6 +147,20 @@ def require_finite(numbers: NDArray[Any], model: str) -> None:
             f"{model}: {int((~finite).sum())} of {numbers.size} outputs are not finite (NaN or infinite), for "
             f"{int((~finite).reshape(len(numbers), -1).any(1).sum())} of {len(numbers)} images: there is no answer."
         )
+
+
+def rows_of_numbers(numbers: NDArray[Any], *, model: str, wanted: str) -> NDArray[np.float64]:
+    """Return numbers (N, K) with any axes of size 1 behind as float64 (N, K).
+
+    wanted: what they should be, for the message. Raises InputError for other shapes, GateError unless they are finite.
+    """
+    shape = numbers.shape
+    while numbers.ndim > 2 and numbers.shape[-1] == 1:
+        numbers = numbers[..., 0]
+    if numbers.ndim != 2:
+        raise InputError(f"{model} gives {'x'.join(map(str, shape[1:])) or 'no'} numbers per image; {wanted}.")
+    require_finite(numbers, model)
+    return numbers.astype(np.float64)
 
 
 def the_output(given: Given) -> tuple[str, Ending]:

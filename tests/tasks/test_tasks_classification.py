@@ -1,25 +1,13 @@
 import numpy as np
 import pytest
+from tasks_given import given
 
 from msn_deploy.core.errors import GateError, InputError
-from msn_deploy.core.model_info import TensorSpec
 from msn_deploy.tasks.classification import Classification, scores_of
 from msn_deploy.tasks.ending import ending_of
-from msn_deploy.tasks.task import Given
 
 LOGITS = np.array([[1, 3, 2], [0, -1, -2], [5, 5.5, 9]], np.float32)
 SOFTMAX = np.exp(LOGITS.astype(float)) / np.exp(LOGITS.astype(float)).sum(1, keepdims=True)
-
-
-def given(classes=(), *, named=False, graph="logits", outputs=("y",), **reading):
-    return Given(
-        model="net",
-        classes=tuple(classes),
-        named=named,
-        reading=reading,
-        outputs=tuple(TensorSpec(name, "float32", None) for name in outputs),
-        endings=(graph,) * len(outputs),
-    )
 
 
 def answers(outputs, classes=(), **options):
@@ -94,6 +82,7 @@ def test_one_number_is_that_of_the_second_of_two_classes():
         ("s = Sigmoid(x) r = Relu(x) t = Sigmoid(r) y = Concat<axis=0>(s, t)", "sigmoid"),
         ("s = Sigmoid(x) t = Softmax<axis=1>(x) y = Concat<axis=0>(s, t)", "logits"),
         ("s = Sigmoid(x) y = Concat<axis=0>(s, x)", "logits"),
+        ("a = Sigmoid(x) roi = Constant<value_floats: floats = [1.0]>() y = Resize(a, roi, roi)", "sigmoid"),
     ],
 )
 def test_the_graph_tells_what_its_numbers_are(nodes, ending):
