@@ -92,6 +92,9 @@ def command(
             rich_help_panel=_TASK,
         ),
     ] = None,
+    nms: Annotated[
+        bool, typer.Option("--nms", help="Put a detector's NMS into the graph: boxes come out.", rich_help_panel=_TASK)
+    ] = False,
     preprocess: Annotated[
         str | None,
         typer.Option(
@@ -166,6 +169,7 @@ def command(
         simplify=simplify,
         require_fully_folded=require_fully_folded,
         ladder=ladder,
+        nms=nms,
     )
     report = export_onnx(source, out, options)
     if output.emit(report, json, made_from=[report.path], then=("calibrate", report.path)):
@@ -177,6 +181,8 @@ def command(
         named = f", {len(report.classes)} names" if report.classes else ""
         reading = "".join(f", {key} {value}" for key, value in report.reading.items())
         output.say(f"  task       {report.task}{named}{reading}")
+    if report.nms is not None:
+        output.say(f"  boxes      {report.nms.same} of {report.nms.boxes} are those of NMS in numpy")
     if report.preprocess is not None:
         output.say(f"  images     {report.preprocess.in_words}")
     if report.certificate is not None:

@@ -122,13 +122,9 @@ def build_plan(
         plan = builder.build_serialized_network(network, config)
     messages.raise_held()
     if plan is None:
+        error = _last_error(messages, "it gave no reason")
         raise InputError(
-            f"{backend.title} cannot build {model.path}: {_last_error(messages, 'it gave no reason')}.\n"
-            + (
-                f"The target was {target.name}; try another `--target`, or another `--precision`."
-                if backend.is_rtx and target
-                else "Try another `--precision`, or a larger `--workspace-mib`."
-            )
+            f"{backend.title} cannot build {model.path}: {error}.\n{_advice(error, model, backend, target)}"
         )
     save_cache()
     outputs = (network.get_output(at) for at in range(network.num_outputs))
@@ -224,6 +220,20 @@ def _or_plugins(backend: Backend) -> str:
     except InputError:
         return ""
     return ", or give the library that has it: `--plugins LIB.so`"
+
+
+def _advice(error: str, model: OpenModel, backend: Backend, target: Target | None) -> str:
+    """Say what to try with a network that TensorRT reads and cannot build."""
+    if "no runners that implement it" in error and any(
+        node.op_type == "NonMaxSuppression" for node in model.proto.graph.node
+    ):
+        return (
+            f"{backend.title} has no NonMaxSuppression. Export the detector without `--nms`: `eval` and `infer` then "
+            "do it after the engine."
+        )
+    if backend.is_rtx and target:
+        return f"The target was {target.name}; try another `--target`, or another `--precision`."
+    return "Try another `--precision`, or a larger `--workspace-mib`."
 
 
 def _last_error(messages: Messages, otherwise: str) -> str:

@@ -24,6 +24,7 @@ from msn_deploy.model.feeds import BATCH, Feeds, random_feeds, rows_of
 from msn_deploy.model.opened import OpenModel, norms_in, with_info
 from msn_deploy.model.parity import Rung, allowing, classifies, require_finite, require_ladder, rung
 from msn_deploy.pipeline.images import split_for
+from msn_deploy.pipeline.nms import SameBoxes, nms_in_graph
 from msn_deploy.pipeline.source import (
     FEW,
     ExportOptions,
@@ -62,6 +63,8 @@ class ExportFacts:
     """Every stage compared with the source."""
     parity_on: str
     """What it was compared on."""
+    nms: SameBoxes | None
+    """With NMS in the graph: how many boxes are those of NMS in numpy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,8 +161,11 @@ def _export(source: str | nn.Module, out: Path, options: ExportOptions, onnxsim:
     require_ladder(rungs, source=name)
     if certificate is not None:
         _require_exact(certificate, name, fully=options.require_fully_folded)
+    info, boxes = made.info, None
+    if options.nms:
+        file, info, boxes = nms_in_graph(file, file.info or info, feeds, source=name)
     operators = dict(sorted(Counter(node.op_type for node in file.proto.graph.node).items()))
-    facts = ExportFacts(operators=operators, ladder=tuple(rungs), parity_on=feeds_are)
+    facts = ExportFacts(operators=operators, ladder=tuple(rungs), parity_on=feeds_are, nms=boxes)
     _publish(file, facts, certificate, made, out, options)
     return ExportReport(
         path=out,
@@ -168,11 +174,12 @@ def _export(source: str | nn.Module, out: Path, options: ExportOptions, onnxsim:
         folded=options.fold and not file.norms,
         ladder=facts.ladder,
         parity_on=feeds_are,
+        nms=boxes,
         certificate=certificate,
-        preprocess=made.info.preprocess,
-        task=made.info.task,
-        classes=made.info.classes,
-        reading=made.info.reading,
+        preprocess=info.preprocess,
+        task=info.task,
+        classes=info.classes,
+        reading=info.reading,
         unsimplified_because=why,
     )
 
@@ -205,7 +212,8 @@ def _publish(
 ) -> None:
     """Write the file and its certificate, each with a sidecar."""
     chosen = {
-        name: getattr(options, name) for name in ("opset", "target", "dynamic_batch", "batch", "fold", "simplify")
+        name: getattr(options, name)
+        for name in ("opset", "target", "dynamic_batch", "batch", "fold", "simplify", "nms")
     }
     written = publish(
         out,

@@ -84,6 +84,8 @@ class ExportOptions:
     """Run onnxsim."""
     require_fully_folded: bool = False
     """Refuse a network of which a norm is left."""
+    nms: bool = False
+    """Put a detector's NMS into the graph, whose only output is then (N, boxes, 6); see `graph.nms`."""
     ladder: bool = False
     """Compare FP16 and INT8 too; neither is written."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -75,8 +75,7 @@ def yolov5(parts: Parts, way: Way) -> Candidates:
 def yolov8(parts: Parts, way: Way) -> Candidates:
     """Read (4 + classes, boxes), or its transpose: a box and the probability of each class."""
     rows = _of_rank(parts["output"], 2, way)
-    wanted = 4 + way.classes
-    if rows.shape[0] == (wanted if wanted in rows.shape else min(rows.shape)):
+    if not has_boxes_in_rows(way, rows.shape):
         rows = rows.T
     _check_classes(rows.shape[1] - 4, way)
     return _likely(rows[:, :4], rows[:, 4:], way)
@@ -91,17 +90,34 @@ def fcos(parts: Parts, way: Way) -> Candidates:
     count = len(maps) - 4
     _check_classes(count, way)
     high, wide = maps.shape[1:]
+    reach = maps[count:].reshape(4, -1).T.astype(np.float64)
+    boxes = (cell_centres(high, wide) + reach * [-1, -1, 1, 1]) * np.tile(cell_size(way, high, wide), 2)
+    return _likely(boxes, _sigmoid(maps[:count].reshape(count, -1).T.astype(np.float64)), way)
+
+
+def has_boxes_in_rows(way: Way, shape: Sequence[int]) -> bool:
+    """Whether the array of a yolov8 head, of that shape without the batch, is (boxes, 4 + classes)."""
+    wanted = 4 + way.classes
+    return shape[0] != (wanted if wanted in shape else min(shape))
+
+
+def cell_centres(high: int, wide: int) -> NDArray[np.float64]:
+    """Return the centre of each cell of a map, (high * wide, 4), as a box without size, in cells."""
+    y, x = (each.reshape(-1) + 0.5 for each in np.indices((high, wide)))
+    return np.stack([x, y, x, y], axis=1)
+
+
+def cell_size(way: Way, high: int, wide: int) -> tuple[float, float]:
+    """Return width and height of a map's cells, in pixels. Raises InputError where the frame does not tell."""
     steps = way.frame[0] / wide, way.frame[1] / high
-    if not way.stride and way.frame != NO_FRAME and (steps[0] != steps[1] or steps[0] % 1):
+    if way.stride:
+        return way.stride, way.stride
+    if way.frame != NO_FRAME and (steps[0] != steps[1] or steps[0] % 1):
         raise InputError(
             f"{way.model} gives {wide}x{high} cells for a frame of {way.frame[0]:g}x{way.frame[1]:g} pixels, which "
             "does not tell how large they are.\nSay it: msn-deploy export ... --read stride=PIXELS"
         )
-    reach = maps[count:].reshape(4, -1).T.astype(np.float64)
-    y, x = (each.reshape(-1, 1) + 0.5 for each in np.indices((high, wide)))
-    boxes = np.concatenate([x - reach[:, :1], y - reach[:, 1:2], x + reach[:, 2:3], y + reach[:, 3:]], axis=1)
-    boxes *= np.tile((way.stride, way.stride) if way.stride else steps, 2)
-    return _likely(boxes, _sigmoid(maps[:count].reshape(count, -1).T.astype(np.float64)), way)
+    return steps
 
 
 def pair(parts: Parts, way: Way) -> Candidates:

@@ -8,11 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
 torch = pytest.importorskip("torch", reason="the networks are built with torch")
 
+from msn_deploy.core.errors import InputError  # noqa: E402
 from msn_deploy.core.recipes import load_recipe  # noqa: E402
 from msn_deploy.engine import BuildOptions, build_engine_file, find_target, what_machine  # noqa: E402
 from msn_deploy.engine.build import choose_site  # noqa: E402
@@ -88,6 +90,10 @@ def graphs(unsettle):
 def _built(graphs, tmp_path, name, precision, target):
     path = tmp_path / f"{name}.{precision}.onnx"
     path.write_bytes(graphs(name, precision).SerializeToString())
+    return _engine_of(path, target)
+
+
+def _engine_of(path, target):
     options = BuildOptions(backend="tensorrt-rtx", target=find_target(target))
     model = open_model(path, step="test")
     site = choose_site(options, model.precision, machine=what_machine())
@@ -116,3 +122,15 @@ def test_residual_additions_and_concatenations_stay_int8(graphs, tmp_path, name)
     fp32, int8 = (_built(graphs, tmp_path, name, precision, "rtx-sm86") for precision in ("fp32", "int8"))
     assert int8.int8_convs == _convolutions(graphs(name, "int8")) == {"resnet18": 20, "densenet": 10}[name]
     assert int8.weight_memory_bytes / fp32.weight_memory_bytes < 0.35
+
+
+def test_what_tensorrt_rtx_cannot_suppress_is_told_how_else(tmp_path):
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    g (float[1,9,4] boxes, float[1,2,9] scores) => (int64[M,3] kept) {
+      most = Constant<value=int64[1] {3}>()
+      kept = NonMaxSuppression(boxes, scores, most)
+    }"""
+    path = tmp_path / "net.onnx"
+    onnx.save(onnx.parser.parse_model(text), path)
+    with pytest.raises(InputError, match=r"no runners that implement it.*\n.*Export the detector without `--nms`"):
+        _engine_of(path, "rtx-sm86")
