@@ -83,7 +83,7 @@ TABLE = [
     ("calibrate m.onnx --data nothing", 2, "nothing holds no train data"),
     ("build-engine m.onnx --precision int8 --data nothing", 2, "nothing holds no train data"),
     (f"{TRAIN} --data nothing --out x", 2, "nothing holds no train data"),
-    ("eval m.onnx --data texts", 2, "1.png is not a readable image"),
+    ("eval m.onnx --data texts", 2, "texts has 1 classes trained on 10"),
     ("calibrate m.onnx --data texts", 2, "texts has 1 classes trained on 10"),
     ("infer m.onnx text.png", 2, "text.png is not a readable image"),
     ("infer m.safetensors text.png", 2, "text.png is not a readable image"),

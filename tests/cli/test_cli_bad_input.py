@@ -18,7 +18,7 @@ from msn_deploy.core.model_info import METADATA_KEY, ModelInfo, Preprocess, info
 def _prepared(channels, size):
     numbers = {"mean": (0.0,) * channels, "std": (1.0,) * channels}
     prep = Preprocess(height_px=size, width_px=size, channels=channels, **numbers)
-    return ModelInfo(net="custom", norm="custom", preprocess=prep).to_json()
+    return ModelInfo(net="custom", norm="custom", task="classification", preprocess=prep).to_json()
 
 
 def _graph(path, shape, *, classes=10, info=None):

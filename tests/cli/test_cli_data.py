@@ -28,6 +28,7 @@ def save(tmp_path: Path, small_recipe: Callable, small_net: Callable) -> Callabl
         info = ModelInfo(
             net="cnn3",
             norm="msn",
+            task="classification",
             classes=tuple("0123456789"),
             preprocess=PADDED,
             data="digits",
@@ -54,7 +55,7 @@ def test_eval_and_infer_pad_for_a_model_that_was_trained_on_padded_images(
     scores = np.exp(logits[7] - logits[7].max())
     for model in (checkpoint, onnx):
         (answer,) = infer(model, [tmp_path / "digit.png"])
-        assert answer.score == pytest.approx(scores.max() / scores.sum(), rel=1e-4)
+        assert answer.answer.guesses[0].score == pytest.approx(scores.max() / scores.sum(), rel=1e-4)
 
 
 def test_every_split_for_a_model_is_fitted_as_its_preprocessing_says() -> None:  # calibrate, bench, export

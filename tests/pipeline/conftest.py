@@ -60,6 +60,7 @@ def checkpoint(tmp_path_factory, small_net, small_recipe):
     info = ModelInfo(
         net="cnn3",
         norm="msn",
+        task="classification",
         classes=images.classes,
         preprocess=measured_preprocess(images.images),
         data="digits",

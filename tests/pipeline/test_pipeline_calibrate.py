@@ -44,7 +44,9 @@ def files(tmp_path_factory: pytest.TempPathFactory, small_net: Callable[..., Any
     from msn_deploy.msn import fold
 
     images = load_split("digits", "train", height_px=28, width_px=28, channels=1).images
-    info = ModelInfo(net="cnn3", norm="msn", data="digits", preprocess=measured_preprocess(images))
+    info = ModelInfo(
+        net="cnn3", norm="msn", task="classification", data="digits", preprocess=measured_preprocess(images)
+    )
     model = fold(small_net("cnn3", "msn"))
     folder = tmp_path_factory.mktemp("files")
     made = {}
@@ -103,7 +105,9 @@ def test_a_changed_preprocessing_is_another_key(files: dict[str, Path], tmp_path
     prep = Preprocess(height_px=28, width_px=28, channels=1, mean=(0.3,), std=(0.3,))
     other = tmp_path / "other.onnx"
     model = onnx.load(files["1"])
-    other.write_bytes(with_info(model, ModelInfo(net="cnn3", norm="msn", data="digits", preprocess=prep)))
+    other.write_bytes(
+        with_info(model, ModelInfo(net="cnn3", norm="msn", task="classification", data="digits", preprocess=prep))
+    )
     said = calibrate(other, tmp_path / "x.onnx", samples=110).cache
     assert "model changed" in said
     assert "preprocessing changed (mean [" in said

@@ -46,7 +46,7 @@ def make(
             value = numpy_helper.to_array(tensors[name]) * np.float32(by)
             tensors[name].CopyFrom(numpy_helper.from_array(value, name))
         path = tmp_path_factory.mktemp("fp16") / "net.onnx"
-        info = ModelInfo(net="cnn3", norm="msn", data=data, preprocess=prep)
+        info = ModelInfo(net="cnn3", norm="msn", task="classification", data=data, preprocess=prep)
         path.write_bytes(with_info(copied, info) if tell else copied.SerializeToString())
         return path, to_input(images[:20], prep)
 

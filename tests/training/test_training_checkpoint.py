@@ -27,6 +27,7 @@ def _info(recipe: Recipe) -> ModelInfo:
     return ModelInfo(
         net=recipe.net,
         norm=recipe.norm,
+        task="classification",
         classes=tuple("0123456789"),
         preprocess=Preprocess(height_px=height, width_px=width, channels=channels, mean=(0.3,), std=(0.4,)),
         data="digits",
