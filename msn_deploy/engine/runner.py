@@ -180,9 +180,10 @@ def run_images(runner: Runner, batch: NDArray[Any]) -> NDArray[np.float32]:
     """
     import numpy as np  # late: importing this module must stay light
 
+    image_input(runner)
     if len(runner.outputs) != 1 or runner.outputs[0].dtype not in _FLOATS:
-        made = ", ".join(f"{spec.name} ({spec.dtype})" for spec in runner.outputs)
-        raise InputError(f"{runner.path} has the outputs {made}; one of floats is read.")
+        made = ", ".join(f"{spec.name} ({spec.dtype})" for spec in runner.outputs) or "none"
+        raise InputError(f"{runner.path} has {len(runner.outputs)} outputs ({made}); one of floats is read.")
     (whole,) = outputs_of_images(runner, batch).values()
     return np.asarray(whole, dtype=np.float32)
 

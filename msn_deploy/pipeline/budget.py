@@ -83,6 +83,9 @@ class Allowed:
     amount: float
     unit: str
 
+    def __str__(self) -> str:
+        return f"{self.amount:g}{self.unit}"
+
     def of(self, score: Score) -> float:
         """Return it in the metric's unit. Raises InputError for a unit that the metric has not."""
         if self.unit == "%":
@@ -93,9 +96,14 @@ class Allowed:
             return self.amount
         own = "0.5pp" if score.unit == "share" else f"0.5{score.unit}" if score.unit else "2%"
         raise InputError(
-            f"`--max-drop {self.amount:g}{self.unit}`: {score.metric} is not measured in "
+            f"`--max-drop {self}`: {score.metric} is not measured in "
             f"{self.unit or 'plain numbers'}.\nSay such as {own}, or 2% of it."
         )
+
+
+def as_allowed(drop: Allowed | float) -> Allowed:
+    """Return what may drop; a number is a share, 0.005 for half a point."""
+    return drop if isinstance(drop, Allowed) else Allowed(100 * drop, "pp")
 
 
 def parse_drop(text: str) -> Allowed:

@@ -21,7 +21,7 @@ from msn_deploy.engine.ort import run_on_one_thread
 from msn_deploy.model.feeds import Array, joined, rows_of
 from msn_deploy.model.opened import OpenModel, made_model, open_model, with_info
 from msn_deploy.model.parity import Rung, classifies, require_finite, rung
-from msn_deploy.pipeline.budget import CHUNK, Allowed, Verdict, int8_graph, within_budget, within_sqnr
+from msn_deploy.pipeline.budget import CHUNK, Allowed, Verdict, as_allowed, int8_graph, within_budget, within_sqnr
 from msn_deploy.pipeline.evaluate import given_of, require_task, score_of
 from msn_deploy.pipeline.images import CalibrationInputs, calibration_inputs, preprocess_for, split_for
 from msn_deploy.pipeline.ranges import measured_ranges
@@ -204,7 +204,7 @@ def calibrated(
         "percentile": options.percentile,
         "samples": len(given.samples),
         "seed": given.seed,
-        "max_drop": options.max_drop,
+        "max_drop": options.max_drop and str(as_allowed(options.max_drop)),
         "min_sqnr": options.min_sqnr,
         "leave_out": list(options.leave_out),
         "preprocess": given.preprocess,
@@ -302,14 +302,13 @@ def _within_drop(
     task = make_task(wanted, given_of(str(model.path), model.info, model.outputs, model, classes=test.classes))
     samples = ImageSamples(name, PreparedImages(test.images, prep, model.inputs[0].dtype))
     runs = list(runs_of(samples, model.inputs, samples.rows, most=CHUNK))
-    given = options.max_drop
     return within_budget(
         proto,
         ranges,
         maxima,
         runs=runs,
         judge=lambda made: score_of(task, test.labels, prep, zip(map(rows_of, runs), made, strict=True)),
-        max_drop=given if isinstance(given, Allowed) else Allowed(100 * given, "pp"),
+        max_drop=as_allowed(options.max_drop),
         progress=progress,
     )
 

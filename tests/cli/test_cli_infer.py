@@ -25,7 +25,7 @@ def test_infer_tells_what_it_could_not_read_and_answers_the_rest(cli, run_folder
         "infer", run_folder / "cnn3_msn.onnx", digit_images[0], tmp_path / "text.png", digit_images[1], "--json"
     )
     answers = [json.loads(line) for line in outcome.out.splitlines()]
-    assert [bool(answer["label"]) for answer in answers] == [True, False, True]
+    assert ["label" in answer for answer in answers] == [True, False, True]
     assert "text.png is not a readable image" in answers[1]["error"]
     assert outcome.code == 2
     assert "1 of 3 images failed, the first: " in outcome.err

@@ -19,10 +19,10 @@ def test_a_budget_ends_in_a_verdict(ok, onnx, tmp_path):
     assert "on 364 test images; allowed 5.00" in outcome.out
     side = json.loads((tmp_path / "x.int8.onnx.json").read_text())
     verdict = side["facts"]["verdict"]
-    assert side["config"]["max_drop"] == 0.05
+    assert side["config"]["max_drop"] == "5pp"
     assert (verdict["kind"], verdict["samples"], verdict["left_out"]) == ("INT8", 364, [])
     measured = json.loads(ok("eval", out, "--json", "-").out)
-    assert measured["accuracy"] == pytest.approx(verdict["accuracy"]["int8"])
+    assert measured["accuracy"] == pytest.approx(verdict["metric"]["int8"])
 
 
 def test_a_layer_left_out_is_said_and_recorded(ok, onnx, tmp_path):
@@ -36,7 +36,7 @@ def test_a_layer_left_out_is_said_and_recorded(ok, onnx, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--max-drop", "0.5"], "Write it as 0.5pp"),
+        (["--max-drop", "half"], "Write 0.5pp"),
         (["--max-drop", "1pp", "--leave-out", "node_linear"], "not both"),
         (["--leave-out", "conv9"], "there is no layer 'conv9' to leave out"),
         (["--method", "entropie"], "did you mean 'entropy'?"),
