@@ -19,13 +19,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-import zipfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +32,8 @@ from numpy.typing import NDArray
 from msn_deploy.core.artifacts import Parent, open_input
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.model_info import TensorSpec
+from msn_deploy.data.arrays import is_arrays
+from msn_deploy.data.npz import Header, archive, array_in, header_of, take
 
 Feeds = Mapping[str, NDArray[Any]]
 SUFFIXES = (".npz", ".npy")
@@ -93,9 +94,9 @@ class WholeSamples:
 
 
 def is_feeds(data: str | None) -> bool:
-    """Whether `--data` names feeds: a file of SUFFIXES, or a folder that holds such files and no other."""
+    """Whether `--data` names feeds: a file of SUFFIXES that is not of images with labels, or a folder of such files."""
     if data is None or Path(data).suffix.lower() in SUFFIXES:
-        return data is not None
+        return data is not None and not is_arrays(Path(data))
     return os.path.isdir(data) and bool(_files_in(Path(data)))
 
 
@@ -236,21 +237,12 @@ _Form = Literal["row", "counted", "whole"]
 first axis, which the input has not; the array is one sample."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Header:
-    """What stands before the numbers of an array."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    fortran: bool
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _File:
     """A file of feeds, and how many samples it holds."""
 
     path: Path
-    headers: Mapping[str, _Header]
+    headers: Mapping[str, Header]
     forms: Mapping[str, _Form]
     samples: int
 
@@ -267,15 +259,15 @@ class _File:
 
     def _parts(self, name: str, stack: ExitStack) -> Iterator[NDArray[Any]]:
         header, form = self.headers[name], self.forms[name]
-        stream = _array_in(self.path, name, stack)
-        _header_of(stream, self.path)
+        stream = array_in(self.path, name, stack)
+        header_of(stream, self.path)
         if form == "whole" or header.fortran:  # not laid out sample by sample
-            array = _take(stream, header.shape, header, self.path)
+            array = take(stream, header.shape, header, self.path)
             yield from [array] if form == "whole" else (np.asarray(each, order="C") for each in _each(array, form))
             return
         shape = (1, *header.shape[1:]) if form == "row" else header.shape[1:]
         for _ in range(self.samples):
-            yield _take(stream, shape, header, self.path)
+            yield take(stream, shape, header, self.path)
 
 
 def _each(array: NDArray[Any], form: _Form) -> Iterator[NDArray[Any]]:
@@ -305,7 +297,7 @@ def _form_of(spec: TensorSpec, shape: tuple[int, ...], folder: bool, path: Path)
     )
 
 
-def _headers(path: Path, inputs: Sequence[TensorSpec]) -> dict[str, _Header]:
+def _headers(path: Path, inputs: Sequence[TensorSpec]) -> dict[str, Header]:
     """Return what the arrays of a file are, by input. Raises InputError where they do not belong to the inputs."""
     names = [spec.name for spec in inputs]
     with ExitStack() as stack:
@@ -314,12 +306,12 @@ def _headers(path: Path, inputs: Sequence[TensorSpec]) -> dict[str, _Header]:
                 raise InputError(f"{path} is one array, and the network has {len(inputs)} inputs.\n{_how(inputs)}")
             held = names
         else:
-            held = [each.removesuffix(".npy") for each in _archive(path, stack).namelist()]
+            held = [each.removesuffix(".npy") for each in archive(path, stack).namelist()]
         if sorted(held) != sorted(names):
             raise InputError(
                 f"{path} holds {', '.join(held) or 'nothing'}; the inputs are {', '.join(names)}.\n{_how(inputs)}"
             )
-        found = {name: _header_of(_array_in(path, name, stack), path) for name in names}
+        found = {name: header_of(array_in(path, name, stack), path) for name in names}
     for spec in inputs:
         if found[spec.name].dtype.name != spec.dtype:
             raise InputError(
@@ -327,50 +319,6 @@ def _headers(path: Path, inputs: Sequence[TensorSpec]) -> dict[str, _Header]:
                 f"Save it with `.astype({spec.dtype!r})`."
             )
     return found
-
-
-def _archive(path: Path, stack: ExitStack) -> zipfile.ZipFile:
-    stream = stack.enter_context(open_input(path))
-    try:
-        return stack.enter_context(zipfile.ZipFile(stream))
-    except (zipfile.BadZipFile, OSError, ValueError) as cause:
-        raise InputError(f"{path} is not a .npz file ({type(cause).__name__}).\nSave it with numpy.savez.") from cause
-
-
-def _array_in(path: Path, name: str, stack: ExitStack) -> IO[bytes]:
-    """Open an array for reading from its beginning."""
-    if path.suffix.lower() == ".npy":
-        stream: IO[bytes] = stack.enter_context(open_input(path))
-        return stream
-    try:
-        return stack.enter_context(_archive(path, stack).open(f"{name}.npy"))
-    except (zipfile.BadZipFile, RuntimeError, NotImplementedError) as cause:
-        raise InputError(f"{path}: {name} cannot be read ({type(cause).__name__}).\nSave it again.") from cause
-
-
-def _header_of(stream: IO[bytes], path: Path) -> _Header:
-    try:
-        version = np.lib.format.read_magic(stream)
-        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
-        shape, fortran, dtype = read(stream)
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as cause:
-        raise InputError(f"{path} is not in numpy's format ({type(cause).__name__}).\nSave it again.") from cause
-    if dtype.hasobject:
-        raise InputError(f"{path} holds Python objects, which are never loaded.\nSave arrays of numbers.")
-    return _Header(shape, dtype, fortran)
-
-
-def _take(stream: IO[bytes], shape: tuple[int, ...], header: _Header, path: Path) -> NDArray[Any]:
-    """Read the next array of a stream."""
-    size = int(np.prod(shape, dtype=np.int64)) * header.dtype.itemsize
-    try:
-        data = stream.read(size)
-    except (zipfile.BadZipFile, OSError, EOFError) as cause:
-        raise InputError(f"{path} is damaged ({type(cause).__name__}).\nSave it again.") from cause
-    if len(data) < size:
-        raise InputError(f"{path} was cut off: {size} bytes of an array are {len(data)}.\nSave or copy it again.")
-    array = np.frombuffer(data, header.dtype).reshape(shape, order="F" if header.fortran else "C")
-    return array.astype(header.dtype.newbyteorder("="))
 
 
 def _files_in(folder: Path) -> list[Path]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.model_info import TaskName
-from msn_deploy.data import coco, maps, table, yolo
+from msn_deploy.data import arrays, coco, maps, table, yolo
 from msn_deploy.data.cifar import read_cifar
 from msn_deploy.data.decode import SUFFIXES
 from msn_deploy.data.folders import images_of_split, read_class_folders
@@ -34,6 +34,7 @@ _FORMATS = (
     _Format("YOLO's text labels", yolo.TASKS, yolo.is_yolo, yolo.read_yolo),
     _Format("images with maps of them", maps.TASKS, maps.has_maps, maps.read_maps),
     _Format("a table", table.TASKS, table.is_table, table.read_table),
+    _Format("arrays", arrays.TASKS, arrays.is_arrays, arrays.read_arrays),
 )
 
 
@@ -58,7 +59,7 @@ def read_source(source: Path, split: str, task: TaskName | None) -> Raw:
             f"{source} has no labels for {task}: it is {found[0].called}, which has them for {', '.join(offered)}."
         )
     if not folder:
-        raise InputError(f"{source} is a file of no known format; `--data` takes a folder, .csv, .json or .yaml.")
+        raise InputError(f"{source} is a file of no known format; `--data` takes a folder, .csv, .json, .npz or .yaml.")
     raw = read_class_folders(source, split)
     if raw is not None:
         return raw

@@ -97,10 +97,15 @@ def read_depth(path: Path, *, unit: str | None) -> NDArray[np.float32]:
     values = _array(path) if path.suffix.lower() == ".npy" else open_picture(path, finite=False).pixels
     if values.ndim != 2:
         raise InputError(f"{path} has {values.ndim} dimensions, or colours; a depth has one number for each pixel.")
+    return metres(values, unit, name=str(path))
+
+
+def metres(values: NDArray[Any], unit: str | None, *, name: str) -> NDArray[np.float32]:
+    """Return depths in metres, NaN where they are not above 0 or not finite; unit, errors: as for `read_depth`."""
     if unit is None and values.dtype.kind != "f":
         raise InputError(
-            f"{path} holds whole numbers ({values.dtype}), and of what is not said.\n"
-            "Call the folder or the column depth_mm, depth_cm or depth_m."
+            f"{name} holds whole numbers ({values.dtype}), and of what is not said.\n"
+            "Call the folder, the column or the array depth_mm, depth_cm or depth_m."
         )
     depth = values.astype(np.float32) * np.float32(_METRES[unit or "m"])
     return np.where(np.isfinite(depth) & (depth > 0), depth, np.float32(np.nan))
