@@ -9,22 +9,23 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+import numpy as np
 import onnx_ir as ir
 from onnx import ModelProto, NodeProto, TensorProto
 
-from msn_deploy.graph.affine import Mapped, affine_of, constant
+from msn_deploy.graph.affine import Affine, Mapped, affine_of, constant, present
 from msn_deploy.graph.branches import merge_branches
 from msn_deploy.graph.clean import clean
-from msn_deploy.graph.edits import graph_of, map_inputs, spell_out
+from msn_deploy.graph.edits import graph_of, map_inputs, rewrite_affine, spell_out
 from msn_deploy.graph.evaluate import to_double, to_single
-from msn_deploy.graph.reorder import cast_bytes_first, pool_before_concat, pool_before_pointwise
-from msn_deploy.graph.rules import Code, Plan, Refused, plan_into_producers, plan_into_readers
+from msn_deploy.graph.reorder import cast_bytes_first, order_into_convs, pool_before_concat, pool_before_pointwise
+from msn_deploy.graph.rules import Code, Plan, Refused, plan_into_producers, plan_into_readers, plan_scale_into_readers
 
 _NORMS_OF_THEIR_INPUT = ("InstanceNormalization", "LayerNormalization", "GroupNormalization", "LpNormalization")
 
 _IS_NORM = "is norm"  # key in the meta of nodes that are, or hold, a norm
 
-Rule = Literal["into-producer", "into-readers", "into-branch", "into-weight", "kept", "output"]
+Rule = Literal["into-producer", "into-readers", "scale-into-readers", "into-branch", "into-weight", "kept", "output"]
 _VAGUE: tuple[Code, ...] = ("NONLINEAR_BETWEEN", "READ_ELSEWHERE", "GRAPH_INPUT")  # the vaguest last
 
 
@@ -32,8 +33,8 @@ _VAGUE: tuple[Code, ...] = ("NONLINEAR_BETWEEN", "READ_ELSEWHERE", "GRAPH_INPUT"
 class NormFold:
     """What became of one norm of a graph, or of arithmetic with constants per channel that was folded like one.
 
-    Arithmetic that stays (GELU's constants, the scale of an attention) is not a norm, and not told. code and why are
-    empty where it was folded.
+    Arithmetic that stays (GELU's constants, the scale of an attention) is not a norm, and not told. scale-into-readers:
+    its shift stays. code and why are empty where it was folded.
     """
 
     norm: str
@@ -168,7 +169,22 @@ class _Folder:
             moved = len(self.folded) > before or self._merge_branches()
         for node in list(self.graph):
             if node.op_type == "BatchNormalization" and _IS_NORM not in node.meta:
-                spell_out(node)
+                self._spell_out(node)
+        self.shown_by |= order_into_convs(self.graph)
+
+    def _spell_out(self, node: ir.Node) -> None:
+        """Make arithmetic a sum alone where what reads it takes its gain, else a product and a sum."""
+        of, operator = present(affine_of(node)).of, node.op_type
+        try:
+            plan = plan_scale_into_readers(node.outputs[0], of)
+        except Refused:
+            spell_out(node)
+            return
+        _carry_out(plan, node)
+        rewrite_affine(node, Affine(scale=np.ones_like(of.scale), shift=of.shift / of.scale))
+        same = tuple(dict.fromkeys(plan.same))
+        self.folded[id(node)] = NormFold(norm=norm_name(node), operator=operator, rule="scale-into-readers", same=same)
+        self.shown_by |= dict.fromkeys(plan.changed, same)
 
     def _try(self, node: ir.Node) -> None:
         own = affine_of(node)

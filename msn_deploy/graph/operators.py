@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from msn_deploy.graph.affine import channels_of, constant, present, shape_of
 
@@ -36,10 +37,11 @@ def makes_smaller(pool: ir.Node) -> bool:
 
 
 def keeps_channels(node: ir.Node) -> bool:
-    """Whether a pooling or reduction leaves the first two axes alone."""
-    if node.op_type != "ReduceMean":
+    """Whether a pooling, a reduction or a cut leaves the first two axes alone."""
+    at = {"ReduceMean": 1, "Slice": 3}.get(node.op_type)
+    if at is None:
         return True
-    axes = constant(node.inputs[1]) if len(node.inputs) > 1 else np.array(node.attributes.get_ints("axes", ()))
+    axes = constant(node.inputs[at]) if len(node.inputs) > at else np.array(node.attributes.get_ints("axes", ()))
     rank = len(shape_of(node.inputs[0]))
     if axes is None or axes.size == 0 or rank == 0:
         return False
@@ -62,6 +64,15 @@ def is_channel_axis(node: ir.Node, value: ir.Value) -> bool:
     if rank < 2 or node.attributes.get_int("axis", 0) % rank != 1:
         return False
     return all(channels_of(each) is not None for each in node.inputs)
+
+
+def channel_order(node: ir.Node) -> NDArray[np.int64] | None:
+    """Return which channels a Gather takes, in their order; None for any other node, and where that is not known."""
+    order = constant(node.inputs[1]) if node.op_type == "Gather" and not node.domain else None
+    channels, rank = channels_of(node.inputs[0]), len(shape_of(node.inputs[0]))
+    if order is None or order.ndim != 1 or channels is None or node.attributes.get_int("axis", 0) % rank != 1:
+        return None
+    return np.asarray(order, dtype=np.int64) % channels
 
 
 def broadcasts(left: ir.Value | None, right: ir.Value | None) -> bool:

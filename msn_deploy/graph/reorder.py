@@ -1,14 +1,18 @@
-"""What may come earlier: pooling, of which convolutions of one pixel and concatenations see less; casts of bytes."""
+"""What may come earlier: pooling, of which convolutions of one pixel and concatenations see less; casts of bytes.
+
+And what a convolution can do itself: read its channels in another order.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
+import numpy as np
 import onnx_ir as ir
 
 from msn_deploy.graph.affine import constant, present
-from msn_deploy.graph.edits import free_name
-from msn_deploy.graph.operators import is_channel_axis, keeps_constants, makes_smaller
+from msn_deploy.graph.edits import free_name, set_constant
+from msn_deploy.graph.operators import channel_order, is_channel_axis, keeps_constants, makes_smaller
 
 # What moves the numbers of its first input and computes nothing.
 _MOVES = {"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Gather", "Split", "Identity", "Expand"}
@@ -65,6 +69,36 @@ def pool_before_concat(graph: ir.Graph, known: Collection[str]) -> dict[str, tup
         graph.remove(pool, safe=True)
         whole.name, whole.shape = pooled.name, pooled.shape
     return gone
+
+
+def order_into_convs(graph: ir.Graph) -> dict[str, tuple[str, ...]]:
+    """Let convolutions read channels in the order in which they are, where all readers of a new order can, in place.
+
+    Returns, for each tensor of a new order that is gone, the names of those that the convolutions make.
+    """
+    gone = {}
+    for node in list(graph):
+        order, made = channel_order(node), node.outputs[0]
+        readers = list(made.uses())
+        if order is None or made.is_graph_output() or sorted(order) != list(range(len(order))):
+            continue
+        if not readers or not all(index == 0 and _reads_all_channels(reader) for reader, index in readers):
+            continue
+        for conv, _ in readers:
+            weight = present(constant(conv.inputs[1]))
+            turned = np.empty_like(weight)
+            turned[:, order] = weight
+            set_constant(conv, 1, turned)
+        gone[str(made.name)] = tuple(str(conv.outputs[0].name) for conv, _ in readers)
+        made.replace_all_uses_with(present(node.inputs[0]))
+        graph.remove(node, safe=True)
+    return gone
+
+
+def _reads_all_channels(node: ir.Node) -> bool:
+    """Whether a node is a convolution without groups whose weight is a constant."""
+    is_plain = node.op_type == "Conv" and not node.domain and node.attributes.get_int("group", 1) == 1
+    return is_plain and constant(node.inputs[1]) is not None
 
 
 def cast_bytes_first(graph: ir.Graph) -> None:

@@ -10,8 +10,8 @@ Each has a table with one small function per operator; operators that are in nei
 
 The rules are exact in real numbers: a scale passes what is linear and, where it is not negative, what is positively
 homogeneous (ReLU, LeakyReLU, PReLU, max pooling); a shift passes what keeps constants (pooling that covers its input
-evenly, interpolation). relu(s * x + t) = s * max(x, -t / s) + t for s > 0, so a shift passes ReLU as a Max. A shift
-before zero padding is no constant behind it: refused.
+evenly, interpolation, cuts along the sides). relu(s * x + t) = s * max(x, -t / s) + t for s > 0, so a shift passes ReLU
+as a Max. A shift before zero padding is no constant behind it: refused.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from msn_deploy.graph.edits import (
 )
 from msn_deploy.graph.operators import (
     broadcasts,
+    channel_order,
     interpolates,
     is_channel_axis,
     keeps_channels,
@@ -130,6 +131,13 @@ def plan_into_readers(value: ir.Value, of: Affine) -> Plan:
             _require_sizes(node, value)
             plan += _READERS.get(node.op_type, _behind_any)(node, value, of)
     return plan
+
+
+def plan_scale_into_readers(value: ir.Value, of: Affine) -> Plan:
+    """Plan to let every reader of a value see x + t / s where it saw `of(x)`, s * x + t. Raises Refused."""
+    if not (np.abs(of.shift) < _FARTHEST_BOUND * np.abs(of.scale)).all():
+        raise Refused("TINY_GAIN", f"a gain so small that shift / gain is {_FARTHEST_BOUND:g} or more")
+    return plan_into_readers(value, Affine(scale=of.scale, shift=np.zeros_like(of.shift)))
 
 
 def _require_sizes(node: ir.Node, value: ir.Value) -> None:
@@ -251,6 +259,19 @@ def _flatten_reads(node: ir.Node, value: ir.Value, of: Affine) -> Plan:
     return plan_into_readers(node.outputs[0], Affine(scale=scale, shift=shift))
 
 
+def _gather_reads(node: ir.Node, value: ir.Value, of: Affine) -> Plan:
+    """Channels in another order take their part of the map along."""
+    order = channel_order(node)
+    if node.inputs[0] is not value or order is None:
+        return _behind_any(node, value, of)
+    return plan_into_readers(node.outputs[0], Affine(scale=of.scale[order], shift=of.shift[order]))
+
+
+def _size_reads(node: ir.Node, value: ir.Value, of: Affine) -> Plan:
+    """Sizes are the same whatever the numbers are."""
+    return Plan()
+
+
 def _sum_reads(node: ir.Node, value: ir.Value, of: Affine) -> Plan:
     if not of.only_shifts or node.inputs[0] is node.inputs[1]:
         return _behind_any(node, value, of)
@@ -296,6 +317,9 @@ _READERS: dict[str, Callable[[ir.Node, ir.Value, Affine], Plan]] = {
     "Concat": _concat_reads,
     "Flatten": _flatten_reads,
     "Reshape": _flatten_reads,
+    "Gather": _gather_reads,
+    "Shape": _size_reads,
+    "Size": _size_reads,
     "Add": _sum_reads,
     "Max": _max_reads,
     "Relu": _relu_reads,
@@ -331,6 +355,11 @@ def _mean(node: ir.Node, of: Affine) -> None:
         raise Refused("PADDED_BORDER", f"{named(node)} averages the zeros of its padding in")
 
 
+def _cut(node: ir.Node, of: Affine) -> None:
+    if not keeps_channels(node):
+        _between(node, of)
+
+
 def _resized(node: ir.Node, of: Affine) -> None:
     if not interpolates(node):
         _between(node, of)
@@ -344,6 +373,7 @@ _PASSES: dict[str, Callable[[ir.Node, Affine], None]] = {
     "AveragePool": _mean,
     "GlobalAveragePool": _mean,
     "ReduceMean": _mean,
+    "Slice": _cut,
     "Resize": _resized,
     "Upsample": _resized,
 }
