@@ -141,6 +141,28 @@ def command(
     interpolation: Annotated[
         str | None, typer.Option(metavar="bilinear|bicubic|nearest", help="How it is scaled.", rich_help_panel=_IMAGES)
     ] = None,
+    uint8_input: Annotated[
+        bool,
+        typer.Option("--uint8-input", help="The input takes bytes; the graph prepares them.", rich_help_panel=_IMAGES),
+    ] = False,
+    uint8_layout: Annotated[
+        str | None,
+        typer.Option(
+            metavar="nchw|nhwc",
+            help="Of these bytes: channels first or last.",
+            show_default="as the network's",
+            rich_help_panel=_IMAGES,
+        ),
+    ] = None,
+    uint8_colour: Annotated[
+        str | None,
+        typer.Option(
+            metavar="rgb|bgr",
+            help="Of these bytes; OpenCV gives bgr.",
+            show_default="rgb, whatever the network takes",
+            rich_help_panel=_IMAGES,
+        ),
+    ] = None,
     json: Json = None,
 ) -> None:
     """Fold a network, write one checked ONNX file, and prove that it agrees with its source."""
@@ -157,6 +179,9 @@ def command(
         task=parse_task(task),
         classes=parse_classes(classes),
         reading=parse_pairs("read", read),
+        uint8_input=uint8_input,
+        uint8_layout=uint8_layout and uint8_layout.upper(),
+        uint8_colour=uint8_colour,
         weights=weights,
         input_shape=parse_shape(input_shape) if input_shape else None,
         inputs=tuple(parse_input(each) for each in inputs or ()),
@@ -185,6 +210,8 @@ def command(
         output.say(f"  boxes      {report.nms.same} of {report.nms.boxes} are those of NMS in numpy")
     if report.preprocess is not None:
         output.say(f"  images     {report.preprocess.in_words}")
+    if report.in_graph is not None:
+        output.say(f"  in graph   {report.in_graph.numbers_in_words}; as {report.in_graph.colour}")
     if report.certificate is not None:
         _say_folds(report.certificate)
     if report.unsimplified_because:

@@ -192,11 +192,15 @@ class Preprocess(Frame):
             "letterbox": f"letterboxed to {size} on grey {self.fill}, {self.align}",
             "crop": f"short side to {self.short_px or 'fit'}, centre of {size}",
         }[self.fit]
+        return f"{fit}, {self.interpolation}; {self.colour}, {self.layout}; {self.numbers_in_words}"
+
+    @property
+    def numbers_in_words(self) -> str:
+        """Say what becomes of a pixel's numbers."""
+        if self.is_bytes:
+            return "0 to 255 as they are"
         mean, std = (", ".join(f"{255 * value:.4g}" for value in of) for of in (self.mean, self.std))
-        return (
-            f"{fit}, {self.interpolation}; {self.colour}, {self.layout}; "
-            f"({mean}) subtracted from 0 to 255, then divided by ({std})"
-        )
+        return f"({mean}) subtracted from 0 to 255, then divided by ({std})"
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values as metadata has them, without what is usual; `Preprocess(**it)` reads them back."""

@@ -35,19 +35,22 @@ def to_input(images: NDArray[np.uint8], prep: Preprocess, dtype: str = "float32"
     wanted = (prep.height_px, prep.width_px, prep.image_size["channels"])
     if images.shape[1:] != wanted:
         raise InputError(f"images of shape {images.shape[1:]} do not fit preprocessing to {wanted} (H, W, C).")
-    if prep.colour == "bgr":
-        images = images[..., ::-1]
+    return to_numbers(images[..., ::-1] if prep.colour == "bgr" else images, prep, dtype)
+
+
+def to_numbers(pixels: NDArray[np.uint8], prep: Preprocess, dtype: str = "float32") -> NDArray[Any]:
+    """Turn pixels (N, H, W, C), in the order of the network's channels, into its input; else as `to_input`."""
     made: NDArray[Any]
     if dtype == "uint8":
         if not prep.is_bytes:
             raise InputError(
                 f"an input of bytes takes 0 to 255; mean {prep.mean} and std {prep.std} of 0 to 1 make other numbers."
             )
-        made = np.broadcast_to(images, (*images.shape[:3], prep.channels))
+        made = np.broadcast_to(pixels, (*pixels.shape[:3], prep.channels))
     else:
         scale = np.float32(1) / (np.float32(255) * np.asarray(prep.std, dtype=np.float32))
         offset = -np.asarray(prep.mean, dtype=np.float32) / np.asarray(prep.std, dtype=np.float32)
-        made = images * scale + offset  # a luminance becomes as many channels as there are numbers
+        made = pixels * scale + offset  # a luminance becomes as many channels as there are numbers
     return np.ascontiguousarray(made if prep.layout == "NHWC" else made.transpose(0, 3, 1, 2), dtype=dtype)
 
 

@@ -66,7 +66,7 @@ class Certificate:
     pooled_first: tuple[str, ...] = ()
     """Tensors whose average pooling was moved."""
     inputs: tuple[str, ...] = INPUTS
-    """What was run."""
+    """What was run; "data" are rows of what the stages were compared on."""
     in_float32: tuple[str, ...] = ()
     """Names of the nodes that could be computed in float32 only."""
 

@@ -16,14 +16,15 @@ import numpy as np
 
 from msn_deploy.core.artifacts import Parent, publish, sidecar_path, write_json
 from msn_deploy.core.errors import FoldError, GateError, InputError
-from msn_deploy.core.model_info import ModelInfo, Preprocess, TaskName, TensorSpec
+from msn_deploy.core.model_info import DEFAULT_METHOD, ModelInfo, Preprocess, TaskName, TensorSpec
 from msn_deploy.data import to_input
 from msn_deploy.data.feeds import is_feeds, open_feeds
 from msn_deploy.engine.ort import run_on_one_thread
 from msn_deploy.model.feeds import BATCH, Feeds, random_feeds, rows_of
 from msn_deploy.model.opened import OpenModel, norms_in, with_info
 from msn_deploy.model.parity import Rung, allowing, classifies, require_finite, require_ladder, rung
-from msn_deploy.pipeline.images import split_for
+from msn_deploy.pipeline.bytes_input import with_bytes
+from msn_deploy.pipeline.images import calibration_inputs, split_for
 from msn_deploy.pipeline.nms import SameBoxes, nms_in_graph
 from msn_deploy.pipeline.source import (
     FEW,
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 _MOST_SAMPLES = 512
 _MOST_ROWS = 64  # of one run, where the batch is open
+_PROVED_ROWS = 2  # of bytes, where the batch is open
 _RANDOM_NUMBERS = 1 << 14  # of which random inputs consist, at most FEW of them, and two where the batch is open
 _CALIBRATION_SAMPLES = 128
 _VERSIONS = ("torch", "onnx", "onnxscript", "onnxsim", "onnxruntime")
@@ -78,6 +80,8 @@ class ExportReport(ExportFacts):
     """What became of every norm (None without folding), also in the file NAME.fold.json."""
     preprocess: Preprocess | None
     """How images are prepared for it, if that is known."""
+    in_graph: Preprocess | None
+    """What the graph does itself to bytes; None where it takes prepared numbers."""
     task: str
     classes: tuple[str, ...]
     reading: dict[str, Any]
@@ -123,8 +127,10 @@ def _export(source: str | nn.Module, out: Path, options: ExportOptions, onnxsim:
     from msn_deploy.graph.fold import fold_graph
     from msn_deploy.pipeline.opset import at_opset
 
-    made = open_source(source, options)
     name = source if isinstance(source, str) else type(source).__name__
+    made = open_source(source, options)
+    if options.uint8_input:
+        made = with_bytes(made, model=name, layout=options.uint8_layout, colour=options.uint8_colour)
     feeds, feeds_are = _comparison_feeds(made, options.data)
     truth = made.predict(feeds)
     _require_task(made.info, truth, sum(map(rows_of, feeds)), model=name)
@@ -144,17 +150,17 @@ def _export(source: str | nn.Module, out: Path, options: ExportOptions, onnxsim:
         onnxsim.start(file.proto, file.data)
     if folded is not None:
         try:
-            certificate = certify(folded, made.inputs, made.layers, data=feeds[0] if is_feeds(options.data) else None)
+            certificate = certify(folded, made.inputs, made.layers, data=_proved_on(made, feeds, options))
         except InputError:
             _require_repeatable(made, feeds, truth, source=name)
             raise
         del folded  # its doubles are as large as the network twice
-    if options.fold or not made.graph_is_truth:
+    if options.fold or not made.graph_is_truth or made.in_graph is not None:
         rungs.append(compared("graph folded" if options.fold else "onnx", outputs=in_ort(file)(feeds)))
     if onnxsim is not None:
         file, why = _simplified(onnxsim, file, made.info, compared, feeds, rungs)
     if options.ladder:
-        rungs += _lower_rungs(file.proto, made.info, compared, feeds)
+        rungs += _lower_rungs(file, made.info, compared, feeds)
     if not all(each.passed for each in rungs):
         _require_repeatable(made, feeds, truth, source=name)
         rungs = _beside_rounding(rungs, made, feeds, truth)
@@ -177,11 +183,23 @@ def _export(source: str | nn.Module, out: Path, options: ExportOptions, onnxsim:
         nms=boxes,
         certificate=certificate,
         preprocess=info.preprocess,
+        in_graph=made.in_graph,
         task=info.task,
         classes=info.classes,
         reading=info.reading,
         unsimplified_because=why,
     )
+
+
+def _proved_on(made: Source, feeds: Sequence[Feeds], options: ExportOptions) -> Feeds | None:
+    """Return what the folds are proved on in place of the certificate's own numbers: given feeds, or real bytes."""
+    if is_feeds(options.data):
+        return feeds[0]
+    if made.in_graph is None:
+        return None
+    (given,) = made.inputs
+    rows = _PROVED_ROWS if given.open[:1] == (BATCH,) else None
+    return {name: array[:rows] for name, array in feeds[0].items()}
 
 
 def _require_task(info: ModelInfo, outputs: Feeds, rows: int, *, model: str) -> None:
@@ -224,6 +242,7 @@ def _publish(
         config=chosen
         | {"input_shape": list(made.inputs[0].shape), "recipe": made.info.recipe}
         | {"inputs": [asdict(each) for each in made.inputs]}
+        | {"in_graph": made.in_graph and made.in_graph.to_dict()}
         | {"opsets": {each.domain or "ai.onnx": each.version for each in file.proto.opset_import}},
         facts=asdict(facts),
     )
@@ -278,22 +297,22 @@ def _simplified(
     return other, ""
 
 
-def _lower_rungs(
-    graph: ModelProto, info: ModelInfo, compared: Callable[..., Rung], feeds: Sequence[Feeds]
-) -> list[Rung]:
+def _lower_rungs(file: OpenModel, info: ModelInfo, compared: Callable[..., Rung], feeds: Sequence[Feeds]) -> list[Rung]:
     """Return the rungs of FP16 and, where there are images to calibrate on, of INT8."""
-    from msn_deploy.quant.calibrate import calibrate_ranges
+    from msn_deploy.quant.calibrate import quantised_tensors, ranges_from
     from msn_deploy.quant.fp32_nodes import needs_fp32
+    from msn_deploy.quant.histograms import collect
     from msn_deploy.quant.precision import to_fp16
     from msn_deploy.quant.quantize import quantize
 
+    graph = file.proto
     rungs = [compared("fp16", outputs=in_ort(in_memory(to_fp16(graph, keep_fp32=needs_fp32(graph, {}))))(feeds))]
     if info.preprocess is None or not info.data or info.is_generator:
         _LOG.warning("no rung for INT8: there are no images of this network's to calibrate on")
         return rungs
-    split = split_for(info, info.preprocess, None, "train").first(_CALIBRATION_SAMPLES)
-    images_seen = to_input(split.images, info.preprocess)
-    ranges = calibrate_ranges(graph, images_seen, load=run_on_one_thread, preprocess=info.preprocess)
+    given = calibration_inputs(file, None, samples=_CALIBRATION_SAMPLES)
+    seen = collect(graph, given.samples, quantised_tensors(graph), load=run_on_one_thread)
+    ranges = ranges_from(seen, method=DEFAULT_METHOD)
     return [*rungs, compared("int8", outputs=in_ort(in_memory(quantize(graph, ranges)))(feeds))]
 
 

@@ -7,11 +7,11 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from msn_deploy.core.artifacts import Parent, parent_of
 from msn_deploy.core.errors import InputError
-from msn_deploy.core.model_info import InputOption, ModelInfo, TaskName
+from msn_deploy.core.model_info import InputOption, Layout, ModelInfo, Preprocess, TaskName
 from msn_deploy.core.optional import require
 from msn_deploy.core.recipes import recipe_from_dict
 from msn_deploy.data.feeds import is_feeds, open_feeds
@@ -66,6 +66,12 @@ class ExportOptions:
     """Names of classes or values, in the order of the numbers."""
     reading: Mapping[str, str] = field(default_factory=dict)
     """How the task reads the outputs, such as {"head": "yolov8"}; see docs/tasks.md."""
+    uint8_input: bool = False
+    """Take bytes, and prepare them in the graph."""
+    uint8_layout: str | None = None
+    """Of the bytes, "NCHW" or "NHWC"; None: that of the network."""
+    uint8_colour: str | None = None
+    """The order of colours in the bytes, "rgb" or "bgr"; None: "rgb", whatever the order of the network."""
     data: str | None = None
     """What the stages are compared on: feeds (see `data.feeds`), or images where it is known how they are prepared;
     None: what it was trained on, else random numbers."""
@@ -89,6 +95,16 @@ class ExportOptions:
     ladder: bool = False
     """Compare FP16 and INT8 too; neither is written."""
 
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("uint8-layout", self.uint8_layout, get_args(Layout)),
+            ("uint8-colour", self.uint8_colour, ("rgb", "bgr")),
+        ):
+            if value is not None and not self.uint8_input:
+                raise InputError(f"`--{name}` is of bytes.\nAdd `--uint8-input`.")
+            if value is not None and value not in known:
+                raise InputError(f"--{name} {value!r} is none of {', '.join(known)}.")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
@@ -110,6 +126,8 @@ class Source:
     """The truth in float64; None for a file of others."""
     graph_is_truth: bool = False
     """Whether the truth is `graph` itself, a file of others."""
+    in_graph: Preprocess | None = None
+    """What the graph does itself to bytes; None for a network that takes prepared numbers."""
 
 
 def require_packages() -> None:

@@ -4,8 +4,10 @@ import sys
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from bundle_devices import ORIN_NANO, onnx_bytes
+from PIL import Image
 
 from msn_deploy.core.artifacts import publish
 from msn_deploy.core.model_info import ModelInfo
@@ -69,3 +71,17 @@ def checkpoint(tmp_path_factory, small_net, small_recipe):
     path = tmp_path_factory.mktemp("models") / "net.safetensors"
     save_checkpoint(path, small_net("cnn3", "msn"), info)
     return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Smooth pictures of 30 x 20 pixels in three classes, by the channel that is largest."""
+    rng = np.random.default_rng(0)
+    for at in range(48):
+        coarse = rng.integers(0, 180, (4, 5, 3))
+        coarse[..., at % 3] += 70
+        picture = Image.fromarray(coarse.astype(np.uint8)).resize((30, 20), Image.Resampling.BILINEAR)
+        path = tmp_path / "data" / "rgb"[at % 3] / f"{at}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(path)
+    return tmp_path / "data"

@@ -44,20 +44,6 @@ def bare(kind: str, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Smooth pictures of 30 x 20 pixels in three classes, by the channel that is largest."""
-    rng = np.random.default_rng(0)
-    for at in range(48):
-        coarse = rng.integers(0, 180, (4, 5, 3))
-        coarse[..., at % 3] += 70
-        picture = Image.fromarray(coarse.astype(np.uint8)).resize((30, 20), Image.Resampling.BILINEAR)
-        path = tmp_path / "data" / "rgb"[at % 3] / f"{at}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(path)
-    return tmp_path / "data"
-
-
-@pytest.fixture
 def stated(kind: str, bare: Path) -> Path:
     options: dict[str, Any] = {"colour": "bgr", "fit": "crop"}
     if kind != "bytes":
