@@ -76,6 +76,8 @@ class ImageModel:
     given: Given
     """What its task is made of."""
     told: Described
+    most: int
+    """Images that are run at once: not more than one run takes, whose outputs may be of any size."""
 
     def prepared(self, images: NDArray[np.uint8]) -> NDArray[Any]:
         """Turn images (N, H, W, C), read as `prep.image_size` says, into its input."""
@@ -106,8 +108,8 @@ def evaluate(
     began, predictions = time.perf_counter(), list[int]()
 
     def made() -> Iterator[tuple[int, Outputs]]:
-        for start in range(0, len(split.images), _CHUNK):
-            images = np.asarray(split.images[start : start + _CHUNK])
+        for start in range(0, len(split.images), opened.most):
+            images = np.asarray(split.images[start : start + opened.most])
             yield len(images), opened.run(opened.prepared(images))
             progress(start + len(images), len(split.images), f"evaluating {model.name}")
 
@@ -194,6 +196,7 @@ def open_image_model(
         prep=preprocess_for(info, given.shape or (), model=str(model)),
         dtype=given.dtype,
         told=file.described(runner),
+        most=min(_CHUNK, runner.batch_range[1] or _CHUNK),
         given=given_of(str(model), info, runner.outputs, file.opened),
     )
 

@@ -65,7 +65,9 @@ def boxed(
         draw.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=colour, width=width)
     for (x1, y1, _, _), caption, colour in zip(corners, captions, colours, strict=True):
         above = y1 - size_px - width
-        write(draw, (x1, above if above >= 0 else y1), caption, colour=colour, size_px=size_px)
+        room = picture.width - draw.textlength(caption, font=ImageFont.load_default(size=size_px)) - 1
+        at = max(0, min(x1, room)), above if above >= 0 else y1
+        write(draw, at, caption, colour=colour, size_px=size_px)
     return np.asarray(picture)
 
 

@@ -159,6 +159,8 @@ def test_boxes_are_drawn_in_the_colour_of_their_class():
     assert (drawn[58:, 85:] == 128).all()
     other = answer([[20, 40, 80, 70]], [0.9], [2]).drawn(grey)
     assert (other[69, 20] != edge[0]).any()
+    right = answer([[236, 60, 239, 90]], [0.9], [1]).drawn(grey)
+    assert (right[40:58, 180:230] != 128).any()  # the caption is moved into the picture
     tiny = answer([[0, 0, 0.2, 0.2], [119.9, 89.9, 120, 90]], [0.9, 0.9], [1, 1]).drawn(grey)
     assert (tiny[0, 0] != 128).any()
 
