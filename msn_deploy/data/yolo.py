@@ -167,7 +167,7 @@ def _told_by(file: Path, split: str) -> _Found:
     if key is None and (other is None or split == "train"):
         raise InputError(f"{file} has no images for {split}ing: it needs `{_KEYS[split][-1]}:`.")
     files = list(_listed(told[key or other], root, file, warnings))
-    beside = list(_listed(told[other], root, file, [])) if other else []
+    beside = list(_listed(told[other], root, file, [], needed=False)) if other else []
     if key is None or (split == "train" and other is None):  # one list for both
         beside, files = files, [files[at] for at in of_split(len(files), split)]
     return _Found(files=files, beside=beside, names=names, told_by=file, warnings=tuple(warnings))
@@ -185,8 +185,11 @@ def _names(told: Any, file: Path) -> tuple[str, ...]:
     return tuple(map(str, told))
 
 
-def _listed(told: Any, root: Path, file: Path, warnings: list[str]) -> Iterator[Path]:
-    """Yield the images of a split: of folders, and of .txt files with a path in each line."""
+def _listed(told: Any, root: Path, file: Path, warnings: list[str], *, needed: bool = True) -> Iterator[Path]:
+    """Yield the images of a split: of folders, and of .txt files with a path in each line.
+
+    needed: False where it does that they are on another machine.
+    """
     for name in told if isinstance(told, list) else [told]:
         if not isinstance(name, str):
             raise InputError(f"{file} has a {type(name).__name__} where a folder of images is needed.")
@@ -205,7 +208,7 @@ def _listed(told: Any, root: Path, file: Path, warnings: list[str]) -> Iterator[
                         f"{place} names {line[:200]!r}, which is not an image ({', '.join(SUFFIXES[:3])}, ...)."
                     )
                 yield path
-        else:
+        elif needed:
             raise InputError(f"{file} names {name!r}, and {place} is neither a folder nor a list of images (.txt).")
 
 

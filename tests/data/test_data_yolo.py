@@ -155,6 +155,14 @@ def test_lines_that_are_wrong_are_named(tmp_path: Path, line: str, message: str)
         _load(tmp_path, "test")
 
 
+def test_a_split_that_is_on_another_machine_is_not_needed(tmp_path: Path) -> None:
+    _images(tmp_path / "images/val", BOX)
+    _yaml(tmp_path, "train: images/train\nval: images/val\nnames: [cat, dog]")
+    assert len(_load(tmp_path, "test").labels) == 1
+    with pytest.raises(InputError, match="neither a folder nor a list"):
+        _load(tmp_path, "train")
+
+
 def test_images_without_any_labels_are_refused(tmp_path: Path) -> None:
     _images(tmp_path / "images/train", None, None)
     _yaml(tmp_path, "train: images/train\nval: images/train\nnames: [a]")
