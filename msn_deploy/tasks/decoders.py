@@ -163,10 +163,11 @@ def _likely(boxes: NDArray[Any], scores: NDArray[Any], way: Way) -> Candidates:
         at = np.flatnonzero(scores[np.arange(len(scores)), labels] > np.float64(way.score))
         labels = labels[at]
     else:
-        at, labels = np.nonzero(scores > np.float64(way.score))
+        above = scores > np.float64(way.score)
+        labels, at = np.divmod(np.flatnonzero(above.T), len(scores))
     chosen = scores[at, labels].astype(np.float64)
     if len(chosen) > _MOST:
-        best = np.argsort(-chosen, kind="stable")[:_MOST]
+        best = np.sort(np.argpartition(-chosen, _MOST)[:_MOST])
         at, labels, chosen = at[best], labels[best], chosen[best]
     return Candidates(_in_pixels(boxes[at], way), chosen, labels.astype(np.int64))
 
