@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any, get_args
@@ -22,12 +22,16 @@ Fits = Callable[[tuple[int | None, ...], int], bool]
 
 @dataclass(frozen=True, slots=True)
 class Role:
-    """What one output of a head is. floats: whether it is of floats; None: of either."""
+    """What one output of a head is.
+
+    floats: whether it is of floats; None: of either. along: the axis of the boxes, which are as many in each output.
+    """
 
     rank: int
     fits: Fits
     floats: bool | None = True
     optional: bool = False
+    along: int | None = None
 
     def suits(self, spec: TensorSpec) -> bool:
         """Whether an output has the rank and type for it."""
@@ -81,7 +85,7 @@ def _any(shape: tuple[int | None, ...], classes: int) -> bool:
 
 _BOXES = {"format": "cxcywh", "units": "pixels", "per_box": "all"}
 _CORNERS = {"format": "xyxy", "units": "pixels"}
-_PAIR = {"boxes": Role(3, _lasts(4)), "scores": Role(3, _is_scores)}
+_PAIR = {"boxes": Role(3, _lasts(4), along=1), "scores": Role(3, _is_scores, along=1)}
 _SHARES = {"format": "cxcywh", "units": "share", "ending": None}
 HEADS: Mapping[str, Head] = {
     "yolov5": Head(decode=decoders.yolov5, roles={"output": Role(3, _is_yolov5)}, options=_BOXES, suppresses=True),
@@ -107,9 +111,9 @@ HEADS: Mapping[str, Head] = {
     "efficientnms": Head(
         decode=decoders.lists,
         roles={
-            "boxes": Role(3, _lasts(4)),
-            "scores": Role(2, _any),
-            "classes": Role(2, lambda shape, classes: shape[1] != 1, floats=None),
+            "boxes": Role(3, _lasts(4), along=1),
+            "scores": Role(2, _any, along=1),
+            "classes": Role(2, lambda shape, classes: shape[1] != 1, floats=None, along=1),
             "count": Role(2, _lasts(1), floats=False, optional=True),
         },
         options=_CORNERS | {"background": "none"},
@@ -117,9 +121,9 @@ HEADS: Mapping[str, Head] = {
     "torchvision": Head(
         decode=decoders.lists,
         roles={
-            "boxes": Role(2, _lasts(4)),
-            "scores": Role(1, _any),
-            "classes": Role(1, _any, floats=False),
+            "boxes": Role(2, _lasts(4), along=0),
+            "scores": Role(1, _any, along=0),
+            "classes": Role(1, _any, floats=False, along=0),
         },
         options=_CORNERS | {"background": "first"},
         of_all=True,
@@ -280,10 +284,21 @@ def _assignments(given: Given, head: Head, *, strict: bool) -> list[dict[str, st
     found = [
         {role: name for role, name in zip(head.roles, names, strict=True) if name is not None}
         for names in product(*choices)
-        if len(set(names)) == len(names)
+        if len(set(names)) == len(names) and (not strict or _are_as_many(given, head, names))
     ]
     most = max(map(len, found), default=0)
     return [each for each in found if len(each) == most]
+
+
+def _are_as_many(given: Given, head: Head, names: Sequence[str | None]) -> bool:
+    """Whether outputs, one for each role, can be of the same boxes."""
+    shapes = {spec.name: spec.shape or () for spec in given.outputs}
+    counts = {
+        shapes[name][role.along]
+        for role, name in zip(head.roles.values(), names, strict=True)
+        if name is not None and role.along is not None and len(shapes[name]) == role.rank
+    }
+    return len(counts - {None}) < 2
 
 
 def _sizes(spec: TensorSpec) -> str:

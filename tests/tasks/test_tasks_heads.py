@@ -274,6 +274,16 @@ def test_outputs_are_named_where_several_could_be_meant():
         seen(outputs, FIVE, head="detr", boxes="pred_box")
 
 
+def test_boxes_and_scores_are_as_many():
+    outputs = {
+        "logits": batch(np.zeros((9, 3))),
+        "pred_boxes": batch(np.zeros((9, 4))),
+        "hidden": batch(np.zeros((7, 8))),
+    }
+    reader = make_reader(given(outputs, {"head": "detr"}, ()))
+    assert reader.outputs == {"boxes": "pred_boxes", "scores": "logits"}
+
+
 def test_arrays_of_another_head_are_refused():
     with pytest.raises(InputError, match="scores of 4 classes; there are names of 3"):
         seen({"y": batch(np.zeros((8, 20)))}, head="yolov8")
