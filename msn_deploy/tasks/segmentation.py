@@ -68,7 +68,7 @@ class MaskAnswer:
         for at, share in self.shares().items():
             if not _is_background(self.label(at), at):
                 picture = tinted(picture, mask == at, colour_of(at))
-                entries.append((f"{self.label(at)} {share:.1%}", colour_of(at)))
+                entries.append((f"{self.label(at)}  {share:.1%}", colour_of(at)))
         return with_legend(picture, entries)
 
 
