@@ -5,13 +5,15 @@
   epsilon guards a division, so all that computes with it stays in FP32 as well: the sum or norm that it is added to,
   and what follows as far as the division.
 - Values: a tensor that comes near 65504 on real inputs, and a sum inside an operator (of a mean, of squares) that does.
+- Positions: what makes the boxes that NonMaxSuppression reads, and what reads them: FP16 counts pixels in halves from
+  512 on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -37,6 +39,7 @@ _BEFORE = (*_MOVES, "Abs", "Pow", "Sqrt", "GlobalAveragePool", "ReduceL1", "Redu
            "ReduceSumSquare")  # fmt: skip
 _AFTER = (*_MOVES, "Neg", "Pow", "Reciprocal", "Sqrt")
 _DIVISIONS = ("Div", "Mul")
+_PLACES = (*_MOVES, "Add", "Concat", "Div", "Gather", "GatherElements", "Mul", "Slice", "Split", "Sub")
 _DIVISOR = {"Div": 1, "Reciprocal": 0}  # which input another number is divided by
 
 
@@ -211,7 +214,28 @@ class _Judge:
             for other in (each for name in made for each in self.standard.readers.get(name, ())):
                 if any(self.standard.halves(other)):
                     found.setdefault(name_of(other), f"it reads what {name_of(node)} makes, of unknown size")
+        for node in self._placing():
+            found.setdefault(name_of(node), "it computes where boxes are, in pixels")
         return {name_of(node): found[name_of(node)] for node in self.model.graph.node if name_of(node) in found}
+
+    def _placing(self) -> Iterator[NodeProto]:
+        """Yield the nodes around the boxes of NonMaxSuppression that only compute and move positions."""
+        for suppression in self.model.graph.node:
+            if suppression.op_type == "NonMaxSuppression":
+                boxes = suppression.input[0]
+                makers = {name: [node] for name, node in self.makers.items()}
+                yield from self._along(boxes, makers, 0)
+                yield from self._along(boxes, self.standard.readers, 1)
+
+    def _along(self, name: str, step: Mapping[str, Sequence[NodeProto]], end: Literal[0, 1]) -> Iterator[NodeProto]:
+        """Yield what moves and computes positions, from a tensor on; end: 0 against the graph's order, 1 with it."""
+        waiting, seen = list(step.get(name, ())), set[str]()
+        while waiting:
+            node = waiting.pop()
+            if node.op_type in _PLACES and node.output[0] not in seen and any(self.standard.halves(node)):
+                seen.add(node.output[0])
+                yield node
+                waiting += [each for other in (node.input, node.output)[end] for each in step.get(other, ())]
 
     def _too_large(self, node: NodeProto) -> str:
         """Say which weight, value or inner sum of a node comes near the end of FP16."""

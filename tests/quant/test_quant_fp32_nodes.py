@@ -121,6 +121,22 @@ def test_an_epsilon_that_fp16_holds_and_a_norm_that_computes_inside_in_fp32_are_
     assert needs_fp32(model, {}) == {}
 
 
+def test_positions_of_boxes_stay_in_fp32_around_their_suppression() -> None:
+    """FP16 has no 1000.3. What an activation makes of them, and scores, are cast."""
+    model = parsed(
+        """(float[1,4,9] x, float[1,1,9] z) => (float[1,9,4] y, int64[k,3] kept) {
+        c = Relu(x) t = Transpose<perm=[0, 2, 1]>(c) s = Mul(t, stride) b = Add(s, origin)
+        g = Sigmoid(z) kept = NonMaxSuppression(b, g, n) y = Concat<axis=1>(b) }""",
+        n=np.array(3), stride=F(8), origin=F(1000),
+    )  # fmt: skip
+    why = needs_fp32(model, {})
+    assert set(why) == {"t", "s", "b", "kept", "y"}
+    assert why["b"] == "it computes where boxes are, in pixels"
+    for kept, lost in ((why, False), ({"kept": why["kept"]}, True)):
+        expected, got = in_both(model, kept, 1.0)[0]
+        assert (np.abs(got - expected).max() > 0.1) == lost
+
+
 # Name: the network, the nodes that have to stay, and a word of the reason.
 TYPES = {
     "NonMaxSuppression": (
