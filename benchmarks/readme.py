@@ -1,4 +1,4 @@
-"""Fill the generated blocks of README.md from committed results; `--check` (for the tests) only compares them."""
+"""Fill the generated pages and blocks from committed results; `--check` (for the tests) only compares them."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ NETWORKS = ROOT / "docs" / "networks.md"
 GAP = ROOT / "docs" / "gap.md"
 FINE_TUNING = ROOT / "docs" / "fine-tuning.md"
 SIGMA = ROOT / "docs" / "sigma.md"
+PREPARATION = ROOT / "docs" / "preparation.md"
 RESULTS = ROOT / "benchmarks" / "results" / "epyc-2-cores"
 RECORDED = ROOT / "benchmarks" / "results" / "xeon-2-cores"  # what record.sh and `make peers` wrote last
 _ARMS = {
@@ -248,20 +249,53 @@ def _gan() -> str:
     )
 
 
-def filled(text: str) -> str:
-    """Return README text with every generated block replaced."""
-    for name, block in blocks().items():
+def _uint8_input() -> str:
+    """Return what a query from a frame's bytes takes; nothing where it was not measured yet."""
+    path = RECORDED / "uint8-input.json"
+    if not path.is_file():
+        return ""
+    result = json.loads(path.read_text(encoding="utf-8"))
+    rows = [
+        "| from a frame to the output | numpy and a file of floats, ms | file of bytes, ms | ratio "
+        "| against numpy in place | left before the first layer |",
+        "|---|---|---|---|---|---|",
+    ]
+    for case in result["cases"]:
+        channels, *sides = case["input"]
+        found, floats = case["rows"]["nhwc"], case["rows"]["floats"]
+        ratios = " | ".join("{:.2f} ({:.2f} to {:.2f})".format(*found[key]) for key in ("to_floats", "to_in_place"))
+        size, times = "x".join(map(str, (*sides, channels))), f"{floats['median_ms']:.3f} | {found['median_ms']:.3f}"
+        left = ", ".join(case["left"]["nhwc"])
+        rows.append(f"| {case['network']}, {size}, `{case['preset']}` | {times} | {ratios} | {left} |")
+    environment = result["environment"]
+    worst = max(row["apart"] for case in result["cases"] for row in case["rows"].values())
+    rows += [
+        "",
+        f"ONNX Runtime {environment['versions']['onnxruntime']} on {result['threads']} threads ({environment['cpu']}), "
+        "frames with channels last, batch 1; median ratio of interleaved rounds with its 95 % interval. `to_input` of "
+        "this package prepares the floats; in place: by the fewest passes that numpy has. Outputs differ by at most "
+        f"{worst:.1g} of their range. Raw, by `python benchmarks/uint8_input.py`: "
+        "[uint8-input.json](../benchmarks/results/xeon-2-cores/uint8-input.json).",
+    ]
+    return "\n".join(rows)
+
+
+def filled(text: str, blocks: dict[str, str], *, page: str = "README.md") -> str:
+    """Return the text of a page with every generated block replaced."""
+    for name, block in blocks.items():
         pattern = rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)"
         text, count = re.subn(
             pattern, lambda match, block=block: f"{match[1]}{block}\n{match[2]}", text, flags=re.DOTALL
         )
         if count != 1:
-            raise SystemExit(f"README.md has {count} blocks called {name}, one is needed")
+            raise SystemExit(f"{page} has {count} blocks called {name}, one is needed")
     return text
 
 
 def main() -> None:
-    wanted = {README: filled(README.read_text(encoding="utf-8")), GRAPHS: graphs_text.page(ROOT)}
+    wanted = {README: filled(README.read_text(encoding="utf-8"), blocks()), GRAPHS: graphs_text.page(ROOT)}
+    measured = {"uint8-input": _uint8_input()}
+    wanted[PREPARATION] = filled(PREPARATION.read_text(encoding="utf-8"), measured, page=PREPARATION.name)
     wanted[SWEEP] = sweep_text.page(RECORDED / "sweep.json")
     wanted[NETWORKS] = networks_text.page(RECORDED)
     wanted[GAP] = gap_text.page()

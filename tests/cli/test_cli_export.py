@@ -88,3 +88,21 @@ def test_export_says_which_sigma_is_furthest_off(capsys):
     assert "off by 10.00% at most: in layer b it is 1.8, the largest singular value is 2\n" in capsys.readouterr().out
     _say_folds(Certificate(norms=norms[2:], output=norm("y")))
     assert "sigma" not in capsys.readouterr().out
+
+
+def test_export_of_a_file_that_takes_bytes(ok, run_folder, tmp_path):
+    import onnx
+
+    out, source = tmp_path / "bytes.onnx", run_folder / "cnn3_msn.onnx"
+    outcome = ok("export", source, "--uint8-input", "--uint8-layout", "nhwc", "--out", out)
+    assert "\n  images     stretched to 28x28, bilinear; grey, NHWC; 0 to 255 as they are\n" in outcome.out
+    assert "\n  in graph   (" in outcome.out
+    assert "preparation" not in outcome.err
+    given = onnx.load(out).graph.input[0].type.tensor_type
+    assert given.elem_type == onnx.TensorProto.UINT8
+    assert [dim.dim_value for dim in given.shape.dim] == [1, 28, 28, 1]
+    result = json.loads(ok("export", source, "--uint8-input", "--out", out, "--json", "-").out)
+    assert result["in_graph"]["mean"] != [0.0]
+    assert result["preprocess"]["mean"] == [0.0]
+    accuracy = [json.loads(ok("eval", each, "--json", "-").out)["accuracy"] for each in (source, out)]
+    assert accuracy[0] == accuracy[1]
