@@ -14,7 +14,16 @@ from msn_deploy.core.model_info import TaskName
 from msn_deploy.data.frame import Placement
 from msn_deploy.tasks.drawing import captioned, enlarged, ramp
 from msn_deploy.tasks.maps import bilinear, channels_first, on_image
-from msn_deploy.tasks.task import Given, Outputs, Score, check_reading, numbers_read, require_finite, the_output
+from msn_deploy.tasks.task import (
+    Given,
+    Outputs,
+    Score,
+    check_reading,
+    numbers_read,
+    require_finite,
+    require_no_names,
+    the_output,
+)
 
 Scale = Literal["metric", "inverse", "relative", "relative-inverse"]
 """What the numbers are. metric: depths. inverse: 1 / depth. relative: depths up to a factor. relative-inverse:
@@ -84,6 +93,7 @@ class Depth:
 
     def __init__(self, given: Given) -> None:
         check_reading(given, {"output": (), "scale": SCALES, "max": ()})
+        require_no_names(given)
         self.classes: tuple[str, ...] = ()
         self._given = given
         self._output, _ = the_output(given)

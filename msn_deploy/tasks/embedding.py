@@ -19,6 +19,7 @@ from msn_deploy.tasks.task import (
     Score,
     check_reading,
     per_class_mean,
+    require_no_names,
     rows_of_numbers,
     the_output,
 )
@@ -58,6 +59,7 @@ class Embedding:
 
     def __init__(self, given: Given) -> None:
         check_reading(given, {"output": ()})
+        require_no_names(given)  # those of images are the data's
         self.classes = given.classes
         self._model = given.model
         self._output, _ = the_output(given)

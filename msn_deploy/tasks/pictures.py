@@ -13,7 +13,7 @@ from msn_deploy.core.errors import InputError
 from msn_deploy.core.model_info import TaskName
 from msn_deploy.data.frame import Placement
 from msn_deploy.tasks.maps import channels_first, on_image
-from msn_deploy.tasks.task import Given, Outputs, Score, check_reading, require_finite, the_output
+from msn_deploy.tasks.task import Given, Outputs, Score, check_reading, require_finite, require_no_names, the_output
 
 _RANGES = {"0..1": (0.0, 1.0), "-1..1": (-1.0, 1.0), "0..255": (0.0, 255.0)}
 _EQUAL_DB = 100.0  # of equal pictures, whose PSNR is infinite
@@ -55,6 +55,7 @@ class Pictures:
     def __init__(self, given: Given) -> None:
         known = {"output": (), "range": tuple(_RANGES), "colour": ("rgb", "bgr"), "layout": ("nchw", "nhwc")}
         check_reading(given, known)
+        require_no_names(given)
         self.classes: tuple[str, ...] = ()
         self._given = given
         self._output, _ = the_output(given)

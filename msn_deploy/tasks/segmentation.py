@@ -111,6 +111,8 @@ class Segmentation:
 
     def __init__(self, given: Given) -> None:
         check_reading(given, {"output": (), "ending": ENDINGS, "layout": ("nchw", "nhwc"), "threshold": ()})
+        if len(given.classes) == 1:
+            raise InputError(f"{given.model}: a mask has two classes at least.\nName the background, too.")
         self.classes = given.classes
         self._given = given
         self._output, self._ending = the_output(given)

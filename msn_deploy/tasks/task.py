@@ -131,6 +131,14 @@ def numbers_read(given: Given, key: str, default: tuple[float, ...]) -> tuple[fl
     return numbers
 
 
+def require_no_names(given: Given) -> None:
+    """Raise InputError where the model file names classes that its task has not."""
+    if given.named:
+        raise InputError(
+            f"{given.model} names {len(given.classes)} classes; its task has none.\nLeave out `--classes`."
+        )
+
+
 def threshold_read(given: Given) -> float:
     """Return the probability from which on something holds: `threshold` of `reading`, or 0.5. Raises InputError."""
     numbers = numbers_read(given, "threshold", (0.5,))

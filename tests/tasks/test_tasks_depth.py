@@ -118,6 +118,7 @@ def test_an_inverse_that_is_not_above_0_is_far_away():
         (DEPTHS, {"max": "-1"}, "one number above 0"),
         (DEPTHS, {"max": "far"}, "is not a number"),
         (DEPTHS, {"output": "z"}, "there is no z"),
+        (DEPTHS, {"classes": "ab", "named": True}, "names 2 classes; its task has none"),
     ],
 )
 def test_other_outputs_and_other_readings_are_refused(outputs, options, message):

@@ -77,6 +77,7 @@ def test_who_is_alone_in_a_class_is_not_counted():
     [
         (np.zeros((2, 8, 4)), {}, "8x4 numbers per image; an embedding is one vector"),
         (np.zeros((2, 8)), {"ending": "logits"}, "unknown `--read ending=logits`"),
+        (np.zeros((2, 8)), {"classes": "ab", "named": True}, "names 2 classes; its task has none"),
     ],
 )
 def test_other_outputs_and_other_readings_are_refused(outputs, options, message):

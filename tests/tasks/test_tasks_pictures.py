@@ -44,6 +44,8 @@ def test_a_picture_is_brought_to_the_image_and_stays_larger_than_it():
     large[:, :, 4:12] = 1  # what is not canvas, at twice the size
     assert pictures(large, [placement(16, 8, frame)], frame=(8, 8)).shape == (1, 16, 32, 3)
     assert (pictures(large, [placement(16, 8, frame)], frame=(8, 8))[:, 1:-1] == 255).all()
+    tall = pictures(large.transpose(0, 1, 3, 2), [placement(8, 16, frame)], frame=(8, 8))
+    assert (tall.shape, tall[:, :, 1:-1].min()) == ((1, 32, 16, 3), 255)
     assert pictures(large, frame=(8, 8)).shape == (1, 16, 16, 3)
     same = Frame(height_px=16, width_px=20, channels=3)
     np.testing.assert_array_equal(pictures(FIRST, [placement(20, 16, same)] * 3, frame=(16, 20)), PICTURES)
@@ -60,6 +62,7 @@ def test_a_picture_is_brought_to_the_image_and_stays_larger_than_it():
         (np.zeros((1, 3)), {}, "3 numbers"),
         (FIRST, {"range": "0-1"}, "unknown `--read range=0-1`"),
         (FIRST, {"color": "bgr"}, "did you mean 'colour'"),
+        (FIRST, {"classes": "ab", "named": True}, "names 2 classes; its task has none"),
     ],
 )
 def test_other_outputs_and_other_readings_are_refused(outputs, options, message):

@@ -67,6 +67,7 @@ def test_with_a_channel_less_than_classes_the_first_is_where_nothing_reaches_the
         (LOGITS, {"classes": "abcde"}, "for 5 classes there have to be 5 or 4 channels"),
         (LOGITS[:, :2], {"graph": "softmax"}, "for 3 classes there have to be 3 channels"),
         (LOGITS, {"classes": "ab"}, "for 2 classes there have to be 2 or 1 channels"),
+        (LOGITS[:, :1], {"classes": ("road",)}, "a mask has two classes at least"),
         (LOGITS, {"layout": "nhwc"}, "3x8x12 numbers per image as layout=nhwc"),
         (np.zeros((2, 10)), {}, "10 numbers per image"),
         (np.zeros((2, 3, 4, 5, 6)), {}, "3x4x5x6 numbers"),
