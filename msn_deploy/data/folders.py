@@ -125,6 +125,15 @@ def read_class_folders(folder: Path, split: str) -> Raw | None:
     )
 
 
+def has_loose_images(folder: Path, split: str) -> bool:
+    """Whether there are images in the folder of a split itself, or where there are no splits, in the folder."""
+    places = [split_folder(folder, each) for each in (split, *SPLITS)]
+    place = places[0] or (None if any(places) else folder)
+    return place is not None and any(
+        path.suffix.lower() in SUFFIXES and not is_system(path.name) and path.is_file() for path in place.iterdir()
+    )
+
+
 def images_of_split(folder: Path, split: str) -> list[Path]:
     """Return the image files of a split, wherever below a folder they are; every fifth, where it has no splits."""
     named = {each: split_folder(folder, each) for each in SPLITS}

@@ -1,4 +1,10 @@
-"""Which format are these files of, and does it have labels for this task?"""
+"""Which format are these files of, and does it have labels for this task?
+
+Looked for are, in this order: MNIST's IDX files (`train-images-idx3-ubyte[.gz]`, `t10k-...`), CIFAR-10 in its binary
+version, SVHN's cropped digits, COCO's JSON, YOLO's text labels, maps beside images, tables, arrays, and images in
+`train/CLASS/` and `test/CLASS/` (or val, valid, validation; in capitals too) or in `CLASS/` alone. Hidden files, those
+of systems, and folders without images are left out.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +17,7 @@ from msn_deploy.core.model_info import TaskName
 from msn_deploy.data import arrays, coco, maps, table, yolo
 from msn_deploy.data.cifar import read_cifar
 from msn_deploy.data.decode import SUFFIXES
-from msn_deploy.data.folders import images_of_split, read_class_folders
+from msn_deploy.data.folders import has_loose_images, images_of_split, read_class_folders
 from msn_deploy.data.idx import PREFIX, read_idx_folder
 from msn_deploy.data.images import Raw, without_labels
 from msn_deploy.data.svhn import read_svhn
@@ -60,10 +66,11 @@ def read_source(source: Path, split: str, task: TaskName | None) -> Raw:
         )
     if not folder:
         raise InputError(f"{source} is a file of no known format; `--data` takes a folder, .csv, .json, .npz or .yaml.")
-    raw = read_class_folders(source, split)
+    loose = task is None and has_loose_images(source, split)
+    raw = None if loose else read_class_folders(source, split)
     if raw is not None:
         return raw
-    if task is None and (files := images_of_split(source, split)):
+    if loose and (files := images_of_split(source, split)):
         return without_labels(files)
     raise InputError(
         f"{source} holds no {split} data: neither {PREFIX[split]}-images-idx3-ubyte[.gz] nor images in\n"

@@ -1,4 +1,4 @@
-"""Which images a name or a folder stands for: a known name, files of a known format, or one folder per class."""
+"""Which images a name, a folder or a file stands for, with labels for a task, at the size that a network wants."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msn_deploy.core.artifacts import Parent
-from msn_deploy.core.errors import InputError, did_you_mean
+from msn_deploy.core.errors import InputError, MissingDependency, did_you_mean
 from msn_deploy.core.model_info import TASKS, Frame, TaskName
 from msn_deploy.data import feeds
 from msn_deploy.data.decode import Levels
@@ -95,14 +95,12 @@ def load_split(
 ) -> Split:
     """Load the "train" or "test" split of a name or a folder, brought to (height, width, channels) by `fit_images`.
 
-    Names: NAMES of data.names; a folder of that name in the working directory beats them. Folders: IDX
-    (`train-images-idx3-ubyte[.gz]`, `t10k-...`), CIFAR-10 in its binary version, SVHN's cropped digits, or images in
-    `train/CLASS/` and `test/CLASS/` (or val, valid, validation; in capitals too), or in `CLASS/` alone, of which every
-    fifth goes to the test. Hidden files and those of systems, and folders without images, are left out. What the images
-    are like is logged in one line, and what the network will not see of them as a warning.
+    Names: NAMES of data.names; a folder of that name in the working directory beats them. Folders and files: those of
+    data.formats, in docs/data.md for people. What the images are like is logged in one line, and what the network will
+    not see of them as a warning.
 
     Args:
-        source: The name or folder.
+        source: The name, folder or file.
         split: "train" or "test".
         task: What the labels are for, see `Split.labels`; None: images are wanted, with the classes that they have.
         levels: What is black and white in files of more than 8 bits; None: measured over the whole folder.
@@ -185,7 +183,7 @@ def _raw(source: str, split: str, task: TaskName | None) -> Raw:
     if folder is None or not os.path.exists(folder):
         hint = did_you_mean(source, list(NAMES)) if "/" not in source else "."
         raise InputError(
-            f"no data called {source!r}{hint}\n`--data` takes a name, or a folder of a known format or of images."
+            f"no data called {source!r}{hint}\n`--data` takes a name, a folder or a file: see docs/data.md."
         )
     return read_source(folder, split, task)
 
@@ -232,6 +230,8 @@ def is_as_recorded(parent: Parent) -> bool | None:
         return split.sha256() == parent.sha256
     except InputError:
         return False
+    except MissingDependency:
+        return None
 
 
 def _is_plausible(read: Mapping[str, Any]) -> bool:

@@ -264,3 +264,28 @@ def test_a_draw_by_a_seed_is_frozen_and_recorded() -> None:
     assert is_as_recorded(replace(parent, read={**parent.read, "first": [[5, 4]]})) is False
     for damaged in ([5, -1], [5, "x"], [0, 1], [5, 3, 1], "5"):
         assert is_as_recorded(replace(parent, read={**parent.read, "first": [damaged]})) is None
+
+
+@pytest.mark.parametrize("folders", [(".",), ("train", "test"), (".", "sub")])
+def test_images_alone_do_where_no_labels_are_needed(tmp_path: Path, folders: tuple[str, ...]) -> None:
+    from msn_deploy.data.sources import is_as_recorded
+
+    for name in folders:
+        (tmp_path / name).mkdir(exist_ok=True)
+        for at, pixels in enumerate(_random(5)):
+            Image.fromarray(pixels).save(tmp_path / name / f"{at}.png")
+    got = load_split(str(tmp_path), "train", task=None, **GRAY)
+    assert len(got.images) == (5 if "train" in folders else 4 * len(folders))
+    assert (got.task, got.classes, got.labels.shape) == (None, (), (len(got.images), 0))
+    assert is_as_recorded(got.first(2).as_parent()) is True
+    if folders == (".",):
+        with pytest.raises(InputError, match="holds no train data"):
+            load_split(str(tmp_path), "train", **GRAY)
+
+
+def test_classes_are_kept_where_no_labels_are_needed(tmp_path: Path) -> None:
+    _write_images(tmp_path, {"a": 7, "b": 5})
+    got = load_split(str(tmp_path), "train", task=None, **GRAY)
+    assert (got.task, got.classes) == ("classification", ("a", "b"))
+    assert got.sha256() == load_split(str(tmp_path), "train", **GRAY).sha256()
+    assert "task" not in got.read
