@@ -36,7 +36,7 @@ from msn_deploy.pipeline.source import (
     require_packages,
 )
 from msn_deploy.tasks import make_task
-from msn_deploy.tasks.ending import Ending
+from msn_deploy.tasks.ending import ending_of
 from msn_deploy.tasks.task import Given
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def _export(source: str | nn.Module, out: Path, options: ExportOptions, onnxsim:
         made = with_bytes(made, model=name, layout=options.uint8_layout, colour=options.uint8_colour)
     feeds, feeds_are = _comparison_feeds(made, options.data)
     truth = made.predict(feeds)
-    _require_task(made.info, truth, sum(map(rows_of, feeds)), model=name)
+    _require_task(made, truth, sum(map(rows_of, feeds)), model=name)
     compared = partial(rung, truth=truth, classifies=classifies(made.info))
     rungs = [compared(stage, outputs=predict(feeds)) for stage, predict in made.stages.items()]
     certificate, why = None, ""
@@ -202,19 +202,19 @@ def _proved_on(made: Source, feeds: Sequence[Feeds], options: ExportOptions) -> 
     return {name: array[:rows] for name, array in feeds[0].items()}
 
 
-def _require_task(info: ModelInfo, outputs: Feeds, rows: int, *, model: str) -> None:
+def _require_task(made: Source, outputs: Feeds, rows: int, *, model: str) -> None:
     """Raise InputError if outputs of `rows` samples are not of the task that the file will say."""
+    info = made.info
     if not info.task:
         return
     one = {name: np.zeros_like(array[:1] if array.shape[:1] == (rows,) else array) for name, array in outputs.items()}
-    endings: tuple[Ending, ...] = tuple("logits" for _ in one)
     given = Given(
         model=model,
         classes=info.classes,
         named=bool(info.classes),
         reading=info.reading,
         outputs=tuple(TensorSpec(name, array.dtype.name, (None, *array.shape[1:])) for name, array in one.items()),
-        endings=endings,
+        endings=tuple(ending_of(made.graph, at) for at in range(len(one))),
         frame=(info.preprocess.height_px, info.preprocess.width_px) if info.preprocess is not None else None,
     )
     make_task(cast(TaskName, info.task), given).answers(one)

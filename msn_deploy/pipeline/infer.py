@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -119,17 +120,18 @@ def _whole(images: NDArray[np.uint8], prep: Preprocess) -> Placement:
 
 
 def _save(path: Path, answer: Answer | Arrays, pixels: NDArray[np.uint8]) -> None:
-    """Write path.png, the image with the answer drawn on it, or path.npz."""
+    """Write the image with the answer drawn on it as a PNG file, or the arrays as path.npz."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    is_drawn = not isinstance(answer, Arrays)
-    with (
-        atomic_file(path.with_name(f"{path.name}{'.png' if is_drawn else '.npz'}")) as partial,
-        partial.open("wb") as out,
-    ):
-        if isinstance(answer, Arrays):
-            np.savez(out, allow_pickle=False, **answer.arrays)
-        else:
-            Image.fromarray(answer.drawn(pixels)).save(out, "PNG")
+    if isinstance(answer, Arrays):
+        with atomic_file(path.with_name(f"{path.name}.npz")) as partial, zipfile.ZipFile(partial, "w") as archive:
+            for name, array in answer.arrays.items():  # numpy.savez would take an output called "file" for its own
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, array, allow_pickle=False)
+        return
+    if path.suffix.lower() != ".png":  # a.jpg beside a.png stays another file
+        path = path.with_name(f"{path.name}.png")
+    with atomic_file(path) as partial, partial.open("wb") as out:
+        Image.fromarray(answer.drawn(pixels)).save(out, "PNG")
 
 
 def _check(source: Path) -> None:

@@ -224,3 +224,14 @@ def test_answers_are_drawn_on_the_image_as_it_was(model, tmp_path):
     assert not changed[30:].any()
     assert [each.name for each in (tmp_path / "out").rglob("*") if each.is_file()] == ["a.jpg.png"]
     assert told.to_json()["top"][0] == {"label": "red", "score": score(told)}
+
+
+def test_an_output_may_be_called_as_it_likes(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    net = network(tmp_path / "n.onnx", "y = Identity(f)", "1,3", task="")
+    proto = onnx.load(net)
+    proto.graph.node[-1].output[0] = proto.graph.output[0].name = "file"
+    onnx.save(proto, net)
+    list(infer(net, [picture(tmp_path / "a.png", (255, 51, 0))], save=tmp_path / "out", threads=1))
+    with np.load(tmp_path / "out" / "a.png.npz", allow_pickle=False) as saved:
+        np.testing.assert_allclose(saved["file"], [1, 0.2, 0], rtol=1e-6)

@@ -275,7 +275,7 @@ def _show(folder, model, task, case):
     for at, each in enumerate(told):
         assert each.error == ""
         assert each.answer.text()
-        drawn = np.asarray(Image.open(folder / "drawn" / f"{at}.png.png"))
+        drawn = np.asarray(Image.open(folder / "drawn" / f"{at}.png"))
         height, width = drawn.shape[:2]
         assert width % 160 == 0
         assert height >= 120 * (width // 160)
