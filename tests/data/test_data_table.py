@@ -64,7 +64,7 @@ def test_a_table_for_each_split_and_numbers_as_classes(tmp_path: Path) -> None:
 def test_as_a_spreadsheet_saves_it_in_germany(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """With a byte order mark, semicolons, decimal commas, quotes, and the line ends of Windows."""
     _images(tmp_path, "a b.png", 'sub/"c".png')
-    text = 'Image;Split;Age;Height;Note\r\n"a b.png";train;1,5;2;"x;y"\r\n"sub/""c"".png";Test;-3;2,25;z\r\n'
+    text = 'Split;Image;Age;Height;Note\r\ntrain;"a b.png";1,5;2;"x;y"\r\nTest;"sub/""c"".png";-3;2,25;z\r\n'
     (tmp_path / "data.csv").write_bytes(text.encode("utf-8-sig"))
     with caplog.at_level("INFO"):
         got = _load(tmp_path, task="regression")
