@@ -32,6 +32,7 @@ CONTRACT = {
         "--target",
         "--no-simplify",
         "--no-fold",
+        "--uint8-input",
     ],
     "calibrate": [
         "--data",
