@@ -10,11 +10,13 @@ from typing import Any
 
 RESULTS = Path(__file__).resolve().parent / "results" / "paper"
 BASELINE = "BN"
+METRICS = {"classification": "test_accuracy", "segmentation": "test_mIoU", "detection": "test_mAP50"}
+"""What of a training's history a table compares, by the recipe's task."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One arm: test accuracy in percent, its standard deviation over the seeds, and its paired difference to BN.
+    """One arm: what METRICS has for its task, in percent, its deviation over the seeds, its paired difference to BN.
 
     difference: (mean, low, high) in points with a 95 % t-interval over the seeds that both have; None for BN itself
     and with fewer than three seeds.
@@ -43,11 +45,11 @@ def rows_of(result: dict[str, Any]) -> list[Row]:
         arms.setdefault(run["arm"], {})[run["seed"]] = run
     rows = []
     for arm, runs in arms.items():
-        each = {seed: 100 * run["test_accuracy"] for seed, run in runs.items()}
+        each = {seed: 100 * metric_of(run) for seed, run in runs.items()}
         difference = None
         both = sorted(each.keys() & arms.get(BASELINE, {}).keys())
         if arm != BASELINE and len(both) > 2:  # the interval of two is chance
-            gaps = [each[seed] - 100 * arms[BASELINE][seed]["test_accuracy"] for seed in both]
+            gaps = [each[seed] - 100 * metric_of(arms[BASELINE][seed]) for seed in both]
             half = stats.t.ppf(0.975, len(gaps) - 1) * statistics.stdev(gaps) / len(gaps) ** 0.5
             mean = statistics.mean(gaps)
             difference = (mean, mean - half, mean + half)
@@ -62,6 +64,11 @@ def rows_of(result: dict[str, Any]) -> list[Row]:
             )
         )
     return rows
+
+
+def metric_of(run: dict[str, Any]) -> float:
+    """Return what a training's table compares, 0 to 1."""
+    return float(run[METRICS[run["recipe"].get("task", "classification")]])
 
 
 def said(row: Row) -> tuple[str, str]:

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from accuracy import RESULTS, read, rows_of, said
+from accuracy import METRICS, RESULTS, read, rows_of, said
 
 from msn_deploy.core.recipes import Recipe, load_recipe
 
@@ -35,7 +35,7 @@ def counted(recipe: Recipe) -> dict[str, Any]:
     from msn_deploy.nets import build_net
 
     torch.manual_seed(0)
-    model = build_net(recipe, classes=10).train()
+    model = build_net(recipe, classes=10 + (recipe.task == "segmentation")).train()  # and the background
     batch = torch.randn(BATCH, *recipe.network_input)
     saved = saved_bytes(lambda: model(batch).sum(), [*model.parameters(), batch])
     return {"parameters": sum(each.numel() for each in model.parameters()), "saved_mib": round(saved / 2**20, 2)}
@@ -73,7 +73,8 @@ def _accuracies(recipe: Recipe) -> list[str]:
                 rows.append(f"| {result['title']} | {accuracy} | {difference} | `make paper TABLES={path.stem}` |")
     if not rows:
         return ["Not trained in a table of `benchmarks/results/paper/` yet: no accuracy is claimed."]
-    head = "| test accuracy, % | mean ± deviation (seeds) | against BN, points (95 %) | reproduce |"
+    metric = METRICS[recipe.task].replace("_", " ")
+    head = f"| {metric}, % | mean ± deviation (seeds) | against BN, points (95 %) | reproduce |"
     return [head, "|---|---|---|---|", *rows]
 
 

@@ -53,6 +53,7 @@ def command(
     require("torch", step="train")
     require("safetensors", step="train")
     from msn_deploy.report.curves import write_curves
+    from msn_deploy.tasks.task import metric_text
     from msn_deploy.training import keep_freed_memory, train, train_gan
 
     keep_freed_memory()
@@ -73,13 +74,15 @@ def command(
     log = out / f"{chosen.name}.history.jsonl"
     write_curves(result.history, out / f"{chosen.name}.curves.png", log=log)
     metrics, history = result.info.metrics, result.history
-    accuracy = metrics.get("test_accuracy")
+    name, value = result.metric, metrics.get(result.metric or "")
     kept = next(entry for entry in history if entry["epoch"] == metrics["epoch"])  # with `patience` not the last
     error, layer = kept.get("sigma_error"), kept.get("sigma_layer")
     if not output.emit(
         {
             "checkpoint": str(result.checkpoint),
-            "accuracy": accuracy,
+            "metric": name,
+            "value": value,
+            "accuracy": metrics.get("test_accuracy"),
             "sigma_error": error,
             "sigma_layer": layer,
             "history": history,
@@ -89,7 +92,9 @@ def command(
         then=("export", checkpoint),
     ):
         losses = ", ".join(f"{key} {metrics[key]:.3f}" for key in ("d_loss", "g_loss") if key in metrics)
-        said = losses if accuracy is None else f"test accuracy {accuracy:.2%}"
+        said = losses
+        if name is not None and value is not None:
+            said = f"{name.replace('_', ' ', 1)} {metric_text(value, result.unit)}"
         trained = f"{chosen.net} with {chosen.norm}, {len(history)} epochs on {chosen.data}"
         output.say(f"{result.checkpoint}: {trained}, {said}")
         if error is not None:

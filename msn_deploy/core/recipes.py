@@ -38,6 +38,8 @@ Seed = Annotated[StrictInt, Field(ge=0, lt=2**32)]
 _Share = Annotated[StrictFloat, Field(ge=0, lt=1)]
 Schedule = Literal["one-cycle", "cosine", "step", "constant"]
 Freeze = Literal["none", "statistics", "backbone"]
+TrainedTask = Literal["classification", "multi-label", "segmentation", "detection", "regression"]
+"""Those of model_info.TASKS that the trainer has a loss for."""
 
 # Options that the training of a GAN uses. Its optimizer is always Adam, nothing is held out, and it has no labels.
 _IN_A_GAN = (
@@ -77,7 +79,7 @@ class TrainOptions:
     weight_decay: Annotated[StrictFloat, Field(ge=0, le=100)] = 0.0
     """On weights only, never on shift, gain or bias."""
     label_smoothing: _Share = 0.0
-    """Share of each label that is spread over all classes."""
+    """Share of each label that is spread over all classes, where one class is right."""
     clip_norm: Annotated[StrictFloat, Field(ge=0, le=1e6)] = 0.0
     """Largest norm of the whole gradient; 0 does not clip."""
     ema: _Share = 0.0
@@ -85,9 +87,9 @@ class TrainOptions:
     validation: Annotated[StrictFloat, Field(ge=0, le=0.5)] = 0.0
     """Share of the training split that is held out, for `patience` to look at."""
     patience: Annotated[StrictInt, Field(ge=0)] = 0
-    """Stop after so many epochs without a better accuracy on the held-out images, and keep the best; 0: never."""
+    """Stop after so many epochs without a better metric on the held-out images, and keep the best; 0: never."""
     augment: Literal["none", "flip", "crop", "crop-flip"] = "none"
-    """Flip left and right, crop after padding by an eighth of the side, or both."""
+    """Flip left and right, crop after padding by an eighth of the side, or both. Masks and boxes move along."""
     amp: StrictBool = False
     """Run the network in bfloat16 under autocast; weights, optimizer and loss stay in float32."""
     channels_last: StrictBool = False
@@ -140,6 +142,8 @@ class Recipe:
     """(N, C, H, W) of the images; N is 1, C is 1 or 3."""
     width: Annotated[StrictInt, Field(ge=1, le=4096)]
     """Channels of the first block; the others are multiples of it."""
+    task: TrainedTask = "classification"
+    """What the network learns, and which labels of the data it learns from."""
     classifier: Literal["linear", "sn"] = "linear"
     """sn divides the weight of the last linear layer by its spectral norm, as the paper's authors do on MNIST."""
     fit: Fit = "resize"
@@ -154,6 +158,8 @@ class Recipe:
     train: TrainOptions
 
     def __post_init__(self) -> None:
+        if self.train.label_smoothing and self.task not in ("classification", "segmentation"):
+            raise InputError(f"train.label_smoothing has no part in training for {self.task}.\nLeave it out.")
         if self.gan is None:
             return
         for section, prefix in ((self.train, "train."), (self, "")):

@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from msn_deploy.core.errors import InputError
 from msn_deploy.msn import MSNConv2d, SNConv2d, SNLinear, WSConv2d
@@ -61,6 +62,25 @@ def conv_norm(
     if norm.name in ("msn", "msn-affine"):
         return [MSNConv2d(*shape, affine=norm.name == "msn-affine", **norm.spectral())]
     raise ValueError(f"unknown norm {norm.name!r}")
+
+
+def conv_norm_relu(
+    norm: Norm, in_channels: int, out_channels: int, kernel: int = 3, *, stride: int = 1
+) -> list[nn.Module]:
+    """Return the layers of a convolution with its norm and ReLU; of an odd kernel, which keeps the size at stride 1."""
+    layers = conv_norm(norm, in_channels, out_channels, kernel, stride=stride, padding=kernel // 2)
+    return [*layers, nn.ReLU()]
+
+
+def doubled(x: Tensor) -> Tensor:
+    """Return features (N, C, H, W) at twice the size, each pixel as four: no weight, so no norm, and one Resize."""
+    return F.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
+def require_multiple(net: str, of_px: int, height_px: int, width_px: int) -> None:
+    """Raise InputError for images whose sides a network cannot halve as often as it does."""
+    if height_px % of_px or width_px % of_px:
+        raise InputError(f"{net} needs sides that are multiples of {of_px} pixels, got {height_px}x{width_px}.")
 
 
 def classifier_layer(kind: str, norm: Norm, in_features: int, classes: int) -> nn.Linear:

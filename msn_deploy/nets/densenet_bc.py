@@ -18,9 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from msn_deploy.core.errors import InputError
 from msn_deploy.msn import MSNConv2d, SNConv2d, WSConv2d
-from msn_deploy.nets.blocks import Norm, classifier_layer, conv_norm, group_norm
+from msn_deploy.nets.blocks import Norm, classifier_layer, conv_norm, group_norm, require_multiple
 
 
 class DenseParts(Protocol):
@@ -189,8 +188,7 @@ def densenet_bc(
 
     Raises InputError for sides that two poolings do not divide.
     """
-    if height_px % 4 or width_px % 4:
-        raise InputError(f"densenet_bc needs sides that are multiples of 4 pixels, got {height_px}x{width_px}.")
+    require_multiple("densenet_bc", 4, height_px, width_px)
     return DenseNetBC(
         _Parts(norm, classifier, producer=producer),
         in_channels=in_channels,

@@ -14,11 +14,14 @@ from typing import Any
 from torch import nn
 
 from msn_deploy.core.errors import InputError, did_you_mean
+from msn_deploy.core.model_info import TaskName
 from msn_deploy.core.recipes import GanOptions, Recipe
 from msn_deploy.nets.blocks import Norm
 from msn_deploy.nets.dcgan import Discriminator, generator, require_side
 from msn_deploy.nets.densenet_bc import densenet_bc
+from msn_deploy.nets.detector import detector
 from msn_deploy.nets.sequential import SIX, cnn3, vgg7
+from msn_deploy.nets.unet import unet
 
 NETS: dict[str, Callable[..., nn.Module]] = {
     "cnn3": cnn3,
@@ -31,7 +34,12 @@ NETS: dict[str, Callable[..., nn.Module]] = {
     "vgg7": vgg7,
     "vgg7_svhn": partial(vgg7, stages=SIX),
 }
-
+"""Networks with a number per class and image."""
+_POSITIONED: dict[TaskName, dict[str, Callable[..., nn.Module]]] = {
+    "segmentation": {"unet": unet},
+    "detection": {"detector": detector},
+}
+"""Networks that say where, by the only task that each is for."""
 
 GAN = "dcgan"
 
@@ -41,22 +49,34 @@ _OF_A_USER = "__msn_deploy_source__"  # a mark of modules that were imported fro
 def build_net(recipe: Recipe, *, classes: int) -> nn.Module:
     """Build the untrained network of a recipe: (N, C, H, W) to logits (N, classes). Raises InputError.
 
-    Of a recipe for a GAN it is the generator: (N, latent, 1, 1) to images (N, C, 32, 32) from -1 to 1.
+    For segmentation and detection see `UNet` and `Detector`. Of a recipe for a GAN it is the generator:
+    (N, latent, 1, 1) to images (N, C, 32, 32) from -1 to 1. classes: also how many values regression has.
     """
     if recipe.gan is not None or recipe.net == GAN:
         gan = _gan_of(recipe)
         return generator(latent=gan.latent, channels=recipe.input_shape[1], width=recipe.width)
-    if recipe.net not in NETS:
-        raise InputError(f"recipe {recipe.name}: unknown net {recipe.net!r}{did_you_mean(recipe.net, [*NETS, GAN])}")
+    known = [*NETS, *(net for nets in _POSITIONED.values() for net in nets), GAN]
+    if recipe.net not in known:
+        raise InputError(f"recipe {recipe.name}: unknown net {recipe.net!r}{did_you_mean(recipe.net, known)}")
+    fitting = _POSITIONED.get(recipe.task, NETS)
+    if recipe.net not in fitting:
+        raise InputError(
+            f"recipe {recipe.name}: {recipe.net} is not a net for {recipe.task}.\nNets for it: {', '.join(fitting)}."
+        )
+    options: dict[str, Any] = {"classifier": recipe.classifier}
+    if fitting is not NETS:
+        if recipe.classifier != "linear":
+            raise InputError(f"recipe {recipe.name}: {recipe.net} has no linear layer.\nLeave `classifier` out.")
+        options = {}
     _, channels, height, width = recipe.input_shape
-    return NETS[recipe.net](
+    return fitting[recipe.net](
         Norm(name=recipe.norm, power_iterations=recipe.train.power_iterations, init=recipe.init),
         in_channels=channels,
         height_px=height,
         width_px=width,
         width=recipe.width,
         classes=classes,
-        classifier=recipe.classifier,
+        **options,
     )
 
 

@@ -22,12 +22,13 @@ from msn_deploy.model.feeds import Array, joined, rows_of
 from msn_deploy.model.opened import OpenModel, made_model, open_model, with_info
 from msn_deploy.model.parity import Rung, classifies, require_finite, rung
 from msn_deploy.pipeline.budget import CHUNK, Allowed, Verdict, as_allowed, int8_graph, within_budget, within_sqnr
-from msn_deploy.pipeline.evaluate import given_of, require_task, score_of
+from msn_deploy.pipeline.evaluate import given_of, require_task
 from msn_deploy.pipeline.images import CalibrationInputs, calibration_inputs, preprocess_for, split_for
 from msn_deploy.pipeline.ranges import measured_ranges
 from msn_deploy.quant.calibration_checks import MINIMUM_SAMPLES
 from msn_deploy.quant.scales import check_method
 from msn_deploy.tasks import make_task
+from msn_deploy.tasks.scoring import score_of
 
 if TYPE_CHECKING:
     from onnx import ModelProto

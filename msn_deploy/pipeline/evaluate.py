@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,8 +17,6 @@ from msn_deploy.core.errors import InputError
 from msn_deploy.core.model_info import TASKS, ModelInfo, Preprocess, TaskName, TensorSpec
 from msn_deploy.core.progress import Progress, silent
 from msn_deploy.data import to_input
-from msn_deploy.data.frame import placement
-from msn_deploy.data.labels import ObjectLabels
 from msn_deploy.engine.load import Opened
 from msn_deploy.engine.runner import image_input, outputs_of_images
 from msn_deploy.model.opened import OpenModel
@@ -27,7 +25,8 @@ from msn_deploy.pipeline.models import Described, open_file
 from msn_deploy.tasks import make_task
 from msn_deploy.tasks.classification import ClassAnswer
 from msn_deploy.tasks.ending import Ending, ending_of
-from msn_deploy.tasks.task import Given, Outputs, Score, Task
+from msn_deploy.tasks.scoring import score_of
+from msn_deploy.tasks.task import Given, Outputs, Task
 
 _CHUNK = 64
 
@@ -138,37 +137,6 @@ def evaluate(
         norms_left=told.norms_left,
         changed=told.changed,
     )
-
-
-def score_of(
-    task: Task,
-    labels: Any,
-    prep: Preprocess,
-    made: Iterable[tuple[int, Outputs]],
-    *,
-    see: Callable[[Sequence[Any]], None] = lambda _: None,
-) -> Score:
-    """Return the metric of outputs that come a run at a time, each with how many images it is of.
-
-    labels: of all images, as `Split.labels`; where runs are of more images than there are labels, the last was filled
-    up. see: is handed the answers of each run.
-    """
-    meter, at = task.meter(), 0
-    for count, outputs in made:
-        here = labels[at : at + count]
-        kept = {name: array[: len(here)] if len(here) < count else array for name, array in outputs.items()}
-        answers = task.answers(kept, placements_of(here, prep))
-        meter.add(answers, here)
-        see(answers)
-        at += count
-    return meter.score()
-
-
-def placements_of(labels: Any, prep: Preprocess) -> list[Any] | None:
-    """Return where images are in a network's frame, where their labels are positions in them."""
-    if not isinstance(labels, ObjectLabels):
-        return None
-    return [placement(each.width_px, each.height_px, prep) for each in labels.images]
 
 
 def require_task(info: ModelInfo | None, *, model: str) -> TaskName:

@@ -47,6 +47,10 @@ def study(
     require("matplotlib", step="study")
     if recipe.gan is not None:
         raise InputError(f"{recipe.name} is a GAN; `study` looks at classifiers.\nIts history has its statistics.")
+    if recipe.task != "classification":
+        raise InputError(
+            f"{recipe.name} is for {recipe.task}; `study` looks at classifiers.\nCompare checkpoints with `eval`."
+        )
     if recipe.train.freeze != "none":
         raise InputError(
             f"`study` watches every layer learn, and train.freeze is {recipe.train.freeze!r}.\nLeave it out."

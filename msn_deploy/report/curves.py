@@ -50,20 +50,22 @@ def _draw(axes: Any, panel: Panel) -> None:
 
 
 def write_curves(history: Sequence[Mapping[str, Any]], path: Path, *, log: Path | None = None) -> None:
-    """Write the losses and accuracies of a training's history over its epochs as a PNG file, with a sidecar.
+    """Write the losses and metrics of a training's history over its epochs as a PNG file, with a sidecar.
 
     log: the file of the history, to be named as the parent.
     """
     names = [key for key, value in history[0].items() if isinstance(value, float) and "seconds" not in key]
     panels = []
+    metrics = [key for key in names if key.startswith(("test_", "validation_"))]
+    titles = dict.fromkeys(key.split("_", 1)[1] for key in metrics)  # each metric, the task's own first
     for title, keys in (
         ("Loss", [key for key in names if key.endswith("loss")]),
-        ("Accuracy", [key for key in names if key.endswith("accuracy")]),
+        *((_heading(title), [key for key in metrics if key.split("_", 1)[1] == title]) for title in titles),
         ("Logits", [key for key in names if key.endswith("logit")]),
     ):
         lines = {key: [(entry["epoch"], entry[key]) for entry in history] for key in keys}
         if lines:
-            panels.append(Panel(title=title, x="epoch", y=title.lower(), lines=lines))
+            panels.append(Panel(title=title, x="epoch", y=title.lower() if title.istitle() else title, lines=lines))
     picture = line_chart(panels)
     parents = [] if log is None else [parent_of(log, role="history")]
     config = {"panels": [panel.title for panel in panels]}
@@ -75,3 +77,8 @@ def write_curves(history: Sequence[Mapping[str, Any]], path: Path, *, log: Path 
         versions=CURVE_VERSIONS,
         config=config,
     )
+
+
+def _heading(metric: str) -> str:
+    """Return "Accuracy" of "accuracy", and "mIoU" as it is."""
+    return metric.capitalize() if metric.islower() else metric

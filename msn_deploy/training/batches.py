@@ -1,7 +1,8 @@
 """From images in memory to the batches of an epoch: shuffled, augmented and normalised, a whole batch at a time.
 
 All images stay on the device as bytes. A batch is one gather, in whose indices crop and flip are, and one pass that
-normalises: no work per image, no worker processes, and torch's threads keep every core busy.
+normalises: no work per image, no worker processes, and torch's threads keep every core busy. Labels that are positions
+move with their images.
 """
 
 from __future__ import annotations
@@ -12,21 +13,20 @@ from dataclasses import replace
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.model_info import Preprocess
 from msn_deploy.core.recipes import TrainOptions
 from msn_deploy.data import Split
-
-_PAD = 8  # a crop moves by at most this part of the side, 4 pixels of 32
+from msn_deploy.training.labels import Labels, Moves, far_of, labels_of, moved, picked, to_device
 
 
 def divided(split: Split, share: float) -> tuple[Split, Split]:
     """Divide a split into what is learned and a share (0 to 0.5) that is held out, drawn evenly over the whole."""
     held = np.zeros(len(split.labels), dtype=bool)
     held[np.linspace(0, len(held) - 1, round(share * len(held))).round().astype(np.int64)] = True
-    learned, out = (replace(split, images=split.images[at], labels=split.labels[at]) for at in (~held, held))
+    parts = (np.flatnonzero(~held), np.flatnonzero(held))
+    learned, out = (replace(split, images=split.images[at], labels=split.labels[at]) for at in parts)
     return learned, out
 
 
@@ -59,7 +59,7 @@ class Batches:
             )
         self.options, self.rank, self.part = options, rank, options.batch_size // ranks
         self.images = torch.from_numpy(np.array(split.images)).to(device)  # (N, H, W, C)
-        self.labels = torch.from_numpy(split.labels).to(device)
+        self.labels, self.count = to_device(labels_of(split, prep), device), len(split.labels)
         # In float32, and multiplied before added, as data.to_input does: the same bits.
         std = torch.tensor(prep.std, dtype=torch.float32)
         self.scale = (1 / (255 * std)).to(device)
@@ -67,34 +67,23 @@ class Batches:
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch; images that do not fill a last one wait for the next epoch."""
-        return len(self.labels) // self.options.batch_size
+        return self.count // self.options.batch_size
 
-    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield inputs float32 (part, C, H, W) and labels (part,) of each batch of an epoch, counted from 0."""
+    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Labels]]:
+        """Yield inputs float32 (part, C, H, W) and labels (part, ...) of each batch of an epoch, counted from 0."""
         rng = torch.Generator().manual_seed(self.options.seed * 100_003 + epoch)
-        count, (height, width) = len(self.labels), self.images.shape[1:3]
-        order = torch.randperm(count, generator=rng).to(self.images.device)
-        moves = None
-        if self.options.augment != "none":
-            far = (2 * (height // _PAD) + 1, 2 * (width // _PAD) + 1) if "crop" in self.options.augment else (1, 1)
-            flips = 2 if "flip" in self.options.augment else 1
-            draws = [torch.randint(high, (count,), generator=rng) for high in (*far, flips)]
-            moves = torch.stack(draws).to(self.images.device)
+        augment, (height, width) = self.options.augment, self.images.shape[1:3]
+        order = torch.randperm(self.count, generator=rng).to(self.images.device)
+        far, draws = far_of(augment, height, width), None
+        if augment != "none":
+            most = (2 * far[0] + 1, 2 * far[1] + 1, 2 if "flip" in augment else 1)
+            each = [torch.randint(high, (self.count,), generator=rng) for high in most]
+            draws = torch.stack(each).to(self.images.device)
         for batch in range(len(self)):
             begin = batch * self.options.batch_size + self.rank * self.part
             chosen = order[begin : begin + self.part]
-            pixels = self.images[chosen] if moves is None else self._moved(chosen, *moves[:, chosen])
+            moves = None if draws is None else Moves(draws[0, chosen], draws[1, chosen], draws[2, chosen], far)
+            pixels = self.images[chosen] if moves is None else moved(self.images[chosen], moves)
             x = pixels.float().mul_(self.scale).add_(self.offset).permute(0, 3, 1, 2)
-            yield x if self.options.channels_last else x.contiguous(), self.labels[chosen]
-
-    def _moved(self, chosen: Tensor, down: Tensor, right: Tensor, flip: Tensor) -> Tensor:
-        """Return images (n, H, W, C) moved by down and right (n,) pixels on a black border, flipped where flip is 1."""
-        images = self.images[chosen]
-        _, height, width, _ = images.shape
-        rows = torch.arange(height, device=images.device) + down[:, None]
-        columns = torch.arange(width, device=images.device).expand(len(flip), -1)
-        columns = torch.where(flip[:, None] == 1, width - 1 - columns, columns) + right[:, None]
-        if "crop" in self.options.augment:
-            images = F.pad(images, (0, 0, width // _PAD, width // _PAD, height // _PAD, height // _PAD))
-        each = torch.arange(len(images), device=images.device)
-        return images[each[:, None, None], rows[:, :, None], columns[:, None, :]]
+            labels = picked(self.labels, chosen, moves, (height, width))
+            yield x if self.options.channels_last else x.contiguous(), labels

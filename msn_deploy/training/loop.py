@@ -14,18 +14,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
-from torch.nn import functional as F
 
 from msn_deploy.core.artifacts import Parent, publish
 from msn_deploy.core.errors import GateError, InputError
 from msn_deploy.core.model_info import ModelInfo
 from msn_deploy.core.progress import Progress, silent
 from msn_deploy.core.recipes import Recipe
-from msn_deploy.data import Split, load_split, to_input
+from msn_deploy.data import Split, load_split
 from msn_deploy.data.preprocess import measured_preprocess
 from msn_deploy.msn.layers import sigma_errors
 from msn_deploy.nets import build_net
@@ -39,6 +36,7 @@ from msn_deploy.training.checkpoint import (
     save_state,
 )
 from msn_deploy.training.distributed import World, join
+from msn_deploy.training.losses import loss_of
 from msn_deploy.training.optimizer import (
     averaged,
     freeze,
@@ -48,7 +46,7 @@ from msn_deploy.training.optimizer import (
     settled,
     start_from_data,
 )
-from msn_deploy.training.runner import logits_of
+from msn_deploy.training.score import READINGS, Judge, Scored, is_error
 from msn_deploy.training.weights import prepared_as, start_from, weights_parent
 
 
@@ -62,6 +60,10 @@ class TrainResult:
     history: list[dict[str, Any]]
     """One entry per epoch: of networks with a spectral norm also sigma_error, by how much sigma is off at most, as a
     share of the largest singular value, and sigma_layer, where."""
+    metric: str | None = None
+    """The task's metric in the history, such as test_accuracy or test_mIoU; None for a GAN."""
+    unit: str = "share"
+    """Of the metric, see tasks.task.Score."""
 
 
 class Observer(Protocol):
@@ -74,7 +76,7 @@ class Observer(Protocol):
         """See the network with the gradients of step `step` (from 0, through all epochs), before the weights move."""
 
     def after_epoch(self, entry: Mapping[str, Any]) -> None:
-        """See the history's entry of an epoch: epoch (from 1), train_loss, test_accuracy, seconds, ..."""
+        """See the history's entry of an epoch: epoch (from 1), train_loss, test_accuracy or the like, seconds, ..."""
 
 
 def train(
@@ -109,14 +111,15 @@ def train(
         MissingDevice: There is no CUDA device (exit 3).
         GateError: Loss or outputs are no longer finite (exit 1).
     """
-    training = load_split(recipe.data, "train", **recipe.image_size).first(limit_train)
-    testing = load_split(recipe.data, "test", **recipe.image_size)
+    training = load_split(recipe.data, "train", task=recipe.task, **recipe.image_size).first(limit_train)
+    testing = load_split(recipe.data, "test", task=recipe.task, **recipe.image_size)
     if training.classes != testing.classes:
         raise InputError(f"{recipe.data}: training has classes {training.classes}, the test {testing.classes}.")
     info = ModelInfo(
         net=recipe.net,
         norm=recipe.norm,
-        task="classification",
+        task=recipe.task,
+        reading=READINGS.get(recipe.task, {}),
         classes=training.classes,
         preprocess=prepared_as(weights, measured_preprocess(training.images, fit=recipe.fit)),
         data=recipe.data,
@@ -206,7 +209,7 @@ class _Training(Run):
         super().__init__(recipe, parents, info=info, out=out, limit_train=limit_train, world=world)
         options, prep = recipe.train, info.preprocess
         assert prep is not None
-        self.testing, self.test_input = testing, to_input(testing.images, prep)
+        self.testing, self.loss = Judge(testing, recipe, info), loss_of(recipe)
         model = build_net(recipe, classes=len(training.classes))
         if weights is not None:
             if weights.resolve() == self.checkpoint.resolve():
@@ -214,8 +217,9 @@ class _Training(Run):
             start_from(model, weights)
         freeze(model, options.freeze)
         self.model = self.placed(model)
-        learned, self.held_out = divided(training, options.validation)
-        self.held_input = to_input(self.held_out.images, prep)
+        learned, held_out = divided(training, options.validation)
+        self.held_out = Judge(held_out, recipe, info) if len(held_out.labels) else None
+        self.tested: Scored | None = None
         self.batches = Batches(learned, prep, options, device=world.device, rank=world.rank, ranks=world.size)
         if recipe.init == "data" and weights is None:
             start_from_data(self.model, next(self.batches.epoch(0))[0])
@@ -263,8 +267,8 @@ class _Training(Run):
                 group["lr"] = rate
             self.optimizer.zero_grad()
             with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=options.amp):
-                logits = shared(images)
-            loss = F.cross_entropy(logits.float(), labels, label_smoothing=options.label_smoothing)
+                outputs = shared(images)
+            loss = self.loss(outputs.float(), labels)
             torch.autograd.backward(loss)
             if options.clip_norm:
                 nn.utils.clip_grad_norm_(self.model.parameters(), options.clip_norm)
@@ -279,19 +283,17 @@ class _Training(Run):
 
     def _evaluated(self, model: nn.Module, loss: float) -> dict[str, Any]:
         """Return the history's entry of the epoch that has just been trained. Raises GateError if it diverged."""
-        logits = logits_of(model, self.test_input)
-        lost = int((~np.isfinite(logits).all(axis=1)).sum())
+        tested = self.tested = self.testing.scored(model)
         epoch, rate = len(self.history) + 1, self.recipe.train.learning_rate
-        if lost or not math.isfinite(loss):
+        if tested.lost or not math.isfinite(loss):
             raise GateError(
-                f"the training diverged in epoch {epoch}: loss {loss:.3g}, {lost} of {len(logits)} test images "
-                "without a finite output.\n"
+                f"the training diverged in epoch {epoch}: loss {loss:.3g}, {tested.lost} of {len(self.testing)} test "
+                "images without a finite output.\n"
                 f"Lower the learning rate, for example `--lr {rate / 3:.2g}`."
             )
-        entry: dict[str, Any] = {"epoch": epoch, "train_loss": loss}
-        entry["test_accuracy"] = _accuracy(logits, self.testing)
-        if len(self.held_out.labels):
-            entry["validation_accuracy"] = _accuracy(logits_of(model, self.held_input), self.held_out)
+        entry: dict[str, Any] = {"epoch": epoch, "train_loss": loss, **_named("test", tested)}
+        if self.held_out is not None:
+            entry |= _named("validation", self.held_out.scored(model))
         if errors := sigma_errors(model):
             layer = max(errors, key=lambda name: abs(errors[name]))
             entry |= {"sigma_error": abs(errors[layer]), "sigma_layer": layer}
@@ -307,7 +309,8 @@ class _Training(Run):
         last = len(self.history) - 1
         if not self.recipe.train.patience:
             return last
-        return max(range(last + 1), key=lambda at: (self.history[at]["validation_accuracy"], -at))
+        sign = -1 if is_error(self.recipe.task) else 1
+        return max(range(last + 1), key=lambda at: (sign * _metric(self.history[at], "validation"), -at))
 
     def _goes_on(self) -> bool:
         options, done = self.recipe.train, len(self.history)
@@ -321,9 +324,19 @@ class _Training(Run):
         return replace(self.info, metrics=metrics)
 
     def _note(self, epoch: int) -> str:
-        last = f", test {self.history[-1]['test_accuracy']:.2%}" if self.history else ""
+        last = f", test {self.tested.text()}" if self.tested is not None else ""
         return f"{self.recipe.name} epoch {epoch + 1}/{self.recipe.train.epochs}{last}"
 
+    def result(self) -> TrainResult:
+        assert self.tested is not None
+        return replace(super().result(), metric=f"test_{self.tested.metric}", unit=self.tested.unit)
 
-def _accuracy(logits: NDArray[np.float32], split: Split) -> float:
-    return float((logits.argmax(1) == split.labels).mean())
+
+def _named(split: str, scored: Scored) -> dict[str, float]:
+    """Return metrics as the history has them, that of the task first."""
+    return {f"{split}_{name}": value for name, value in ({scored.metric: scored.value} | scored.others).items()}
+
+
+def _metric(entry: Mapping[str, Any], split: str) -> float:
+    """Return the task's metric of an entry of the history."""
+    return float(next(value for key, value in entry.items() if key.startswith(f"{split}_")))

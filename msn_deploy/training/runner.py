@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from msn_deploy.core.errors import MissingDependency, MissingDevice, first_line
 from msn_deploy.core.model_info import ModelInfo, TensorSpec
 from msn_deploy.core.optional import require
-from msn_deploy.core.recipes import recipe_from_dict
+from msn_deploy.core.recipes import Recipe, recipe_from_dict
 from msn_deploy.engine.runner import check_feeds, run_images
 
 if TYPE_CHECKING:
@@ -43,9 +43,10 @@ class TorchRunner:
         self.path, self.name = path, path.name
         model, info = load_checkpoint(path)
         self.info: ModelInfo | None = info
-        sizes = recipe_from_dict(info.recipe, source=str(path)).network_input
+        recipe = recipe_from_dict(info.recipe, source=str(path))
+        sizes = recipe.network_input
         self.inputs: tuple[TensorSpec, ...] = (TensorSpec("input", "float32", (None, *sizes)),)
-        self.outputs: tuple[TensorSpec, ...] = (TensorSpec("logits", "float32", None),)
+        self.outputs: tuple[TensorSpec, ...] = (output_of(recipe, len(info.classes)),)
         self._model: Any = model.to(self._device)
         if provider.endswith("-compile"):
             self._compile((batch, *sizes))
@@ -78,8 +79,19 @@ class TorchRunner:
         self._model = None
 
 
+def output_of(recipe: Recipe, classes: int) -> TensorSpec:
+    """Return what a recipe's network gives, see `nets.build_net`; a generator's images have no shape here."""
+    if recipe.gan is not None:
+        return TensorSpec("logits", "float32", None)
+    positioned: dict[str, tuple[int | None, ...]] = {
+        "segmentation": (None, classes, *recipe.input_shape[2:]),
+        "detection": (None, classes + 4, None, None),
+    }
+    return TensorSpec("logits", "float32", positioned.get(recipe.task, (None, classes)))
+
+
 def logits_of(model: nn.Module, batch: NDArray[np.float32], *, chunk: int = 256) -> NDArray[np.float32]:
-    """Return the model's output (N, classes) for a batch (N, C, H, W), in evaluation mode, on the model's device.
+    """Return the model's output (N, ...) for a batch (N, C, H, W), in evaluation mode, on the model's device.
 
     Images run in chunks; the model's own state and mode stay as they are.
     """

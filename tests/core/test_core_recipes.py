@@ -16,6 +16,7 @@ BUILT_IN = sorted(path.stem for path in builtin_folder("models").glob("*.toml"))
 NETS = ("cnn3", "densenet_bc", "densenet_bc_22", "densenet_bc_c08", "vgg7")
 TWINS = (*(f"{net}_producer_{norm}" for net in ("densenet_bc", "densenet_bc_22") for norm in ("bn", "msn")),)
 GANS = ("gan_msn", "gan_sn")
+POSITIONED = {"unet": "segmentation", "detector": "detection"}  # nets that say where
 NORMS = ("msn", "msn-affine", "sn", "bn", "none")  # the others are baselines, for `--norm`
 GOOD = """
 net = "cnn3"
@@ -31,7 +32,9 @@ learning_rate = 0.5
 
 
 def test_every_net_has_a_recipe_for_every_norm() -> None:
-    assert sorted([*(f"{net}_{norm.replace('-', '_')}" for net in NETS for norm in NORMS), *TWINS, *GANS]) == BUILT_IN
+    positioned = [f"{net}_{norm}" for net in POSITIONED for norm in ("msn", "bn", "none")]
+    every = [f"{net}_{norm.replace('-', '_')}" for net in NETS for norm in NORMS]
+    assert sorted([*every, *positioned, *TWINS, *GANS]) == BUILT_IN
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
@@ -39,6 +42,7 @@ def test_built_in_recipes_load_and_say_what_their_name_says(name: str) -> None:
     recipe = load_recipe(name)
     assert recipe.name == name
     assert f"{recipe.net.removeprefix('dc')}_{recipe.norm.replace('-', '_')}" == name
+    assert recipe.task == POSITIONED.get(recipe.net, "classification")
     assert recipe_from_dict(recipe.to_dict(), source="round trip") == recipe
     assert recipe_from_dict(json.loads(json.dumps(recipe.to_dict())), source="round trip") == recipe
 
@@ -73,6 +77,19 @@ def test_a_wrong_gan_section_names_its_key(tmp_path: Path) -> None:
             _load(tmp_path, f"{GOOD}\n{text}\n")
     with pytest.raises(InputError, match="gan must be a section, got 3"):
         _load(tmp_path, "gan = 3\n" + GOOD)
+
+
+def test_the_task_is_classification_unless_the_recipe_says_otherwise(tmp_path: Path) -> None:
+    recipe = _load(tmp_path, GOOD)
+    assert recipe.task == "classification"
+    older = {key: value for key, value in recipe.to_dict().items() if key != "task"}
+    assert recipe_from_dict(older, source="a checkpoint from before there was a choice") == recipe
+    assert _load(tmp_path, 'task = "regression"' + GOOD).task == "regression"
+    smooth = GOOD + "label_smoothing = 0.1"
+    assert _load(tmp_path, 'task = "segmentation"' + smooth).train.label_smoothing == 0.1
+    for task in ("regression", "multi-label", "detection"):
+        with pytest.raises(InputError, match=f"mine.toml: train.label_smoothing has no part in training for {task}"):
+            _load(tmp_path, f'task = "{task}"' + smooth)
 
 
 @pytest.mark.parametrize("net", NETS)
@@ -120,6 +137,7 @@ def test_the_classifier_is_linear_unless_the_recipe_says_otherwise(tmp_path: Pat
         ("width = 4", "width = 4.0", ["width must be a whole number", "4.0"]),
         ("width = 4", "width = true", ["width must be a whole number", "True"]),
         ("width = 4", "width = 0", ["width must be at least 1", "0"]),
+        ("width = 4", 'width = 4\ntask = "depth"', ["unknown task 'depth'", "classification, multi-label, segm"]),
         ("width = 4", 'width = 4\nclassifier = "svm"', ["unknown classifier 'svm'", "linear, sn"]),
         ("width = 4", "width = 4\nclassifier = 3", ["unknown classifier 3"]),
         ("width = 4", 'width = 4\nfit = "stretch"', ["unknown fit 'stretch'", "resize, pad"]),

@@ -35,6 +35,9 @@ def test_a_recipe_builds_and_runs_on_its_input(name: str) -> None:
     model = build_net(recipe, classes=7)
     batch = torch.rand(3, *recipe.network_input, generator=torch.Generator().manual_seed(1))
     wanted = (3, 7) if recipe.gan is None else (3, *recipe.input_shape[1:])
+    if recipe.task != "classification":
+        high, wide = recipe.input_shape[2:]
+        wanted = {"segmentation": (3, 7, high, wide), "detection": (3, 7 + 4, high // 4, wide // 4)}[recipe.task]
     for training in (True, False):
         logits = model.train(training)(batch)
         assert logits.shape == wanted

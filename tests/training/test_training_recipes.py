@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from task_data import write_rectangles
 
 from msn_deploy.core.home import builtin_folder
 from msn_deploy.core.recipes import load_recipe
@@ -33,10 +34,16 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_rectangles(tmp_path_factory.mktemp("objects"), count=10, side=96)
+
+
 @pytest.mark.parametrize("name", BUILT_IN)
-def test_a_recipe_trains(name: str, images: Path, tmp_path: Path) -> None:
+def test_a_recipe_trains(name: str, images: Path, objects: Path, tmp_path: Path) -> None:
     recipe = load_recipe(name)
-    small = replace(recipe, data=str(images)).override(epochs=1, batch_size=4)
+    data = images if recipe.task == "classification" else objects
+    small = replace(recipe, data=str(data)).override(epochs=1, batch_size=4)
     run = train if recipe.gan is None else train_gan
     result = run(small, out=tmp_path, device="cpu")
     trained, info = load_checkpoint(result.checkpoint)
