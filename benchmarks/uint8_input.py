@@ -22,7 +22,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -65,13 +65,14 @@ class Case:
     preset: str
 
 
-def ours(name: str) -> nn.Module:
-    return build_net(load_recipe(name), classes=10).eval()
+def ours(name: str, channels: int, side_px: int) -> nn.Module:
+    recipe = replace(load_recipe(name), input_shape=(1, channels, side_px, side_px))
+    return build_net(recipe, classes=10).eval()
 
 
 CASES = (
-    Case("cnn3", lambda: ours("cnn3_msn"), 1, 28, "zero-one"),
-    Case("VGG7", lambda: ours("vgg7_msn"), 3, 32, "imagenet"),
+    Case("cnn3", lambda: ours("cnn3_msn", 1, 28), 1, 28, "zero-one"),
+    Case("VGG7", lambda: ours("vgg7_msn", 3, 32), 3, 32, "imagenet"),
     Case("ResNet-18", resnet18_224, 3, 224, "zero-one"),
     Case("ResNet-18", resnet18_224, 3, 224, "imagenet"),
 )
