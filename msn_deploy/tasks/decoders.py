@@ -52,11 +52,13 @@ class Candidates:
     """What a network sees in one image, before NMS, in any order.
 
     boxes: float64 (M, 4), xyxy in pixels of the frame. scores: float64 (M,), from 0 to 1. labels: int64 (M,).
+    likeliest: bool (M,), whether a box that stands for several classes is most likely of this one.
     """
 
     boxes: NDArray[np.float64]
     scores: NDArray[np.float64]
     labels: NDArray[np.int64]
+    likeliest: NDArray[np.bool_]
 
 
 Decode = Callable[[Parts, Way], Candidates]
@@ -158,10 +160,10 @@ def lists(parts: Parts, way: Way) -> Candidates:
 
 def _likely(boxes: NDArray[Any], scores: NDArray[Any], way: Way) -> Candidates:
     """Return the pairs of box (B, 4) and class whose score (B, classes) is high enough."""
+    best_label = scores.argmax(axis=1)
     if way.per_box == "best":
-        labels = scores.argmax(axis=1)
-        at = np.flatnonzero(scores[np.arange(len(scores)), labels] > np.float64(way.score))
-        labels = labels[at]
+        at = np.flatnonzero(scores[np.arange(len(scores)), best_label] > np.float64(way.score))
+        labels = best_label[at]
     else:
         above = scores > np.float64(way.score)
         labels, at = np.divmod(np.flatnonzero(above.T), len(scores))
@@ -169,7 +171,7 @@ def _likely(boxes: NDArray[Any], scores: NDArray[Any], way: Way) -> Candidates:
     if len(chosen) > _MOST:
         best = np.sort(np.argpartition(-chosen, _MOST)[:_MOST])
         at, labels, chosen = at[best], labels[best], chosen[best]
-    return Candidates(_in_pixels(boxes[at], way), chosen, labels.astype(np.int64))
+    return Candidates(_in_pixels(boxes[at], way), chosen, labels.astype(np.int64), labels == best_label[at])
 
 
 def _listed(boxes: NDArray[Any], scores: NDArray[Any], labels: NDArray[Any], way: Way) -> Candidates:
@@ -183,7 +185,7 @@ def _listed(boxes: NDArray[Any], scores: NDArray[Any], labels: NDArray[Any], way
             f"{way.model} finds class {wrong + (way.background == 'first')}; there are {known}, and background is "
             f"{way.background}.\nCheck `--read head`, `--read background` and the classes."
         )
-    return Candidates(_in_pixels(boxes[kept], way), scores[kept].astype(np.float64), found)
+    return Candidates(_in_pixels(boxes[kept], way), scores[kept].astype(np.float64), found, np.ones(len(found), bool))
 
 
 def _in_pixels(boxes: NDArray[Any], way: Way) -> NDArray[np.float64]:

@@ -35,21 +35,25 @@ class DetectionAnswer:
     """The boxes of one image, the best first.
 
     boxes: float64 (M, 4), x1, y1, x2, y2 in pixels of the image, inside of it. scores: float64 (M,). labels: int64
-    (M,), the index of the class. names: of the classes, one for each box. show: the score that a box needs to be said,
-    written and drawn; the metric counts the others, too.
+    (M,), the index of the class. names: of the classes, one for each box. likeliest: bool (M,), see Candidates. show:
+    the score that a box needs to be said, written and drawn; the metric counts the others, too.
     """
 
     boxes: NDArray[np.float64]
     scores: NDArray[np.float64]
     labels: NDArray[np.int64]
     names: tuple[str, ...]
+    likeliest: NDArray[np.bool_]
     show: float
 
     @property
     def shown(self) -> list[int]:
-        """Return which boxes are said and drawn: those that score enough, each with the best of its classes alone."""
+        """Return which boxes are said and drawn: those that score enough, each with the best of its classes alone.
+
+        A box whose best class went, since a better box has it, is not said with its second.
+        """
         _, first = np.unique(self.boxes, axis=0, return_index=True)
-        return [at for at in sorted(first.tolist()) if self.scores[at] >= self.show]
+        return [at for at in sorted(first.tolist()) if self.scores[at] >= self.show and self.likeliest[at]]
 
     def text(self) -> str:
         """Return such as "3 boxes: person 0.91, dog 0.80, dog 0.44"."""
@@ -125,6 +129,7 @@ def _answer(
         scores=found.scores[kept],
         labels=labels,
         names=tuple(classes[label] if classes else str(label) for label in labels.tolist()),
+        likeliest=found.likeliest[kept],
         show=reader.show,
     )
 

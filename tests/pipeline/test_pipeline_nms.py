@@ -91,7 +91,9 @@ def test_boxes_are_the_same_by_class_place_and_score():
 
     def answer(boxes, scores, labels):
         names = tuple(map(str, labels))
-        return DetectionAnswer(np.array(boxes, float), np.array(scores), np.array(labels), names, 0.25)
+        return DetectionAnswer(
+            np.array(boxes, float), np.array(scores), np.array(labels), names, np.ones(len(labels), bool), 0.25
+        )
 
     one = answer([[0, 0, 9, 9], [20, 20, 30, 30]], [0.9, 0.5], [1, 2])
     assert nms._same(one, one) == 2

@@ -38,6 +38,7 @@ def answer(boxes, scores, labels, *, show=0.25):
         scores=np.array(scores, float),
         labels=np.array(labels, int),
         names=tuple(CLASSES[label] for label in labels),
+        likeliest=np.ones(len(labels), bool),
         show=show,
     )
 
@@ -144,6 +145,14 @@ def test_an_answer_says_the_boxes_that_score_enough():
     assert many.text().startswith("11 boxes: ")
     assert many.text().endswith("cat 0.50 and 3 more")
     assert json.loads(json.dumps(many.to_json()))["boxes"][10]["box"] == [10, 0, 11, 1]
+
+
+@pytest.mark.parametrize(("per_box", "labels"), [("all", [0, 1]), ("best", [0])])
+def test_the_second_class_of_a_box_is_not_shown_where_a_better_box_has_the_first(per_box, labels):
+    """As in ultralytics: it predicts with the likeliest class of each box, and measures with all of them."""
+    (found,) = task(per_box=per_box).answers(columns((50, 50, 20, 20, 0.9, 0.3, 0), (50, 50, 20, 21, 0.8, 0.4, 0)))
+    assert found.labels.tolist() == labels
+    assert found.text() == "1 box: cat 0.90"
 
 
 def test_boxes_are_drawn_in_the_colour_of_their_class():
