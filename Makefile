@@ -8,7 +8,7 @@ ON_PATH := PATH="$(CURDIR)/$(BIN):$$PATH"
 TORCH := torch==2.13.0
 SCRIPTS := .ci/run $(wildcard benchmarks/*.sh msn_deploy/engine/*.sh msn_deploy/pipeline/bundle_scripts/* tests/container/*.sh)
 
-.PHONY: setup demo quick test gpu-test device-test cuda-test nightly check hooks fmt results train-step throughput overhead control peers networks export-cost \
+.PHONY: setup demo quick test gpu-test device-test cuda-test nightly check hooks fmt results train-step throughput overhead control peers peers-tasks networks export-cost \
 	backend-tests sweep paper paper-tables tiny-batches norms int8 readme operators container-test jetson-wheels clean
 
 setup: $(VENV)/.installed $(VENV)/.bindings
@@ -100,6 +100,12 @@ control: setup
 peers: setup
 	$(BIN)/python benchmarks/peers/graphs.py --out graphs.json
 	$(BIN)/python benchmarks/peers/export_time.py --out export-time.json
+
+# `eval` and boxes against an independent script: YOLOv8n of ultralytics and a segmentation network of torchvision, trained
+# here, half an hour. What is trained below runs/task-peers is kept: remove it to train anew.
+peers-tasks: setup
+	$(BIN)/python benchmarks/tasks/peers.py
+	$(BIN)/python benchmarks/readme.py
 
 # Networks that others wrote, through everything: hours. Stop it at any time and type it again.
 # Rows anew: make networks NETWORKS="timm_resnet18 own_stereo"

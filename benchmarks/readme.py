@@ -16,6 +16,7 @@ import networks_text
 import sigma_text
 import suite_table
 import sweep_text
+import task_peers_text
 import tiny_text
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,6 +28,7 @@ GAP = ROOT / "docs" / "gap.md"
 FINE_TUNING = ROOT / "docs" / "fine-tuning.md"
 SIGMA = ROOT / "docs" / "sigma.md"
 PREPARATION = ROOT / "docs" / "preparation.md"
+TASKS = ROOT / "docs" / "tasks.md"
 RESULTS = ROOT / "benchmarks" / "results" / "epyc-2-cores"
 RECORDED = ROOT / "benchmarks" / "results" / "xeon-2-cores"  # what record.sh and `make peers` wrote last
 _ARMS = {
@@ -301,6 +303,7 @@ def main() -> None:
     wanted[GAP] = gap_text.page()
     wanted[FINE_TUNING] = tiny_text.page(ROOT)
     wanted[SIGMA] = sigma_text.page()
+    wanted[TASKS] = task_peers_text.page(ROOT)
     if "--check" in sys.argv[1:]:
         stale = [path.name for path, text in wanted.items() if path.read_text(encoding="utf-8") != text]
         raise SystemExit(f"{', '.join(stale)} out of date: make readme" if stale else 0)

@@ -13,6 +13,7 @@ import resource
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +30,18 @@ PACKAGES = (
 LIMIT_S, LIMIT_BYTES = 900, 12 << 30
 
 
-def environment(folder: Path) -> Path:
-    """Make the environment, once, on top of this one; return its Python."""
+def environment(folder: Path, packages: Sequence[str] = PACKAGES) -> Path:
+    """Make an environment, once, on top of this one, of packages without what they need; return its Python."""
     python = folder / "bin" / "python"
     mark = folder / "packages.txt"
-    if mark.is_file() and mark.read_text(encoding="utf-8") == "\n".join(PACKAGES):
+    if mark.is_file() and mark.read_text(encoding="utf-8") == "\n".join(packages):
         return python
     subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
     (site,) = folder.glob("lib/python*/site-packages")
     own = next(path for path in sys.path if path.endswith("site-packages"))
     (site / "base.pth").write_text(f"{own}\n{ROOT}\n", encoding="utf-8")
-    subprocess.run([str(python), "-m", "pip", "install", "--quiet", "--no-deps", *PACKAGES], check=True)
-    mark.write_text("\n".join(PACKAGES), encoding="utf-8")
+    subprocess.run([str(python), "-m", "pip", "install", "--quiet", "--no-deps", *packages], check=True)
+    mark.write_text("\n".join(packages), encoding="utf-8")
     return python
 
 
