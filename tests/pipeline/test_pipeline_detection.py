@@ -67,7 +67,8 @@ def by_hand(images):
         at = np.flatnonzero(most > np.float32(BRIGHT))
         at = at[np.argsort(-most[at], kind="stable")]
         boxes = np.stack([at, at * 0 + 20, np.minimum(at + 24, 96), at * 0 + 60], axis=1).astype(float)
-        yield DetectionAnswer(boxes, most[at].astype(float), at % 10, tuple(DIGITS[each % 10] for each in at), 0.25)
+        names, likeliest = tuple(DIGITS[each % 10] for each in at), np.ones(len(at), bool)
+        yield DetectionAnswer(boxes, most[at].astype(float), at % 10, names, likeliest, 0.25)
 
 
 @pytest.mark.parametrize("head", NETS)
