@@ -12,6 +12,8 @@ RESULTS = Path(__file__).resolve().parent / "results" / "paper"
 BASELINE = "BN"
 METRICS = {"classification": "test_accuracy", "segmentation": "test_mIoU", "detection": "test_mAP50"}
 """What of a training's history a table compares, by the recipe's task."""
+EACH = {metric: f"{metric}_of_epochs" for metric in METRICS.values()} | {"test_accuracy": "test_accuracies"}
+"""What a result calls that of every epoch."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from accuracy import EACH, METRICS, metric_of
+
 from msn_deploy.core.artifacts import write_json
 from msn_deploy.core.home import tomllib
 from msn_deploy.core.recipes import Recipe, load_recipe, recipe_from_dict
@@ -119,13 +121,13 @@ def trained(run: Run, work: Path, data: dict[str, str], threads: int) -> dict[st
     recipe = replace(run.recipe, data=data.get(run.recipe.data, run.recipe.data))
     began = out / f"{recipe.name}.state.safetensors"
     result = train(recipe, out=out, limit_train=run.limit_train, resume=began.is_file())
-    last = result.history[-1]
+    last, metric = result.history[-1], METRICS[recipe.task]
     return {
         "arm": run.arm,
         "seed": run.recipe.train.seed,
-        "test_accuracy": result.info.metrics["test_accuracy"],
+        **{key: value for key, value in result.info.metrics.items() if key.startswith("test_")},
         "train_loss": last["train_loss"],
-        "test_accuracies": [entry["test_accuracy"] for entry in result.history],
+        EACH[metric]: [entry[metric] for entry in result.history],
         "train_seconds": round(sum(entry["train_seconds"] for entry in result.history), 1),
         "recipe": run.recipe.to_dict(),
     }
@@ -165,7 +167,7 @@ def train_all(tables: list[Table], *, jobs: int, work: Path, data: dict[str, str
             left = (time.monotonic() - began) / count * (len(todo) - count)
             print(
                 f"{count}/{len(todo)}  {run.table}  {run.arm}, seed {run.recipe.train.seed}: "
-                f"{result['test_accuracy']:.2%}  (about {left / 60:.0f} min left)",
+                f"{metric_of(result):.2%}  (about {left / 60:.0f} min left)",
                 flush=True,
             )
 

@@ -16,6 +16,7 @@ import networks_text
 import sigma_text
 import suite_table
 import sweep_text
+import task_nets
 import task_peers_text
 import tiny_text
 
@@ -175,7 +176,7 @@ def _accuracy() -> str:
     ]
     for path in sorted(accuracy.RESULTS.glob("*.json")):
         result = accuracy.read(path.stem)
-        if path.stem.startswith("gap-") or result is None:
+        if path.stem.startswith(("gap-", "scenes-")) or result is None:
             continue
         for row in accuracy.rows_of(result):
             rows.append(f"| {result['title']} | {row.arm} | {' | '.join(accuracy.said(row))} |")
@@ -303,7 +304,7 @@ def main() -> None:
     wanted[GAP] = gap_text.page()
     wanted[FINE_TUNING] = tiny_text.page(ROOT)
     wanted[SIGMA] = sigma_text.page()
-    wanted[TASKS] = task_peers_text.page(ROOT)
+    wanted[TASKS] = filled(task_peers_text.page(ROOT), {"trained": task_nets.text()}, page=TASKS.name)
     if "--check" in sys.argv[1:]:
         stale = [path.name for path, text in wanted.items() if path.read_text(encoding="utf-8") != text]
         raise SystemExit(f"{', '.join(stale)} out of date: make readme" if stale else 0)

@@ -64,7 +64,7 @@ def test_a_table_asks_for_recipes_that_there_are(scripts: Any, table: str) -> No
         runs = scripts.paper.runs_of(BENCHMARKS / "tables" / f"{table}.toml")
         assert len({run.key for run in runs}) == len(runs)
         assert "BN" in {run.arm for run in runs}
-        assert {run.recipe.net for run in runs} <= set(NETS)
+        assert {run.recipe.net for run in runs} <= {*NETS, "unet", "detector"}
         assert len({run.recipe.train.seed for run in runs}) >= 3
     finally:
         NETS.clear()
@@ -77,8 +77,10 @@ def test_a_committed_result_is_of_the_table_as_it_is(scripts: Any, table: str) -
     result = scripts.accuracy.read(table)
     assert all(scripts.paper.is_current(each, runs) for each in result["runs"])
     for each in result["runs"]:
-        assert each["test_accuracies"][-1] == each["test_accuracy"]
-        assert len(each["test_accuracies"]) == each["recipe"]["train"]["epochs"]
+        metric = scripts.accuracy.METRICS[each["recipe"].get("task", "classification")]
+        every = each[scripts.accuracy.EACH[metric]]
+        assert every[-1] == each[metric]
+        assert len(every) == each["recipe"]["train"]["epochs"]
 
 
 @pytest.fixture
@@ -148,6 +150,37 @@ def test_the_difference_is_paired_and_its_interval_students(scripts: Any) -> Non
     assert second.difference == pytest.approx(wanted)
     assert first.difference is None
     assert scripts.accuracy.said(first)[1] == ""
+
+
+def test_a_table_compares_what_its_task_is_measured_by(scripts: Any) -> None:
+    runs = [
+        {"arm": arm, "seed": seed, "test_mAP": 0.1, "test_mAP50": 0.8 + seed / 100, "recipe": {"task": "detection"}}
+        for arm, seed in (("BN", 0), ("BN", 1), ("MSN", 0))
+    ]
+    assert [row.accuracy for row in scripts.accuracy.rows_of({"runs": runs})] == pytest.approx([80.5, 80.0])
+
+
+def test_the_page_of_tasks_tells_tables_and_verdicts(
+    scripts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import task_nets
+
+    monkeypatch.setattr(scripts.accuracy, "RESULTS", tmp_path)
+    monkeypatch.setattr(task_nets, "RESULT", tmp_path / "tasks.json")
+    assert task_nets.text().startswith("Not measured yet")
+    runs = [
+        {"arm": arm, "seed": seed, "test_mIoU": value, "recipe": {"task": "segmentation"}}
+        for arm, values in (("BN", (0.5, 0.6, 0.7)), ("MSN", (0.52, 0.61, 0.72)))
+        for seed, value in enumerate(values)
+    ]
+    (tmp_path / "scenes-unet.json").write_text(json.dumps({"title": "scenes", "runs": runs}))
+    drop = {"name": "mIoU", "drop": 0.004}
+    verdict = {"kind": "MIXED", "left_out": ["a", "b"], "metric": drop}
+    told = {"runs": [{"table": "scenes-unet", "arm": "MSN", "verdict": verdict}]}
+    (tmp_path / "tasks.json").write_text(json.dumps(told))
+    *_, bn, msn = task_nets.text().splitlines()
+    assert bn == "| scenes | BN | 60.00 ± 10.00 (3) |  |  |"
+    assert msn == "| scenes | MSN | 61.67 ± 10.02 (3) | +1.67 (+0.23 to +3.10) | MIXED, 2 layers in FP16 (mIoU -0.40) |"
 
 
 def test_cards_say_what_is_counted_and_measured(scripts: Any) -> None:
