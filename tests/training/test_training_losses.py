@@ -87,7 +87,8 @@ def test_cells_in_the_middle_of_a_box_learn_it() -> None:
 
 
 def test_a_thin_box_is_learned_by_the_cells_nearest_to_its_centre() -> None:
-    thin = assign(_boxes([([9.0, 4.0, 13.0, 28.0], 0)]), CELLS, CELLS, 4.0)  # centre (11, 16), middle y 10..22
+    # A quarter of its width to each side of x = 11.5 holds no cell's centre, half a cell holds 10; middle y 10..22.
+    thin = assign(_boxes([([9.5, 4.0, 13.5, 28.0], 0)]), CELLS, CELLS, 4.0)
     assert _cells(thin.classes, 0) == {(2, 2), (3, 2), (4, 2), (5, 2)}
     sliver = assign(_boxes([([8.5, 4.0, 9.5, 28.0], 0)]), CELLS, CELLS, 4.0)  # no centre lies inside
     assert not _cells(sliver.classes, 0)
