@@ -83,7 +83,7 @@ def _layer_gain(model: DenseNetBC) -> nn.Module:
     for layer in _convolutions(model):
         start = layer._buffers.pop("scale")
         layer.scale = nn.Parameter(torch.ones(()) if start is None else start)
-        layer._can_divide_later = lambda _input: False  # which takes the factor for a constant
+        layer._divides_later = lambda _input: False  # which takes the factor for a constant
     return model
 
 
@@ -273,7 +273,7 @@ class _RowNorm(MSNConv2d):
         rows = torch.linalg.vector_norm(self.weight.flatten(1), dim=1).clamp_min(1e-12)
         return self.weight * (2**0.5 / rows).view(-1, 1, 1, 1)
 
-    def _can_divide_later(self, input: Tensor) -> bool:
+    def _divides_later(self, input: Tensor) -> bool:
         return False
 
 

@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+import tarfile
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -116,6 +117,22 @@ def atomic_file(path: Path) -> Iterator[Path]:
     finally:
         with suppress(FileNotFoundError):
             partial.unlink()
+
+
+def unpack(archive: tarfile.TarFile, folder: Path) -> None:
+    """Write what a tar file holds below a folder. Raises tarfile.TarError for what would get out of it.
+
+    Python before 3.11.4 and 3.10.12, such as Debian 12's, has no filter for that: there only plain files and folders
+    with plain names are taken.
+    """
+    if hasattr(tarfile, "data_filter"):
+        archive.extractall(folder, filter="data")
+        return
+    for member in archive:
+        names = Path(member.name).parts
+        if not (member.isfile() or member.isdir()) or Path(member.name).is_absolute() or ".." in names:
+            raise tarfile.TarError(f"{member.name} is neither a file nor a folder below it")
+    archive.extractall(folder)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -68,7 +68,9 @@ def is_channel_axis(node: ir.Node, value: ir.Value) -> bool:
 
 def channel_order(node: ir.Node) -> NDArray[np.int64] | None:
     """Return which channels a Gather takes, in their order; None for any other node, and where that is not known."""
-    order = constant(node.inputs[1]) if node.op_type == "Gather" and not node.domain else None
+    if node.op_type != "Gather" or node.domain:
+        return None
+    order = constant(node.inputs[1])
     channels, rank = channels_of(node.inputs[0]), len(shape_of(node.inputs[0]))
     if order is None or order.ndim != 1 or channels is None or node.attributes.get_int("axis", 0) % rank != 1:
         return None

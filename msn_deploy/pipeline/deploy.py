@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
 
-from msn_deploy.core.artifacts import sha256_of
+from msn_deploy.core.artifacts import sha256_of, unpack
 from msn_deploy.core.errors import (
     GateError,
     InputError,
@@ -328,7 +328,7 @@ def _fetch(device: _Device, folder: str, report: Path) -> Step:
             return Step(name="fetch", state="failed", code=process.returncode, said="".join(said.splitlines()[-1:]))
         try:
             with tarfile.open(packed) as archive:
-                archive.extractall(scratch, filter="data")
+                unpack(archive, Path(scratch))
         except tarfile.TarError as cause:
             raise InputError(
                 f"what {device.to} sent is not a report: {cause}.\n"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,7 @@ from msn_deploy.core.artifacts import (
     read_sidecar,
     sha256_of,
     sidecar_path,
+    unpack,
     write_json,
 )
 from msn_deploy.core.errors import InputError
@@ -204,3 +207,34 @@ def test_a_sealed_sidecar_that_points_elsewhere_is_refused(tmp_path: Path) -> No
     value["file"] = "../../etc/passwd"
     with pytest.raises(InputError, match="not the name of a file beside it"):
         parse_sidecar(tmp_path / "m.onnx.json", artifacts._sealed(value))
+
+
+@pytest.mark.parametrize("filters", [True, False])
+def test_a_tar_file_is_unpacked_below_its_folder_and_nowhere_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, filters: bool
+) -> None:
+    if not filters:  # as Python 3.11.2 has none
+        plain = tarfile.TarFile.extractall
+        monkeypatch.delattr(tarfile, "data_filter", raising=False)
+        monkeypatch.setattr(tarfile.TarFile, "extraction_filter", staticmethod(lambda member, _: member), raising=False)
+        monkeypatch.setattr(tarfile.TarFile, "extractall", lambda self, path: plain(self, path))
+
+    def packed(name: str, kind: bytes = tarfile.REGTYPE) -> tarfile.TarFile:
+        stream = io.BytesIO()
+        with tarfile.open(fileobj=stream, mode="w") as archive:
+            member = tarfile.TarInfo(name)
+            member.type, member.size, member.linkname = kind, 3 * (kind == tarfile.REGTYPE), "/etc/passwd"
+            archive.addfile(member, io.BytesIO(b"abc"))
+        stream.seek(0)
+        return tarfile.open(fileobj=stream)
+
+    folder = tmp_path / "here"
+    folder.mkdir()
+    with packed("report/a.json") as archive:
+        unpack(archive, folder)
+    assert (folder / "report" / "a.json").read_bytes() == b"abc"
+    for name, kind in (("../b", tarfile.REGTYPE), ("link", tarfile.SYMTYPE), ("pipe", tarfile.FIFOTYPE)):
+        with packed(name, kind) as archive, pytest.raises(tarfile.TarError):
+            unpack(archive, folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["here"]
+    assert [path.name for path in folder.iterdir()] == ["report"]

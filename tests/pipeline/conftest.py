@@ -9,7 +9,7 @@ import pytest
 from bundle_devices import ORIN_NANO, onnx_bytes
 from PIL import Image
 
-from msn_deploy.core.artifacts import publish
+from msn_deploy.core.artifacts import publish, unpack
 from msn_deploy.core.model_info import ModelInfo
 from msn_deploy.data.preprocess import measured_preprocess
 from msn_deploy.pipeline.bundle import bundle
@@ -47,7 +47,7 @@ def unpacked(run, tmp_path) -> Path:
     """A bundle for Orin Nano without wheels, unpacked."""
     bundle(run, tmp_path / "b.tar", target=ORIN_NANO, with_wheels=False)
     with tarfile.open(tmp_path / "b.tar") as archive:
-        archive.extractall(tmp_path, filter="data")
+        unpack(archive, tmp_path)
     return tmp_path / "b"
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from bundle_devices import BOARD, ORIN_NANO, calls, device, installed, look_below, onnx_bytes, sh, wheel
 
-from msn_deploy.core.artifacts import publish
+from msn_deploy.core.artifacts import publish, unpack
 from msn_deploy.core.errors import InputError
 from msn_deploy.engine import TARGETS, BuildOptions, find_target, write_device_script
 from msn_deploy.engine.tensors import parse_shapes
@@ -23,7 +23,7 @@ from msn_deploy.pipeline.bundle import bundle
 def test_verify_accepts_what_was_packed_and_the_digest_it_printed(run, tmp_path):
     report = bundle(run, tmp_path / "b.tar", target=ORIN_NANO, with_wheels=False)
     with tarfile.open(report.path) as archive:
-        archive.extractall(tmp_path, filter="data")
+        unpack(archive, tmp_path)
     done = sh(tmp_path / "b/verify", report.digest)
     assert (done.returncode, done.stderr) == (0, "")
     assert f"{report.files - 1} files are as packed" in done.stdout
@@ -146,7 +146,7 @@ def test_a_bundle_builds_with_the_options_of_the_script_of_one_engine(tmp_path, 
     root = device(tmp_path / "root", model="NVIDIA Jetson AGX Orin Developer Kit", tensorrt=tensorrt)
     bundle(folder, tmp_path / "b.tar", target=target, with_wheels=False, options=options)
     with tarfile.open(tmp_path / "b.tar") as archive:
-        archive.extractall(tmp_path, filter="data")
+        unpack(archive, tmp_path)
     done = sh(tmp_path / "b/build.sh", "fp16", "--replicates", "2", root=root)
     assert done.returncode == 0, done.stderr
     bundled = calls(root)
@@ -185,7 +185,7 @@ def test_shapes_are_for_the_models_that_leave_sizes_open(tmp_path):
 def test_a_bundle_for_the_dla_is_refused_where_tensorrt_has_none(run, tmp_path):
     bundle(run, tmp_path / "b.tar", target=find_target("orin-nx"), with_wheels=False, options=BuildOptions(dla=0))
     with tarfile.open(tmp_path / "b.tar") as archive:
-        archive.extractall(tmp_path, filter="data")
+        unpack(archive, tmp_path)
     for tensorrt, precision, says in (("10.16.2", "fp16", "has no DLA"), ("10.3.0", "int8", "no Q/DQ network")):
         root = device(tmp_path / tensorrt, model="NVIDIA Orin NX Developer Kit", tensorrt=tensorrt)
         done = sh(tmp_path / "b/build.sh", precision, root=root)
@@ -394,7 +394,7 @@ def test_another_device_is_refused_before_anything_is_built(unpacked, tmp_path, 
 def test_boards_whose_names_hold_each_other_are_told_apart(run, tmp_path, target, release, own, other):
     bundle(run, tmp_path / "b.tar", target=find_target(target), with_wheels=False)
     with tarfile.open(tmp_path / "b.tar") as archive:
-        archive.extractall(tmp_path, filter="data")
+        unpack(archive, tmp_path)
     for model, code in ((own, 0), (other, 3)):
         root = device(tmp_path / str(code), model=model, release=release, tensorrt="8.2.1")
         assert sh(tmp_path / "b/build.sh", "fp32", root=root).returncode == code, model
@@ -427,7 +427,7 @@ XAVIER = "nvidia,p2972-0000 nvidia,p2822-0000+p2888-0004 nvidia,tegra194"
 def test_a_module_is_known_by_its_part_number_first(run, tmp_path, target, release, model, compatible, code):
     bundle(run, tmp_path / "b.tar", target=find_target(target), with_wheels=False)
     with tarfile.open(tmp_path / "b.tar") as archive:
-        archive.extractall(tmp_path, filter="data")
+        unpack(archive, tmp_path)
     root = device(tmp_path / "root", model=model, compatible=compatible, release=release, tensorrt="8.6.2")
     done = sh(tmp_path / "b/build.sh", "fp32", root=root)
     assert done.returncode == code, done.stderr
@@ -561,7 +561,7 @@ def test_the_system_python_comes_first_and_has_to_know_tensorrt(run, tmp_path, s
     wheel(tmp_path / "wheels", "msn_deploy")
     bundle(run, tmp_path / "b.tar", target=ORIN_NANO, with_wheels=False)
     with tarfile.open(tmp_path / "b.tar") as archive:
-        archive.extractall(tmp_path, filter="data")
+        unpack(archive, tmp_path)
     shutil.move(tmp_path / "wheels", tmp_path / "b/wheels")
     (tmp_path / "b/verify").write_text("#!/bin/sh\n")  # wheels were added
     env = (tmp_path / "b/bundle.env").read_text()
