@@ -69,6 +69,8 @@ def test_eval_finds_what_the_training_says(trained: dict[str, TrainResult], net:
     found = evaluate(result.checkpoint)
     assert (f"test_{found.metric}", found.samples) == (metric, 16)
     assert found.value == pytest.approx(result.info.metrics[metric], abs=1e-6)
+    if net == "unet":  # that both export to the same function: tests/nets/test_nets_positioned.py
+        return
     export_onnx(str(result.checkpoint), tmp_path / "net.onnx")
     assert evaluate(tmp_path / "net.onnx").value == pytest.approx(found.value, abs=1e-6)
 
@@ -114,7 +116,7 @@ def test_several_labels_and_values_are_learned(
     last = result.history[-1][str(result.metric)]
     assert (last < 0.2) if task == "regression" else (last > 0.9)  # who says the mean is off by 0.5
     assert result.history[-1]["train_loss"] < result.history[0]["train_loss"] / 3
-    kept = recipe.override(validation=0.25, patience=2, epochs=6)
+    kept = recipe.override(validation=0.25, patience=2, epochs=4)
     stopped = train(kept, out=tmp_path / "kept", device="cpu")
     metric = str(result.metric).removeprefix("test_")
     held = [entry[f"validation_{metric}"] for entry in stopped.history]
