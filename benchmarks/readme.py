@@ -14,6 +14,7 @@ import graphs_text
 import int8_table
 import networks_text
 import sigma_text
+import step_text
 import suite_table
 import sweep_text
 import task_nets
@@ -28,19 +29,11 @@ NETWORKS = ROOT / "docs" / "networks.md"
 GAP = ROOT / "docs" / "gap.md"
 FINE_TUNING = ROOT / "docs" / "fine-tuning.md"
 SIGMA = ROOT / "docs" / "sigma.md"
+STEP = ROOT / "docs" / "training-step.md"
 PREPARATION = ROOT / "docs" / "preparation.md"
 TASKS = ROOT / "docs" / "tasks.md"
 RESULTS = ROOT / "benchmarks" / "results" / "epyc-2-cores"
 RECORDED = ROOT / "benchmarks" / "results" / "xeon-2-cores"  # what record.sh and `make peers` wrote last
-_ARMS = {
-    "none": "no norm",
-    "bn": "BatchNorm",
-    "torch-sn": "torch's spectral_norm",
-    "torch-sn+mean": "torch's spectral_norm and a plain mean norm",
-    "authors": "the authors' algorithm (100 iterations)",
-    "sn": "SN, ours",
-    "msn": "**MSN, ours**",
-}
 
 
 def blocks() -> dict[str, str]:
@@ -52,7 +45,7 @@ def blocks() -> dict[str, str]:
             (RECORDED / "jetson.txt").read_text(encoding="utf-8"),
         ),
         "measured": _measured(),
-        "train-step": _train_step(),
+        "train-step": step_text.block(RECORDED, RESULTS),
         "authors": _authors(),
         "accuracy": _accuracy(),
         "gap": _gap(),
@@ -99,54 +92,6 @@ def _row(arm: dict, baseline: str) -> str:
     low, high = arm["ratio_interval"]
     ratio = f"{arm['ratio']:.3f} | {low:.3f} to {high:.3f}"
     return f"| {arm['name']} | {arm['median_ms']:.3f} | {ratio} | {arm['verdict']} |"
-
-
-def _train_step() -> str:
-    result = json.loads((RESULTS / "train-step.json").read_text(encoding="utf-8"))
-    rows = [
-        "| step time, saved memory; BN is 1 | VGG7 | VGG7, channels_last | DenseNet-BC | DenseNet-BC, channels_last |",
-        "|---|---|---|---|---|",
-    ]
-    cases = {(case["net"], case["layout"]): case["rows"] for case in result["cases"] if case["dtype"] == "float32"}
-    order = [(net, layout) for net in ("vgg7", "densenet_bc") for layout in ("contiguous", "channels_last")]
-    for arm, shown in _ARMS.items():
-        cells = []
-        for key in order:
-            row, bn = cases[key][arm], cases[key]["bn"]
-            saved = f"{row['saved_mib'] / bn['saved_mib']:.2f}"
-            cells.append(f"1, {saved}" if arm == "bn" else "{:.2f} ({:.2f} to {:.2f}), ".format(*row["to_bn"]) + saved)
-        rows.append(f"| {shown} | {' | '.join(cells)} |")
-    environment = result["environment"]
-    return "\n".join(
-        [
-            *rows,
-            "",
-            f"Forward, backward and SGD update on {result['threads']} cores ({environment['cpu']}), torch "
-            f"{result['torch'].partition('+')[0]}, float32; VGG7 batch 64, DenseNet-BC-100-12 batch 16; median ratio "
-            "of interleaved steps with its 95 % interval. Raw, and in bfloat16: "
-            "[train-step.json](benchmarks/results/epyc-2-cores/train-step.json).",
-            "",
-            _other_machine(),
-        ]
-    )
-
-
-def _other_machine() -> str:
-    """Return what the last version takes on another machine, where it was measured for two networks so far."""
-    result = json.loads((RECORDED / "train-step.json").read_text(encoding="utf-8"))
-    rows = {case["net"]: case["rows"] for case in result["cases"] if case["layout"] == "contiguous"}
-    told = {
-        net: "{:.2f} of BN's ({:.2f} to {:.2f}; no norm ".format(*found["msn"]["to_bn"]) + f"{bare:.2f})"
-        for net, found in rows.items()
-        for bare in [found["none"]["to_bn"][0]]
-    }
-    return (
-        f"On {result['threads']} cores of an Intel Xeon, in contiguous memory, MSN's step takes {told['vgg7']} for "
-        f"VGG7 and {told['resnet18']} for ResNet-18 (64x64 pixels, batch 32), whose weights are larger than most of "
-        "its activations: each step reads them several times for sigma and its gradient. Raw: "
-        "[train-step.json](benchmarks/results/xeon-2-cores/train-step.json); where the time goes, of five networks: "
-        "[step-profile.json](benchmarks/results/xeon-2-cores/step-profile.json)."
-    )
 
 
 def _authors() -> str:
@@ -213,12 +158,12 @@ def _study() -> str:
             judged = each["claims"][at]
             numbers = judged["numbers"].replace("|", "\\|")  # which would end the cell
             rows.append(f"| {claim['claim']} | {title} | {judged['verdict']}: {numbers} |")
-    steps = json.loads((RESULTS / "train-step.json").read_text(encoding="utf-8"))["cases"]
+    steps = json.loads((RECORDED / "train-step.json").read_text(encoding="utf-8"))["cases"]
     for case in steps:
-        if case["dtype"] == "float32" and case["layout"] == "contiguous":
+        if (case["form"], case["dtype"], case["layout"]) == ("eager", "float32", "contiguous"):
             ratio, low, high = case["rows"]["msn"]["to_bn"]
             verdict = "holds" if ratio <= 0.84 else "holds in part" if high < 1 else "does not hold"
-            net = {"vgg7": "VGG7", "densenet_bc": "DenseNet-BC-100-12"}[case["net"]]
+            net = step_text.NETS[case["net"]]
             said = f"{verdict}: a training step takes {ratio:.2f} of BN's time ({low:.2f} to {high:.2f}), on this CPU"
             rows.append(f"| MSN is about 16 % faster than BN | {net} | {said} |")
     return "\n".join(rows)
@@ -304,6 +249,7 @@ def main() -> None:
     wanted[GAP] = gap_text.page()
     wanted[FINE_TUNING] = tiny_text.page(ROOT)
     wanted[SIGMA] = sigma_text.page()
+    wanted[STEP] = step_text.page(RECORDED)
     wanted[TASKS] = filled(task_peers_text.page(ROOT), {"trained": task_nets.text()}, page=TASKS.name)
     if "--check" in sys.argv[1:]:
         stale = [path.name for path, text in wanted.items() if path.read_text(encoding="utf-8") != text]

@@ -62,8 +62,8 @@ _COLOURS = dict(
     )
 )
 SCREENED = ("bn", "bn-frozen", "gn", "msn", "msn-affine", "none")
-WHOLE = ("bn", "bn-frozen", "gn", "msn")
-FIELD = ("bn", "bn-frozen", "gn", "msn", "msn-frozen", "bn-head", "msn-head")
+WHOLE = ("bn", "bn-frozen", "gn", "msn", "msn-affine")
+FIELD = ("bn", "bn-frozen", "gn", "msn", "msn-affine", "msn-frozen", "bn-head", "msn-head")
 NORMS = ("bn", "gn", "msn", "msn-affine", "none")
 RATES = (0.001, 0.003, 0.01)
 WIDTH, LARGE, SIDE_PX = 16, 64, 28
