@@ -79,17 +79,12 @@ def page(recorded: Path) -> str:
         "look longer than they are, so that only the shares count. *Weights* is the power iteration, W / sigma and "
         "its gradient: dozens of small operations for each layer, so that networks of many small layers pay most.",
         _profile(profile),
-        "Both norms pass over each output about as often: MSN reads it for the sum, reads and writes it for the mean, "
-        "and the same for the gradient. The mean can also go through the bias, before the output exists, for a "
-        "convolution is linear; that saves two passes and costs small operations. Measured beside the form in place, "
-        "it won on none of the five networks and lost 2 to 4 % on MobileNetV2 and the U-Net, so that it is gone.",
+        "MSN reads each output for the sum, then reads and writes it for the mean, and does the same with the "
+        "gradient; it reads the weight for the power iteration, the division by sigma and the gradient of sigma.",
         "## Compiled, and on a GPU",
         "`torch.compile` sees one graph without breaks, with one sum and one addition over the activations for each "
-        "layer and direction, which a test holds: no more than eager does. On a CPU that does not make it fast: "
-        "inductor's code for sums and pooling is slower than torch's own, and MSN has more of its own sums than "
-        "BatchNorm. Float32, the same machine, beside other work, so that the intervals are wide"
-        + _uncompiled(result)
-        + ":",
+        "layer and direction, which a test holds: no more than eager does. On this CPU, in float32, beside other "
+        "work, so that the intervals are wide" + _uncompiled(result) + ":",
         _table([case for case in result["cases"] if case["form"] == "compiled"]),
         "On a machine with a GPU one command measures eager, bfloat16, compiled and CUDA-graph steps within nine "
         "minutes, and a Triton kernel that centres and clamps in one pass:\n\n"

@@ -1,7 +1,7 @@
 """`eval` against independent metrics, of YOLOv8n and of a segmentation network of torchvision: `make peers-tasks`.
 
 Both are trained here on `digits-scenes` as files, exported to ONNX by their own tools, and given to msn-deploy with a
-preset. What is there is kept, so that it goes on where it stopped. The two packages lie in an environment of their own,
+preset. What is there is kept: typed again, it goes on. The two packages are in an environment of their own,
 which train.py alone runs in.
 """
 

@@ -109,7 +109,7 @@ class CalibrationOptions:
         if len(names) > 1:
             raise InputError(f"`{names[0]}` finds the layers to leave out itself.\nGive it or `{names[1]}`, not both.")
         if self.max_drop is not None and is_feeds(self.data):
-            raise InputError(f"{self.data} holds no labels, so that there is no metric.\nGive `--min-sqnr 30dB`.")
+            raise InputError(f"{self.data} holds no labels to measure a metric with.\nGive `--min-sqnr 30dB`.")
 
 
 def calibrate(
@@ -281,7 +281,7 @@ def _require_metric(model: OpenModel) -> None:
         raise InputError(f"{model.path} is a generator: it has no metric to keep.\nLeave out `--max-drop`.")
     if model.info is None or not model.info.task:
         raise InputError(
-            f"{model.path} does not say its task, so that there is no metric.\n"
+            f"{model.path} does not say its task, and so has no metric.\n"
             "Give `--min-sqnr 30dB` in place of `--max-drop`, or say it: `msn-deploy export ... --task NAME`."
         )
 

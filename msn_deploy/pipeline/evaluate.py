@@ -144,7 +144,7 @@ def require_task(info: ModelInfo | None, *, model: str) -> TaskName:
     if info is None or not info.task:
         own = model if model.endswith(".onnx") else "MODEL.onnx"
         raise InputError(
-            f"{model} does not say what its outputs mean, so that there is no metric.\n"
+            f"{model} does not say what its outputs mean, and so has no metric.\n"
             f"Say it: msn-deploy export {own} --task {'|'.join(TASKS)} --out NEW.onnx"
         )
     return cast(TaskName, info.task)

@@ -27,8 +27,10 @@ def score_of(
     meter, at = task.meter(), 0
     for count, outputs in made:
         here = labels[at : at + count]
-        kept = {name: array[: len(here)] if len(here) < count else array for name, array in outputs.items()}
-        answers = task.answers(kept, placements_of(here, prep))
+        if len(here) < count:  # what has no row for each image is that of the task to sort out
+            rows = {name for name, array in outputs.items() if array.shape[:1] == (count,)}
+            outputs = {name: array[: len(here)] if name in rows else array for name, array in outputs.items()}
+        answers = task.answers(outputs, placements_of(here, prep))
         meter.add(answers, here)
         see(answers)
         at += count

@@ -219,7 +219,7 @@ def test_a_budget_of_sqnr_for_every_output(tmp_path: Path) -> None:
     with pytest.raises(GateError, match="150 dB is asked for"):
         calibrate(path, out, data=str(tmp_path / "f.npz"), min_sqnr=150.0, use_cache=False)
     assert out.read_bytes() == before
-    with pytest.raises(InputError, match="does not say its task, so that there is no metric"):
+    with pytest.raises(InputError, match="does not say its task, and so has no metric"):
         calibrate(path, out, max_drop=0.01)
     for both in ({"max_drop": 0.1}, {"leave_out": ("cost",)}):
         with pytest.raises(InputError, match="not both"):
