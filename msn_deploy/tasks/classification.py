@@ -105,9 +105,11 @@ class Classification:
         scores = scores_of(outputs[self._output], ending=self._ending, name=self._model)
         count = scores.shape[1]
         if self.classes and (count < len(self.classes) or (count > len(self.classes) and not self._named)):
+            told = "its names are" if self._named else "the data has"
+            hint = "Check the names: `--classes`." if self._named else "Give data with the classes it was trained on."
             raise InputError(
-                f"{self._model} gives {outputs[self._output].shape[1]} numbers per image, for {count} classes; the "
-                f"data has {len(self.classes)}.\nGive data with the classes that it was trained on."
+                f"{self._model} gives {outputs[self._output].shape[1]} numbers per image, for {count} classes; "
+                f"{told} {len(self.classes)}.\n{hint}"
             )
         best = np.argsort(-scores, axis=1, kind="stable")[:, :_TOP]
         return [

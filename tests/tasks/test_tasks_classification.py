@@ -25,9 +25,12 @@ def test_an_answer_is_the_index_of_the_largest_number():
     assert best(LOGITS) == [1, 0, 2]
 
 
-@pytest.mark.parametrize(("count", "classes", "named"), [(2, "abc", False), (2, "abc", True), (3, "ab", False)])
-def test_fewer_or_more_numbers_than_classes_are_refused(count, classes, named):
-    with pytest.raises(InputError, match=f"net gives {count} numbers per image, .*; the data has {len(classes)}"):
+@pytest.mark.parametrize(
+    ("count", "classes", "named", "told"),
+    [(2, "abc", False, "the data has 3"), (2, "abc", True, "its names are 3"), (3, "ab", False, "the data has 2")],
+)
+def test_fewer_or_more_numbers_than_classes_are_refused(count, classes, named, told):
+    with pytest.raises(InputError, match=f"net gives {count} numbers per image, .*; {told}"):
         answers(LOGITS[:, :count], classes, named=named)
 
 
