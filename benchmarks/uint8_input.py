@@ -10,8 +10,9 @@ nhwc       the file of `export --uint8-input --uint8-layout nhwc`, fed with the 
 nchw       the file of `export --uint8-input`, fed with the frame turned to channels first
 
 Arms take turns in rounds of randomised mirrored order, in ONNX Runtime on the CPU; each query takes the next of several
-frames. Before that, the outputs of all arms are compared on every frame. Networks are untrained: times do not hang on
-weights.
+frames. Each arm has a session of its own, and the first queries of a block are dropped: the threads of the session
+before still spin. Before that, the outputs of all arms are compared on every frame. Networks are untrained: times do
+not hang on weights.
 """
 
 from __future__ import annotations
@@ -113,7 +114,8 @@ def before_the_first_layer(report: ExportReport) -> list[str]:
 def compared(case: Case, *, threads: int, seconds: float) -> dict[str, Any]:
     with TemporaryDirectory() as folder:
         reports = exported(case, Path(folder))
-        runners = {name: load_runner(report.path, threads=threads) for name, report in reports.items()}
+        files = {"in place": reports["floats"].path} | {name: report.path for name, report in reports.items()}
+        runners = {name: load_runner(file, threads=threads) for name, file in files.items()}
         left = {name: before_the_first_layer(report) for name, report in reports.items() if name != "floats"}
     prep = reports["floats"].preprocess
     assert prep is not None
@@ -132,7 +134,7 @@ def compared(case: Case, *, threads: int, seconds: float) -> dict[str, Any]:
 
     queries = {
         "floats": query(runners["floats"], lambda frame: to_input(frame, prep)),
-        "in place": query(runners["floats"], lambda frame: in_place(frame, prep)),
+        "in place": query(runners["in place"], lambda frame: in_place(frame, prep)),
         "nhwc": query(runners["nhwc"], lambda frame: frame),
         "nchw": query(runners["nchw"], turned),
     }
@@ -146,7 +148,7 @@ def compared(case: Case, *, threads: int, seconds: float) -> dict[str, Any]:
         run, turn = queries[name], itertools.cycle(frames)
         return Arm(name=name, run=lambda: run(next(turn)))
 
-    options = MeasureOptions(seconds=seconds, warmup_seconds=1, block_ms=25)
+    options = MeasureOptions(seconds=seconds, warmup_seconds=1, block_ms=100, settle_queries=3)
     samples = measure([arm(name) for name in queries], options=options)
     medians = {each.name: block_medians(each.blocks) for each in samples.arms}
     rows: dict[str, Any] = {}

@@ -14,9 +14,13 @@ from task_data import write_rectangles
 from msn_deploy.core.errors import GateError, InputError
 from msn_deploy.core.model_info import TensorSpec
 from msn_deploy.core.recipes import Recipe, TrainedTask, load_recipe
-from msn_deploy.data import Split
+from msn_deploy.data import Split, load_split
+from msn_deploy.data.labels import IGNORED
+from msn_deploy.pipeline.budget import parse_drop
+from msn_deploy.pipeline.calibrate import calibrate
 from msn_deploy.pipeline.evaluate import evaluate
 from msn_deploy.pipeline.export import export_onnx
+from msn_deploy.pipeline.fp16 import cast_to_fp16
 from msn_deploy.pipeline.study import study
 from msn_deploy.tasks import make_task
 from msn_deploy.tasks.task import Given
@@ -64,15 +68,34 @@ def test_it_learns_in_its_own_metric(trained: dict[str, TrainResult], net: str) 
 
 
 @pytest.mark.parametrize("net", NETS)
-def test_eval_finds_what_the_training_says(trained: dict[str, TrainResult], net: str, tmp_path: Path) -> None:
+def test_eval_finds_what_the_training_says(trained: dict[str, TrainResult], net: str) -> None:
     result, metric = trained[net], NETS[net]
     found = evaluate(result.checkpoint)
     assert (f"test_{found.metric}", found.samples) == (metric, 16)
     assert found.value == pytest.approx(result.info.metrics[metric], abs=1e-6)
-    if net == "unet":  # that both export to the same function: tests/nets/test_nets_positioned.py
-        return
-    export_onnx(str(result.checkpoint), tmp_path / "net.onnx")
-    assert evaluate(tmp_path / "net.onnx").value == pytest.approx(found.value, abs=1e-6)
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_every_precision_beats_the_constant_answer(
+    trained: dict[str, TrainResult], net: str, data: str, tmp_path: Path
+) -> None:
+    full, half, int8 = (tmp_path / f"{name}.onnx" for name in ("full", "half", "int8"))
+    export_onnx(str(trained[net].checkpoint), full, dynamic_batch=True)
+    cast_to_fp16(full, half)
+    made = calibrate(full, int8, max_drop=parse_drop("5%"), use_cache=False)
+    assert made.verdict is not None
+    assert made.verdict.kind in ("INT8", "MIXED")
+    constant = 0.0  # of boxes; of masks: all of it background
+    if net == "unet":
+        wanted = load_split(data, "test", task="segmentation", height_px=32, width_px=32, channels=3).labels
+        constant = float((wanted == 0).sum() / (wanted != IGNORED).sum() / len(CLASSES[net]))
+    checkpoint = trained[net].info.metrics[NETS[net]]
+    for file, precision, apart in ((full, "fp32", 1e-6), (half, "fp16", 0.01), (int8, "int8", 0.05 * checkpoint)):
+        found = evaluate(file)
+        assert (f"test_{found.metric}", found.samples) == (NETS[net], 16)
+        assert precision in found.precision
+        assert found.value == pytest.approx(checkpoint, abs=apart)
+        assert found.value > constant + 0.2
 
 
 def test_an_interrupted_training_is_resumed(data: str, tmp_path: Path) -> None:
