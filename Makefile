@@ -8,7 +8,7 @@ ON_PATH := PATH="$(CURDIR)/$(BIN):$$PATH"
 TORCH := torch==2.13.0
 SCRIPTS := .ci/run $(wildcard benchmarks/*.sh msn_deploy/engine/*.sh msn_deploy/pipeline/bundle_scripts/* tests/container/*.sh)
 
-.PHONY: setup demo quick test gpu-test device-test cuda-test nightly check hooks fmt results train-step throughput overhead control peers peers-tasks networks export-cost \
+.PHONY: setup demo quick test gpu-test device-test cuda-test nightly check hooks fmt results train-step throughput overhead control fuzz offline peers peers-tasks networks export-cost \
 	backend-tests sweep paper paper-tables tiny-batches norms int8 readme operators container-test jetson-wheels clean
 
 setup: $(VENV)/.installed $(VENV)/.bindings
@@ -95,6 +95,15 @@ overhead: setup
 # Verdicts of `bench` where the truth is known, alone and under load: six minutes on an otherwise idle machine.
 control: setup
 	$(BIN)/python benchmarks/control.py --out control.json
+
+# Mutated inputs of every kind through every command: 5,000 take an hour on two cores. Stop it at any time and type it again.
+# One of them again: make fuzz FUZZ="--seed 1 --only 123"
+fuzz: setup
+	PYTHONPATH=benchmarks $(BIN)/python -m fuzz $(FUZZ)
+
+# Every command under strace, which has to be installed: does any connect to anything? Five minutes.
+offline: setup
+	$(BIN)/python benchmarks/offline.py
 
 # The graphs of other exporters against ours, and the time of an export: half an hour on an otherwise idle machine.
 peers: setup

@@ -7,7 +7,11 @@ read `__init__.pyi`.
 from __future__ import annotations
 
 import importlib
+import os
 from typing import Any
+
+# ONNX Runtime sends telemetry from inside the process that is being measured, and looks at this when it is imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __version__ = "0.1.0"
 

@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+import msn_deploy  # noqa: F401 - before any test imports onnxruntime: it switches the telemetry of that off
+
 if TYPE_CHECKING:
     from torch import nn
 

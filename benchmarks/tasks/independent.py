@@ -10,9 +10,12 @@ letterbox, crop, decoding, non-maximum suppression and the counting of pixels ar
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when it is imported
 
 import numpy as np
 import onnxruntime

@@ -121,3 +121,5 @@ subjects() {  # what bench.sh and eval.sh look at, a line each: engines, or the 
         [ -n "$found" ] || say "$name has no engine here and is left out." >&2
     done
 }
+
+export ORT_DISABLE_TELEMETRY=1  # ONNX Runtime would upload from within the process that is measured
