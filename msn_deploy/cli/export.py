@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -28,6 +28,7 @@ from msn_deploy.core.model_info import TASKS
 if TYPE_CHECKING:
     from msn_deploy.graph.certificate import Certificate
     from msn_deploy.model.parity import Rung
+    from msn_deploy.pipeline.export import ExportReport
 
 _IMAGES = "Images"
 _TASK = "Task"
@@ -197,7 +198,7 @@ def command(
         nms=nms,
     )
     report = export_onnx(source, out, options)
-    if output.emit(report, json, made_from=[report.path], then=("calibrate", report.path)):
+    if output.emit(report, json, made_from=[report.path], then=_next(report)):
         return
     operators = ", ".join(f"{count} {name}" for name, count in report.operators.items())
     output.say(f"{report.path}: {size_text(report.bytes)}, {'folded' if report.folded else 'not folded'}")
@@ -219,6 +220,13 @@ def command(
     output.say(f"  against the source, on {report.parity_on}:")
     rows = [row for each in report.ladder for row in _rows(each)]
     output.show_table(rows, head=("stage", "max diff", "mean diff", "cosine", "SQNR", "same top-1"))
+
+
+def _next(report: ExportReport) -> Sequence[object]:
+    """Return the command that a file is made for: calibration comes before INT8, and before NMS."""
+    if "QuantizeLinear" in report.operators:
+        return "build-engine", report.path, "--precision", "int8"
+    return "build-engine" if report.nms is not None else "calibrate", report.path
 
 
 def _rows(rung: Rung) -> Iterator[tuple[str, ...]]:

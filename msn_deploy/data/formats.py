@@ -1,7 +1,7 @@
 """Which format are these files of, and does it have labels for this task?
 
 Looked for are, in this order: MNIST's IDX files (`train-images-idx3-ubyte[.gz]`, `t10k-...`), CIFAR-10 in its binary
-version, SVHN's cropped digits, COCO's JSON, YOLO's text labels, maps beside images, tables, arrays, and images in
+version, SVHN's cropped digits, maps beside images, COCO's JSON, YOLO's text labels, tables, arrays, and images in
 `train/CLASS/` and `test/CLASS/` (or val, valid, validation; in capitals too) or in `CLASS/` alone. Hidden files, those
 of systems, and folders without images are left out.
 """
@@ -36,9 +36,9 @@ class _Format:
 
 
 _FORMATS = (
+    _Format("images with maps of them", maps.TASKS, maps.has_maps, maps.read_maps),
     _Format("COCO's JSON", coco.TASKS, coco.is_coco, coco.read_coco),
     _Format("YOLO's text labels", yolo.TASKS, yolo.is_yolo, yolo.read_yolo),
-    _Format("images with maps of them", maps.TASKS, maps.has_maps, maps.read_maps),
     _Format("a table", table.TASKS, table.is_table, table.read_table),
     _Format("arrays", arrays.TASKS, arrays.is_arrays, arrays.read_arrays),
 )

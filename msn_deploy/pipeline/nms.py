@@ -40,8 +40,10 @@ def nms_in_graph(
     """
     from msn_deploy.graph.nms import with_nms  # after the packages were asked for, which it imports
 
+    if not info.task:
+        raise InputError(f"`--nms` is for detectors, and {source} says no task.\nSay it: `--task detection`.")
     if info.task != "detection":
-        raise InputError(f"`--nms` is for detectors, and {source} is not known to be one.\nSay it: `--task detection`.")
+        raise InputError(f"`--nms` is for detectors, and the task of {source} is {info.task}.\nLeave out `--nms`.")
     graph, reading = with_nms(file.proto, given_of(source, info, file.outputs, file))
     new = replace(info, reading=reading)
     made = in_memory(graph, with_info(graph, new))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,19 @@ def test_folders_without_splits_and_names_with_mask(tmp_path: Path) -> None:
     assert got.classes == ("sky", "road", "car")
     np.testing.assert_array_equal(got.labels[..., 0], [_map(0), _map(5)])
     assert len(_load(tmp_path).images) == 4
+
+
+def test_masks_go_before_boxes_of_the_same_images(tmp_path: Path) -> None:
+    _images(tmp_path / "images", 4)
+    for at in range(4):
+        _save(tmp_path / "masks" / f"{at}.png", _map(at))
+    images = [{"id": at, "file_name": f"{at}.jpg", "height": 4, "width": 6} for at in range(4)]
+    boxes = [{"id": 1, "image_id": 0, "category_id": 1, "bbox": [0, 0, 2, 2], "area": 4, "iscrowd": 0}]
+    told = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "car"}]}
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "instances.json").write_text(json.dumps(told))
+    np.testing.assert_array_equal(_load(tmp_path, "test").labels[0, ..., 0], _map(0))
+    assert _load(tmp_path, "test", "detection").classes == ("car",)
 
 
 def test_images_without_a_mask_are_left_out_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,5 +1,7 @@
 """NMS in the graph: a detector whose only output is boxes, and that is as good as NMS in numpy makes it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -9,6 +11,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
 pytest.importorskip("pycocotools")
 
+from msn_deploy.cli.export import _next  # noqa: E402
 from msn_deploy.data.preparation import preparation  # noqa: E402
 from msn_deploy.model.opened import open_model  # noqa: E402
 from msn_deploy.pipeline import nms  # noqa: E402
@@ -81,9 +84,18 @@ def test_a_file_that_gives_boxes_already_needs_no_nms(files, tmp_path):
         export_onnx(str(files[1].path), tmp_path / "again.onnx", nms=True)
 
 
-def test_only_a_detector_has_nms(tmp_path):
-    with pytest.raises(InputError, match="`--nms` is for detectors"):
-        export_onnx(BrightPlaces().eval(), tmp_path / "boxes.onnx", input_shape=(1, 3, 96, 96), nms=True)
+@pytest.mark.parametrize(("task", "told"), [(None, "says no task"), ("regression", "is regression")])
+def test_only_a_detector_has_nms(tmp_path, task, told):
+    with pytest.raises(InputError, match=f"`--nms` is for detectors.*{told}"):
+        export_onnx(BrightPlaces().eval(), tmp_path / "boxes.onnx", input_shape=(1, 3, 96, 96), task=task, nms=True)
+
+
+def test_the_next_command_is_the_one_that_the_file_is_for(files):
+    plain, report = files
+    assert _next(report) == ("build-engine", report.path)
+    assert _next(plain) == ("calibrate", plain.path)
+    int8 = replace(plain, operators={"QuantizeLinear": 3})
+    assert _next(int8) == ("build-engine", plain.path, "--precision", "int8")
 
 
 def test_boxes_are_the_same_by_class_place_and_score():
