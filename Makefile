@@ -8,7 +8,7 @@ ON_PATH := PATH="$(CURDIR)/$(BIN):$$PATH"
 TORCH := torch==2.13.0
 SCRIPTS := .ci/run $(wildcard benchmarks/*.sh msn_deploy/engine/*.sh msn_deploy/pipeline/bundle_scripts/* tests/container/*.sh)
 
-.PHONY: setup demo quick test gpu-test device-test cuda-test nightly check hooks fmt results train-step throughput overhead control fuzz offline peers peers-tasks networks export-cost \
+.PHONY: setup demo quick test gpu-test device-test cuda-test nightly check hooks fmt results train-step throughput overhead control fuzz offline long-run peers peers-tasks networks export-cost \
 	backend-tests sweep paper paper-tables tiny-batches norms int8 readme operators container-test jetson-wheels clean
 
 setup: $(VENV)/.installed $(VENV)/.bindings
@@ -104,6 +104,11 @@ fuzz: setup
 # Every command under strace, which has to be installed: does any connect to anything? Five minutes.
 offline: setup
 	$(BIN)/python benchmarks/offline.py
+
+# Memory and open files of `infer` over 20,000 images and of `bench` for 10 minutes: a quarter of an hour. Less:
+# make long-run LONG="--images 2000 --minutes 1 --out long-run.json"
+long-run: setup
+	$(BIN)/python benchmarks/long_run.py $(LONG)
 
 # The graphs of other exporters against ours, and the time of an export: half an hour on an otherwise idle machine.
 peers: setup

@@ -102,7 +102,8 @@ def command(
         for given, option in ((cuda_graph, "--cuda-graph"), (wait, "--wait"), (mapped, "--mapped")):
             if given:
                 raise InputError(f"{option} is for engines, and `--baseline auto` makes ONNX files.\nLeave one out.")
-        names, accuracies = _rows_of_recipe(models, runs, batch=batch or 1, threads=threads)
+        names, accuracies, own_data = _rows_of_recipe(models, runs, batch=batch or 1, threads=threads)
+        data = data or own_data
         models, baseline = list(names), None
     request = BenchRequest(
         models=models,
@@ -170,8 +171,8 @@ def command(
 
 def _rows_of_recipe(
     models: list[Path], runs: Path | None, *, batch: int, threads: int | None
-) -> tuple[dict[Path, str], dict[Path, float]]:
-    """Train and export what is missing; return names and accuracies of the three rows, the baseline first."""
+) -> tuple[dict[Path, str], dict[Path, float], str | None]:
+    """Train and export what is missing; return names and accuracies of the three rows, the baseline first, and data."""
     from msn_deploy.core.recipes import load_recipe
     from msn_deploy.pipeline.evaluate import evaluate
     from msn_deploy.pipeline.forms import make_all, three_rows
@@ -183,4 +184,6 @@ def _rows_of_recipe(
     keep_freed_memory()
     with output.progress_bar() as progress:
         paths = make_all(list(forms.values()), runs, threads=threads, tell=output.note, progress=progress)
-    return dict(zip(paths, forms, strict=True)), {path: evaluate(path, threads=threads).value for path in paths}
+    data = next(iter(forms.values())).data
+    accuracies = {path: evaluate(path, data=data, threads=threads).value for path in paths}
+    return dict(zip(paths, forms, strict=True)), accuracies, data

@@ -9,8 +9,8 @@ import typer
 
 from msn_deploy.cli import output
 from msn_deploy.cli.options import Json
-from msn_deploy.core.artifacts import open_input
 from msn_deploy.core.errors import InputError
+from msn_deploy.core.opening import open_input
 from msn_deploy.machine.checks import checks
 
 
@@ -39,7 +39,7 @@ def command(
         )
     model_bytes = 0
     if model is not None and not model.is_dir():
-        with open_input(model) as stream:
+        with open_input(model, "any") as stream:
             model_bytes = stream.seek(0, 2)
     found = checks(model_bytes=model_bytes)
     if model is not None and model.is_dir():

@@ -57,7 +57,7 @@ def command(
         typer.Option(
             "--data",
             help="What to compare on: .npz or .npy files, or images.",
-            show_default="what the model was trained on, else random numbers",
+            show_default="the known name that the model was trained on, else random numbers",
         ),
     ] = None,
     batch: Annotated[

@@ -42,6 +42,8 @@ def command(
             output.say(json_text.dumps(told.to_json()))
         elif told.answer is not None:
             output.say(f"{told.image}  {told.answer.text()}  {told.latency_ms:.2f} ms")
+        else:
+            output.note(told.error)
     if kept:
         output.emit(kept, json, made_from=[model])
     if unread:

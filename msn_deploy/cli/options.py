@@ -14,6 +14,7 @@ import typer
 from msn_deploy.core.artifacts import sidecar_path
 from msn_deploy.core.errors import InputError, did_you_mean
 from msn_deploy.core.model_info import INPUT_TYPES, TASKS, InputOption, TaskName
+from msn_deploy.core.opening import read_input
 
 MINIMUM_SECONDS = 0.5  # ten rounds of two blocks of 25 ms: fewer give no interval
 
@@ -60,14 +61,16 @@ def new_text(path: Path | None) -> Path | None:
 
 Data = Annotated[
     str | None,
-    typer.Option("--data", help="Known name or folder of images.", show_default="what the model was trained on"),
+    typer.Option(
+        "--data", help="Known name or folder of images.", show_default="the known name that the model was trained on"
+    ),
 ]
 DataOrFeeds = Annotated[
     str | None,
     typer.Option(
         "--data",
         help="Known name or folder of images; for any other network arrays: .npz (one per input), .npy, a folder.",
-        show_default="what the model was trained on",
+        show_default="the known name that the model was trained on",
     ),
 ]
 Json = Annotated[
@@ -189,7 +192,7 @@ def parse_classes(text: str | None) -> tuple[str, ...]:
             raise InputError(f"{text} does not exist.\n`--classes` takes names by comma, or a file of them.")
     else:
         try:
-            raw = Path(text).read_text(encoding="utf-8")
+            raw = read_input(Path(text), "settings").decode()
             names = json.loads(raw) if text.endswith(".json") else [line.strip() for line in raw.splitlines()]
         except ValueError as cause:
             raise InputError(f"{text} is not a list of names ({cause}).") from cause

@@ -21,6 +21,7 @@ from typing import Any
 
 from msn_deploy import __version__
 from msn_deploy.core.errors import InputError
+from msn_deploy.core.opening import open_input, read_input
 
 SCHEMA = 1
 PARTIAL_SUFFIX = ".partial"
@@ -68,25 +69,10 @@ class Sidecar:
 def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file as hex. Raises InputError if it cannot be read."""
     digest = hashlib.sha256()
-    with open_input(path) as stream:
+    with open_input(path, "any") as stream:
         while chunk := stream.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-@contextmanager
-def open_input(path: Path) -> Iterator[Any]:
-    """Open a user's file for reading bytes; every way in which that fails is an InputError that names it."""
-    if os.path.isdir(path):  # Path.is_dir raises where a folder above may not be looked into
-        raise InputError(f"{path} is a folder; a file is needed.")
-    try:
-        stream = path.open("rb")
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist.\nCheck the path; `ls {path.parent}` shows what is there.") from None
-    except OSError as cause:
-        raise InputError(f"{path} cannot be read: {cause.strerror}.") from cause
-    with stream:
-        yield stream
 
 
 @contextmanager
@@ -202,9 +188,7 @@ def parent_of(path: Path, *, role: str) -> Parent:
 def read_sidecar(path: Path) -> Sidecar:
     """Read the sidecar of an artifact. Raises InputError if it is missing or not a sidecar."""
     side = sidecar_path(path)
-    with open_input(side) as stream:
-        raw = stream.read()
-    return parse_sidecar(side, raw)
+    return parse_sidecar(side, read_input(side, "sidecar"))
 
 
 def parse_sidecar(side: Path, raw: bytes) -> Sidecar:

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
-from msn_deploy.core.artifacts import open_input
 from msn_deploy.core.errors import InputError, did_you_mean
+from msn_deploy.core.opening import read_input
 
 if sys.version_info >= (3, 11):
     import tomllib as tomllib
@@ -61,8 +61,8 @@ def read_toml(name_or_path: str, folder: str) -> tuple[Path, dict[str, Any]]:
                 f"unknown {what} {name_or_path!r}{did_you_mean(name_or_path, known)}\nA path to a TOML file works too."
             )
         path = place / f"{name_or_path}.toml"
-    with open_input(path) as stream:
-        try:
-            return path, tomllib.load(stream)
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as cause:
-            raise InputError(f"{path} is not valid TOML: {cause}.") from cause
+    raw = read_input(path, "settings")
+    try:
+        return path, tomllib.loads(raw.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as cause:
+        raise InputError(f"{path} is not valid TOML: {cause}.") from cause

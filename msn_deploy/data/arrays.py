@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from msn_deploy.core.errors import InputError, size_text
+from msn_deploy.core.errors import InputError
 from msn_deploy.core.model_info import TaskName
 from msn_deploy.data.folders import SPLITS, of_split
 from msn_deploy.data.images import Raw, without_labels
@@ -39,7 +39,6 @@ _SHORT = {"x": "images", "y": "labels"}  # where they name their split
 _ROLE = r"images|labels|masks|targets|depth(?:_mm|_cm|_m)?|x|y"
 _OF = "|".join(dict.fromkeys(name for names in SPLITS.values() for name in names))
 _NAME = re.compile(rf"(?:({_OF})_)?({_ROLE})(?:_({_OF}))?")
-_MOST_BYTES = 1 << 34
 _MOST_CLASSES = 1 << 16
 
 
@@ -83,7 +82,7 @@ class _File:
     def __init__(self, path: Path) -> None:
         self.path = path
         with ExitStack() as stack:
-            self.names = [name.removesuffix(".npy") for name in archive(path, stack).namelist()]
+            self.names = [name.removesuffix(".npy") for name in archive(path, stack, "data").namelist()]
         self.found: dict[str, dict[str, str]] = {}
         for name in self.names:
             match = _NAME.fullmatch(name.lower())
@@ -106,19 +105,15 @@ class _File:
     def read(self, name: str) -> NDArray[Any]:
         """Return the array of that name."""
         with ExitStack() as stack:
-            stream = array_in(self.path, name, stack)
+            stream = array_in(self.path, name, stack, "data")
             header = header_of(stream, self.path)
-            count = math.prod(header.shape) * header.dtype.itemsize
-            if count > _MOST_BYTES or header.dtype.kind not in "biufU":
-                raise InputError(
-                    f"{self.path}: {name} has {size_text(count)} of {header.dtype}; up to {size_text(_MOST_BYTES)} of "
-                    "numbers are read."
-                )
+            if header.dtype.kind not in "biufU":
+                raise InputError(f"{self.path}: {name} is of {str(header.dtype)[:60]}; numbers are read.")
             return take(stream, header.shape, header, self.path)
 
-    def every(self, role: str) -> list[NDArray[Any]]:
-        """Return the arrays of a role in all splits."""
-        return [self.array(key, role) for key, of in self.found.items() if role in of]
+    def every(self, role: str) -> Iterator[NDArray[Any]]:
+        """Yield the arrays of a role in all splits."""
+        return (self.array(key, role) for key, of in self.found.items() if role in of)
 
     def images(self, key: str, role: str) -> NDArray[np.uint8]:
         """Return images (N, H, W) or (N, H, W, 3) as bytes."""
@@ -160,12 +155,11 @@ def _bytes(image: NDArray[Any], low: np.float32, high: np.float32, what: str) ->
     return made
 
 
-def _numbered(file: _File, labels: list[NDArray[Any]]) -> tuple[str, ...]:
-    """Return the names of numbered classes. Raises InputError for negative and very large ones."""
-    low, high = (min(each.min(initial=0) for each in labels), max(each.max(initial=0) for each in labels))
+def _numbered(file: _File, low: int, high: int) -> tuple[str, ...]:
+    """Return the names of classes from the lowest to the highest number. Raises InputError for others than these."""
     if low < 0 or high >= _MOST_CLASSES:
         raise InputError(f"{file.path} has classes from {low} to {high}; they count from 0.")
-    return file.names_of(int(high) + 1) or tuple(map(str, range(max(2, int(high) + 1))))
+    return file.names_of(high + 1) or tuple(map(str, range(max(2, high + 1))))
 
 
 def _classes(file: _File, key: str) -> tuple[NDArray[Any], tuple[str, ...]]:
@@ -173,7 +167,8 @@ def _classes(file: _File, key: str) -> tuple[NDArray[Any], tuple[str, ...]]:
     mine = file.array(key, "labels")
     if any(each.ndim != 1 or each.dtype.kind not in "iub" for each in labels):
         raise InputError(f"{file.path}: labels are {_in_words(mine)}; one whole number for each image is needed.")
-    return mine.reshape(-1).astype(np.int64), _numbered(file, labels)
+    low, high = min(each.min(initial=0) for each in labels), max(each.max(initial=0) for each in labels)
+    return mine.reshape(-1).astype(np.int64), _numbered(file, int(low), int(high))
 
 
 def _several(file: _File, key: str) -> tuple[NDArray[Any], tuple[str, ...]]:
@@ -193,13 +188,15 @@ def _values(file: _File, key: str) -> tuple[NDArray[Any], tuple[str, ...]]:
 
 
 def _masks(file: _File, key: str) -> tuple[NDArray[Any], tuple[str, ...]]:
-    masks, every = _maps(file, key, "masks"), file.every("masks")
-    if any(each.dtype.kind not in "iub" or each.min(initial=0) < 0 or each.max(initial=0) > IGNORED for each in every):
-        raise InputError(f"{file.path}: masks are {_in_words(masks)}; whole numbers from 0 to {IGNORED} are needed.")
-    told = [each[each != IGNORED] for each in every]
-    if not any(each.any() for each in told) and any(len(of) < each.size for of, each in zip(told, every, strict=True)):
+    high, leaves_out = 0, False
+    for each in file.every("masks"):
+        if each.dtype.kind not in "iub" or each.min(initial=0) < 0 or each.max(initial=0) > IGNORED:
+            raise InputError(f"{file.path}: masks are {_in_words(each)}; whole numbers from 0 to {IGNORED} are needed.")
+        told = each != IGNORED
+        high, leaves_out = max(high, int(each.max(initial=0, where=told))), leaves_out or not told.all()
+    if high == 0 and leaves_out:
         raise InputError(f"{file.path}: masks hold nothing but 0 and {IGNORED}, and {IGNORED} is left out.\nSave 1.")
-    return masks.astype(np.uint8), _numbered(file, told)
+    return _maps(file, key, "masks").astype(np.uint8, copy=False), _numbered(file, 0, high)
 
 
 def _depth(file: _File, key: str) -> tuple[NDArray[Any], tuple[str, ...]]:

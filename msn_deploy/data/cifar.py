@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from msn_deploy.core.artifacts import open_input
 from msn_deploy.core.errors import InputError
+from msn_deploy.core.opening import read_input, require_size
 from msn_deploy.data.images import Raw
 
 PUBLISHED = "cifar-10-binary.tar.gz of www.cs.toronto.edu/~kriz/cifar.html"
@@ -44,18 +44,18 @@ def read_cifar(folder: Path, split: str) -> Raw | None:
         raise InputError(
             f"{folder} has no {', '.join(missing)}, which CIFAR-10's {split} split needs.\nUnpack {PUBLISHED} again."
         )
+    require_size(sum(os.path.getsize(folder / name) for name in wanted), source=folder, kind="data")
     parts = [_records(folder / name) for name in wanted]
     if len({len(part) for part in parts}) > 1:
         counts = ", ".join(f"{name} {len(part)}" for name, part in zip(wanted, parts, strict=True))
         raise InputError(f"{folder}: its batches hold unlike numbers of images ({counts}).\nUnpack {PUBLISHED} again.")
-    records = np.concatenate(parts)
-    images = records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-    return Raw(images=np.ascontiguousarray(images), labels=records[:, 0].astype(np.int64), classes=_classes(folder))
+    images = np.concatenate([part[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1) for part in parts])
+    labels = np.concatenate([part[:, 0] for part in parts]).astype(np.int64)
+    return Raw(images=np.ascontiguousarray(images), labels=labels, classes=_classes(folder))
 
 
 def _records(path: Path) -> np.ndarray:
-    with open_input(path) as stream:
-        raw = stream.read()
+    raw = read_input(path, "data")
     if not raw or len(raw) % _RECORD:
         is_100 = bool(raw) and len(raw) % _RECORD_100 == 0
         likely = "it is of CIFAR-100, whose records have two labels" if is_100 else "a truncated download"
@@ -73,8 +73,7 @@ def _classes(folder: Path) -> tuple[str, ...]:
     path = folder / "batches.meta.txt"
     if not os.path.isfile(path):
         return _CLASSES
-    with open_input(path) as stream:
-        names = tuple(stream.read().decode("utf-8", "replace").split())
+    names = tuple(read_input(path, "settings").decode("utf-8", "replace").split())
     if names != _CLASSES:
         raise InputError(f"{path} does not name the ten classes of CIFAR-10.\nUnpack {PUBLISHED} again.")
     return names

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,20 +20,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from msn_deploy.core.artifacts import open_input
-from msn_deploy.core.errors import InputError, size_text
+from msn_deploy.core.errors import InputError
 from msn_deploy.core.model_info import TaskName
+from msn_deploy.core.opening import read_input
+from msn_deploy.data.decode import MOST_PIXELS
 from msn_deploy.data.folders import IMAGES, SPLITS, inside, of_split, split_folder
 from msn_deploy.data.images import Raw, without_labels
 from msn_deploy.data.labels import BACKGROUND, IGNORED, ObjectLabels, Objects
-from msn_deploy.data.regions import numbers_of, painted, polygons_mask, runs_mask
+from msn_deploy.data.regions import FAR, numbers_of, painted, polygons_mask, runs_mask
 
 TASKS: tuple[TaskName, ...] = ("detection", "segmentation")
 _PER_SPLIT = "_annotations.coco.json"
 _FOLDER = "annotations"
 _START = "instances_"
-_MOST_BYTES = 1 << 31
-_LARGEST_PX = 1 << 20
+_MOST_PARTS = 8_000_000  # COCO's own largest file has half of that
 
 
 def is_coco(source: Path) -> bool:
@@ -160,9 +160,11 @@ class _Told:
         number = _whole(of, "id", self._file, "an image")
         what = f"image {number}"
         width, height = (_whole(of, key, self._file, what) for key in ("width", "height"))
-        if not isinstance(of.get("file_name"), str) or not (0 < width < _LARGEST_PX and 0 < height < _LARGEST_PX):
+        if not isinstance(of.get("file_name"), str) or not (width > 0 < height and width * height <= MOST_PIXELS):
             raise InputError(
-                f"{self._file}: {what} of {width}x{height} pixels has the file_name {of.get('file_name')}."
+                f"{self._file}: {what} of {width}x{height} pixels has the file_name "
+                f"{str(of.get('file_name'))[:100]}.\n"
+                f"A name and up to {MOST_PIXELS / 1e6:.0f} million pixels are needed."
             )
         return _Image(id=number, name=of["file_name"], width_px=width, height_px=height)
 
@@ -185,8 +187,12 @@ class _Told:
         for each in self.annotations_of(image):
             what = f"{self._file}: {_called(each)}"
             box = numbers_of(each.get("bbox"), name=what)
-            if len(box) != 4 or min(box[2:]) < 0:
-                raise InputError(f"{what} has the bbox {each.get('bbox')}; x, y, width and height are needed.")
+            far = FAR * max(image.width_px, image.height_px)
+            if len(box) != 4 or min(box[2:]) < 0 or np.abs(box).max() > far:
+                raise InputError(
+                    f"{what} has the bbox {str(each.get('bbox'))[:100]}; x, y, width and height are needed, "
+                    f"of an image of {image.width_px}x{image.height_px} pixels."
+                )
             if min(box[2:]) == 0:
                 continue
             area = numbers_of([each.get("area", math.prod(box[2:]))], name=f"{what}: area")
@@ -205,8 +211,10 @@ class _Told:
 
     def mask(self, image: _Image) -> NDArray[np.uint8]:
         """Return the map of an image, of 0 for the background and 1 for the first category."""
+        return painted(self._regions(image), image.height_px, image.width_px)
+
+    def _regions(self, image: _Image) -> Iterator[tuple[int, NDArray[np.bool_]]]:
         height, width = image.height_px, image.width_px
-        regions = []
         for each in self.annotations_of(image):
             what, drawn = f"{self._file}: {_called(each)}", each.get("segmentation")
             if isinstance(drawn, dict):
@@ -217,8 +225,7 @@ class _Told:
                 where = polygons_mask(drawn, height, width, name=what)
             else:
                 raise InputError(f"{what} has no segmentation; without regions there are no masks.")
-            regions.append((1 + self._label(each), where))
-        return painted(regions, height, width)
+            yield 1 + self._label(each), where
 
     def _label(self, annotation: dict[str, Any]) -> int:
         number = _whole(annotation, "category_id", self._file, _called(annotation))
@@ -228,10 +235,9 @@ class _Told:
 
 
 def _json(file: Path) -> Any:
-    with open_input(file) as stream:
-        raw = stream.read(_MOST_BYTES + 1)
-    if len(raw) > _MOST_BYTES:
-        raise InputError(f"{file} has more than {size_text(_MOST_BYTES)}; up to that is read.")
+    raw = read_input(file, "annotations")
+    if (count := raw.count(b"[") + raw.count(b"{")) > _MOST_PARTS:  # each takes much more memory than its two brackets
+        raise InputError(f"{file} has {count:,} lists and objects; up to {_MOST_PARTS:,} are read.")
     try:
         return json.loads(raw)
     except (ValueError, RecursionError) as cause:  # the second: thousands of brackets

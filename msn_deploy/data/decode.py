@@ -8,21 +8,20 @@ Of several pages or frames the first counts. Colour profiles are not applied, as
 
 from __future__ import annotations
 
-import os
-import struct
+import io
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, ImageMode
+from PIL import Image, ImageMode
 
-from msn_deploy.core.artifacts import open_input
-from msn_deploy.core.errors import InputError, size_text
+from msn_deploy.core.errors import InputError
+from msn_deploy.core.opening import open_input
 
 FORMATS = {
     "PNG": (".png",),
@@ -36,7 +35,6 @@ FORMATS = {
 SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 DEEP_SUFFIXES = (*FORMATS["PNG"], *FORMATS["TIFF"], *FORMATS["PPM"])
 """Of the formats that can have more than 8 bits per channel."""
-MOST_BYTES = 1 << 30
 MOST_PIXELS = 178_956_970
 """Above it Pillow itself reports a decompression bomb; in RGB half a gigabyte."""
 GROUND = 255
@@ -48,9 +46,7 @@ Levels = tuple[float, float]
 _ORIENTATION, _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 0x0112, 258, 262, 339  # of EXIF; of TIFF
 _DEPTHS = (8, 10, 12, 14, 16, 24, 32)  # bits that sensors and files have
 _UPPER_OF_12 = 16  # bytes below it are the upper ones of values of at most 12 bits
-_DAMAGE = (Image.DecompressionBombError, OSError, ValueError, SyntaxError, EOFError, ArithmeticError, LookupError,
-           TypeError, AttributeError, RuntimeError, ImageCms.PyCMSError, struct.error)  # fmt: skip
-"""What Pillow's decoders raise on damaged bytes."""
+_AT_ONCE = 1 << 20  # pixels of which bytes are made together: what is made on the way is wider
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,14 +87,25 @@ class Picture:
 
         levels: black and white of deeper files that do not state them; None takes `levels_of` this image alone.
         """
-        pixels = self.pixels
+        if self.alpha is None and not self.deep:
+            return self.pixels
         if self.deep:
-            low, high = self.levels or levels or levels_of([self])
+            levels = self.levels or levels or levels_of([self])
+        made = np.empty(self.pixels.shape, dtype=np.uint8)
+        step = max(1, _AT_ONCE // self.pixels.shape[1])
+        for at in range(0, len(made), step):
+            made[at : at + step] = self._bytes_of(slice(at, at + step), levels)
+        return made
+
+    def _bytes_of(self, rows: slice, levels: Levels | None) -> NDArray[np.uint8]:
+        pixels = self.pixels[rows]
+        if self.deep and levels is not None:
+            low, high = levels
             scaled = (pixels.astype(np.float32) - np.float32(low)) * np.float32(255 / (high - low))
             pixels = np.rint(scaled.clip(0, 255)).astype(np.uint8)
         if self.alpha is None:
             return pixels
-        alpha = self.alpha.reshape(*self.alpha.shape, *(1,) * (pixels.ndim - 2)).astype(np.uint32)
+        alpha = self.alpha[rows].reshape(len(pixels), -1, *(1,) * (pixels.ndim - 2)).astype(np.uint32)
         return ((pixels * alpha + GROUND * (255 - alpha) + 127) // 255).astype(np.uint8)
 
 
@@ -135,14 +142,14 @@ def look_at(path: Path) -> Header:
         )
 
 
-def open_picture(path: Path, *, finite: bool = True) -> Picture:
+def open_picture(path: Path, *, finite: bool = True, content: bytes | None = None) -> Picture:
     """Decode an image file of FORMATS, its first page or frame.
 
-    finite: False keeps values that are not, which a depth may have. Raises InputError that names the file: it is
-    missing, not of these formats, damaged, larger than MOST_BYTES or MOST_PIXELS, or of 16 bits per colour channel that
-    are nearly all dark (Pillow reads the upper 8 of them).
+    finite: False keeps values that are not, which a depth may have. content: the bytes of an image that has no file of
+    its own. Raises InputError that names the file: it is missing, not of these formats, damaged, too large, of more
+    than MOST_PIXELS, or of 16 bits per colour channel that are nearly all dark (Pillow reads the upper 8 of them).
     """
-    with _opened(path) as image:
+    with _opened(path, content) as image:
         halved = not image.mode.startswith("I") and any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
         tags = dict(getattr(image, "tag_v2", {}))
         image.load()
@@ -181,15 +188,13 @@ def open_indices(path: Path) -> NDArray[Any]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _opened(path: Path, content: bytes | None = None) -> Iterator[Image.Image]:
     """Open an image whose declared size is within the bounds; whatever goes wrong with it is an InputError."""
-    if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):  # a pipe would wait for ever
-        raise InputError(f"{path} is not a plain file.")
-    with open_input(path) as stream, warnings.catch_warnings():
+    opened: AbstractContextManager[IO[bytes]]
+    opened = open_input(path, "image") if content is None else io.BytesIO(content)
+    with opened as stream, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, of metadata that it leaves out and of sizes that are checked here
         try:
-            if (count := os.fstat(stream.fileno()).st_size) > MOST_BYTES:
-                raise InputError(f"{path} has {size_text(count)}; images of up to {size_text(MOST_BYTES)} are read.")
             with Image.open(stream, formats=list(FORMATS)) as image:
                 width, height = image.size
                 if width * height > MOST_PIXELS:
@@ -201,7 +206,11 @@ def _opened(path: Path) -> Iterator[Image.Image]:
             raise
         except MemoryError as cause:
             raise InputError(f"{path} does not fit into the memory of this machine.") from cause
-        except _DAMAGE as cause:
+        except Image.DecompressionBombError as cause:
+            raise InputError(
+                f"{path} has more than {MOST_PIXELS / 1e6:.0f} million pixels; up to that is read."
+            ) from cause
+        except Exception as cause:  # of many decoders, each with exceptions of its own for damaged bytes
             raise InputError(
                 f"{path} is not a readable image ({type(cause).__name__}).\nRead are {', '.join(FORMATS)}."
             ) from cause

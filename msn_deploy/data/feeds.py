@@ -29,9 +29,10 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from msn_deploy.core.artifacts import Parent, open_input
+from msn_deploy.core.artifacts import Parent
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.model_info import TensorSpec
+from msn_deploy.core.opening import open_input
 from msn_deploy.data.arrays import is_arrays
 from msn_deploy.data.npz import Header, archive, array_in, header_of, take
 
@@ -226,7 +227,7 @@ def digest_of(path: str | Path) -> str:
     digest = hashlib.sha256()
     for file in _files_in(Path(path)) if os.path.isdir(path) else [Path(path)]:
         digest.update(f"{file.name}\0".encode())
-        with open_input(file) as stream:
+        with open_input(file, "any") as stream:
             while block := stream.read(_BLOCK):
                 digest.update(block)
     return digest.hexdigest()
@@ -259,7 +260,7 @@ class _File:
 
     def _parts(self, name: str, stack: ExitStack) -> Iterator[NDArray[Any]]:
         header, form = self.headers[name], self.forms[name]
-        stream = array_in(self.path, name, stack)
+        stream = array_in(self.path, name, stack, "any")
         header_of(stream, self.path)
         if form == "whole" or header.fortran:  # not laid out sample by sample
             array = take(stream, header.shape, header, self.path)
@@ -306,12 +307,12 @@ def _headers(path: Path, inputs: Sequence[TensorSpec]) -> dict[str, Header]:
                 raise InputError(f"{path} is one array, and the network has {len(inputs)} inputs.\n{_how(inputs)}")
             held = names
         else:
-            held = [each.removesuffix(".npy") for each in archive(path, stack).namelist()]
+            held = [each.removesuffix(".npy") for each in archive(path, stack, "any").namelist()]
         if sorted(held) != sorted(names):
             raise InputError(
                 f"{path} holds {', '.join(held) or 'nothing'}; the inputs are {', '.join(names)}.\n{_how(inputs)}"
             )
-        found = {name: header_of(array_in(path, name, stack), path) for name in names}
+        found = {name: header_of(array_in(path, name, stack, "any"), path) for name in names}
     for spec in inputs:
         if found[spec.name].dtype.name != spec.dtype:
             raise InputError(

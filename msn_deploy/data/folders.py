@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from msn_deploy.core.artifacts import open_input
-from msn_deploy.core.errors import InputError, size_text
+from msn_deploy.core.errors import InputError
+from msn_deploy.core.opening import Kind, read_input
 from msn_deploy.data.decode import SUFFIXES
 from msn_deploy.data.images import Raw
 
@@ -19,7 +19,6 @@ SPLITS = {"train": ("train", "training"), "test": ("test", "testing", "val", "va
 """What the folders of a split are called, in capitals too; the first that is there counts."""
 IMAGES = ("images", "image", "imgs", "jpegimages")
 """What a folder of images is called, where there is another for what belongs to them."""
-MOST_TEXT = 1 << 28  # bytes
 _TEST_EVERY = 5
 _SYSTEM = ("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "system volume information")
 
@@ -204,14 +203,10 @@ def inside(folder: Path, name: str, *, file: Path) -> Path:
     return path
 
 
-def read_lines(path: Path) -> list[str]:
-    """Return the lines of a text file of at most MOST_TEXT bytes, in UTF-8. Raises InputError."""
-    with open_input(path) as stream:
-        raw = stream.read(MOST_TEXT + 1)
-    if len(raw) > MOST_TEXT:
-        raise InputError(f"{path} has more than {size_text(MOST_TEXT)}, too much for a list or a table.")
+def read_lines(path: Path, kind: Kind = "text") -> list[str]:
+    """Return the lines of a text file in UTF-8. Raises InputError."""
     try:
-        return str(raw, "utf-8-sig").splitlines()
+        return str(read_input(path, kind), "utf-8-sig").splitlines()
     except UnicodeDecodeError as cause:
         raise InputError(f"{path} is not a text in UTF-8 (byte {cause.start}).\nSave it as UTF-8.") from cause
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.model_info import TaskName
+from msn_deploy.core.opening import open_input
 from msn_deploy.data import arrays, coco, maps, table, yolo
 from msn_deploy.data.cifar import read_cifar
 from msn_deploy.data.decode import SUFFIXES
@@ -51,6 +52,9 @@ def read_source(source: Path, split: str, task: TaskName | None) -> Raw:
     a format that has no labels for the task.
     """
     folder = source.is_dir()
+    if not folder:
+        with open_input(source, "any"):  # a pipe or a device is neither
+            pass
     if folder:
         for read in _OF_CLASSES:
             if (raw := read(source, split)) is not None:

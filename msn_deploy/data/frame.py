@@ -11,6 +11,7 @@ from PIL import Image
 
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.model_info import Frame
+from msn_deploy.data.decode import MOST_PIXELS
 
 _Value = TypeVar("_Value", bound=np.generic)
 _RESAMPLING = {
@@ -81,6 +82,10 @@ def fit_mask(values: NDArray[_Value], frame: Frame, *, outside: float) -> NDArra
 
 def _framed(image: Image.Image, frame: Frame, channels: int, fill: float) -> NDArray[Any]:
     at, size = placement(*image.size, frame), scaled_size(*image.size, frame)
+    if size[0] * size[1] > MOST_PIXELS:  # a crop of an image that is one pixel wide, say
+        raise InputError(
+            f"an image of {image.width}x{image.height} pixels would be scaled to {size[0]}x{size[1]}: it is too long."
+        )
     if image.size != size:
         image = image.resize(size, _RESAMPLING[frame.interpolation])
     pixels = np.asarray(image).reshape(image.height, image.width, channels)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import gzip
 import math
 import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from msn_deploy.core.artifacts import open_input
 from msn_deploy.core.errors import InputError
+from msn_deploy.core.opening import Readable, open_input, require_size, up_to
 from msn_deploy.data.images import Raw
 
 PREFIX = {"train": "train", "test": "t10k"}
@@ -48,20 +47,18 @@ def read_idx(path: Path, *, rank: int) -> NDArray[np.uint8]:
 
     Raises InputError if the file is missing, damaged, of another rank or type, or not of the size its header says.
     """
-    with open_input(path) as stream:
-        raw = stream.read()
-    if path.suffix == ".gz":
-        try:
-            raw = gzip.decompress(raw)
-        except (OSError, EOFError, zlib.error) as cause:
-            raise InputError(f"{path} is a damaged gzip file ({cause}).\nDownload it again.") from cause
-    header = 4 + 4 * rank
-    if len(raw) < header or raw[:2] != b"\0\0" or raw[2] != _UNSIGNED_BYTE or raw[3] != rank:
-        raise InputError(f"{path} is not an IDX file of bytes with {rank} dimensions (starts with {raw[:4].hex(' ')}).")
-    shape = struct.unpack(f">{rank}I", raw[4:header])
-    if len(raw) - header != math.prod(shape):
+    with open_input(path, "data") as stream:
+        unpacked: Readable = gzip.GzipFile(fileobj=stream) if path.suffix == ".gz" else stream
+        header = up_to(unpacked, 4 + 4 * rank, source=path)
+        if len(header) < 4 + 4 * rank or header[:4] != bytes((0, 0, _UNSIGNED_BYTE, rank)):
+            starts = header[:4].hex(" ")
+            raise InputError(f"{path} is not an IDX file of bytes with {rank} dimensions (starts with {starts}).")
+        shape = struct.unpack(f">{rank}I", header[4:])
+        require_size(count := math.prod(shape), source=path, kind="data")
+        values = up_to(unpacked, count + 1, source=path)
+    if len(values) != count:
+        has = f"more than {count}" if len(values) > count else len(values)
         raise InputError(
-            f"{path} holds {len(raw) - header} bytes of data, its header promises {'x'.join(map(str, shape))}.\n"
-            "Likely cause: a truncated download. Download it again."
+            f"{path} holds {has} bytes of data, its header promises {'x'.join(map(str, shape))}.\nDownload it again."
         )
-    return np.frombuffer(raw, dtype=np.uint8, offset=header).reshape(shape)
+    return np.frombuffer(values, dtype=np.uint8).reshape(shape)

@@ -10,6 +10,7 @@ Splits are folders inside or outside of them (images/train, train/images), or VO
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -20,13 +21,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from msn_deploy.core.artifacts import open_input
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.model_info import TaskName
+from msn_deploy.core.opening import open_input
 from msn_deploy.data.decode import MOST_PIXELS, SUFFIXES, look_at, open_picture
 from msn_deploy.data.folders import SPLITS, images_below, is_system, of_split, paired_folders, read_lines, split_folder
 from msn_deploy.data.images import Raw, without_labels
 from msn_deploy.data.masks import masks_of
+from msn_deploy.data.npz import header_of, take
 from msn_deploy.data.survey import measured_levels
 
 DEPTH = re.compile(r"depths?(?:_(mm|cm|m))?")
@@ -107,19 +109,18 @@ def metres(values: NDArray[Any], unit: str | None, *, name: str) -> NDArray[np.f
             f"{name} holds whole numbers ({values.dtype}), and of what is not said.\n"
             "Call the folder, the column or the array depth_mm, depth_cm or depth_m."
         )
-    depth = values.astype(np.float32) * np.float32(_METRES[unit or "m"])
-    return np.where(np.isfinite(depth) & (depth > 0), depth, np.float32(np.nan))
+    depth = values.astype(np.float32)
+    depth *= np.float32(_METRES[unit or "m"])
+    depth[~(np.isfinite(depth) & (depth > 0))] = np.nan
+    return depth
 
 
 def _array(path: Path) -> NDArray[Any]:
-    with open_input(path):
-        pass
-    try:
-        values = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as cause:
-        raise InputError(f"{path} is not an array in numpy's format ({type(cause).__name__}).") from cause
-    if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiu" or values.size > MOST_PIXELS:
-        raise InputError(f"{path} is not an array of up to {MOST_PIXELS / 1e6:.0f} million numbers.")
+    with open_input(path, "image") as stream:
+        header = header_of(stream, path)
+        if header.dtype.kind not in "fiu" or math.prod(header.shape) > MOST_PIXELS:
+            raise InputError(f"{path} is not an array of up to {MOST_PIXELS / 1e6:.0f} million numbers.")
+        values = take(stream, header.shape, header, path)
     return values[..., 0] if values.ndim == 3 and values.shape[2] == 1 else values
 
 

@@ -24,6 +24,7 @@ from msn_deploy.data.labels import IGNORED
 _LISTS = ("classes.txt", "labelmap.txt")
 _COLOURED = re.compile(r"(.+?)[\s:,;]+(\d{1,3})[\s,;]+(\d{1,3})[\s,;]+(\d{1,3})\s*(?::.*)?")
 _LEFT_OUT = ("void", "ignore")
+_AT_ONCE = 1 << 20  # pixels: what is made on the way takes 40 bytes of each
 _LOOKED_AT = 32  # masks, where a list names the classes
 
 
@@ -37,10 +38,17 @@ class Masks:
 
     def read(self, path: Path) -> NDArray[np.uint8]:
         """Return the classes in a mask, uint8 (h, w), IGNORED where nothing is said. Raises InputError."""
-        values = open_indices(path).astype(np.int64)
+        values = open_indices(path)
         if values.ndim == 3 and not self.colours and not np.ptp(values, axis=2).any():
             values = values[..., 0]  # a grey mask that was saved in colour
-        elif values.ndim == 3:
+        classes = np.empty(values.shape[:2], dtype=np.uint8)
+        step = max(1, _AT_ONCE // values.shape[1])
+        for at in range(0, len(values), step):
+            classes[at : at + step] = self._classes_of(values[at : at + step].astype(np.int64), path)
+        return classes
+
+    def _classes_of(self, values: NDArray[np.int64], path: Path) -> NDArray[np.uint8]:
+        if values.ndim == 3:
             values = self._by_colour(values, path)
         beyond = (values >= len(self.classes)) & (values != IGNORED)
         if beyond.any() or values.min(initial=0) < 0:

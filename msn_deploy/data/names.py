@@ -19,6 +19,7 @@ import numpy as np
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.home import builtin_folder, user_folder
 from msn_deploy.data import cifar, svhn
+from msn_deploy.data.decode import open_picture
 from msn_deploy.data.images import DIGITS, Raw
 
 BUNDLED = ("digits",)
@@ -90,7 +91,13 @@ def from_hub(loaded: Any, name: str) -> Raw:
     label = [column for column, kind in kinds.items() if kind == "ClassLabel"]
     if len(image) != 1 or len(label) != 1 or not len(loaded):
         raise InputError(f"{name} on the hub is not one image and one class per row: {kinds}, {len(loaded)} rows.")
-    images = np.stack([np.asarray(each, dtype=np.uint8) for each in loaded[image[0]]])
+    encoded = loaded.cast_column(image[0], type(loaded.features[image[0]])(decode=False))  # not by all of Pillow
+    images = np.stack(
+        [
+            open_picture(Path(each["path"] or f"{name}[{at}]"), content=each["bytes"]).to_bytes()
+            for at, each in enumerate(encoded[image[0]])
+        ]
+    )
     classes = KNOWN[name].classes or tuple(loaded.features[label[0]].names)
     return Raw(images=images, labels=np.asarray(loaded[label[0]], dtype=np.int64), classes=classes)
 

@@ -6,18 +6,22 @@ Objects are never loaded: they would run what the file says.
 from __future__ import annotations
 
 import math
-import zipfile
-import zlib
 from contextlib import ExitStack
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
+from tokenize import TokenError
 from typing import IO, Any
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
-from msn_deploy.core.artifacts import open_input
 from msn_deploy.core.errors import InputError
+from msn_deploy.core.opening import Kind, open_input, open_zip, taken
+
+_NOT_NUMPY = (ValueError, LookupError, TypeError, SyntaxError, TokenError, RecursionError, MemoryError)
+"""What numpy raises on a text that it takes for a header."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,35 +33,37 @@ class Header:
     fortran: bool
 
 
-def archive(path: Path, stack: ExitStack) -> zipfile.ZipFile:
-    """Open a .npz file, which is closed with the stack. Raises InputError."""
-    stream = stack.enter_context(open_input(path))
-    try:
-        return stack.enter_context(zipfile.ZipFile(stream))
-    except (zipfile.BadZipFile, OSError, ValueError) as cause:
-        raise InputError(f"{path} is not a .npz file ({type(cause).__name__}).\nSave it with numpy.savez.") from cause
+def archive(path: Path, stack: ExitStack, kind: Kind) -> ZipFile:
+    """Open a .npz file, which is closed with the stack; kind: "any" for one that is read a piece at a time.
+
+    Raises InputError.
+    """
+    return stack.enter_context(open_zip(stack.enter_context(open_input(path, kind)), source=path, kind=kind))
 
 
-def array_in(path: Path, name: str, stack: ExitStack) -> IO[bytes]:
+def array_in(path: Path, name: str, stack: ExitStack, kind: Kind) -> IO[bytes]:
     """Open an array of a .npz file, or a .npy file, for reading from its beginning. Raises InputError."""
     if path.suffix.lower() == ".npy":
-        stream: IO[bytes] = stack.enter_context(open_input(path))
-        return stream
+        return stack.enter_context(open_input(path, kind))
     try:
-        return stack.enter_context(archive(path, stack).open(f"{name}.npy"))
-    except (zipfile.BadZipFile, RuntimeError, NotImplementedError) as cause:
+        return stack.enter_context(archive(path, stack, kind).open(f"{name}.npy"))
+    except (BadZipFile, RuntimeError, NotImplementedError, LookupError, OSError) as cause:
         raise InputError(f"{path}: {name} cannot be read ({type(cause).__name__}).\nSave it again.") from cause
 
 
 def header_of(stream: IO[bytes], path: Path) -> Header:
     """Read what stands before the numbers. Raises InputError for another format, and for objects."""
+    start = bytes(taken(stream, 8, source=path, kind="settings"))
+    more = {1: 2, 2: 4}.get(start[6], 0)  # bytes that the length of the text takes
+    length = taken(stream, more, source=path, kind="settings")
+    text = taken(stream, int.from_bytes(length, "little"), source=path, kind="settings")
     try:
-        version = np.lib.format.read_magic(stream)
-        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
-        shape, fortran, dtype = read(stream)
-        if min(shape, default=0) < 0:
+        lines = BytesIO(start + length + text)
+        read = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
+        shape, fortran, dtype = read[np.lib.format.read_magic(lines)[0]](lines)
+        if min(shape, default=0) < 0 or not dtype.itemsize or dtype.shape:
             raise ValueError(shape)
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as cause:
+    except _NOT_NUMPY as cause:
         raise InputError(f"{path} is not in numpy's format ({type(cause).__name__}).\nSave it again.") from cause
     if dtype.hasobject:
         raise InputError(f"{path} holds Python objects, which are never loaded.\nSave arrays of numbers.")
@@ -65,13 +71,7 @@ def header_of(stream: IO[bytes], path: Path) -> Header:
 
 
 def take(stream: IO[bytes], shape: tuple[int, ...], header: Header, path: Path) -> NDArray[Any]:
-    """Read the next array of a stream. Raises InputError where it is damaged or ends before."""
-    size = math.prod(shape) * header.dtype.itemsize
-    try:
-        data = stream.read(size)
-    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, OverflowError) as cause:
-        raise InputError(f"{path} is damaged ({type(cause).__name__}).\nSave it again.") from cause
-    if len(data) < size:
-        raise InputError(f"{path} was cut off: {size} bytes of an array are {len(data)}.\nSave or copy it again.")
+    """Read the next array of a stream. Raises InputError where it is very large, damaged, or ends before."""
+    data = taken(stream, math.prod(shape) * header.dtype.itemsize, source=path, kind="data")
     array = np.frombuffer(data, header.dtype).reshape(shape, order="F" if header.fortran else "C")
-    return array.astype(header.dtype.newbyteorder("="))
+    return array.astype(header.dtype.newbyteorder("="), copy=False)

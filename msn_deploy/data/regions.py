@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -14,7 +14,8 @@ from msn_deploy.core.optional import require
 from msn_deploy.data.labels import IGNORED
 
 _MOST_RUNS = 1 << 22
-_FAR = 10  # how many sides of the image a corner may be outside of it
+FAR = 10
+"""How many sides of the image a corner may be outside of it."""
 
 
 def polygons_mask(polygons: Sequence[Any], height: int, width: int, *, name: str) -> NDArray[np.bool_]:
@@ -30,7 +31,7 @@ def polygons_mask(polygons: Sequence[Any], height: int, width: int, *, name: str
             raise InputError(
                 f"{name}: a polygon of {len(points)} numbers; x and y of three corners or more are needed."
             )
-        if np.abs(points).max() > _FAR * max(height, width):
+        if np.abs(points).max() > FAR * max(height, width):
             raise InputError(f"{name}: a corner at {np.abs(points).max():g}, in an image of {width}x{height} pixels.")
         corners.append(points.tolist())
     if corners:
@@ -85,8 +86,8 @@ def numbers_of(values: Any, *, name: str) -> NDArray[np.float64]:
     raise InputError(f"{name}: {str(values)[:60]} is not a list of numbers.")
 
 
-def painted(regions: Sequence[tuple[int, NDArray[np.bool_]]], height: int, width: int) -> NDArray[np.uint8]:
-    """Return the map (height, width) of values and where they are; 0 elsewhere.
+def painted(regions: Iterable[tuple[int, NDArray[np.bool_]]], height: int, width: int) -> NDArray[np.uint8]:
+    """Return the map (height, width) of values and where they are; 0 elsewhere. Each region is as large as the map.
 
     Where two values are, it is IGNORED: nobody said which is in front.
     """

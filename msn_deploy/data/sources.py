@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,7 +29,8 @@ from msn_deploy.data.scenes import read_scenes
 from msn_deploy.data.survey import Survey, measured_levels, survey_arrays, survey_files
 
 _LOG = logging.getLogger(__name__)
-_CHUNK = 256  # images that are hashed together
+_BYTES = 1 << 25  # of images that are hashed together
+_MOST_DRAWS = 16
 _LARGEST_PX = 1024  # a side that no network here has: a forged sidecar must not fill the memory
 _WIDEST = 1e39  # above all values of an image
 
@@ -57,13 +59,13 @@ class Split:
     def sha256(self) -> str:
         """Return a digest of images, labels and classes: the identity of the data in provenance."""
         digest = hashlib.sha256(repr((self.images.shape, self.classes)).encode())
-        for start in range(0, len(self.images), _CHUNK):
-            digest.update(np.asarray(self.images[start : start + _CHUNK]).tobytes())
-        if isinstance(self.labels, LazyImages):
-            for start in range(0, len(self.labels), _CHUNK):
-                digest.update(np.asarray(self.labels[start : start + _CHUNK]).tobytes())
-        else:
-            digest.update(self.labels.tobytes())
+        for each in (self.images, self.labels):
+            if isinstance(each, ObjectLabels):
+                digest.update(each.tobytes())
+                continue
+            step = max(1, _BYTES // max(1, math.prod(each.shape[1:])))
+            for start in range(0, len(each), step):
+                digest.update(np.asarray(each[start : start + step]).tobytes())
         return digest.hexdigest()
 
     def as_parent(self) -> Parent:
@@ -250,6 +252,7 @@ def _is_plausible(read: Mapping[str, Any]) -> bool:
         and all(isinstance(each, int | float) for each in levels)
         and -_WIDEST < levels[0] < levels[1] < _WIDEST
         and isinstance(counts, list | tuple)
+        and len(counts) <= _MOST_DRAWS
         and all(map(_is_draw, counts))
     )
 

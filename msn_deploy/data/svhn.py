@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from msn_deploy.core.artifacts import open_input
 from msn_deploy.core.errors import InputError
+from msn_deploy.core.opening import inflated, read_input, require_size
 from msn_deploy.data.images import DIGITS, Raw
 
 PUBLISHED = "train_32x32.mat and test_32x32.mat of ufldl.stanford.edu/housenumbers (format 2, cropped digits)"
@@ -66,8 +66,7 @@ def read_matlab(path: Path, *, hint: str) -> dict[str, NDArray[np.generic]]:
 
     Variables of any other kind are left out. Raises InputError, which ends in `hint`, for damage and other formats.
     """
-    with open_input(path) as stream:
-        raw = stream.read()
+    raw = read_input(path, "data")
     if raw.startswith((b"MATLAB 7.3", b"\x89HDF")):
         raise InputError(f"{path} is a MATLAB 7.3 (HDF5) file; a version 5 file is needed.\n{hint}")
     if not raw.startswith(b"MATLAB 5.0"):
@@ -75,15 +74,19 @@ def read_matlab(path: Path, *, hint: str) -> dict[str, NDArray[np.generic]]:
     try:
         if raw[126:_HEADER] != b"IM":
             raise ValueError("no mark of little-endian numbers")
-        return dict(_arrays(memoryview(raw)[_HEADER:]))
+        return dict(_arrays(memoryview(raw)[_HEADER:], path))
     except (ValueError, KeyError, IndexError, struct.error, zlib.error) as cause:
         raise InputError(f"{path} is a damaged MATLAB file ({type(cause).__name__}: {cause}).\n{hint}") from cause
 
 
-def _arrays(data: memoryview) -> Iterator[tuple[str, NDArray[np.generic]]]:
+def _arrays(data: memoryview, path: Path) -> Iterator[tuple[str, NDArray[np.generic]]]:
+    unpacked = 0
     for kind, content in _elements(data):
         if kind == _PACKED:
-            ((kind, content),) = _elements(memoryview(zlib.decompress(content)))
+            _, size = struct.unpack("<II", inflated(content, 8))
+            unpacked += size
+            require_size(unpacked, source=f"{path}, unpacked,", kind="data")
+            ((kind, content),) = _elements(memoryview(inflated(content, 8 + size + 1)))
         if kind != _MATRIX:
             raise ValueError(f"a variable of type {kind}")
         (_, flags), (_, shape), (_, name), *values = _elements(content)

@@ -13,6 +13,7 @@ import csv
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ _WHOLE_NUMBER = re.compile(r"[-+]?\d{1,18}")
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class _Table:
     """A file of rows. lines: of the file, in which each row ends. decimal_comma: of numbers."""
 
@@ -59,8 +60,13 @@ class _Table:
 
     def column(self, name: str) -> list[str]:
         """Return the texts in a column."""
-        at = self.columns.index(name)
+        at = self.place[name]
         return [row[at] for row in self.rows]
+
+    @cached_property
+    def place(self) -> dict[str, int]:
+        """Where the columns are."""
+        return {name: at for at, name in enumerate(self.columns)}
 
     def full(self, name: str) -> list[str]:
         """Return the texts in a column. Raises InputError for an empty one."""
@@ -75,7 +81,11 @@ class _Table:
         if not all(text == "" or _NUMBER.fullmatch(text) for text in texts):
             return None
         self.full(name)
-        return np.asarray([float(text) for text in texts])
+        numbers = np.asarray([float(text) for text in texts])
+        if not np.isfinite(numbers).all():  # such as 1e999
+            line = self.lines[int(np.argmin(np.isfinite(numbers)))]
+            raise InputError(f"{self.path}, line {line} has a {name[:60]} that is too large for a number.")
+        return numbers
 
 
 def is_table(source: Path) -> bool:
@@ -142,25 +152,26 @@ def _read(path: Path) -> _Table:
     delimiter = "\t" if path.suffix.lower() == ".tsv" else max(_DELIMITERS, key=head.count)
     try:
         reader = csv.reader(lines, delimiter=delimiter, strict=True, skipinitialspace=True)
-        rows = [(reader.line_num, [text.strip() for text in row]) for row in reader if any(row)]
+        columns = next(([text.strip() for text in row] for row in reader if any(row)), [])
+        rows, ends = list[list[str]](), list[int]()
+        for row in filter(any, reader):
+            if len(row) != len(columns):
+                raise InputError(
+                    f"{path}, line {reader.line_num} has {len(row)} fields, the first line {len(columns)}."
+                )
+            rows.append([text.strip() for text in row])
+            ends.append(reader.line_num)
     except csv.Error as cause:
         raise InputError(f"{path} is not a table: {cause} in line {reader.line_num}.") from cause
-    if len(rows) < 2:
+    if not rows:
         raise InputError(f"{path} has no rows; the first line names the columns, as in `file,label`.")
-    columns = rows[0][1]
     if len({name.lower() for name in columns}) < len(columns) or "" in columns:
         raise InputError(f"{path}: its columns need a name of their own each, not {', '.join(columns)[:200]}.")
     if any(name.lower().endswith(SUFFIXES) or _NUMBER.fullmatch(name) for name in columns):
         raise InputError(
             f"{path} begins with {', '.join(columns)[:200]}.\nThe first line has to name the columns: `file,label`."
         )
-    for number, row in rows[1:]:
-        if len(row) != len(columns):
-            raise InputError(f"{path}, line {number} has {len(row)} fields, the first line {len(columns)}.")
-    return _Table(
-        path=path, columns=columns, rows=[row for _, row in rows[1:]], lines=[number for number, _ in rows[1:]],
-        decimal_comma=delimiter == ";",
-    )  # fmt: skip
+    return _Table(path=path, columns=columns, rows=rows, lines=ends, decimal_comma=delimiter == ";")
 
 
 def _rows_of(table: _Table, split: str, splitting: str | None) -> list[int]:

@@ -32,6 +32,7 @@ _YAML = (".yaml", ".yml")
 _KEYS = {"train": ("train",), "test": ("test", "val")}
 _LABELS = ("labels",)
 _NAMES = ("classes.txt", "obj.names")
+_MOST_CLASSES = 1 << 16
 _BEYOND = 1.01  # what rounding may give in place of 1
 
 
@@ -108,8 +109,15 @@ def read_yolo(source: Path, split: str, task: TaskName | None) -> Raw:
 def _yaml_of(folder: Path) -> Path | None:
     """Return the file of a folder that names its classes: data.yaml, or the only one that does."""
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in _YAML and not is_system(path.name))
-    named = [path for path in files if any(line.startswith("names:") for line in read_lines(path))]
+    named = [path for path in files if _names_classes(path)]
     return next((path for path in named if path.stem == "data"), named[0] if len(named) == 1 else None)
+
+
+def _names_classes(path: Path) -> bool:
+    try:
+        return any(line.startswith("names:") for line in read_lines(path, "settings"))
+    except InputError:  # something else that is called so
+        return False
 
 
 def _has_text_labels(folder: Path) -> bool:
@@ -146,8 +154,11 @@ def _in_folders(folder: Path, split: str) -> _Found:
 def _told_by(file: Path, split: str) -> _Found:
     """Read a data.yaml: which images there are, and the names of the classes."""
     yaml = require("yaml", step=f"reading {file.name}")
+    text = "\n".join(read_lines(file, "settings"))
     try:
-        told = yaml.safe_load("\n".join(read_lines(file)))
+        if any(isinstance(each, yaml.AliasToken) for each in yaml.scan(text, Loader=yaml.SafeLoader)):
+            raise ValueError("an alias, which can stand for any number of values")
+        told = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as cause:
         raise InputError(
             f"{file} is not YAML ({type(cause).__name__}: {' '.join(str(cause).split())[:120]})."
@@ -226,7 +237,9 @@ def _lines(image: Path) -> list[_Line]:
     if not file.is_file():
         return []
     return [
-        _line(line.split(), f"{file}, line {at}") for at, line in enumerate(read_lines(file), start=1) if line.strip()
+        _line(line.split(), f"{file}, line {at}")
+        for at, line in enumerate(read_lines(file, "settings"), start=1)
+        if line.strip()
     ]
 
 
@@ -240,7 +253,7 @@ def _line(words: Sequence[str], at: str) -> _Line:
             f"{at} has {len(numbers)} numbers; a box has 5 (class, centre, size), polygons 7, 9, 11, ... (class, x, y)."
         )
     label, rest = numbers[0], numbers[1:]
-    if not np.isfinite(numbers).all() or label < 0 or label % 1 or label > 1e6:
+    if not np.isfinite(numbers).all() or label < 0 or label % 1 or label >= _MOST_CLASSES:
         raise InputError(f"{at} has the class {words[0][:20]}, or numbers that are not finite.")
     if rest.min() < 1 - _BEYOND or rest.max() > _BEYOND or (len(rest) == 4 and min(rest[2:]) <= 0):
         raise InputError(f"{at} has {rest.min():g} to {rest.max():g}: not shares of the image from 0 to 1.")
@@ -271,8 +284,10 @@ def _objects(lines: Sequence[_Line], width: int, height: int) -> Objects:
 
 def _mask(lines: Sequence[_Line], width: int, height: int) -> NDArray[np.uint8]:
     scale = (width, height)
-    regions = []
-    for each in lines:
-        corners = (each.numbers.reshape(-1, 2) * scale).ravel().tolist()
-        regions.append((1 + each.label, polygons_mask([corners], height, width, name=each.at)))
-    return painted(regions, height, width)
+
+    def regions() -> Iterator[tuple[int, NDArray[np.bool_]]]:
+        for each in lines:
+            corners = (each.numbers.reshape(-1, 2) * scale).ravel().tolist()
+            yield 1 + each.label, polygons_mask([corners], height, width, name=each.at)
+
+    return painted(regions(), height, width)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from msn_deploy.core.errors import InputError
+from msn_deploy.core.opening import read_input
 from msn_deploy.machine.jetpacks import numbers_of
 
 _LINE = re.compile(r"(.+): ([0-9a-f]{8})")
@@ -78,8 +79,8 @@ def parse_table(text: str) -> dict[str, float]:
 def read_table(path: Path) -> str:
     """Return the text of a table. Raises InputError for a file that cannot be read, or has no scales."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as cause:
+        text = read_input(path, "text").decode()
+    except UnicodeDecodeError as cause:
         raise InputError(f"{path} cannot be read as a calibration table: {cause}.") from cause
     try:
         scales = parse_table(text)

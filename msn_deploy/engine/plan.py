@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from msn_deploy.core.artifacts import Parent, Sidecar, open_input, read_sidecar, sidecar_path
+from msn_deploy.core.artifacts import Parent, Sidecar, read_sidecar, sidecar_path
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.model_info import PRECISIONS, ModelInfo, info_from_json
+from msn_deploy.core.opening import open_input
 from msn_deploy.machine.device import DeviceFacts, Gpu, first_gpu, module_of, target_of, what_machine
 from msn_deploy.machine.libraries import find_libraries, installed_version, version_in
 from msn_deploy.machine.targets import TARGETS, sm
@@ -145,22 +146,24 @@ def read_plan(path: Path) -> Plan:
 
     Raises InputError: there is no such file, it has no sidecar, one of another version, or one of another file.
     """
-    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
-        raise InputError(f"{path} is not a plain file; it may never end.\nGive the name of an .engine file.")
-    with open_input(path) as stream:
-        data = stream.read()
     name = sidecar_path(path).name
-    if not os.path.exists(sidecar_path(path)):
-        raise InputError(
-            f"{path} has no sidecar {name}: nothing says where it comes from and what it was built for.\n"
-            "Copy the sidecar too, or build the plan with `msn-deploy build-engine`."
-        )
-    side = read_sidecar(path)
+    with open_input(path, "engine") as stream:
+        if not os.path.exists(sidecar_path(path)):
+            raise InputError(
+                f"{path} has no sidecar {name}: nothing says where it comes from and what it was built for.\n"
+                "Copy the sidecar too, or build the plan with `msn-deploy build-engine`."
+            )
+        side = read_sidecar(path)
+        size = stream.seek(0, os.SEEK_END)
+        stream.seek(0)
+        data = stream.read() if size == side.bytes else b""
     digest = hashlib.sha256(data).hexdigest()
-    if digest != side.sha256:
+    if size != side.bytes or digest != side.sha256:
+        found = f"its SHA-256 is {digest[:12]}..., {name} says {side.sha256[:12]}..."
+        if size != side.bytes:
+            found = f"it has {size} bytes, {name} says {side.bytes}"
         raise InputError(
-            f"{path} is damaged, or was exchanged for another: its SHA-256 is {digest[:12]}..., "
-            f"{name} says {side.sha256[:12]}....\nCopy both files again, or build it again."
+            f"{path} is damaged, or was exchanged for another: {found}.\nCopy both files again, or build it again."
         )
     return _described(path, data, side, name)
 

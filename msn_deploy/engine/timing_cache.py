@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from msn_deploy.core.artifacts import publish, read_sidecar, sha256_of, sidecar_path
 from msn_deploy.core.errors import InputError
+from msn_deploy.core.opening import read_input
 from msn_deploy.engine.backends import Backend
 from msn_deploy.model.opened import OpenModel
 
@@ -29,9 +31,9 @@ def use_timing_cache(
         return lambda: None
     made_with = {"backend": backend.name, "backend_version": backend.version, "device": device}
     content = b""
-    if path.is_file():
+    if os.path.lexists(path):
         _check_made_with(path, made_with)
-        content = path.read_bytes()
+        content = read_input(path, "engine")
     timing = config.create_timing_cache(content)
     if timing is None or not config.set_timing_cache(timing, False):  # False: no cache of another device or version
         raise _mismatch(path, "another GPU or TensorRT", made_with)

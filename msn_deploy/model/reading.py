@@ -16,8 +16,8 @@ from pathlib import Path
 import onnx
 from onnx import ModelProto, TensorProto
 
-from msn_deploy.core.artifacts import open_input
 from msn_deploy.core.errors import InputError, size_text
+from msn_deploy.core.opening import open_input, read_input
 from msn_deploy.model.graphs import MOST_BYTES, all_tensors, bytes_of, flaw_of
 
 _OWN = "; export a network of your own with `msn-deploy export FILE.py:FACTORY --weights FILE`"
@@ -36,16 +36,7 @@ def parse(path: Path) -> tuple[bytes, ModelProto]:
 
     Raises InputError for a file that is missing, too large, empty, cut off, or holds no network.
     """
-    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
-        raise InputError(f"{path} is not a plain file; it may never end.\nGive the name of an .onnx file.")
-    with open_input(path) as stream:
-        size = os.fstat(stream.fileno()).st_size
-        if size >= MOST_BYTES:
-            raise InputError(
-                f"{path} has {size_text(size)}; one ONNX file holds less than {size_text(MOST_BYTES)}.\n"
-                "It is damaged, or no ONNX model. Export it again."
-            )
-        data = stream.read()
+    data = read_input(path, "model")
     if not data:
         raise InputError(f"{path} is empty (0 bytes): not an ONNX model.\nExport or copy it again.")
     try:
@@ -85,7 +76,7 @@ def merge_weights(path: Path, model: ModelProto, *, inside: int) -> tuple[Path, 
             f"{size_text(MOST_BYTES)}.\nExport a smaller network, or in half precision."
         )
     for tensor, part in zip(tensors, parts, strict=True):
-        with open_input(part.file) as stream:
+        with open_input(part.file, "any") as stream:
             stream.seek(part.offset)
             values = stream.read(part.length)
         if len(values) < part.length:

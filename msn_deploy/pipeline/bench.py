@@ -16,8 +16,9 @@ from msn_deploy.bench.layers import LayerProfile, limits_of
 from msn_deploy.bench.measure import ArmFacts, Watch
 from msn_deploy.bench.power import measure_energy
 from msn_deploy.bench.profile import preset
-from msn_deploy.core.artifacts import open_input, parent_of, publish, read_sidecar, sha256_of
+from msn_deploy.core.artifacts import parent_of, publish, read_sidecar, sha256_of
 from msn_deploy.core.errors import InputError, did_you_mean
+from msn_deploy.core.opening import read_input
 from msn_deploy.core.progress import Progress, silent
 from msn_deploy.engine import Plan, Runner, target_of, what_machine
 from msn_deploy.engine.cuda import Wait
@@ -166,8 +167,7 @@ def bench(
 
 def read_result(path: Path) -> BenchResult:
     """Read what `write_json` wrote. Raises InputError."""
-    with open_input(path) as stream:
-        return from_json(stream.read().decode("utf-8", "replace"), source=str(path))
+    return from_json(read_input(path, "result").decode("utf-8", "replace"), source=str(path))
 
 
 def write_gate(result: BenchResult, gate: Gate, models: Sequence[Path], *, md: Path | None, xml: Path | None) -> None:

@@ -16,7 +16,7 @@ from msn_deploy.engine import Runner
 from msn_deploy.engine.runner import sizes_text
 from msn_deploy.engine.tensors import InputShapes, sized_inputs
 from msn_deploy.model.feeds import Feeds, random_feeds, rows_of
-from msn_deploy.pipeline.images import preprocess_for, split_for
+from msn_deploy.pipeline.images import own_data, preprocess_for, split_for
 
 _DIFFERENT = 64  # feeds that the queries cycle through,
 _MOST_BYTES = 256 << 20  # of this size together at most
@@ -75,7 +75,7 @@ def inputs_of(
     _check_batch(runner, specs, batch)
     size = sum(int(np.prod(spec.shape or ())) * np.dtype(spec.dtype).itemsize for spec in specs)
     count = min(_DIFFERENT, max(_LEAST, _MOST_BYTES // max(size, 1)))
-    source = data or (runner.info.data if runner.info is not None else "")
+    source = data or own_data(runner.info)
     if not source:
         return BenchInputs([random_feeds(specs, seed=at) for at in range(count)], None)
     (given, *others) = specs

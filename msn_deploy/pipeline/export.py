@@ -24,7 +24,7 @@ from msn_deploy.model.feeds import BATCH, Feeds, random_feeds, rows_of
 from msn_deploy.model.opened import OpenModel, norms_in, with_info
 from msn_deploy.model.parity import Rung, allowing, classifies, require_finite, require_ladder, rung
 from msn_deploy.pipeline.bytes_input import with_bytes
-from msn_deploy.pipeline.images import calibration_inputs, split_for
+from msn_deploy.pipeline.images import calibration_inputs, has_inputs, split_for
 from msn_deploy.pipeline.nms import SameBoxes, nms_in_graph
 from msn_deploy.pipeline.source import (
     FEW,
@@ -307,7 +307,7 @@ def _lower_rungs(file: OpenModel, info: ModelInfo, compared: Callable[..., Rung]
 
     graph = file.proto
     rungs = [compared("fp16", outputs=in_ort(in_memory(to_fp16(graph, keep_fp32=needs_fp32(graph, {}))))(feeds))]
-    if info.preprocess is None or not info.data or info.is_generator:
+    if info.preprocess is None or info.is_generator or not has_inputs(info, None):
         _LOG.warning("no rung for INT8: there are no images of this network's to calibrate on")
         return rungs
     given = calibration_inputs(file, None, samples=_CALIBRATION_SAMPLES)

@@ -19,6 +19,7 @@ from msn_deploy.core.home import home_folder
 from msn_deploy.core.optional import require
 from msn_deploy.core.progress import Progress, silent
 from msn_deploy.core.recipes import Recipe
+from msn_deploy.data.names import NAMES
 from msn_deploy.engine import BuildOptions
 from msn_deploy.engine.device_script import engine_names
 
@@ -40,6 +41,11 @@ class Form:
     opset: int | None = None
     engine: bool = False
     replicates: int = 1
+
+    @property
+    def data(self) -> str | None:
+        """The images that the recipe names by a path, which a model file alone is not followed to."""
+        return None if self.recipe.data in NAMES or self.recipe.gan else self.recipe.data
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,15 +157,15 @@ def make(step: Step, *, threads: int | None = None, progress: Progress = silent)
     if step.kind == "export":
         from msn_deploy.pipeline.export import export_onnx
 
-        export_onnx(str(step.source), step.out, batch=form.batch, opset=form.opset, fold=form.fold)
+        export_onnx(str(step.source), step.out, batch=form.batch, opset=form.opset, fold=form.fold, data=form.data)
     elif step.kind == "int8":
         from msn_deploy.pipeline.calibrate import calibrate
 
-        calibrate(step.source, step.out, progress=progress)
+        calibrate(step.source, step.out, data=form.data, progress=progress)
     elif step.kind == "fp16":
         from msn_deploy.pipeline.fp16 import cast_to_fp16
 
-        cast_to_fp16(step.source, step.out, progress=progress)
+        cast_to_fp16(step.source, step.out, data=form.data, progress=progress)
     else:
         from msn_deploy.pipeline.build import build_engine
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
@@ -15,10 +16,11 @@ from typing import Any
 import numpy as np
 
 from msn_deploy.core.artifacts import Parent
-from msn_deploy.core.errors import InputError
+from msn_deploy.core.errors import InputError, first_line
 from msn_deploy.core.model_info import ModelInfo, Preprocess, TaskName, TensorSpec
 from msn_deploy.data import Split, load_split
 from msn_deploy.data.feeds import FeedSource, ImageSamples, Samples, WholeSamples, is_feeds, open_feeds, runs_of
+from msn_deploy.data.names import NAMES
 from msn_deploy.data.preparation import PRESETS
 from msn_deploy.data.preprocess import PreparedImages, layout_of
 from msn_deploy.data.sources import is_local
@@ -79,9 +81,9 @@ def split_for(
     """Load the "train" or "test" split of `data`, or of what the model was trained on where `data` is None.
 
     task, lazy: as for `load_split`; None: images alone are wanted, with whatever labels there are.
-    Raises InputError if neither is known, or if the classes are not those of the model.
+    Raises InputError if neither is known, as `own_data`, or if the classes are not those of the model.
     """
-    source = data or (info.data if info is not None else "")
+    source = data or own_data(info)
     if not source:
         raise InputError("the model does not say what it was trained on.\nName the images: `--data NAME|DIR`.")
     loaded = load_split(source, split, task=task, **prep.image_size, lazy=lazy)
@@ -91,6 +93,24 @@ def split_for(
             f"on {len(info.classes)} ({', '.join(info.classes[:4])}, ...)."
         )
     return loaded
+
+
+def own_data(info: ModelInfo | None) -> str:
+    """Return the name of the images that a model says it was trained on; "" where it does not say so.
+
+    Raises InputError for a folder, and for what would have to be downloaded: whoever made the file could choose what is
+    read here, and what is asked for in the network.
+    """
+    if info is None or not info.data:
+        return ""
+    if info.data in NAMES and is_local(info.data):
+        return info.data
+    why = "would have to be downloaded" if info.data in NAMES else "is not the name of a data set that is known here"
+    raise InputError(
+        f"the model says that it was trained on {info.data[:200]!r}, which {why}.\n"
+        "What only the file says is not read. If you want that: `--data "
+        f"{shlex.quote(info.data[:200])}`."
+    )
 
 
 def _is_of_the_task(split: Split, info: ModelInfo) -> bool:
@@ -266,4 +286,10 @@ def _image_input(model: OpenModel) -> TensorSpec:
 
 def has_inputs(info: ModelInfo | None, data: str | None) -> bool:
     """Whether there is something to measure on: data was named, or the model's own is on this machine."""
-    return data is not None or (info is not None and (info.is_generator or (bool(info.data) and is_local(info.data))))
+    if data is not None or (info is not None and info.is_generator):
+        return True
+    try:
+        return bool(own_data(info))
+    except InputError as cause:
+        _LOG.warning("%s", first_line(cause))
+        return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import time
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,7 @@ from PIL import Image
 from msn_deploy.core.artifacts import atomic_file
 from msn_deploy.core.errors import InputError, first_line
 from msn_deploy.core.model_info import Preprocess
+from msn_deploy.core.opening import open_input
 from msn_deploy.core.optional import require
 from msn_deploy.data.decode import SUFFIXES, Levels, open_picture
 from msn_deploy.data.folders import images_below
@@ -31,7 +33,8 @@ from msn_deploy.tasks.task import Answer, Task
 
 _LOG = logging.getLogger(__name__)
 VIDEO_SUFFIXES = (".avi", ".mkv", ".mov", ".mp4", ".mpg", ".webm")
-_CAMERA = "camera:"  # and a number
+_TOO_LARGE = " does not fit into the memory of this machine."
+_CAMERA = re.compile(r"camera:([0-9]{1,3})")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +97,15 @@ def infer(
 def _told(
     name: Name, image: NDArray[np.uint8] | InputError, opened: ImageModel, task: Task | None, save: Path | None
 ) -> Told:
+    try:
+        return _answered(name, image, opened, task, save)
+    except MemoryError:
+        return Told(image=name.shown, error=f"{name.shown}{_TOO_LARGE}")
+
+
+def _answered(
+    name: Name, image: NDArray[np.uint8] | InputError, opened: ImageModel, task: Task | None, save: Path | None
+) -> Told:
     if isinstance(image, InputError):
         return Told(image=name.shown, error=first_line(image))
     try:
@@ -138,12 +150,21 @@ def _check(source: Path) -> None:
     """Refuse what can give no image at all."""
     if _is_stream(source):
         require("cv2", step="infer of a video or camera")
+        if not _is_camera(source):  # OpenCV would take other texts for addresses, or for commands of GStreamer
+            with open_input(source, "any"):
+                pass
+        elif not _CAMERA.fullmatch(str(source)):
+            raise InputError(f"{source} names no camera.\nGive its number, as in camera:0.")
     elif os.path.isdir(source) and not images_below(source):
         raise InputError(f"{source} holds no images ({', '.join(SUFFIXES)}).")
 
 
 def _is_stream(source: Path) -> bool:
-    return str(source).startswith(_CAMERA) or source.suffix.lower() in VIDEO_SUFFIXES
+    return _is_camera(source) or source.suffix.lower() in VIDEO_SUFFIXES
+
+
+def _is_camera(source: Path) -> bool:
+    return str(source).startswith("camera:")
 
 
 def _files_of(source: Path) -> list[Path]:
@@ -168,9 +189,11 @@ def _images(sources: Sequence[Path], channels: int) -> Iterator[tuple[Name, NDAr
         for path in _files_of(source):
             name = Name(str(path), path.relative_to(source) if path != source else Path(path.name))
             try:
-                yield name, open_picture(path).to_bytes(levels)
-            except InputError as cause:
-                yield name, cause
+                pixels = open_picture(path).to_bytes(levels)
+            except (InputError, MemoryError) as cause:
+                yield name, InputError(f"{path}{_TOO_LARGE}") if isinstance(cause, MemoryError) else cause
+            else:
+                yield name, pixels
 
 
 def _levels_of(files: Sequence[Path], channels: int) -> Levels | None:
@@ -186,9 +209,8 @@ def _levels_of(files: Sequence[Path], channels: int) -> Levels | None:
 def _frames(source: Path) -> Iterator[tuple[Name, NDArray[np.uint8] | InputError]]:
     """Yield the frames of a video or camera, until it ends."""
     cv2: Any = require("cv2", step="infer of a video or camera")
-    text = str(source)
-    number = text.removeprefix(_CAMERA)
-    capture = cv2.VideoCapture(int(number) if text.startswith(_CAMERA) and number.isdecimal() else text)
+    camera = _CAMERA.fullmatch(str(source))
+    capture = cv2.VideoCapture(os.path.abspath(source) if camera is None else int(camera[1]))
     at = 0
     with suppress(KeyboardInterrupt):  # how one stops a camera; the answers so far are whole
         while True:
@@ -200,4 +222,4 @@ def _frames(source: Path) -> Iterator[tuple[Name, NDArray[np.uint8] | InputError
             at += 1
     capture.release()
     if at == 0:
-        yield Name(text, Path()), InputError(f"{source} gives no frames: it cannot be opened, or is no video.")
+        yield Name(str(source), Path()), InputError(f"{source} gives no frames: it cannot be opened, or is no video.")

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msn_deploy.core.artifacts import write_json
-from msn_deploy.core.errors import InputError
+from msn_deploy.core.errors import InputError, first_line
 from msn_deploy.core.home import home_folder
+from msn_deploy.core.opening import read_input
 from msn_deploy.core.optional import version_of
 from msn_deploy.core.progress import Progress, silent
 from msn_deploy.data.feeds import Samples
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 _SCHEMA = 1
-_LARGEST = 64 << 20  # bytes of an entry; anything above was not written here
 PARTS = ("model", "images", "samples", "preprocessing", "method", "tensors", "versions")
 
 
@@ -134,18 +134,16 @@ def store(parts: Mapping[str, Any], values: Mapping[str, Any]) -> None:
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        if os.path.getsize(path) > _LARGEST:
-            raise ValueError("too large")
-        entry: dict[str, Any] = json.loads(path.read_bytes())
+        if not os.path.lexists(path):
+            return None
+        entry: dict[str, Any] = json.loads(read_input(path, "result"))
         seal = entry.pop("seal")
         if seal != _digest(entry) or entry["schema"] != _SCHEMA:
             raise ValueError("changed after it was written")
         if not all(math.isfinite(value) and value >= 0 for value in entry["ranges"].values()) or not entry["parts"]:
             raise ValueError("no ranges")
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as cause:
-        _LOG.warning("calibration cache %s is damaged (%s) and not used", path, cause or type(cause).__name__)
+    except (InputError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as cause:
+        _LOG.warning("calibration cache %s is damaged (%s) and not used", path, first_line(cause))
         return None
     return entry
 

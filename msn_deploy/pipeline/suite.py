@@ -177,13 +177,14 @@ def _measured(
 ) -> Outcome:  # fmt: skip
     last = {name: steps_of(form, runs)[-1] for name, form in case.forms.items()}
     models = [path for step in last.values() for path in files_of(step)]
-    for model in (step.out for step in last.values()):
-        if model not in accuracies:
-            accuracies[model] = evaluate(model, threads=case.suite.threads).value
+    for step in last.values():
+        if step.out not in accuracies:
+            accuracies[step.out] = evaluate(step.out, data=step.form.data, threads=case.suite.threads).value
     provider = "cpu" if case.suite.provider == "engine" else case.suite.provider
     try:
         result = bench(
             models,
+            data=next(iter(last.values())).form.data,
             provider=provider,
             batch=case.batch,
             threads=case.suite.threads,

@@ -14,6 +14,7 @@ from typing import Literal
 
 from msn_deploy.core.artifacts import PARTIAL_SUFFIX, Parent, Sidecar, parse_sidecar, sha256_of
 from msn_deploy.core.errors import InputError, MissingDependency
+from msn_deploy.core.opening import read_input
 from msn_deploy.model.opened import open_model
 
 _PLAN = ".plan.json"
@@ -230,9 +231,7 @@ def read_folder(folder: Path) -> list[Entry]:
     damaged: dict[Path, str] = {}
     for side in (path for path in files if path.suffix == ".json"):
         try:
-            sidecars[side] = parse_sidecar(side, side.read_bytes())
-        except OSError as cause:
-            damaged[side] = f"cannot be read: {cause.strerror}"
+            sidecars[side] = parse_sidecar(side, read_input(side, "sidecar"))
         except InputError as cause:
             damaged[side] = str(cause).splitlines()[0].removeprefix(f"{side} ").rstrip(".")
     sides = _owners(sidecars, there)

@@ -17,9 +17,10 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from msn_deploy.core.artifacts import Parent, open_input, publish, sidecar_path
+from msn_deploy.core.artifacts import Parent, publish, sidecar_path
 from msn_deploy.core.errors import InputError, shorten
 from msn_deploy.core.model_info import METADATA_KEY, ModelInfo, info_from_json
+from msn_deploy.core.opening import read_input
 from msn_deploy.core.recipes import Recipe, recipe_from_dict
 from msn_deploy.nets import build_net
 
@@ -119,8 +120,7 @@ def write_tensors(
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read a safetensors file: the tensors and the metadata of its header. Raises InputError; never unpickles."""
-    with open_input(path) as stream:
-        raw = stream.read()
+    raw = read_input(path, "weights")
     try:
         tensors = load_tensors(raw)
         size = int.from_bytes(raw[:8], "little")

@@ -14,18 +14,21 @@ import pickletools
 import re
 import struct
 import warnings
+import zipfile
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor, nn
 
-from msn_deploy.core.artifacts import Parent, open_input, sha256_of
+from msn_deploy.core.artifacts import Parent, sha256_of
 from msn_deploy.core.errors import InputError, shorten
 from msn_deploy.core.model_info import METADATA_KEY, Preprocess, info_from_json
+from msn_deploy.core.opening import open_input, open_zip, up_to
 from msn_deploy.nets.blocks import classifier_of
 from msn_deploy.training.checkpoint import fill, listed, read_tensors
 
@@ -39,6 +42,7 @@ _HARMLESS: dict[str, Callable[..., object]] = {  # the options that many trainin
     "pathlib._local.WindowsPath": PureWindowsPath,
 }
 _COMPILED = "_orig_mod."  # what torch.compile puts before the names of the module that it wraps
+_GROWING = (b"builtin__\nbytearray\n", b"builtins\nbytearray\n")  # as pickles name it
 _COUNTER = "num_batches_tracked"  # of a BatchNorm; files from before torch 0.4.1 have none, and inference reads none
 
 # What torch's restricted unpickler raises on bytes that are no state dict, or only the beginning of one. AttributeError
@@ -52,6 +56,8 @@ _UNREADABLE = (
     TypeError,
     AttributeError,
     AssertionError,
+    ArithmeticError,
+    OSError,
     struct.error,
 )
 
@@ -160,7 +166,8 @@ def read_pickle(path: Path, *, hint: str) -> object:
     of other classes are why.
     """
     harmless: list[Any] = [(each, name) for name, each in _HARMLESS.items()]
-    with open_input(path) as stream:
+    with open_input(path, "weights") as stream:
+        _refuse_what_grows(stream, path)
         try:
             with (
                 warnings.catch_warnings(),
@@ -174,6 +181,26 @@ def read_pickle(path: Path, *, hint: str) -> object:
                 raise InputError(f"{path} is not a file of plain weights: it holds {objects}.\n{_ALONE}") from cause
             raise InputError(f"{path} is not a file of plain weights ({_said(cause)}).\n{hint}") from cause
     return content
+
+
+def _refuse_what_grows(stream: IO[bytes], path: Path) -> None:
+    """Raise InputError for a file that says by itself how much memory it takes, whatever its own size.
+
+    That is an archive that unpacks to very much, and a bytearray, which is made of a number alone.
+    """
+    with ExitStack() as stack:
+        pickles = [stream]
+        if zipfile.is_zipfile(stream):
+            archive = stack.enter_context(open_zip(stream, source=path, kind="weights"))
+            pickles = [stack.enter_context(archive.open(name)) for name in archive.namelist() if name.endswith(".pkl")]
+        stream.seek(0)
+        for each in pickles:
+            tail = bytearray()
+            while block := up_to(each, 1 << 20, source=path):
+                if any(name in tail + block for name in _GROWING):
+                    raise InputError(f"{path} is not a file of plain weights: it makes a bytearray.\n{_ALONE}")
+                tail = block[-32:]
+    stream.seek(0)
 
 
 def _state_dicts(content: object) -> Iterator[tuple[str, Mapping[str, Tensor]]]:

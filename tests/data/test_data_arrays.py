@@ -12,8 +12,11 @@ import pytest
 from numpy.typing import NDArray
 
 from msn_deploy.core.errors import InputError
+from msn_deploy.core.model_info import TensorSpec
+from msn_deploy.core.opening import MOST_BYTES
 from msn_deploy.data import Split, load_split
-from msn_deploy.data.feeds import is_feeds
+from msn_deploy.data.arrays import read_arrays
+from msn_deploy.data.feeds import is_feeds, open_feeds
 from msn_deploy.data.sources import is_as_recorded
 
 SIZE: dict[str, Any] = {"height_px": 4, "width_px": 5, "channels": 3}
@@ -138,7 +141,7 @@ def test_maps(tmp_path: Path) -> None:
         ({"labels": np.arange(7), "images": IMAGES * np.nan, "range": [0, 1]}, "classification", "not finite"),
         ({"labels": np.arange(7), "images": IMAGES / 2, "range": [1, 0]}, "classification", "is not said"),
         ({"labels": np.arange(7)}, "detection", "no labels for detection: it is arrays"),
-        ({"labels": np.arange(7).astype("datetime64[s]")}, "classification", r"labels has 56 bytes of datetime64"),
+        ({"labels": np.arange(7).astype("datetime64[s]")}, "classification", "labels is of datetime64"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, arrays: dict[str, Any], task: str, message: str) -> None:
@@ -159,8 +162,8 @@ def test_pickles_and_other_files_are_not_loaded(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds Python objects, which are never loaded"):
         _load(path)
     for shape, content, message in (
-        ((7, 4, 5, 3), b"few", "was cut off: 420 bytes of an array are 3"),
-        ((9, 2147483647, 9999, 3), b"few", r"images has .* GiB of uint8; up to 16 GiB"),
+        ((7, 4, 5, 3), b"few", "was cut off: of 420 bytes 3 are there"),
+        ((9, 2147483647, 9999, 3), b"few", r"set\.npz has .* of up to 1.25 GiB"),
         ((-1, 4), b"few", "not in numpy's format"),
     ):
         with zipfile.ZipFile(path, "w") as archive:
@@ -173,3 +176,50 @@ def test_pickles_and_other_files_are_not_loaded(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(InputError, match="is a file of no known format"):
         _load(path)
+
+
+def _npy(header: str, data: bytes = b"", version: int = 1) -> bytes:
+    length = len(header).to_bytes(2 * version, "little")
+    return b"\x93NUMPY" + bytes([version, 0]) + length + header.encode() + data
+
+
+HOSTILE = {
+    "not there": _npy("{'descr': '|u1', 'fortran_order': False, 'shape': (7, 4, 5, 3)}", bytes(9)),
+    "huge": _npy("{'descr': '|u1', 'fortran_order': False, 'shape': (900000, 40000, 40000)}"),
+    "beyond any number": _npy(f"{{'descr': '|u1', 'fortran_order': False, 'shape': ({10**400}, 4, 5)}}"),
+    "negative": _npy("{'descr': '|u1', 'fortran_order': False, 'shape': (-7, 4, 5)}"),
+    "no bytes each": _npy("{'descr': '|U0', 'fortran_order': False, 'shape': (900000000, 4, 5)}"),
+    "arrays in arrays": _npy("{'descr': '(900000000,)f4', 'fortran_order': False, 'shape': (7,)}"),
+    "many fields": _npy(
+        f"{{'descr': {[(f'f{at}', 'u1') for at in range(20_000)]}, 'fortran_order': False}}", version=2
+    ),
+    "fields": _npy("{'descr': [('a', 'u1'), ('b', 'f4')], 'fortran_order': False, 'shape': (7,)}", bytes(35)),
+    "brackets": _npy("(" * 9000),
+    "not closed": _npy("{'descr': "),
+    "no type": _npy("{'descr': 7, 'fortran_order': False, 'shape': (7,)}"),
+    "objects": _npy("{'descr': '|O', 'fortran_order': False, 'shape': (7,)}", b"\x80\x04N."),
+    "a text of 4 GiB": b"\x93NUMPY\x02\x00\xff\xff\xff\xff",
+    "newer": b"\x93NUMPY\x09\x00\x10\x00" + bytes(16),
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("array", HOSTILE.values(), ids=HOSTILE)
+def test_headers_that_lie_are_refused(tmp_path: Path, array: bytes) -> None:
+    with zipfile.ZipFile(tmp_path / "set.npz", "w") as archive:
+        archive.writestr("images.npy", array)
+        with archive.open("labels.npy", "w") as stream:
+            np.save(stream, np.arange(7))
+    with pytest.raises(InputError, match=r"set\.npz"):
+        _load(tmp_path / "set.npz")
+    (tmp_path / "x.npy").write_bytes(array)
+    with pytest.raises(InputError, match=r"x\.npy"):
+        list(open_feeds(tmp_path / "x.npy", [TensorSpec("x", "uint8", (None, 4, 5, 3))]))
+
+
+def test_what_an_archive_unpacks_to_is_looked_at_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = _save(tmp_path, images=np.zeros((9, 200, 200, 3), dtype=np.uint8), labels=np.arange(9))
+    assert path.stat().st_size < 10_000
+    monkeypatch.setitem(MOST_BYTES, "data", 1_000_000)
+    with pytest.raises(InputError, match=r"set\.npz, unpacked, has 1.03 MiB; files of data of up to"):
+        read_arrays(path, "train", "classification")

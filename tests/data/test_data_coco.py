@@ -234,3 +234,27 @@ def test_missing_images_and_splits_are_named(tmp_path: Path) -> None:
         _load(tmp_path)
     with pytest.raises(InputError, match="no labels for depth: it is COCO's JSON, which has them for detection, segm"):
         _load(tmp_path, task="depth")
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "message"),
+    [
+        (("images", 0, "width"), 2**24, "image 100 of 16777216x20 pixels"),
+        (("images", 0, "height"), 10**300, "179 million pixels"),
+        ((*ANNOTATION, "bbox"), [-1e300, 0, 5, 5], "has the bbox"),
+        ((*ANNOTATION, "bbox"), [0, 0, 1e308, 1e308], "of an image of 30x20"),
+        ((*ANNOTATION, "bbox"), [float("nan"), 0, 5, 5], "not a list of numbers"),
+        ((*ANNOTATION, "bbox"), [-1, 0, -5, 5], "has the bbox"),
+    ],
+)
+def test_sizes_that_nothing_has_are_refused(tmp_path: Path, where: Any, value: Any, message: str) -> None:
+    _write(tmp_path / "a.json", _break(where, value), tmp_path)
+    with pytest.raises(InputError, match=message):
+        _load(tmp_path / "a.json", "test")
+
+
+def test_lists_and_objects_are_counted_before_they_are_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _write(tmp_path / "a.json", _content(), tmp_path)
+    monkeypatch.setattr("msn_deploy.data.coco._MOST_PARTS", 16)
+    with pytest.raises(InputError, match=r"a\.json has 18 lists and objects; up to 16"):
+        _load(tmp_path / "a.json")

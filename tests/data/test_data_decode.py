@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import struct
+import tracemalloc
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -17,8 +19,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from msn_deploy.core.errors import InputError
+from msn_deploy.core.opening import MOST_BYTES
 from msn_deploy.data import decode
-from msn_deploy.data.decode import levels_of, look_at, open_picture
+from msn_deploy.data.decode import SUFFIXES, levels_of, look_at, open_picture
 
 RNG = np.random.default_rng(21)
 GREY = RNG.integers(0, 256, (5, 7), dtype=np.uint8)
@@ -320,7 +323,7 @@ def test_bounds_hold_before_anything_is_decoded(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(decode, "MOST_PIXELS", 10**8)
     with pytest.raises(InputError, match=r"wide\.png has 11000x11000 pixels; up to 100 million"):
         open_picture(tmp_path / "wide.png")
-    monkeypatch.setattr(decode, "MOST_BYTES", 10)
+    monkeypatch.setitem(MOST_BYTES, "image", 10)
     with pytest.raises(InputError, match=r"wide\.png has \d+ bytes; images of up to 10 bytes"):
         look_at(tmp_path / "wide.png")
 
@@ -342,3 +345,68 @@ def test_other_formats_are_not_opened(tmp_path: Path) -> None:
         open_picture(tmp_path / "x.png")
     with pytest.raises(InputError, match="is not a plain file"):
         open_picture(Path("/dev/zero"))
+
+
+def test_bytes_are_made_a_few_rows_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is made on the way to them takes four times as much memory."""
+    Image.fromarray(np.dstack([COLOUR, ALPHA])).save(tmp_path / "a.png")
+    Image.fromarray(np.dstack([GREY, ALPHA])).save(tmp_path / "b.png")
+    Image.fromarray(GREY.astype(np.uint16) * 257).save(tmp_path / "c.png")
+    whole = [open_picture(tmp_path / f"{name}.png").to_bytes() for name in "abc"]
+    np.testing.assert_array_equal(whole[2], GREY)
+    monkeypatch.setattr(decode, "_AT_ONCE", 14)  # two rows of five
+    for name, expected in zip("abc", whole, strict=True):
+        np.testing.assert_array_equal(open_picture(tmp_path / f"{name}.png").to_bytes(), expected)
+
+
+def test_a_bomb_is_named_with_its_limit(tmp_path: Path) -> None:
+    _png(tmp_path / "bomb.png", [b"\0"], size=(60_000, 60_000), depth=8, colour=0)
+    with pytest.raises(InputError, match=r"bomb\.png has more than 179 million pixels"):
+        look_at(tmp_path / "bomb.png")
+
+
+def test_postscript_under_the_name_of_an_image_starts_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow would give it to Ghostscript."""
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n"
+    for suffix in SUFFIXES:
+        path = tmp_path / f"cat{suffix}"
+        path.write_bytes(eps)
+        for read in (open_picture, look_at, decode.open_indices):
+            with pytest.raises(InputError, match="is not a readable image"):
+                read(path)
+    with pytest.raises(InputError, match="is not a readable image"):
+        open_picture(Path("row 0"), content=eps)
+    assert not (tmp_path / "started").exists()
+
+
+@pytest.mark.parametrize("error", [AssertionError, KeyError("x"), RuntimeError, zlib.error, StopIteration, Exception])
+def test_whatever_a_decoder_raises_is_an_error_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    Image.fromarray(GREY).save(tmp_path / "x.png")
+
+    def fails(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(decode, "_shallow", fails)
+    with pytest.raises(InputError, match=r"x\.png is not a readable image"):
+        open_picture(tmp_path / "x.png")
+
+
+@pytest.mark.parametrize("kind", [b"zTXt", b"iTXt", b"iCCP"])
+def test_texts_in_a_png_that_unpack_to_much_are_left_out_or_refused(tmp_path: Path, kind: bytes) -> None:
+    """100 MB of zeros in 100 KB, in a chunk that is not an image's pixels."""
+    Image.fromarray(GREY).save(tmp_path / "x.png")
+    raw = (tmp_path / "x.png").read_bytes()
+    head = {b"zTXt": b"a\0\0", b"iTXt": b"a\0\1\0\0\0", b"iCCP": b"a\0\0"}[kind]
+    chunk = kind + head + zlib.compress(bytes(100_000_000), 1)
+    made = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    (tmp_path / "x.png").write_bytes(raw[:33] + made + raw[33:])
+    tracemalloc.start()
+    with suppress(InputError):
+        np.testing.assert_array_equal(open_picture(tmp_path / "x.png").pixels, GREY)
+    assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    tracemalloc.stop()

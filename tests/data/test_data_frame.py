@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from msn_deploy.core.errors import InputError
 from msn_deploy.core.model_info import Frame
-from msn_deploy.data.frame import scaled_size
+from msn_deploy.data.frame import framed, scaled_size
 from msn_deploy.data.images import fit_images, read_image
 
 
@@ -136,3 +137,10 @@ def test_a_canvas_has_its_fill_and_its_corner() -> None:
     wanted = np.full((4, 5, 3), 99)
     wanted[:2, :3] = 7
     np.testing.assert_array_equal(got, wanted)
+
+
+def test_no_image_grows_beyond_what_is_decoded() -> None:
+    """A crop scales the shorter side: of one pixel, each row would become thousands wide."""
+    frame = Frame(height_px=256, width_px=256, channels=1, fit="crop", short_px=512)
+    with pytest.raises(InputError, match="of 1x4000 pixels would be scaled to 512x2048000: it is too long"):
+        framed(Image.new("L", (1, 4000)), frame)

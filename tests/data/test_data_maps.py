@@ -251,7 +251,7 @@ def test_depths_that_are_wrong_are_named(tmp_path: Path) -> None:
     (tmp_path / "e.npz").rename(tmp_path / "e.npy")
     np.save(tmp_path / "f.npy", np.array([["x"]]))
     for name in "cdef":
-        with pytest.raises(InputError, match=rf"{name}\.npy is not an array"):
+        with pytest.raises(InputError, match=rf"{name}\.npy (is not|was cut off|holds)"):
             read_depth(tmp_path / f"{name}.npy", unit="m")
 
 
@@ -272,3 +272,14 @@ def test_one_class_per_image_is_not_there(tmp_path: Path) -> None:
     _save(tmp_path / "masks" / "0.png", _map(0))
     with pytest.raises(InputError, match="no labels for classification: it is images with maps of them"):
         _load(tmp_path, task="classification")
+
+
+def test_masks_are_looked_up_a_few_rows_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _images(tmp_path / "images", 2)
+    for at in range(2):
+        _save(tmp_path / "masks" / f"{at}.png", COLOURS[_map(at)])
+    lines = [f"c{at} {' '.join(map(str, colour))}" for at, colour in enumerate(COLOURS.tolist())]
+    (tmp_path / "masks" / "classes.txt").write_text("\n".join(lines))
+    whole = _load(tmp_path, task="segmentation").labels
+    monkeypatch.setattr("msn_deploy.data.masks._AT_ONCE", 1)
+    np.testing.assert_array_equal(_load(tmp_path, task="segmentation").labels, whole)

@@ -103,6 +103,20 @@ def test_what_the_hub_gives_becomes_arrays() -> None:
         names.from_hub(datasets.Dataset.from_dict({"id": [1]}), "cifar10")
 
 
+def test_images_of_the_hub_come_through_the_door_of_all_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`datasets` alone would give PostScript to Ghostscript."""
+    datasets = pytest.importorskip("datasets")
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n"
+    features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=["cat"])})
+    rows = datasets.Dataset.from_dict({"img": [{"bytes": eps, "path": None}], "label": [0]}, features=features)
+    with pytest.raises(InputError, match=r"svhn\[0\] is not a readable image"):
+        names.from_hub(rows, "svhn")
+    assert not (tmp_path / "started").exists()
+
+
 @pytest.mark.parametrize("reachable", [True, False])
 def test_without_a_network_the_hub_is_not_asked_again_and_again(
     monkeypatch: pytest.MonkeyPatch, reachable: bool

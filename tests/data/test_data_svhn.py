@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from msn_deploy.core.errors import InputError
+from msn_deploy.core.opening import MOST_BYTES
 from msn_deploy.data import load_split
 from msn_deploy.data.svhn import read_matlab
 
@@ -109,3 +111,27 @@ def test_any_array_comes_back(
     assert list(found) == [name, "other"]
     assert found[name].dtype == array.dtype
     np.testing.assert_array_equal(found[name], array)
+
+
+def test_what_is_packed_says_first_how_much_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """12 MB unpacked to 12 GB."""
+    monkeypatch.setitem(MOST_BYTES, "data", 500_000)
+    path = tmp_path / "x.mat"
+    zeros = np.zeros(300_000, dtype=np.uint8)
+    savemat(path, {"a": zeros, "y": Y}, do_compression=True)
+    assert read_matlab(path, hint="")["a"].shape == (1, 300_000)
+    for content in ({"a": zeros, "b": zeros}, {"a": np.zeros(600_000, dtype=np.uint8)}):  # the first in two
+        savemat(path, content, do_compression=True)
+        assert path.stat().st_size < 2000
+        with pytest.raises(InputError, match=r"x\.mat, unpacked, has .* KiB"):
+            read_matlab(path, hint="")
+
+
+@pytest.mark.parametrize("change", [-1, 1])
+def test_packed_bytes_that_are_not_announced_are_damage(tmp_path: Path, change: int) -> None:
+    tag = np.array([14, 48 + change], dtype="<u4").tobytes()
+    packed = zlib.compress(tag + bytes(48))
+    path = tmp_path / "x.mat"
+    path.write_bytes(b"MATLAB 5.0".ljust(126) + b"IM" + np.array([15, len(packed)], dtype="<u4").tobytes() + packed)
+    with pytest.raises(InputError, match="is a damaged MATLAB file"):
+        read_matlab(path, hint="")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -168,3 +169,21 @@ def test_a_split_without_a_table_is_named(tmp_path: Path) -> None:
     (tmp_path / "train.csv").write_text("file,label\n0.png,dog\n")
     with pytest.raises(InputError, match=r"has train\.csv, and no table for testing"):
         _load(tmp_path, "test")
+
+
+@pytest.mark.parametrize("text", ["1e999", "-1e400"])
+def test_numbers_beyond_all_numbers_are_named(tmp_path: Path, text: str) -> None:
+    _images(tmp_path, "0.png", "1.png")
+    (tmp_path / "train.csv").write_text(f"file,age\n0.png,3\n1.png,{text}\n")
+    with pytest.raises(InputError, match=r"train\.csv, line 3 has a age that is too large"):
+        _load(tmp_path, task="regression")
+
+
+def test_twenty_thousand_columns_take_no_time(tmp_path: Path) -> None:
+    """A column was searched for by name among all, several times: minutes."""
+    _images(tmp_path, "0.png")
+    names = [f"c{at}" for at in range(20_000)]
+    (tmp_path / "train.csv").write_text(f"file,{','.join(names)}\n0.png{',1' * len(names)}\n")
+    before = time.process_time()
+    assert len(_load(tmp_path, task="multi-label").classes) == 20_000
+    assert time.process_time() - before < 5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -212,4 +213,29 @@ def test_without_pyyaml_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     _yaml(tmp_path, "train: images\nnames: [a, b]")
     monkeypatch.setitem(sys.modules, "yaml", None)
     with pytest.raises(MissingDependency, match=r"reading data\.yaml[\s\S]*pip install pyyaml"):
+        _load(tmp_path)
+
+
+def test_a_yaml_does_not_grow_while_it_is_read(tmp_path: Path) -> None:
+    """Of 300 bytes, 10^9 entries: each name stands for ten of the one before."""
+    _images(tmp_path / "images", BOX)
+    lines = ["a0: &a0 {x: 1}"]
+    lines += [f"a{at}: &a{at} {{<<: [{', '.join([f'*a{at - 1}'] * 10)}]}}" for at in range(1, 10)]
+    file = _yaml(tmp_path, "train: images\nnames: [cat, dog]\n" + "\n".join(lines))
+    with pytest.raises(InputError, match="an alias, which can stand for any number of values"):
+        _load(file)
+
+
+def test_other_yaml_files_beside_it_do_not_matter(tmp_path: Path) -> None:
+    _images(tmp_path / "images", BOX)
+    _yaml(tmp_path, "train: images\nnames: [cat, dog]\n")
+    (tmp_path / "notes.yaml").write_bytes(b"\xff" * 2_000_000)
+    os.mkfifo(tmp_path / "pipe.yaml")
+    assert _load(tmp_path, "test", None).classes == ()
+
+
+@pytest.mark.parametrize("line", ["70000 0.5 0.5 0.1 0.1", "1e300 0.5 0.5 0.1 0.1", "0 1e300 0 0 0", "0 -1 0 0.5 0.5"])
+def test_numbers_that_nothing_has_are_refused(tmp_path: Path, line: str) -> None:
+    _images(tmp_path / "images" / "train", line)
+    with pytest.raises(InputError, match=r"0\.txt, line 1 has"):
         _load(tmp_path)

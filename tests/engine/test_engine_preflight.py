@@ -166,7 +166,9 @@ def test_the_files_are_looked_at_first_and_in_order(forge_plan, orin, tmp_path):
     side.write_bytes(good)
     (tmp_path / "net.int8.onnx").write_bytes(b"a newer model")
     message = refusal(InputError, path, nowhere)
-    assert "net.engine is damaged, or was exchanged for another: its SHA-256 is" in message
+    assert "net.engine is damaged, or was exchanged for another: it has 12 bytes, net.plan.json says 6" in message
+    path.write_bytes(b"b plan")
+    assert "damaged, or was exchanged for another: its SHA-256 is" in refusal(InputError, path, nowhere)
     path.write_bytes(b"a plan")
     message = refusal(InputError, path, nowhere)
     assert "built from another net.int8.onnx than the one beside it" in message
@@ -238,6 +240,14 @@ def test_damaged_metadata_is_an_error_that_names_the_sidecar(forge_plan, orin):
 def test_a_pipe_in_the_place_of_a_plan_is_not_read(orin, tmp_path):
     os.mkfifo(tmp_path / "net.engine")
     assert "is not a plain file" in refusal(InputError, tmp_path / "net.engine", orin())
+
+
+def test_a_plan_of_another_size_is_not_read(forge_plan, orin):
+    path = forge_plan()
+    os.truncate(path, 4 << 30)  # without a block on the disk
+    assert "it has 4294967296 bytes, net.plan.json says 6" in refusal(InputError, path, orin())
+    os.truncate(path, 12 << 30)
+    assert "net.engine has 12 GiB; engines of up to 4 GiB are read" in refusal(InputError, path, orin())
 
 
 # Trust

@@ -112,7 +112,7 @@ def opencv(monkeypatch):
     class Capture:
         def __init__(self, source):
             opened.append(source)
-            colours = [] if source == "bad.mp4" else [(0, 0, 255), (255, 0, 0)]
+            colours = [] if str(source).endswith("bad.mp4") else [(0, 0, 255), (255, 0, 0)]
             self.frames = [np.full((6, 8, 3), colour, np.uint8) for colour in colours]
 
         def read(self):
@@ -125,15 +125,33 @@ def opencv(monkeypatch):
     return opened
 
 
-def test_frames_of_a_video_and_of_a_camera(model, opencv):
+@pytest.fixture
+def films(tmp_path, monkeypatch):
+    """Two files that OpenCV is asked about, in the working folder."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("film.mp4", "bad.mp4"):
+        (tmp_path / name).write_bytes(b"x")
+
+
+def test_frames_of_a_video_and_of_a_camera(model, opencv, films, tmp_path):
     answers = list(infer(model, [Path("film.mp4"), Path("camera:2")]))
     assert [(a.image, label(a)) for a in answers] == [
         ("film.mp4#0", "red"), ("film.mp4#1", "blue"), ("camera:2#0", "red"), ("camera:2#1", "blue"),
     ]  # fmt: skip
-    assert opencv == ["film.mp4", "released", 2, "released"]
+    assert opencv == [str(tmp_path / "film.mp4"), "released", 2, "released"]
 
 
-def test_a_video_without_frames(model, opencv):
+@pytest.mark.parametrize(
+    "source",
+    ["http://127.0.0.1/film.mp4", "videotestsrc ! filesink location=film.mp4", "camera:/dev/video0", "camera:"],
+)
+def test_addresses_and_commands_are_not_given_to_opencv(model, opencv, source):
+    with pytest.raises(InputError, match=r"does not exist|names no camera"):
+        infer(model, [Path(source)])
+    assert opencv == []
+
+
+def test_a_video_without_frames(model, opencv, films):
     (answer,) = infer(model, [Path("bad.mp4")])
     assert "bad.mp4 gives no frames" in answer.error
 

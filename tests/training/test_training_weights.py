@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import struct
+import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +20,9 @@ from safetensors.torch import save_file, save_model
 from torch import Tensor, nn
 
 from msn_deploy.core.errors import InputError
+from msn_deploy.core.opening import MOST_BYTES
 from msn_deploy.training import load_weights
+from msn_deploy.training.weights import read_pickle
 
 Kind = Callable[["Net"], object]
 
@@ -303,3 +307,32 @@ def test_torchscript_is_named(tmp_path: Path) -> None:
     torch.jit.save(program, tmp_path / "weights.pt")
     with pytest.raises(InputError, match="it holds a TorchScript program"):
         load_weights(nn.Linear(3, 2), tmp_path / "weights.pt")
+
+
+def _claims(path: Path, *, zipped: bool) -> Path:
+    """Write a checkpoint whose pickle makes 1.5 GB out of a number."""
+    made = b"\x80\x02}X\x01\0\0\0acbuiltins\nbytearray\nJ" + struct.pack("<i", 1_500_000_000) + b"\x85Rs."
+    if zipped:
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, content in (("version", b"3\n"), ("data.pkl", made), ("byteorder", b"little")):
+                archive.writestr(f"archive/{name}", content)
+    else:
+        path.write_bytes(made)
+    return path
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_number_in_a_pickle_does_not_take_memory(tmp_path: Path, zipped: bool) -> None:
+    with pytest.raises(InputError, match=r"x\.pt is not a file of plain weights: it makes a bytearray"):
+        read_pickle(_claims(tmp_path / "x.pt", zipped=zipped), hint="")
+
+
+def test_an_archive_that_unpacks_to_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save({"w": torch.zeros(100_000)}, tmp_path / "x.pt")
+    with zipfile.ZipFile(tmp_path / "x.pt") as stored, zipfile.ZipFile(tmp_path / "y.pt", "w", 8) as packed:
+        for name in stored.namelist():
+            packed.writestr(name, stored.read(name))
+    monkeypatch.setitem(MOST_BYTES, "weights", 100_000)
+    assert (tmp_path / "y.pt").stat().st_size < 10_000
+    with pytest.raises(InputError, match=r"y\.pt, unpacked, has 391 KiB; files of weights of up to"):
+        read_pickle(tmp_path / "y.pt", hint="")
