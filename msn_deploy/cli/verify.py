@@ -20,14 +20,19 @@ _WIDTH = 80
 def command(
     folder: Annotated[Path, typer.Argument(help="Output folder of a run.")],
     data: Annotated[
-        bool, typer.Option("--data/--no-data", help="Load the images again, where they are on this machine.")
-    ] = True,
+        bool | None,
+        typer.Option(
+            "--data/--no-data",
+            help="Load the images again that are on this machine: also folders that the run names, or none.",
+            show_default="those of known names",
+        ),
+    ] = None,
     json: Json = None,
 ) -> None:
     """Check every file of a folder against its SHA-256, and every child against its parents, down to the data."""
-    from msn_deploy.data.sources import is_as_recorded  # numpy, which --help does not wait for
+    from msn_deploy.data.sources import is_as_recorded, is_known_as_recorded  # numpy: --help does not wait for it
 
-    findings = verify_folder(folder, data=is_as_recorded if data else None)
+    findings = verify_folder(folder, data={None: is_known_as_recorded, True: is_as_recorded, False: None}[data])
     if not output.emit(findings, json):
         rows = [(finding.file, finding.verdict, finding.why) for finding in findings]
         output.show_table(rows, head=("file", "verdict", "why"))

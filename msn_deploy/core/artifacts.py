@@ -21,7 +21,7 @@ from typing import Any
 
 from msn_deploy import __version__
 from msn_deploy.core.errors import InputError
-from msn_deploy.core.opening import open_input, read_input
+from msn_deploy.core.opening import Kind, open_input, read_input
 
 SCHEMA = 1
 PARTIAL_SUFFIX = ".partial"
@@ -66,10 +66,10 @@ class Sidecar:
     schema: int = SCHEMA
 
 
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file as hex. Raises InputError if it cannot be read."""
+def sha256_of(path: Path, kind: Kind = "any") -> str:
+    """Return the SHA-256 of a file as hex. Raises InputError if it cannot be read, or is too large for its kind."""
     digest = hashlib.sha256()
-    with open_input(path, "any") as stream:
+    with open_input(path, kind) as stream:
         while chunk := stream.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()

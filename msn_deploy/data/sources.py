@@ -208,6 +208,11 @@ def _maps(read: Callable[[int], NDArray[Any]], task: TaskName | None, count: int
     return replace(maps, dtype="float32" if task == "depth" else "uint8")
 
 
+def is_known_as_recorded(parent: Parent) -> bool | None:
+    """As `is_as_recorded`, for known names alone: a path that a sidecar names is not followed."""
+    return is_as_recorded(parent) if parent.file in NAMES and parent.role != feeds.ROLE else None
+
+
 def is_as_recorded(parent: Parent) -> bool | None:
     """Load the images of a data parent again, as they were loaded then, and compare; None if that can't be done here.
 

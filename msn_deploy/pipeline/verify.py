@@ -7,7 +7,7 @@ named is the cause: a file made from one that is broken is no second fault, it i
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -250,7 +250,23 @@ def read_folder(folder: Path) -> list[Entry]:
         if path not in covered:
             why = f"speaks of {sidecars[path].file}, which has another sidecar" if path in sidecars else "no sidecar"
             entries.append(Entry(name=_name(folder, path), sha256=digests.get(path), verdict="unknown", why=why))
+    entries += _odd_ones(folder, {entry.name for entry in entries})
     return sorted(entries, key=lambda entry: entry.name)
+
+
+def _odd_ones(folder: Path, known: Collection[str]) -> Iterator[Entry]:
+    """Yield what is neither a file nor a folder: links to what is not there, links to folders, pipes, devices."""
+    for path in folder.rglob("*"):
+        is_link = path.is_symlink()
+        if _name(folder, path) in known or os.path.isfile(path) or (os.path.isdir(path) and not is_link):
+            continue
+        verdict: Verdict = "unknown"
+        why = "neither a file nor a folder"
+        if is_link:
+            gone = not os.path.exists(path)
+            verdict = "broken" if gone else "unknown"
+            why = f"a link to {os.readlink(path)}, {'which is not there' if gone else 'which is not looked into'}"
+        yield Entry(name=_name(folder, path), sha256=None, verdict=verdict, why=why)
 
 
 def _owners(sidecars: dict[Path, Sidecar], there: set[Path]) -> dict[Path, Path]:
@@ -286,7 +302,10 @@ def _checked(folder: Path, path: Path, sidecar: Sidecar, digest: str | None) -> 
     if not path.is_file():
         why = "the file is gone, its sidecar is still there"
     elif digest is None:
-        why = "cannot be read"
+        size = path.stat().st_size
+        why = (
+            f"it has {size} bytes, its sidecar recorded {sidecar.bytes}" if size != sidecar.bytes else "cannot be read"
+        )
     elif digest != sidecar.sha256:
         why = "its bytes are not the ones that its sidecar recorded"
     verdict: Verdict = "broken" if why else "ok"
@@ -300,7 +319,8 @@ def _name(folder: Path, path: Path) -> str:
 
 
 def _digest(path: Path) -> str | None:
+    """Return the SHA-256 of a file; None where it can't be read, and of one larger than any file that is made here."""
     try:
-        return sha256_of(path)
+        return sha256_of(path, "engine")
     except InputError:
         return None

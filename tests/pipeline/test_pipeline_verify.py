@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -111,3 +112,34 @@ def test_a_folder_of_no_artifacts_and_a_file_are_refused(tmp_path: Path) -> None
         verify_folder(tmp_path)
     with pytest.raises(InputError, match="is not a folder"):
         verify_folder(tmp_path / "notes.txt")
+
+
+def test_links_that_lead_nowhere_and_what_is_no_file_are_named(run: Path) -> None:
+    (run / "engines" / "gone.onnx").symlink_to("/no/such/file")
+    (run / "loop").symlink_to("loop")
+    (run / "elsewhere").symlink_to(run.parent)
+    os.mkfifo(run / "pipe")
+    os.mkfifo(run / "pipe.json")
+    found = {each.file: each for each in verify_folder(run)}
+    assert (found["engines/gone.onnx"].verdict, found["loop"].verdict) == ("broken", "broken")
+    assert found["engines/gone.onnx"].why == "a link to /no/such/file, which is not there"
+    assert "which is not looked into" in found["elsewhere"].why
+    assert [found[name].verdict for name in ("elsewhere", "pipe", "pipe.json")] == ["unknown"] * 3
+    assert len(found) == 8
+
+
+def test_a_file_replaced_by_a_link_to_nothing_is_named_once(run: Path) -> None:
+    (run / "net.onnx").unlink()
+    (run / "net.onnx").symlink_to("/no/such/file")
+    found = [each for each in verify_folder(run) if each.file == "net.onnx"]
+    assert [(each.verdict, each.why) for each in found] == [("broken", "the file is gone, its sidecar is still there")]
+
+
+def test_what_is_too_large_is_neither_read_nor_hashed(run: Path) -> None:
+    for name in ("net.onnx.json", "net.safetensors", "other.bin"):
+        (run / name).touch()
+        os.truncate(run / name, 1 << 40)  # without a block on the disk
+    found = {each.file: each.why for each in verify_folder(run)}
+    assert "sidecars of up to 16 MiB are read" in found["net.onnx.json"]
+    assert found["net.safetensors"] == "it has 1099511627776 bytes, its sidecar recorded 7"
+    assert found["other.bin"] == "no sidecar"
