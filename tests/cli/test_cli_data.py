@@ -78,6 +78,9 @@ def test_a_model_whose_data_are_not_here_says_where_to_put_them(
     for command in (("eval", checkpoint), ("eval", onnx), ("calibrate", onnx), ("bench", onnx)):
         done = cli(*command)
         assert done.code == 2
+        assert "'svhn', which would have to be downloaded" in done.err
+        done = cli(*command, "--data", "svhn")
+        assert done.code == 2
         assert "svhn is not on this machine" in done.err
         assert f"{tmp_path}/data/svhn" in done.err
         assert "Put there train_32x32.mat and test_32x32.mat" in done.err
