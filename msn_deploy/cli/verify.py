@@ -42,10 +42,12 @@ def command(
     first = first_broken(findings)
     if first is not None:
         count = Counter(finding.verdict for finding in findings)
-        more = f" {count['stale']} more come from what is broken." if count["stale"] else ""
+        others = f", and {count['outdated']} outdated" if first.verdict == "broken" and count["outdated"] else ""
+        whole = "" if first.verdict == "broken" else "No file is damaged. "
+        more = f" {count['stale']} more come from what is {first.verdict}." if count["stale"] else ""
         raise GateError(
-            f"{count['broken']} of {len(findings)} files are broken, the first: {first.file} ({first.why}).\n"
-            f"Make it again.{more}"
+            f"{count[first.verdict]} of {len(findings)} files are {first.verdict}{others}, the first: {first.file} "
+            f"({first.why}).\n{whole}Make it again.{more}"
         )
 
 

@@ -1,8 +1,10 @@
 """Files that stages hand on: written atomically, each with a sidecar that names its parents by SHA-256.
 
-The sidecar of `NAME.engine` is `NAME.plan.json`, that of any other file is `FILE.json`. A file is published in three
-steps (old sidecar away, file renamed in, new sidecar renamed in), so a killed run leaves the old file, the new file,
-or no file; never half of one, and never a sidecar that speaks of another file.
+The sidecar of `NAME.engine` is `NAME.plan.json`, that of any other file is `FILE.json`. Both are written first, under
+other names. Then they are published in three steps (old sidecar away, file renamed in, new sidecar renamed in), so a
+killed run leaves the old file, the new file, or no file; never half of one, and never a sidecar that speaks of another
+file. The folder is locked for these steps, so that two writers of one name can't mix theirs. Where a file system has
+no locks, the one that comes last finds out, and fails.
 """
 
 from __future__ import annotations
@@ -12,9 +14,8 @@ import json
 import logging
 import os
 import tarfile
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,11 @@ from typing import Any
 from msn_deploy import __version__
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.opening import Kind, open_input, read_input
+from msn_deploy.core.partials import exclusive, partial_file, sweep
 
 SCHEMA = 1
-PARTIAL_SUFFIX = ".partial"
 _LOG = logging.getLogger(__name__)
+_swept: set[Path] = set()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,32 +79,49 @@ def sha256_of(path: Path, kind: Kind = "any") -> str:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; rename it over `path` if the block succeeds, delete it if not."""
+    """Yield a temporary path beside `path`; rename it over `path` if the block succeeds, delete it if not.
+
+    What killed runs have left in the folder is removed, once in the life of a process.
+    """
+    folder = path.parent.absolute()
+    if folder not in _swept:
+        _swept.add(folder)
+        sweep(folder)
+    with _in_hand(path) as partial:
+        yield partial
+        _complete(partial)
+        os.replace(partial, path)
+
+
+@contextmanager
+def _in_hand(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`, which is deleted if it is still there in the end. Raises InputError."""
     if os.path.exists(path) and not os.path.isfile(path):  # a rename would replace /dev/null itself
         what = "a folder" if os.path.isdir(path) else "not a plain file"
         raise InputError(f"{path} is {what}; it cannot be written.\nGive the name of a file.")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=PARTIAL_SUFFIX, dir=path.parent)
-    except OSError as cause:
-        raise InputError(f"{path} cannot be written: {cause.strerror}.\nChoose another place with `--out`.") from cause
-    os.close(handle)
-    partial = Path(name)
-    try:
-        yield partial
-        with partial.open("ab") as stream:
-            os.fsync(stream.fileno())
-        partial.chmod(0o644)
-        os.replace(partial, path)
-    except OSError as cause:  # a full disk, or a folder where the file should go
-        if not isinstance(cause.errno, int):
-            raise
-        raise InputError(
-            f"{path} cannot be written: {cause.strerror}.\nFree space, or choose another `--out`."
-        ) from cause
-    finally:
-        with suppress(FileNotFoundError):
-            partial.unlink()
+    with ExitStack() as stack:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = stack.enter_context(partial_file(path.parent))
+        except OSError as cause:
+            raise InputError(
+                f"{path} cannot be written: {cause.strerror}.\nChoose another place with `--out`."
+            ) from cause
+        try:
+            yield partial
+        except OSError as cause:  # a full disk, or a folder where the file should go
+            if not isinstance(cause.errno, int):
+                raise
+            raise InputError(
+                f"{path} cannot be written: {cause.strerror}.\nFree space, or choose another `--out`."
+            ) from cause
+
+
+def _complete(partial: Path) -> None:
+    """Bring a file that is filled to the disk, for everyone to read."""
+    with partial.open("ab") as stream:
+        os.fsync(stream.fileno())
+    partial.chmod(0o644)
 
 
 def unpack(archive: tarfile.TarFile, folder: Path) -> None:
@@ -121,10 +140,15 @@ def unpack(archive: tarfile.TarFile, folder: Path) -> None:
     archive.extractall(folder)
 
 
+def json_bytes(value: Any) -> bytes:
+    """Return a value as indented JSON."""
+    return (json.dumps(value, indent=2, default=str) + "\n").encode()
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a value as indented JSON, atomically."""
     with atomic_file(path) as partial:
-        partial.write_text(json.dumps(value, indent=2, default=str) + "\n", encoding="utf-8")
+        partial.write_bytes(json_bytes(value))
 
 
 def sidecar_path(path: Path) -> Path:
@@ -132,6 +156,21 @@ def sidecar_path(path: Path) -> Path:
     if path.suffix == ".engine":
         return path.with_suffix(".plan.json")
     return path.with_name(path.name + ".json")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Artifact:
+    """A file that is to be published."""
+
+    path: Path
+    content: bytes | Callable[[Path], object]
+    """What it holds, or what gets a temporary path and fills it (and doesn't replace it)."""
+    kind: str
+    parents: Sequence[Parent] = ()
+    versions: Sequence[str] = ()
+    """Names of installed distributions whose version is recorded."""
+    config: Mapping[str, Any] | None = None
+    facts: Mapping[str, Any] | None = None
 
 
 def publish(
@@ -144,34 +183,87 @@ def publish(
     config: Mapping[str, Any] | None = None,
     facts: Mapping[str, Any] | None = None,
 ) -> Sidecar:
-    """Write an artifact and its sidecar; `write` is its content, or gets a temporary path and fills it.
+    """Write an artifact and its sidecar, see `Artifact`."""
+    artifact = Artifact(
+        path=path, content=write, kind=kind, parents=parents, versions=versions, config=config, facts=facts
+    )
+    return publish_together(artifact)[0]
 
-    versions: names of installed distributions whose version is recorded.
+
+def publish_together(*artifacts: Artifact, without: Sequence[Path] = ()) -> list[Sidecar]:
+    """Write artifacts of one folder that belong to each other, each with its sidecar; return these.
+
+    Of two runs that write the same names at once, all files are of the one or of the other. What killed runs have left
+    in the folder is removed. without: files there that describe older ones; they are removed. Raises InputError.
     """
+    folder = artifacts[0].path.parent
+    sweep(folder)
+    with ExitStack() as stack:
+        made = [_described(artifact, stack) for artifact in artifacts]
+        with exclusive(folder) as alone:
+            for path in (*without, *(artifact.path for artifact in artifacts)):
+                sidecar_path(path).unlink(missing_ok=True)
+            for path in without:
+                path.unlink(missing_ok=True)
+            for artifact, partial, _, described in made:
+                os.replace(partial, artifact.path)
+                os.replace(described, sidecar_path(artifact.path))
+        if not alone:
+            for artifact, _, sidecar, _ in made:
+                _require_own(artifact.path, sidecar)
+    for artifact, _, sidecar, _ in made:
+        path = artifact.path
+        said = f"{sidecar.kind} of {sidecar.bytes} bytes, SHA-256 {sidecar.sha256}"
+        _LOG.info("%s: %s", path, said, extra={"written": path})
+    return [sidecar for _, _, sidecar, _ in made]
+
+
+def remove(path: Path) -> None:
+    """Remove a file, if it is there, and its sidecar."""
+    with exclusive(path.parent):
+        for each in (sidecar_path(path), path):
+            each.unlink(missing_ok=True)
+
+
+def _described(artifact: Artifact, stack: ExitStack) -> tuple[Artifact, Path, Sidecar, Path]:
+    """Fill the file and its sidecar under names that last as long as the stack does."""
     from msn_deploy.core.optional import version_of
 
-    found = {name: version for name in versions if (version := version_of(name)) is not None}
-    side = sidecar_path(path)
-    with atomic_file(path) as partial:
-        if isinstance(write, bytes):
-            partial.write_bytes(write)
-        else:
-            write(partial)
-        sidecar = Sidecar(
-            kind=kind,
-            file=path.name,
-            sha256=hashlib.sha256(write).hexdigest() if isinstance(write, bytes) else sha256_of(partial),
-            bytes=partial.stat().st_size,
-            parents=tuple(parents),
-            versions={"msn-deploy": __version__, **found},
-            config=dict(config or {}),
-            facts=dict(facts or {}),
-        )
-        side.unlink(missing_ok=True)
-    with atomic_file(side) as partial:
-        partial.write_bytes(_sealed(asdict(sidecar)))
-    _LOG.info("%s: %s of %d bytes, SHA-256 %s", path, kind, sidecar.bytes, sidecar.sha256, extra={"written": path})
-    return sidecar
+    write = artifact.content
+    partial = stack.enter_context(_in_hand(artifact.path))
+    if isinstance(write, bytes):
+        partial.write_bytes(write)
+    else:
+        write(partial)
+    found = {name: version for name in artifact.versions if (version := version_of(name)) is not None}
+    sidecar = Sidecar(
+        kind=artifact.kind,
+        file=artifact.path.name,
+        sha256=hashlib.sha256(write).hexdigest() if isinstance(write, bytes) else sha256_of(partial),
+        bytes=partial.stat().st_size,
+        parents=tuple(artifact.parents),
+        versions={"msn-deploy": __version__, **found},
+        config=dict(artifact.config or {}),
+        facts=dict(artifact.facts or {}),
+    )
+    _complete(partial)
+    described = stack.enter_context(_in_hand(sidecar_path(artifact.path)))
+    described.write_bytes(_sealed(asdict(sidecar)))
+    _complete(described)
+    return artifact, partial, sidecar, described
+
+
+def _require_own(path: Path, sidecar: Sidecar) -> None:
+    """Raise InputError if another run has replaced a file where no lock keeps two apart."""
+    if sha256_of(path) == sidecar.sha256:
+        return
+    with suppress(InputError):
+        if read_sidecar(path) == sidecar:  # speaks of another file
+            sidecar_path(path).unlink(missing_ok=True)
+    raise InputError(
+        f"another process wrote {path} at the same time, and its file system has no locks to keep two apart.\n"
+        "Type the same command again when the other one has ended."
+    )
 
 
 def _sealed(value: dict[str, Any]) -> bytes:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import os
+from contextlib import suppress
 from types import ModuleType
 
 from msn_deploy.core.errors import MissingDependency
+from msn_deploy.core.home import home_folder
 
 _EXPORT = "Install it with: pip install 'msn-deploy[export]'"
 _HOW_TO_GET = {
@@ -35,10 +38,25 @@ def require(module: str, *, step: str) -> ModuleType:
     The true cause stays visible: a missing libnvinfer.so is not a missing package.
     Raises MissingDependency (exit 3).
     """
+    if module == "torch":
+        _give_torch_a_folder()
     try:
         return importlib.import_module(module)
     except ImportError as cause:
         raise missing(module, step=step, cause=str(cause)) from cause
+
+
+def _give_torch_a_folder() -> None:
+    """Keep what torch compiles in the user's own cache.
+
+    It makes its folder as soon as it trains or exports: /tmp/torchinductor_USER, which stays for ever and which another
+    user can make first, with code in it.
+    """
+    if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
+        folder = home_folder().absolute() / "torchinductor"
+        with suppress(OSError):  # no home: /tmp then
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
 
 
 def missing(module: str, *, step: str, cause: str) -> MissingDependency:

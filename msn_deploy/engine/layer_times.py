@@ -8,14 +8,13 @@ from __future__ import annotations
 import json
 import re
 import statistics
-import tempfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msn_deploy.core.errors import InputError
+from msn_deploy.core.partials import partial_folder
 from msn_deploy.engine.inspector import layers_from_json
 from msn_deploy.engine.ort import OrtRunner
 from msn_deploy.engine.trt import TrtRunner
@@ -91,15 +90,15 @@ def time_ort_layers(
     named = onnx.ModelProto()
     named.CopyFrom(model.proto)
     _name_nodes(named.graph)
-    with tempfile.TemporaryDirectory(prefix="msn-deploy-layers-") as folder:
-        optimized = Path(folder) / "optimized.onnx"
+    with partial_folder() as folder:
+        optimized = folder / "optimized.onnx"
         runner = OrtRunner(
             made_model(model.path, named, named.SerializeToString()),
             threads=threads,
             provider=provider,
             fuse_norms=fuse_norms,
             optimized_to=optimized,
-            profile_to=Path(folder) / "profile",
+            profile_to=folder / "profile",
         )
         try:
             for at in range(_WARM_UP + runs):

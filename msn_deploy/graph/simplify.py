@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib
 import logging
 import os
@@ -10,7 +11,6 @@ import resource
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +22,7 @@ from onnx import ModelProto, ValueInfoProto
 
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.optional import missing
+from msn_deploy.core.partials import partial_folder
 from msn_deploy.model.checks import check_valid
 from msn_deploy.model.graphs import nodes_of_model, without_weights
 from msn_deploy.model.identity import structural_hash
@@ -32,6 +33,7 @@ _MEMORY, _MEMORY_PER_BYTE = 4 << 30, 8  # bytes of address space, and more of th
 _WORTH_A_CHANGE = 0.01  # of the file's bytes, saved by keeping equal weights once
 _FOREIGN = ("fuse_attention",)  # steps of onnxsim that write operators of ONNX Runtime, which TensorRT has not
 _EXIT_MISSING = 3
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _START = "import sys; sys.path[:] = sys.argv[2:]; from msn_deploy.graph.simplify import work; work(float(sys.argv[1]))"
 _PACKAGE = str(Path(__file__).resolve().parents[2])
 
@@ -65,9 +67,9 @@ def simplifier(*, timeout_s: float = TIMEOUT_S) -> Iterator[Simplifier]:
 
     Whatever ends the block, be it Ctrl-C, ends the process and all that it started. timeout_s: for one graph.
     """
-    with tempfile.TemporaryDirectory(prefix="msn-deploy-") as folder, _worker(Path(folder), timeout_s) as worker:
+    with partial_folder() as folder, _worker(folder, timeout_s) as worker:
         try:
-            yield Simplifier(Path(folder), worker, timeout_s)
+            yield Simplifier(folder, worker, timeout_s)
         finally:
             with contextlib.suppress(ProcessLookupError, PermissionError):  # ended, and nothing else of its group left
                 os.killpg(worker.pid, signal.SIGKILL)
@@ -153,6 +155,10 @@ def work(timeout_s: float) -> None:
 
     Begins when there is a line to read, and does nothing where there is none: whoever started it has ended.
     """
+    with contextlib.suppress(
+        OSError, AttributeError
+    ):  # Linux: not even a kill -9 of whoever started it leaves it alone
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     modules: dict[str, Any] = sys.modules
     modules["torch"] = modules["sympy"] = None  # onnxsim imports them where it finds them, for 3 s
     code = 0

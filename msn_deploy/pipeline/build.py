@@ -11,6 +11,7 @@ from typing import Any
 
 from msn_deploy.core.errors import InputError, did_you_mean
 from msn_deploy.core.model_info import PRECISIONS
+from msn_deploy.core.partials import claimed
 from msn_deploy.core.progress import Progress, silent
 from msn_deploy.engine import (
     BuildOptions,
@@ -102,35 +103,38 @@ def build_engine(
         check_portable(options, rtx=False, jetson=True)
     else:
         site = choose_site(options, precision, machine=machine)
-    model = open_model(onnx, step="build-engine")
-    options.ranges(model)  # what it refuses is told before a calibration
-    quantised = None
-    tensorrt = None if options.dla is None else _table_reader(model, options, precision, site)
-    if tensorrt is None:
-        model, typed = _typed(model, out, precision, calibration, progress)
-    else:
-        options, typed = _with_table(model, out, options, calibration, tensorrt, progress)
-        quantised = None if typed is None else typed.path
-    if site is None:
-        from msn_deploy.pipeline.opset import warn_of_unread  # late: it imports onnx
+    with claimed(out):
+        model = open_model(onnx, step="build-engine")
+        options.ranges(model)  # what it refuses is told before a calibration
+        quantised = None
+        tensorrt = None if options.dla is None else _table_reader(model, options, precision, site)
+        if tensorrt is None:
+            model, typed = _typed(model, out, precision, calibration, progress)
+        else:
+            options, typed = _with_table(model, out, options, calibration, tensorrt, progress)
+            quantised = None if typed is None else typed.path
+        if site is None:
+            from msn_deploy.pipeline.opset import warn_of_unread  # late: it imports onnx
 
-        assert target is not None
-        warn_of_unread(model.proto, target)
-        proxy = check_with_rtx(model, options=options, progress=progress)
-        script = write_device_script(
-            model,
-            out,
-            target=target,
-            precision=precision,
-            options=options,
-            quantised=quantised if target.name.startswith("agx-orin") else None,
-        )
-        return EngineReport(engine=None, onnx=model.path, typed=typed, elsewhere=script, proxy=proxy)
-    built = [
-        build_engine_file(model, out.with_name(name), options=options, site=site, replicate=number, progress=progress)
-        for number, name in enumerate(engine_names(out, options.replicates), 1)
-    ]
-    return EngineReport(engine=built[0], onnx=model.path, typed=typed, replicates=tuple(built[1:]))
+            assert target is not None
+            warn_of_unread(model.proto, target)
+            proxy = check_with_rtx(model, options=options, progress=progress)
+            script = write_device_script(
+                model,
+                out,
+                target=target,
+                precision=precision,
+                options=options,
+                quantised=quantised if target.name.startswith("agx-orin") else None,
+            )
+            return EngineReport(engine=None, onnx=model.path, typed=typed, elsewhere=script, proxy=proxy)
+        built = [
+            build_engine_file(
+                model, out.with_name(name), options=options, site=site, replicate=number, progress=progress
+            )
+            for number, name in enumerate(engine_names(out, options.replicates), 1)
+        ]
+        return EngineReport(engine=built[0], onnx=model.path, typed=typed, replicates=tuple(built[1:]))
 
 
 def _table_reader(model: OpenModel, options: BuildOptions, precision: str, site: Site | None) -> str | None:

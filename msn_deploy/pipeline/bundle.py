@@ -13,7 +13,6 @@ import os
 import re
 import shlex
 import tarfile
-import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
@@ -22,6 +21,7 @@ from pathlib import Path, PurePosixPath
 from msn_deploy import __version__
 from msn_deploy.core.artifacts import publish, read_sidecar, sha256_of, sidecar_path
 from msn_deploy.core.errors import InputError
+from msn_deploy.core.partials import partial_folder
 from msn_deploy.core.progress import Progress, silent
 from msn_deploy.engine import BuildOptions, OrtRunner, Target
 from msn_deploy.engine.device_script import DLA_RELEASES, LIBRARY, assignments, library_text, with_options
@@ -138,10 +138,10 @@ def bundle(
     }
     if keep and (kept := _kept(out, config, names)) is not None:
         return kept
-    with tempfile.TemporaryDirectory() as scratch:
+    with partial_folder() as scratch:
         packed: list[Path] = []
         if with_wheels:
-            packed = gather_wheels(Path(scratch), source=wheels, pythons=pythons, progress=progress)
+            packed = gather_wheels(scratch, source=wheels, pythons=pythons, progress=progress)
         contents |= {f"wheels/{path.name}": path for path in packed}
         contents["MANIFEST.json"] = _manifest(contents, target, names, pythons if with_wheels else ())
         contents["SHA256SUMS"] = sums = _sums(contents)

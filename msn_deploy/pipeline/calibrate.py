@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from msn_deploy.core.artifacts import publish
+from msn_deploy.core.artifacts import Artifact, publish_together
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.model_info import DEFAULT_METHOD, DEFAULT_PERCENTILE, DEFAULT_SAMPLES, ModelInfo
 from msn_deploy.core.progress import Progress, silent
@@ -223,26 +223,22 @@ def calibrated(
         "verdict": None if verdict is None else asdict(verdict),
     }
     # All that can fail has not: the files come last.
-    sidecar = publish(
-        out,
-        content,
-        kind="onnx",
-        parents=parents,
-        versions=VERSIONS,
-        config=config,
-        facts=facts,
-    )
-    table_path = None
-    if table is not None:
-        table_path = out.with_suffix(".cache")
-        publish(
-            table_path,
-            table.encode(),
+    table_path = None if table is None else out.with_suffix(".cache")
+    files = [
+        Artifact(path=out, content=content, kind="onnx", parents=parents, versions=VERSIONS, config=config, facts=facts)
+    ]
+    if table is not None and table_path is not None:
+        config = {**config, "table": options.table}
+        scales_only = Artifact(
+            path=table_path,
+            content=table.encode(),
             kind="calibration-table",
             parents=parents,
             versions=VERSIONS,
-            config={**config, "table": options.table},
+            config=config,
         )
+        files.append(scales_only)
+    sidecar, *_ = publish_together(*files)
     layers = set(placement.layers) - set(left_out)
     report = PrecisionReport(
         path=out,

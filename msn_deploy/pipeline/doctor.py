@@ -21,6 +21,7 @@ from typing import Any
 
 from msn_deploy.core.artifacts import read_sidecar, sha256_of, sidecar_path
 from msn_deploy.core.errors import GateError, InputError, MissingDependency, MissingDevice, MsnDeployError, first_line
+from msn_deploy.core.partials import exclusive
 from msn_deploy.core.progress import Progress, silent
 from msn_deploy.engine import BuildOptions, Check, OrtRunner, Plan, Runner, build_engine_file, find_target, runner_of
 from msn_deploy.engine.build import choose_site
@@ -222,8 +223,9 @@ def _rebuild(path: Path, plan: Plan, onnx: Path, here: Here, prove: Prove, progr
             model, out, options=options, site=site, replicate=int(side.facts.get("replicate") or 1), progress=progress
         )
         prove(out, model, here)
-        for new in (out, sidecar_path(out)):  # between the two the old sidecar calls the engine another one
-            os.replace(new, path.with_name(new.name))
+        with exclusive(path.parent):
+            for new in (out, sidecar_path(out)):  # between the two the old sidecar calls the engine another one
+                os.replace(new, path.with_name(new.name))
 
 
 def options_of(config: Mapping[str, Any], folder: Path) -> BuildOptions:

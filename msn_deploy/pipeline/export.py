@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from msn_deploy.core.artifacts import Parent, publish, sidecar_path, write_json
+from msn_deploy.core.artifacts import Artifact, Parent, json_bytes, publish_together
 from msn_deploy.core.errors import FoldError, GateError, InputError
 from msn_deploy.core.model_info import DEFAULT_METHOD, ModelInfo, Preprocess, TaskName, TensorSpec
 from msn_deploy.data import to_input
@@ -233,9 +233,10 @@ def _publish(
         name: getattr(options, name)
         for name in ("opset", "target", "dynamic_batch", "batch", "fold", "simplify", "nms")
     }
-    written = publish(
-        out,
-        lambda path: path.write_bytes(file.data),
+    place = certificate_path(out)
+    model = Artifact(
+        path=out,
+        content=file.data,
         kind="onnx",
         parents=made.parents,
         versions=_VERSIONS,
@@ -246,19 +247,17 @@ def _publish(
         | {"opsets": {each.domain or "ai.onnx": each.version for each in file.proto.opset_import}},
         facts=asdict(facts),
     )
-    place = certificate_path(out)
-    if certificate is None:  # an older one would speak of another model
-        for path in (sidecar_path(place), place):
-            path.unlink(missing_ok=True)
+    if certificate is None:
+        publish_together(model, without=[place])
         return
-    value = {"schema": "msn-deploy-fold/1", **asdict(certificate)}
-    publish(
-        place,
-        lambda path: write_json(path, value),
+    proof = Artifact(
+        path=place,
+        content=json_bytes({"schema": "msn-deploy-fold/1", **asdict(certificate)}),
         kind="fold-certificate",
-        parents=(Parent(role="onnx", file=written.file, sha256=written.sha256),),
+        parents=[Parent(role="onnx", file=out.name, sha256=file.sha256)],
         versions=_VERSIONS,
     )
+    publish_together(model, proof)
 
 
 def certificate_path(model: Path) -> Path:

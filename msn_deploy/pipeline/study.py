@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from msn_deploy.core.artifacts import Parent, parent_of, publish
+from msn_deploy.core.artifacts import Artifact, Parent, parent_of, publish_together
 from msn_deploy.core.errors import InputError, did_you_mean
 from msn_deploy.core.model_info import NORMS
 from msn_deploy.core.optional import require
+from msn_deploy.core.partials import claimed
 from msn_deploy.core.progress import Progress, silent
 from msn_deploy.core.recipes import Recipe
 from msn_deploy.data import load_split, to_input
@@ -60,48 +60,52 @@ def study(
             raise InputError(f"unknown norm {norm!r}{did_you_mean(norm, NORMS)}")
     if not norms or len(set(norms)) < len(norms):
         raise InputError(f"--norms must name different norms, got {','.join(norms) or 'none'}.")
-    found: dict[str, Studied] = {}
-    parents: list[Parent] = []
-    for norm in norms:
-        chosen = recipe.override(norm=norm)
-        tell(f"training {chosen.name} for {chosen.train.epochs} epochs on {chosen.data}")
-        probe = Dynamics(every=every)
-        trained = train(chosen, out=out, device=device, limit_train=limit_train, progress=progress, observer=probe)
-        probe.finish()
-        if not probe.windows:
-            raise InputError(
-                f"{chosen.name} trains too few steps for a study, or has no convolution.\n"
-                "Use more images or epochs, or a smaller `--every`."
+    with claimed(out / "study.json"):
+        found: dict[str, Studied] = {}
+        parents: list[Parent] = []
+        for norm in norms:
+            chosen = recipe.override(norm=norm)
+            tell(f"training {chosen.name} for {chosen.train.epochs} epochs on {chosen.data}")
+            probe = Dynamics(every=every)
+            trained = train(chosen, out=out, device=device, limit_train=limit_train, progress=progress, observer=probe)
+            probe.finish()
+            if not probe.windows:
+                raise InputError(
+                    f"{chosen.name} trains too few steps for a study, or has no convolution.\n"
+                    "Use more images or epochs, or a smaller `--every`."
+                )
+            parents.append(parent_of(trained.checkpoint, role=f"checkpoint:{norm}"))
+            log = trained.checkpoint.with_suffix(".history.jsonl")
+            parents.append(parent_of(log, role=f"history:{norm}"))
+            found[norm] = Studied(
+                parameters=probe.parameters,
+                layers=probe.layers,
+                windows=probe.windows,
+                history=trained.history,
+                lipschitz=_bounds(trained.checkpoint, chosen),
             )
-        parents.append(parent_of(trained.checkpoint, role=f"checkpoint:{norm}"))
-        log = trained.checkpoint.with_suffix(".history.jsonl")
-        parents.append(parent_of(log, role=f"history:{norm}"))
-        found[norm] = Studied(
-            parameters=probe.parameters,
-            layers=probe.layers,
-            windows=probe.windows,
-            history=trained.history,
-            lipschitz=_bounds(trained.checkpoint, chosen),
+        first = recipe.override(norm=norms[0]).to_dict()
+        result = Study(
+            recipe=first,
+            norms=found,
+            claims=judge_claims(found),
+            page=out / "study.html",
+            result=out / "study.json",
         )
-    first = recipe.override(norm=norms[0]).to_dict()
-    result = Study(
-        recipe=first,
-        norms=found,
-        claims=judge_claims(found),
-        page=out / "study.html",
-        result=out / "study.json",
-    )
-    config = {"recipe": first, "norms": list(norms), "every": every, "limit_train": limit_train, "device": device}
-    versions = (*TRAIN_VERSIONS, *CURVE_VERSIONS)
-    picture = line_chart(panels_of(result))
-    for path, kind, content in (
-        (result.result, "study", to_json(result).encode()),
-        (out / "study.png", "curves", picture),
-        (result.page, "report", study_html(result).encode()),
-    ):
-        write = partial(Path.write_bytes, data=content)
-        publish(path, write, kind=kind, parents=parents, versions=versions, config=config)
-    return result
+        config = {"recipe": first, "norms": list(norms), "every": every, "limit_train": limit_train, "device": device}
+        versions = (*TRAIN_VERSIONS, *CURVE_VERSIONS)
+        picture = line_chart(panels_of(result))
+        publish_together(
+            *(
+                Artifact(path=path, content=content, kind=kind, parents=parents, versions=versions, config=config)
+                for path, kind, content in (
+                    (result.result, "study", to_json(result).encode()),
+                    (out / "study.png", "curves", picture),
+                    (result.page, "report", study_html(result).encode()),
+                )
+            )
+        )
+        return result
 
 
 def _bounds(checkpoint: Path, recipe: Recipe) -> LipschitzBounds:

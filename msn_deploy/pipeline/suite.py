@@ -20,9 +20,10 @@ from msn_deploy import __version__
 from msn_deploy.bench import ArmResult, BenchResult, MeasureOptions
 from msn_deploy.bench.compare import ratio_between
 from msn_deploy.bench.stats import Ratio, holm
-from msn_deploy.core.artifacts import parent_of, publish, read_sidecar, sha256_of, write_json
+from msn_deploy.core.artifacts import Artifact, json_bytes, parent_of, publish_together, read_sidecar, sha256_of
 from msn_deploy.core.errors import InputError, InvalidMeasurement, MissingDevice
 from msn_deploy.core.home import builtin_folder
+from msn_deploy.core.partials import claimed
 from msn_deploy.core.progress import Progress, silent
 from msn_deploy.core.suites import Network, Suite
 from msn_deploy.engine import pick_backend, what_machine
@@ -139,27 +140,28 @@ def run_suite(
     """
     if suite.provider == "engine" and not prepare:
         _check_device()
-    plan = [each for each, done in plan_of(suite, out, runs) if not done]
-    if prepare:
-        plan = [each for each in plan if isinstance(each, Step) and each.kind != "build"]
-    spans = [_seconds(each) for each in plan]
-    accuracies: dict[Path, float] = {}
-    outcomes: dict[str, Outcome] = {}
-    for at, each in enumerate(plan):
-        inner = partial(_scaled, progress, sum(spans[:at]), spans[at], sum(spans))
-        if isinstance(each, Step):
-            if not is_done(each):  # its source may be new
-                tell(each.text)
-                make(each, threads=suite.threads, progress=inner)
-            continue
-        tell(f"measure {each.name}: {len(each.forms)} models, interleaved")
-        outcomes[each.name] = _measured(each, out, runs, accuracies, inner)
-    if prepare:
-        return []
-    for case in cases_of(suite):
-        if case.name not in outcomes:
-            outcomes[case.name] = Outcome(case=case, result=_finished(case, out, runs))
-    return [outcomes[case.name] for case in cases_of(suite)]
+    with claimed(out / "suite.json"):
+        plan = [each for each, done in plan_of(suite, out, runs) if not done]
+        if prepare:
+            plan = [each for each in plan if isinstance(each, Step) and each.kind != "build"]
+        spans = [_seconds(each) for each in plan]
+        accuracies: dict[Path, float] = {}
+        outcomes: dict[str, Outcome] = {}
+        for at, each in enumerate(plan):
+            inner = partial(_scaled, progress, sum(spans[:at]), spans[at], sum(spans))
+            if isinstance(each, Step):
+                if not is_done(each):  # its source may be new
+                    tell(each.text)
+                    make(each, threads=suite.threads, progress=inner)
+                continue
+            tell(f"measure {each.name}: {len(each.forms)} models, interleaved")
+            outcomes[each.name] = _measured(each, out, runs, accuracies, inner)
+        if prepare:
+            return []
+        for case in cases_of(suite):
+            if case.name not in outcomes:
+                outcomes[case.name] = Outcome(case=case, result=_finished(case, out, runs))
+        return [outcomes[case.name] for case in cases_of(suite)]
 
 
 def _check_device() -> None:
@@ -254,14 +256,16 @@ def write_index(suite: Suite, outcomes: Sequence[Outcome], out: Path) -> SuiteIn
     results = {each.case.name: each.result for each in outcomes if each.result is not None}
     parents = [parent_of(out / f"{name}.json", role="bench") for name in results]
     page = suite_html(index, results)
-    publish(out / "suite.json", lambda path: write_json(path, asdict(index)), kind="suite", parents=parents)
-    publish(
-        out / "suite.md",
-        lambda path: path.write_text(markdown(index) + "\n", "utf-8"),
-        kind="suite-table",
-        parents=parents,
+    publish_together(
+        *(
+            Artifact(path=out / name, content=content, kind=kind, parents=parents)
+            for name, kind, content in (
+                ("suite.json", "suite", json_bytes(asdict(index))),
+                ("suite.md", "suite-table", f"{markdown(index)}\n".encode()),
+                ("report.html", "report", page.encode()),
+            )
+        )
     )
-    publish(out / "report.html", lambda path: path.write_text(page, "utf-8"), kind="report", parents=parents)
     return index
 
 

@@ -1,24 +1,28 @@
 """Is every file of a run folder still what its sidecar recorded, and made from what lies there, down to the data?
 
 Files are told apart by their SHA-256, so one that was moved or renamed is still the parent of its children. What is
-named is the cause: a file made from one that is broken is no second fault, it is "stale".
+named is the cause: a file made from one that is broken is no second fault, it is "stale". Nor is a file damaged that
+was made from a parent that has been made anew since: it is "outdated".
 """
 
 from __future__ import annotations
 
 import os
+from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from msn_deploy.core.artifacts import PARTIAL_SUFFIX, Parent, Sidecar, parse_sidecar, sha256_of
+from msn_deploy.core.artifacts import Parent, Sidecar, parse_sidecar, sha256_of
 from msn_deploy.core.errors import InputError, MissingDependency
 from msn_deploy.core.opening import read_input
+from msn_deploy.core.partials import is_partial
 from msn_deploy.model.opened import open_model
 
 _PLAN = ".plan.json"
-Verdict = Literal["ok", "broken", "stale", "unknown"]
+_CAUSES = ("broken", "outdated")
+Verdict = Literal["ok", "broken", "outdated", "stale", "unknown"]
 DataCheck = Callable[[Parent], bool | None]
 """Whether data is what was recorded; None where that can't be said."""
 
@@ -48,7 +52,8 @@ class Finding:
 
     file: str
     verdict: Verdict
-    """stale: as recorded itself, but made from something broken. unknown: no sidecar describes it."""
+    """outdated: as recorded itself, but its parent is another file now. stale: as recorded itself, but made from
+    something broken or outdated. unknown: no sidecar describes it."""
     why: str = ""
     kind: str = ""
     parents: tuple[Link, ...] = ()
@@ -81,8 +86,8 @@ def verify_folder(folder: Path, *, data: DataCheck | None = None) -> list[Findin
     """Check every file below a folder against the sidecars, in name order.
 
     A file is broken if its bytes differ from its sidecar, if its sidecar cannot be read or speaks of a file that is
-    gone, if a parent that lies beside it or above it is another one now, or if its parents go round in a circle. data:
-    checks the images that artifacts name as parents; without it they are not looked at.
+    gone, or if its parents go round in a circle. It is outdated if a parent that lies beside it or above it is another
+    one now. data: checks the images that artifacts name as parents; without it they are not looked at.
     Raises InputError if the folder holds no sidecar.
     """
     if not os.path.isdir(folder):
@@ -108,7 +113,10 @@ def verify_folder(folder: Path, *, data: DataCheck | None = None) -> list[Findin
         finding = replace(findings[entry.name], kind=entry.sidecar.kind, parents=tuple(links))
         other = next((link for link in links if link.state == "changed" and not link.is_data), None)
         if finding.verdict == "ok" and other is not None:
-            finding = replace(finding, verdict="broken", why=f"made from another {other.name} than the one here")
+            why = f"made from another {other.name} than the one here"
+            if state := places.unfinished(other.name):
+                why += f", of a training that is not finished ({state}; `train --resume` takes it up)"
+            finding = replace(finding, verdict="outdated", why=why)
         findings[entry.name] = finding
         for link in links:
             if link.state == "here" and findings[link.name].verdict == "unknown":
@@ -124,7 +132,7 @@ def verify_folder(folder: Path, *, data: DataCheck | None = None) -> list[Findin
 
 def _by_its_graph(folder: Path, finding: Finding) -> Finding:
     """Let the graph tell what an ONNX file is that its sidecar does not speak for."""
-    if not finding.file.endswith(".onnx") or finding.verdict not in ("broken", "unknown"):
+    if not finding.file.endswith(".onnx") or finding.verdict in ("ok", "stale"):
         return finding
     try:
         model = open_model(folder / finding.file, step="verify")
@@ -134,9 +142,9 @@ def _by_its_graph(folder: Path, finding: Finding) -> Finding:
 
 
 def first_broken(findings: list[Finding]) -> Finding | None:
-    """Return the broken link with the fewest generations before it, or None if all is well."""
-    broken = [finding for finding in findings if finding.verdict == "broken"]
-    return min(broken, key=lambda finding: (finding.depth, finding.file), default=None)
+    """Return the broken file with the fewest generations before it, else such an outdated one, else None."""
+    causes = [finding for finding in findings if finding.verdict in _CAUSES]
+    return min(causes, key=lambda each: (_CAUSES.index(each.verdict), each.depth, each.file), default=None)
 
 
 def _data_link(parent: Parent, data: DataCheck | None) -> Link:
@@ -160,16 +168,22 @@ class _Places:
 
     def link(self, child: Entry, parent: Parent) -> Link:
         """Find the parent of a child; of several files of the same bytes, the one called and placed as recorded."""
-        near = self._near(child, parent.file)
-        for kind in (self.found, self.recorded):
-            # A file is not made from itself; one of the same bytes can be (an export of what needed no change).
-            same = [entry for entry in kind.get(parent.sha256, ()) if entry is not child]
-            if same:
-                here = next((entry for entry in near if entry in same), same[0])
+        # A file is not made from itself; one of the same bytes can be (an export of what needed no change).
+        near = [entry for entry in self._near(child, parent.file) if entry is not child]
+        for kind, has in ((self.found, _found), (self.recorded, _recorded)):
+            same = (entry for entry in kind.get(parent.sha256, ()) if entry is not child)
+            here = next((entry for entry in near if has(entry) == parent.sha256), None) or next(same, None)
+            if here is not None:
                 return Link(role=parent.role, name=here.name, sha256=parent.sha256[:12], state="here")
-        other = [entry for entry in near if entry is not child and entry.sha256 is not None]
+        other = [entry for entry in near if entry.sha256 is not None]
         link = Link(role=parent.role, name=parent.file, sha256=parent.sha256[:12], state="elsewhere")
         return replace(link, name=other[0].name, state="changed") if other else link
+
+    def unfinished(self, name: str) -> str:
+        """Return the state of a training that is not finished and has made the file; nothing if there is none."""
+        stem = name.removesuffix(".safetensors").removesuffix(".history.jsonl")
+        state = f"{stem}.state.safetensors"  # see training/loop.py; removed with the last epoch
+        return state if stem != name and state in self.names else ""
 
     def _near(self, child: Entry, name: str) -> list[Entry]:
         """Return the files of a name beside the child and in the folders above it, the nearest first.
@@ -181,10 +195,22 @@ class _Places:
         return [self.names[path] for path in candidates if path in self.names]
 
 
+def _found(entry: Entry) -> str | None:
+    return entry.sha256
+
+
+def _recorded(entry: Entry) -> str | None:
+    return None if entry.sidecar is None else entry.sidecar.sha256
+
+
 def _walk(findings: dict[str, Finding]) -> None:
-    """Go from parents to children: fill in depths, call circles broken and what comes from something broken stale."""
+    """Go from parents to children: fill in depths, call circles broken and what comes from a fault stale."""
     parents = {
-        name: {link.name for link in finding.parents if link.state in ("here", "changed")} & set(findings) - {name}
+        name: {
+            link.name
+            for link in finding.parents
+            if link.state in ("here", "changed") and link.name in findings and link.name != name
+        }
         for name, finding in findings.items()
     }
     children: dict[str, set[str]] = {name: set() for name in findings}
@@ -200,7 +226,7 @@ def _walk(findings: dict[str, Finding]) -> None:
     for name in left - set(_peeled(left, children, parents)):
         if findings[name].verdict == "ok":
             findings[name] = replace(findings[name], verdict="broken", why="its parents go round in a circle")
-    causes = sorted((each for each in findings.values() if each.verdict == "broken"), key=lambda each: each.depth)
+    causes = sorted((each for each in findings.values() if each.verdict in _CAUSES), key=lambda each: each.depth)
     for cause in causes:
         ahead = [cause.file]
         while ahead:
@@ -224,8 +250,8 @@ def _peeled(names: Iterable[str], above: Mapping[str, set[str]], below: Mapping[
 
 
 def read_folder(folder: Path) -> list[Entry]:
-    """Return the files below a folder in name order, each with what became of it. What a killed run left is no file."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != PARTIAL_SUFFIX)
+    """Return the files below a folder in name order, each with what became of it; not what is unfinished there."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and not is_partial(path.relative_to(folder)))
     there = set(files)
     sidecars: dict[Path, Sidecar] = {}
     damaged: dict[Path, str] = {}
@@ -258,7 +284,12 @@ def _odd_ones(folder: Path, known: Collection[str]) -> Iterator[Entry]:
     """Yield what is neither a file nor a folder: links to what is not there, links to folders, pipes, devices."""
     for path in folder.rglob("*"):
         is_link = path.is_symlink()
-        if _name(folder, path) in known or os.path.isfile(path) or (os.path.isdir(path) and not is_link):
+        if (
+            _name(folder, path) in known
+            or is_partial(path.relative_to(folder))
+            or os.path.isfile(path)
+            or (os.path.isdir(path) and not is_link)
+        ):
             continue
         verdict: Verdict = "unknown"
         why = "neither a file nor a folder"
@@ -282,12 +313,17 @@ def _owners(sidecars: dict[Path, Sidecar], there: set[Path]) -> dict[Path, Path]
 def _find_renamed(sidecars: dict[Path, Sidecar], sides: dict[Path, Path], digests: dict[Path, str | None]) -> None:
     """Give each sidecar that is left the file that it names; where that is gone, one of its bytes without a sidecar."""
     used = set(sides.values())
+    free: defaultdict[str | None, deque[Path]] = defaultdict(deque)
+    for path, digest in digests.items():
+        free[digest].append(path)
     for side, sidecar in sidecars.items():
         named = side.parent / sidecar.file
         if side in used or named in sides:
             continue
-        free = (path for path, digest in digests.items() if digest == sidecar.sha256 and path not in sides)
-        sides[named if named in digests else next(free, named)] = side
+        same = free[sidecar.sha256]
+        while same and same[0] in sides:
+            same.popleft()
+        sides[named if named in digests or not same else same[0]] = side
 
 
 def _place(side: Path, *, plan: bool) -> Path:

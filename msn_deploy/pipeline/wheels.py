@@ -6,6 +6,7 @@ goes with what builds it, and is compiled on the device.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import msn_deploy
 from msn_deploy.core.errors import InputError, MissingDependency
+from msn_deploy.core.partials import partial_folder
 from msn_deploy.core.progress import Progress, silent
 from msn_deploy.machine.jetpacks import JETPACKS
 
@@ -104,7 +106,9 @@ def _pycuda_source(folder: Path, source: Path | None) -> list[str]:
 def _pip(*args: str | Path) -> None:
     """Run pip and say what it said if it failed."""
     command = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", *map(str, args)]
-    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    with partial_folder() as scratch:  # what pip leaves where it is killed goes with it
+        env = {**os.environ, "TMPDIR": str(scratch)}
+        done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, env=env)
     if done.returncode == 0:
         return
     if "No module named pip" in done.stderr:

@@ -17,7 +17,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from msn_deploy.core.artifacts import Parent, publish, sidecar_path
+from msn_deploy.core.artifacts import Parent, publish, remove
 from msn_deploy.core.errors import InputError, shorten
 from msn_deploy.core.model_info import METADATA_KEY, ModelInfo, info_from_json
 from msn_deploy.core.opening import read_input
@@ -201,5 +201,4 @@ def _start_of(parents: Sequence[Parent]) -> str:
 
 def remove_state(path: Path) -> None:
     """Remove the file and its sidecar: a finished training has nothing to resume."""
-    for each in (sidecar_path(path), path):
-        each.unlink(missing_ok=True)
+    remove(path)

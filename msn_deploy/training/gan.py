@@ -58,7 +58,8 @@ def train_gan(
             )
         run = _Training(recipe, training, out=out, limit_train=limit_train, world=world)
         run.start(resume=resume)
-        run.fit(progress)
+        with run.claimed():
+            run.fit(progress)
     return run.result()
 
 

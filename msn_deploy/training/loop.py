@@ -10,6 +10,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,6 +21,7 @@ from torch import nn
 from msn_deploy.core.artifacts import Parent, publish
 from msn_deploy.core.errors import GateError, InputError
 from msn_deploy.core.model_info import ModelInfo
+from msn_deploy.core.partials import claimed
 from msn_deploy.core.progress import Progress, silent
 from msn_deploy.core.recipes import Recipe
 from msn_deploy.data import Split, load_split
@@ -130,7 +132,8 @@ def train(
             recipe, training, testing, info=info, out=out, limit_train=limit_train, world=world, weights=weights
         )
         run.start(resume=resume)
-        run.fit(progress if world.leads else silent, observer)
+        with run.claimed():
+            run.fit(progress if world.leads else silent, observer)
     return run.result()
 
 
@@ -177,6 +180,10 @@ class Run:
     def save(self) -> None:
         """Write what `start` takes up."""
         save_state(self.state, self.recipe, self.parents, self.history, self.parts)
+
+    def claimed(self) -> AbstractContextManager[None]:
+        """Be the only training of that name in the folder. Raises InputError."""
+        return claimed(self.checkpoint) if self.world.leads else nullcontext()
 
     def publish(self, path: Path, write: Callable[[Path], object], *, kind: str) -> None:
         """Write a file of the run with its sidecar."""

@@ -13,7 +13,6 @@ import pytest
 
 from msn_deploy.core import artifacts
 from msn_deploy.core.artifacts import (
-    PARTIAL_SUFFIX,
     Parent,
     atomic_file,
     parent_of,
@@ -26,6 +25,7 @@ from msn_deploy.core.artifacts import (
     write_json,
 )
 from msn_deploy.core.errors import InputError
+from msn_deploy.core.partials import PARTIAL_SUFFIX
 
 
 def _publish(path: Path, content: bytes) -> artifacts.Sidecar:

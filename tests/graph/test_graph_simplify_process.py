@@ -13,6 +13,7 @@ import pytest
 from onnx import ModelProto
 
 from msn_deploy.core.errors import MissingDependency
+from msn_deploy.core.partials import partial_folder
 from msn_deploy.graph.simplify import simplify
 
 pytestmark = pytest.mark.slow
@@ -62,9 +63,17 @@ def test_modules_of_the_working_directory_are_not_imported_and_nothing_is_said(
     assert capfd.readouterr() == ("", "")
 
 
-def test_an_interrupt_ends_the_simplifier_too(
-    tiny: Callable[..., ModelProto], saved: Callable[..., Path], fake: Callable[[str], Path], tmp_path: Path
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupt_or_a_kill_ends_the_simplifier_too(
+    tiny: Callable[..., ModelProto],
+    saved: Callable[..., Path],
+    fake: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    end: signal.Signals,
 ) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
     note = tmp_path / "worker"
     folder = fake(
         "import os, signal, time\n"
@@ -82,10 +91,13 @@ def test_an_interrupt_ends_the_simplifier_too(
     )
     with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as parent:
         _until(lambda: note.is_file() and note.read_text() != "")
-        parent.send_signal(signal.SIGINT)
+        parent.send_signal(end)
         _, err = parent.communicate(timeout=30)
-    assert "KeyboardInterrupt" in err
+    assert ("KeyboardInterrupt" in err) == (end == signal.SIGINT)
     assert _is_gone(int(note.read_text()))
+    assert len(list((tmp_path / "tmp").iterdir())) == (end == signal.SIGKILL)
+    with partial_folder(tmp_path / "tmp") as folder:  # the next run takes what is left along
+        assert list((tmp_path / "tmp").iterdir()) == [folder]
 
 
 def test_a_simplifier_that_hangs_does_not_outlive_who_started_it(

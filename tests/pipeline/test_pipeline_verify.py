@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
 
-from msn_deploy.core.artifacts import Parent, parent_of, publish, sidecar_path
+from msn_deploy.core.artifacts import Parent, Sidecar, parent_of, publish, sidecar_path
 from msn_deploy.core.errors import InputError
-from msn_deploy.pipeline.verify import verify_folder
+from msn_deploy.pipeline import verify
+from msn_deploy.pipeline.verify import Entry, first_broken, verify_folder
 
 
 def _write(path: Path, content: bytes, *parents: Parent) -> Path:
@@ -77,8 +79,32 @@ def test_a_child_of_an_older_parent_is_found(run: Path) -> None:
     _write(run / "net.safetensors", b"trained once more")
     findings = {finding.file: finding for finding in verify_folder(run)}
     assert findings["net.safetensors"].verdict == "ok"
-    assert findings["net.onnx"].verdict == "broken"
+    assert findings["net.onnx"].verdict == "outdated"
     assert "made from another net.safetensors" in findings["net.onnx"].why
+    assert "not finished" not in findings["net.onnx"].why
+    assert findings["engines/net.engine"].verdict == "stale"
+    assert first_broken(list(findings.values())) == findings["net.onnx"]
+    (run / "engines" / "net.engine").write_bytes(b"other")  # what is damaged comes first
+    first = first_broken(verify_folder(run))
+    assert first is not None
+    assert (first.file, first.verdict) == ("engines/net.engine", "broken")
+
+
+@pytest.mark.parametrize("place", ["", "seed1"])
+def test_what_a_training_that_is_not_finished_has_outdated_says_so(tmp_path: Path, place: str) -> None:
+    folder = tmp_path / place
+    log = _write(folder / "net.history.jsonl", b"{}")
+    _write(folder / "net.curves.png", b"curves", parent_of(log, role="history"))
+    _write(log, b"{}{}")
+    _write(folder / "net.state.safetensors", b"state")
+    found = {Path(finding.file).name: finding for finding in verify_folder(tmp_path)}
+    assert {name: finding.verdict for name, finding in found.items()} == {
+        "net.curves.png": "outdated",
+        "net.history.jsonl": "ok",
+        "net.state.safetensors": "ok",
+    }
+    assert "training that is not finished" in found["net.curves.png"].why
+    assert "--resume" in found["net.curves.png"].why
 
 
 def test_a_parent_that_lies_elsewhere_does_not_matter(run: Path) -> None:
@@ -103,7 +129,47 @@ def test_a_file_without_sidecar_is_unknown(run: Path) -> None:
 
 def test_what_a_killed_run_left_is_passed_over(run: Path) -> None:
     (run / ".net.onnx.abc.partial").write_bytes(b"half")
+    (run / "engines" / ".msn-abc.partial").mkdir()
+    (run / "engines" / ".msn-abc.partial" / "net.engine").write_bytes(b"half")
     assert len(verify_folder(run)) == 3
+
+
+def _entry(kind: str, at: int) -> Entry:
+    """Return a file of a folder: each made from the one before, or all from one, or from one of many copies, ..."""
+    before = at - 1 if kind in ("chain", "outdated") else 0
+    digest = {"same bytes": "same"}.get(kind, f"{at}")
+    sha256 = {"same bytes": "same", "outdated": "old"}.get(kind, f"{before}")
+    parents = (Parent(role="onnx", file=f"{before:05}.onnx", sha256=sha256),) if at else ()
+    sidecar = Sidecar(kind="onnx", file=f"{at:05}.onnx", sha256=digest, bytes=1, parents=parents)
+    return Entry(name=f"{at:05}.onnx", sha256=digest, sidecar=sidecar)
+
+
+def _renamed(folder: Path, number: int) -> None:
+    """Give sidecars whose files are gone to copies of these."""
+    sidecars = {
+        folder / f"{at}.onnx.json": Sidecar(kind="onnx", file=f"{at}.onnx", sha256="same", bytes=1)
+        for at in range(number)
+    }
+    sides: dict[Path, Path] = {}
+    verify._find_renamed(sidecars, sides, {folder / f"copy{at}": "same" for at in range(number)})
+    assert len(sides) == number
+
+
+@pytest.mark.parametrize("kind", ["chain", "one parent", "same bytes", "outdated", "renamed"])
+def test_the_time_grows_with_the_number_of_files_and_not_with_its_square(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    took = []
+    for number in (400, 3200):
+        entries = [_entry(kind, at) for at in range(number)]
+        monkeypatch.setattr(verify, "read_folder", lambda _, entries=entries: entries)
+        times = []
+        for _ in range(3):
+            began = time.process_time()
+            _renamed(tmp_path, number) if kind == "renamed" else verify_folder(tmp_path)
+            times.append(time.process_time() - began)
+        took.append(min(times))
+    assert took[1] < 20 * took[0]  # eight times the files
 
 
 def test_a_folder_of_no_artifacts_and_a_file_are_refused(tmp_path: Path) -> None:

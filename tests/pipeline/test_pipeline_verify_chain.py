@@ -149,7 +149,7 @@ def test_an_exchanged_child_and_an_exchanged_parent_are_named(
     for path in (child, sidecar_path(child)):
         path.replace(run / path.name)
     found = _found(run)
-    assert found["net.onnx"].verdict == "broken"
+    assert found["net.onnx"].verdict == "outdated"
     assert "another net.safetensors than the one here" in found["net.onnx"].why
     assert "another net.onnx than the one here" in found["net.int8.onnx"].why
     first = first_broken(list(found.values()))
