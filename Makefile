@@ -9,6 +9,7 @@ TORCH := torch==2.13.0
 SCRIPTS := .ci/run $(wildcard benchmarks/*.sh msn_deploy/engine/*.sh msn_deploy/pipeline/bundle_scripts/* tests/container/*.sh)
 
 .PHONY: setup demo quick test gpu-test device-test cuda-test nightly check hooks fmt results train-step throughput overhead control fuzz offline long-run peers peers-tasks networks export-cost \
+.PHONY: setup demo quick test gpu-test device-test cuda-test nightly check hooks fmt results train-step throughput overhead control fuzz offline long-run kills peers peers-tasks networks export-cost \
 	backend-tests sweep paper paper-tables tiny-batches norms int8 readme operators container-test jetson-wheels clean
 
 setup: $(VENV)/.installed $(VENV)/.bindings
@@ -133,6 +134,11 @@ export-cost: setup
 # ONNX's own tests through `export`: ten minutes.
 backend-tests: setup
 	$(BIN)/python benchmarks/backend_tests.py
+
+# Kills every command at random moments and lets pairs of runs write the same files: an hour on two cores, at low priority.
+# Stop it at any time and type it again.
+kills: setup
+	nice -n 10 $(BIN)/python benchmarks/kills.py $(KILLS)
 
 # Modules, functions and idioms of torch through `export`: an hour on two cores. Stop it at any time and type it again.
 # After a change: make sweep SWEEP=--failed, or SWEEP="--again --only REGEX".
