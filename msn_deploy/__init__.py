@@ -29,6 +29,7 @@ _HOME = {
     "convert": "msn_deploy.msn",
     "export_onnx": "msn_deploy.pipeline.export",
     "fold": "msn_deploy.msn",
+    "load": "msn_deploy.pipeline.load",
     "load_runner": "msn_deploy.engine",
     "measure": "msn_deploy.bench.measure",
     "quantize": "msn_deploy.quant.quantize",

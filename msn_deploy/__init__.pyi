@@ -15,6 +15,7 @@ from msn_deploy.msn import fold as fold
 from msn_deploy.pipeline.build import build_engine as build_engine
 from msn_deploy.pipeline.calibrate import calibrate as calibrate
 from msn_deploy.pipeline.export import export_onnx as export_onnx
+from msn_deploy.pipeline.load import load as load
 from msn_deploy.quant.precision import to_fp16 as to_fp16
 from msn_deploy.quant.quantize import quantize as quantize
 

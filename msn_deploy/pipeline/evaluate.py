@@ -18,6 +18,7 @@ from msn_deploy.core.model_info import TASKS, ModelInfo, Preprocess, TaskName, T
 from msn_deploy.core.progress import Progress, silent
 from msn_deploy.data import to_input
 from msn_deploy.engine.load import Opened
+from msn_deploy.engine.plan import Plan
 from msn_deploy.engine.runner import image_input, outputs_of_images
 from msn_deploy.model.opened import OpenModel
 from msn_deploy.pipeline.images import preprocess_for, split_for
@@ -77,6 +78,10 @@ class ImageModel:
     told: Described
     most: int
     """Images that are run at once: not more than one run takes, whose outputs may be of any size."""
+    close: Callable[[], None]
+    """Frees what the runtime holds."""
+    one_at_a_time: bool
+    """Whether two threads must not run it at the same time."""
 
     def prepared(self, images: NDArray[np.uint8]) -> NDArray[Any]:
         """Turn images (N, H, W, C), read as `prep.image_size` says, into its input."""
@@ -166,6 +171,8 @@ def open_image_model(
         told=file.described(runner),
         most=min(_CHUNK, runner.batch_range[1] or _CHUNK),
         given=given_of(str(model), info, runner.outputs, file.opened),
+        close=runner.close,
+        one_at_a_time=isinstance(file.opened, Plan),
     )
 
 

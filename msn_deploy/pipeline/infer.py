@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import time
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -19,17 +18,14 @@ from PIL import Image
 
 from msn_deploy.core.artifacts import atomic_file
 from msn_deploy.core.errors import InputError, first_line
-from msn_deploy.core.model_info import Preprocess
 from msn_deploy.core.opening import open_input
 from msn_deploy.core.optional import require
 from msn_deploy.data.decode import SUFFIXES, Levels, open_picture
 from msn_deploy.data.folders import images_below
-from msn_deploy.data.frame import Placement, placement
-from msn_deploy.data.images import fit_image
 from msn_deploy.data.survey import measured_levels, survey_files
-from msn_deploy.pipeline.evaluate import ImageModel, open_image_model
-from msn_deploy.tasks.arrays import Arrays, arrays_of
-from msn_deploy.tasks.task import Answer, Task
+from msn_deploy.pipeline.load import Model, load
+from msn_deploy.tasks.arrays import Arrays
+from msn_deploy.tasks.task import Answer
 
 _LOG = logging.getLogger(__name__)
 VIDEO_SUFFIXES = (".avi", ".mkv", ".mov", ".mp4", ".mpg", ".webm")
@@ -83,52 +79,26 @@ def infer(
         InputError: Before the first answer, for a model or a source that cannot be used.
         MissingDependency: A video without OpenCV.
     """
-    opened = open_image_model(model, threads, trust=trust, plugins=plugins)
-    task, prep = opened.task(), opened.prep
+    loaded = load(model, threads=threads, trust=trust, plugins=plugins)
     for source in sources:
         _check(source)
-    black = np.zeros((1, prep.height_px, prep.width_px, prep.image_size["channels"]), dtype=np.uint8)
-    outputs = opened.run(opened.prepared(black))  # pays for memory
-    if task is not None:  # refuses what is not of it
-        task.answers({name: np.zeros_like(array) for name, array in outputs.items()}, [_whole(black, prep)])
-    return (_told(name, image, opened, task, save) for name, image in _images(sources, prep.image_size["channels"]))
+    channels = loaded.preprocess.image_size["channels"]
+    return (_told(name, image, loaded, save) for name, image in _images(sources, channels))
 
 
-def _told(
-    name: Name, image: NDArray[np.uint8] | InputError, opened: ImageModel, task: Task | None, save: Path | None
-) -> Told:
-    try:
-        return _answered(name, image, opened, task, save)
-    except MemoryError:
-        return Told(image=name.shown, error=f"{name.shown}{_TOO_LARGE}")
-
-
-def _answered(
-    name: Name, image: NDArray[np.uint8] | InputError, opened: ImageModel, task: Task | None, save: Path | None
-) -> Told:
+def _told(name: Name, image: NDArray[np.uint8] | InputError, model: Model, save: Path | None) -> Told:
     if isinstance(image, InputError):
         return Told(image=name.shown, error=first_line(image))
     try:
-        batch = opened.prepared(fit_image(image, name=name.shown, **opened.prep.image_size)[np.newaxis])
+        answer, latency_ms = model.answered(image, name=name.shown)
+        pixels = image if image.ndim == 3 else np.repeat(image[..., np.newaxis], 3, axis=2)
+        if save is not None:
+            _save(save / name.below, answer, pixels)
     except InputError as cause:
         return Told(image=name.shown, error=first_line(cause))
-    began = time.perf_counter()
-    outputs = opened.run(batch)
-    latency_ms = (time.perf_counter() - began) * 1e3
-    answer: Answer | Arrays
-    if task is None:
-        (answer,) = arrays_of(outputs, 1)
-    else:
-        (answer,) = task.answers(outputs, [_whole(image[np.newaxis], opened.prep)])
-    pixels = image if image.ndim == 3 else np.repeat(image[..., np.newaxis], 3, axis=2)
-    if save is not None:
-        _save(save / name.below, answer, pixels)
+    except MemoryError:
+        return Told(image=name.shown, error=f"{name.shown}{_TOO_LARGE}")
     return Told(image=name.shown, pixels=pixels, answer=answer, latency_ms=latency_ms)
-
-
-def _whole(images: NDArray[np.uint8], prep: Preprocess) -> Placement:
-    height, width = images.shape[1:3]
-    return placement(width, height, prep)
 
 
 def _save(path: Path, answer: Answer | Arrays, pixels: NDArray[np.uint8]) -> None:

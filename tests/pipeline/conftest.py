@@ -10,7 +10,7 @@ from bundle_devices import ORIN_NANO, onnx_bytes
 from PIL import Image
 
 from msn_deploy.core.artifacts import publish, unpack
-from msn_deploy.core.model_info import ModelInfo
+from msn_deploy.core.model_info import METADATA_KEY, ModelInfo, Preprocess
 from msn_deploy.data.preprocess import measured_preprocess
 from msn_deploy.pipeline.bundle import bundle
 
@@ -85,3 +85,35 @@ def folder(tmp_path: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         picture.save(path)
     return tmp_path / "data"
+
+
+@pytest.fixture
+def colours(tmp_path) -> Path:
+    """Four classes, one per colour channel and "dark": the logit of a channel is its sum after preprocessing."""
+    onnx = pytest.importorskip("onnx")
+    from onnx import TensorProto, helper, numpy_helper
+
+    weight = np.concatenate([np.eye(3), np.zeros((1, 3))]).astype(np.float32)[..., None, None] * np.ones(
+        (1, 1, 4, 4), np.float32
+    )
+    nodes = [helper.make_node("Conv", ["x", "w"], ["c"]), helper.make_node("Flatten", ["c"], ["y"])]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 4, 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 4])],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    prep = Preprocess(height_px=4, width_px=4, channels=3, mean=(0.25,) * 3, std=(2.0,) * 3)
+    info = ModelInfo(
+        net="custom",
+        norm="none",
+        task="classification",
+        classes=("red", "green", "blue", "dark"),
+        preprocess=prep,
+    )
+    helper.set_model_props(proto, {METADATA_KEY: info.to_json()})
+    path = tmp_path / "colours.onnx"
+    onnx.save(proto, path)
+    return path
