@@ -453,18 +453,15 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="kills-") as folder, made_up_clock():
         place = Place(Path(folder).resolve())
         place.warm_up(commands)
-        for command in commands:
-            done = [row for row in result["kills"] if row["command"] == command.name]
-            number = len(done)
-            killed = sum(row["killed"] for row in done)
-            while killed < options.kills // len(commands):
-                row = one_kill(place, command, number, options.seed)
-                keep("kills", row)
-                number, killed = number + 1, killed + row["killed"]
-            for number in range(
-                sum(row["command"] == command.name for row in result["pairs"]), options.pairs // len(commands)
-            ):
-                keep("pairs", one_pair(place, command, number))
+        for kind, most in (("kills", options.kills), ("pairs", options.pairs)) * max(options.kills, options.pairs):
+            for command in commands:  # one of each in turn, so that whatever is there already is of all
+                done = [row for row in result[kind] if row["command"] == command.name]
+                if sum(row.get("killed", True) for row in done) >= most // len(commands):
+                    continue
+                if kind == "kills":
+                    keep(kind, one_kill(place, command, len(done), options.seed))
+                else:
+                    keep(kind, one_pair(place, command, len(done)))
     found = totals(result)
     print("\n".join(f"{name}: {count}" for name, count in found.items()))
     return int(any(found[name] for name in BAD))

@@ -146,7 +146,8 @@ def json_bytes(value: Any) -> bytes:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a value as indented JSON, atomically."""
+    """Write a value as indented JSON, atomically. What killed runs have left in the folder is removed."""
+    sweep(path.parent)
     with atomic_file(path) as partial:
         partial.write_bytes(json_bytes(value))
 

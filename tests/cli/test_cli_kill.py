@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from msn_deploy.core.artifacts import publish, read_sidecar, sha256_of, sidecar_path
+from msn_deploy.core.partials import claimed
 
 pytestmark = pytest.mark.slow
 
@@ -143,3 +144,23 @@ def test_death_in_the_middle_of_a_file(server, cli, name, output, old):
     assert server.run(name, folder) == 0  # and what is left behind is in nobody's way
     assert (folder / output).read_bytes() == server.new[name][output]
     assert cli("verify", folder).code == 0
+
+
+@pytest.mark.parametrize(
+    ("made", "line"),
+    [
+        ("cnn3_msn.safetensors", "train cnn3_msn --epochs 1 --samples 32 --out {0}"),
+        ("study.json", "study cnn3_msn --epochs 1 --samples 32 --out {0}"),
+        ("suite.json", "suite smoke --out {0} --runs {0}"),
+        ("net.engine", "build-engine {0}/net.onnx --precision fp32 --out {0}/net.engine"),
+    ],
+)
+def test_a_second_run_of_the_same_file_is_refused(cli, tmp_path, made, line):
+    (tmp_path / "net.onnx").write_bytes(b"is not opened")
+    if line.startswith("build-engine"):
+        pytest.importorskip("tensorrt_rtx")
+    with claimed(tmp_path / made):
+        outcome = cli(*line.format(tmp_path).split())
+    assert outcome.code == 2
+    assert f"another process is making {tmp_path / made} right now" in outcome.err
+    assert [path.name for path in tmp_path.iterdir()] == ["net.onnx"]

@@ -13,7 +13,15 @@ from typing import Any
 import pytest
 
 from msn_deploy.core import artifacts, partials
-from msn_deploy.core.artifacts import Artifact, atomic_file, publish, publish_together, read_sidecar, sidecar_path
+from msn_deploy.core.artifacts import (
+    Artifact,
+    atomic_file,
+    publish,
+    publish_together,
+    read_sidecar,
+    sidecar_path,
+    write_json,
+)
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.partials import claimed, exclusive, is_partial, partial_file, partial_folder, sweep
 
@@ -56,15 +64,16 @@ def test_what_a_killed_run_left_goes_and_what_is_held_stays(tmp_path: Path) -> N
     assert _names(tmp_path) == sorted([*kept, ".msn-linked00.partial", ".msn-pipe0000.partial"])
 
 
-@pytest.mark.parametrize("run", ["publish", "atomic_file", "partial_folder"])
+@pytest.mark.parametrize("run", ["publish", "write_json", "atomic_file", "partial_folder"])
 def test_the_next_run_in_a_folder_sweeps_it(tmp_path: Path, run: str) -> None:
     _left(tmp_path)
-    if run == "publish":
+    if run in ("publish", "write_json"):
         for _ in range(2):  # each time, however long the process lives
-            publish(tmp_path / "a.json", b"{}", kind="result")
-            assert _names(tmp_path) == ["a.json", "a.json.json"]
+            publish(tmp_path / "a.json", b"{}", kind="result") if run == "publish" else write_json(
+                tmp_path / "a.json", {}
+            )
+            assert _names(tmp_path) == ["a.json", "a.json.json"][: 1 + (run == "publish")]
             _left(tmp_path)
-        publish(tmp_path / "a.json", b"{}", kind="result")
         return
     if run == "atomic_file":
         with atomic_file(tmp_path / "a.png") as partial:

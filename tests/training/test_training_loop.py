@@ -16,6 +16,7 @@ from msn_deploy.core.errors import GateError, InputError, MissingDevice
 from msn_deploy.core.recipes import Recipe
 from msn_deploy.data import load_split, to_input
 from msn_deploy.pipeline.verify import verify_folder
+from msn_deploy.report.curves import write_curves
 from msn_deploy.training import TrainResult, load_checkpoint, train
 from msn_deploy.training.checkpoint import read_tensors
 from msn_deploy.training.runner import logits_of
@@ -271,3 +272,33 @@ def test_every_epoch_sees_the_images_in_another_order(
     _train(recipe.override(seed=1), tmp_path / "b")
     assert {len(order) for order in orders} == {IMAGES}
     assert len({tuple(order.tolist()) for order in orders}) == 2 * EPOCHS
+
+
+def test_a_second_training_of_the_name_is_refused_while_the_first_one_runs(recipe: Recipe, tmp_path: Path) -> None:
+    def again(done: float, total: float, note: str = "") -> None:
+        with pytest.raises(InputError, match="another process is making") as caught:
+            _train(recipe, tmp_path / "a")
+        assert str(tmp_path / "a" / "cnn3_msn.safetensors") in str(caught.value)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        _train(recipe, tmp_path / "a", progress=again)
+    assert not (tmp_path / "a").exists()  # nothing of either
+
+
+def test_verify_says_what_a_second_training_that_was_stopped_has_outdated(recipe: Recipe, tmp_path: Path) -> None:
+    first = _train(recipe, tmp_path)
+    log = tmp_path / "cnn3_msn.history.jsonl"
+    write_curves(first.history, tmp_path / "cnn3_msn.curves.png", log=log)
+    assert {finding.verdict for finding in verify_folder(tmp_path)} == {"ok"}
+
+    def stop(done: float, total: float, note: str = "") -> None:
+        if done > STEPS / EPOCHS:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        _train(replace(recipe, train=replace(recipe.train, seed=1)), tmp_path, progress=stop)
+    found = {finding.file: finding for finding in verify_folder(tmp_path)}
+    assert {name for name, finding in found.items() if finding.verdict != "ok"} == {"cnn3_msn.curves.png"}
+    assert found["cnn3_msn.curves.png"].verdict == "outdated"
+    assert "a training that is not finished (cnn3_msn.state.safetensors" in found["cnn3_msn.curves.png"].why
