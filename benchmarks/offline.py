@@ -42,7 +42,7 @@ LINES = (
     "doctor",
     "train cnn3_msn --epochs 1 --samples 64 --out run",
     "train cnn3_bn --epochs 1 --samples 64 --out run",
-    "study cnn3_msn --norms bn,msn --epochs 1 --samples 64 --out study",
+    "study cnn3_msn --norms bn,msn --epochs 1 --samples 640 --out study",
     "import-checkpoint Conv_a.t7 --out run/a.safetensors",
     "export run/cnn3_msn.safetensors --out run/msn.onnx",
     "export run/cnn3_bn.safetensors --no-simplify --out run/bn.onnx",

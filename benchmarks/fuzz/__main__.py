@@ -28,21 +28,28 @@ def main() -> int:
         "--only", metavar="INDEX,...", help="run these inputs of the seed again, and print what they do"
     )
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), metavar="N")
+    parser.add_argument("--quick", action="store_true", help="no command that trains or exports a network of torch")
     parser.add_argument("--work", type=Path, default=_WORK, help="seeds, results so far and what failed are kept here")
     parser.add_argument("--out", type=Path, default=_OUT)
     args = parser.parse_args()
-    from fuzz.campaign import counted, imported, one, results_of
+    from fuzz.campaign import counted, one, results_of, warm_up
     from fuzz.seeds import make_seeds
 
     seeds = _forked(make_seeds, args.work / "seeds")
-    imported(seeds)
+    warm_up(seeds, quick=args.quick)
     failed = args.work / "failed"
     if args.only:
         for index in map(int, args.only.split(",")):
-            print(json.dumps(vars(one(index, args.seed, seeds, keep=failed)), indent=2))
+            print(json.dumps(vars(one(index, args.seed, seeds, quick=args.quick, keep=failed)), indent=2))
         return 0
     results = results_of(
-        args.seed, range(args.inputs), seeds, args.work / f"seed-{args.seed}", jobs=args.jobs, keep=failed
+        args.seed,
+        range(args.inputs),
+        seeds,
+        args.work / f"seed-{args.seed}",
+        jobs=args.jobs,
+        quick=args.quick,
+        keep=failed,
     )
     told = counted(args.seed, results)
     for result in results:

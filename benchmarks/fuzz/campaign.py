@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import importlib
 import json
 import os
 import shlex
 import shutil
-import sys
 import tempfile
 import traceback
 from collections import Counter
@@ -18,7 +19,7 @@ from typing import Any
 
 from fuzz.child import run
 from fuzz.judge import FAULTS, HANG_S, faults_of, snapshot
-from fuzz.kinds import KINDS, prepare
+from fuzz.kinds import KINDS, is_slow, prepare
 from msn_deploy.cli.app import COMMANDS, main
 
 _AGAIN_S = 3 * HANG_S
@@ -38,63 +39,60 @@ class Result:
     faults: list[tuple[str, str]]
 
 
-def imported(seeds: Path) -> None:
-    """Import here what commands import when they run: forked processes need not, and each input takes milliseconds."""
+_WARM = (
+    "eval in/m.onnx --samples 16",
+    "eval in/c.safetensors --samples 16",
+    "verify in",
+    "calibrate in/m.onnx --data digits --samples 16 --method minmax --out out/q.onnx",
+    "infer in/m.onnx in/digit.png",
+    "bench in/bench.json --against in/bench.json --html out/r.html",
+    "export in/m.onnx --no-simplify --out out/x.onnx",
+    "export in/c.safetensors --no-simplify --out out/x.onnx",
+    "train in/r.toml --epochs 1 --samples 16 --out out",
+)
+
+
+def warm_up(seeds: Path, *, quick: bool) -> None:
+    """Import, by running commands here, what forked processes would each import for themselves."""
+    gc.disable()  # it would look at millions of objects that live to the end
+    before, here = dict(os.environ), os.getcwd()
     for name in COMMANDS:
         importlib.import_module(f"msn_deploy.cli.{name.replace('-', '_')}")
-    reader, writer = os.pipe()
-    if os.fork() == 0:
-        _try_all(seeds)
-        names = [name for name, module in list(sys.modules.items()) if getattr(module, "__spec__", None) is not None]
-        with os.fdopen(writer, "w") as stream:
-            json.dump(names, stream)
-        os._exit(0)
-    os.close(writer)
-    with os.fdopen(reader) as stream:
-        names = json.load(stream)
-    os.wait()
-    for name in names:
-        if name not in sys.modules and name != "__main__":
-            try:
-                importlib.import_module(name)
-            except Exception:
-                continue  # made on the fly there, as modules of user files are
-
-
-def _try_all(seeds: Path) -> None:
-    """Run what imports most, as a child of its own would."""
-    with tempfile.TemporaryDirectory() as folder:
-        for line in (
-            "export in/c.safetensors --no-simplify --out out/x.onnx", "eval in/m.onnx --samples 16", "verify in",
-            "calibrate in/m.onnx --data digits --samples 16 --method minmax --out out/q.onnx",
-            "infer in/m.onnx in/digit.png",
-            "bench in/bench.json --against in/bench.json --html out/r.html",
-            "train in/r.toml --epochs 1 --samples 16 --out out",
-        ):  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere:
+        for line in _WARM:
+            if quick and is_slow(line):
+                continue
             place = Path(tempfile.mkdtemp(dir=folder))
             for part in ("run", "texts"):
-                shutil.copytree(seeds / part, place / "a/b/c/in", dirs_exist_ok=True)
-            for part in ("out", "tmp", "home"):
-                (place / "a/b/c" / part).mkdir()
-            os.chdir(place / "a/b/c")
-            devnull = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(devnull, 1)
-            os.dup2(devnull, 2)
-            main(shlex.split(line))
+                shutil.copytree(seeds / part, place / "in", dirs_exist_ok=True)
+            os.environ["MSN_DEPLOY_HOME"] = str(place / "home")
+            os.chdir(place)
+            with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+                code = main(shlex.split(line))
+            if code:
+                raise RuntimeError(f"exit code {code} of a valid input: {line}")
+    os.chdir(here)
+    os.environ.clear()
+    os.environ.update(before)
+    gc.collect()  # sessions, whose threads end with them
+    gc.freeze()
+    threads = [Path(f"/proc/self/task/{task}/comm").read_text().strip() for task in os.listdir("/proc/self/task")]
+    if len(threads) > 1:
+        raise RuntimeError(f"a forked process would have one of these threads: {threads}")
 
 
-def one(index: int, seed: int, seeds: Path, *, keep: Path | None = None) -> Result:
+def one(index: int, seed: int, seeds: Path, *, quick: bool = False, keep: Path | None = None) -> Result:
     """Make, run and judge one input. keep: a folder that gets what belongs to it if something is wrong."""
     with tempfile.TemporaryDirectory(prefix="fuzz-") as parent:
         folder = Path(parent) / "input"
-        given = prepare(index, seed, seeds, folder)
+        given = prepare(index, seed, seeds, folder, quick=quick)
         if keep is not None:
             shutil.copytree(folder, Path(parent) / "given", symlinks=True, copy_function=_copied)
         before = snapshot(folder)
         done = run(given.args, folder, limit_s=HANG_S)
         if done.timed_out:  # or was the machine busy? Alone, with more time
             shutil.rmtree(folder)
-            given = prepare(index, seed, seeds, folder)
+            given = prepare(index, seed, seeds, folder, quick=quick)
             before = snapshot(folder)
             done = run(given.args, folder, limit_s=_AGAIN_S)
         found = faults_of(done, given, folder, before)
@@ -134,7 +132,14 @@ def _printable(text: str, most: int) -> str:
 
 
 def results_of(
-    seed: int, indices: Sequence[int], seeds: Path, folder: Path, *, jobs: int, keep: Path | None = None
+    seed: int,
+    indices: Sequence[int],
+    seeds: Path,
+    folder: Path,
+    *,
+    jobs: int,
+    quick: bool = False,
+    keep: Path | None = None,
 ) -> list[Result]:
     """Run inputs on `jobs` processes; results in `folder` are taken as they are, so that a stopped run is resumed."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -147,7 +152,7 @@ def results_of(
             try:
                 with (folder / f"{at}.jsonl").open("a", encoding="utf-8") as stream:
                     for index in waiting[at::jobs]:
-                        stream.write(json.dumps(asdict(one(index, seed, seeds, keep=keep))) + "\n")
+                        stream.write(json.dumps(asdict(one(index, seed, seeds, quick=quick, keep=keep))) + "\n")
                         stream.flush()
                 code = 0
             except BaseException:

@@ -42,7 +42,7 @@ init = "kaiming"
 
 [train]
 epochs = 2
-batch_size = 16
+batch_size = 8
 optimizer = "adam"
 learning_rate = 0.01
 warm_up = 0.3
