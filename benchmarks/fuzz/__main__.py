@@ -35,7 +35,7 @@ def main() -> int:
     from fuzz.campaign import counted, one, results_of, warm_up
     from fuzz.seeds import make_seeds
 
-    seeds = _forked(make_seeds, args.work / "seeds")
+    seeds = _forked(make_seeds, args.work / f"seeds{'-quick' * args.quick}", quick=args.quick)
     warm_up(seeds, quick=args.quick)
     failed = args.work / "failed"
     if args.only:
@@ -60,12 +60,12 @@ def main() -> int:
     return int(any(told["faults"].values()))
 
 
-def _forked(make, folder: Path) -> Path:
+def _forked(make, folder: Path, *, quick: bool) -> Path:
     """Make the seeds in a process of their own: torch has threads after a training, which no fork would have."""
     if (pid := os.fork()) == 0:
         code = 1
         try:
-            make(folder)
+            make(folder, quick=quick)
             code = 0
         except BaseException:
             traceback.print_exc()

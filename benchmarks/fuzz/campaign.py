@@ -121,7 +121,8 @@ def _copied(source: str, target: str) -> None:
     """Copy a plain file, without the content that it has not; leave pipes and the like out."""
     if os.path.isfile(source):
         if os.path.getsize(source) > 64 << 20:
-            Path(target).touch()
+            with open(source, "rb") as stream:
+                Path(target).write_bytes(stream.read(1 << 20))
             os.truncate(target, os.path.getsize(source))
         else:
             shutil.copy2(source, target, follow_symlinks=False)

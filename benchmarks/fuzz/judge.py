@@ -13,7 +13,7 @@ from typing import Any
 
 from fuzz.child import Run
 from fuzz.kinds import CWD, Input
-from msn_deploy.core.artifacts import PARTIAL_SUFFIX, parse_sidecar, sidecar_path
+from msn_deploy.core.artifacts import parse_sidecar, sidecar_path
 
 FAULTS = {
     "traceback": "an exception that nobody caught",
@@ -36,7 +36,7 @@ HANG_S = 20.0
 MOST_BYTES = 3 << 30
 MOST_LINES, MOST_CHARACTERS = 3, 600
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
-_TOO_LITTLE_MEMORY = "too little memory"
+_TOO_LITTLE_MEMORY = re.compile("too little memory|does not fit into the memory|MemoryError")
 Snapshot = dict[str, tuple[int, int, int, int]]
 
 
@@ -68,7 +68,7 @@ def faults_of(run: Run, given: Input, folder: Path, before: Snapshot) -> list[tu
         found.append(("exit code", f"{run.code}; {err[-300:]}"))
     if "Traceback (most recent call last)" in err:
         found.append(("traceback", err[-600:]))
-    if run.peak_bytes > MOST_BYTES or _TOO_LITTLE_MEMORY in err:
+    if run.peak_bytes > MOST_BYTES or _TOO_LITTLE_MEMORY.search(err):
         found.append(("memory", f"{run.peak_bytes >> 20} MiB; {err[-200:]}"))
     found += _of_text(run, out, err)
     found += _of_files(given, folder, before)
@@ -99,7 +99,7 @@ def _of_files(given: Input, folder: Path, before: Snapshot) -> list[tuple[str, s
     for path in after.keys() - before.keys():
         name = path.removeprefix(place)
         beside_input = re.match(r"in/[^/]*$", name) and _is_named_after_an_input(Path(name).name)
-        if path.endswith(PARTIAL_SUFFIX):
+        if path.endswith(".partial"):
             found.append(("half", path))
         elif name.startswith("tmp/"):
             found.append(("half", f"left in TMPDIR: {path}"))

@@ -18,19 +18,20 @@ Files are read from front to back, a sample at a time: memory does not grow with
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import IO, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from msn_deploy.core.artifacts import Parent
-from msn_deploy.core.errors import InputError
+from msn_deploy.core.errors import InputError, size_text
 from msn_deploy.core.model_info import TensorSpec
 from msn_deploy.core.opening import open_input
 from msn_deploy.data.arrays import is_arrays
@@ -312,7 +313,12 @@ def _headers(path: Path, inputs: Sequence[TensorSpec]) -> dict[str, Header]:
             raise InputError(
                 f"{path} holds {', '.join(held) or 'nothing'}; the inputs are {', '.join(names)}.\n{_how(inputs)}"
             )
-        found = {name: header_of(array_in(path, name, stack, "any"), path) for name in names}
+        found = {}
+        for name in names:
+            stream = array_in(path, name, stack, "any")
+            found[name] = header_of(stream, path)
+            if held is names:  # of a .npy file, not of an archive
+                _require_end(stream, found[name], path)
     for spec in inputs:
         if found[spec.name].dtype.name != spec.dtype:
             raise InputError(
@@ -320,6 +326,14 @@ def _headers(path: Path, inputs: Sequence[TensorSpec]) -> dict[str, Header]:
                 f"Save it with `.astype({spec.dtype!r})`."
             )
     return found
+
+
+def _require_end(stream: IO[bytes], header: Header, path: Path) -> None:
+    """Raise InputError for a file with more in it than its array: all of it would be hashed, as long as it is."""
+    end = stream.tell() + math.prod(header.shape) * header.dtype.itemsize
+    more = stream.seek(0, os.SEEK_END) - end
+    if more > 0:
+        raise InputError(f"{path} holds {size_text(more)} more than its array.\nSave it again with numpy.save.")
 
 
 def _files_in(folder: Path) -> list[Path]:

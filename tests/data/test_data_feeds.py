@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,13 @@ def test_counts_that_differ_a_single_array_for_several_and_values_that_are_none(
     np.save(tmp_path / "x.npy", x)
     with pytest.raises(InputError, match=r"sample 2 \(counted from 0\) of x is not finite"):
         list(open_feeds(tmp_path / "x.npy", [IMAGE]))
+
+
+def test_what_follows_an_array_is_refused_and_not_hashed(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", numbers(4, 3, 4, 5))
+    os.truncate(tmp_path / "x.npy", 12 << 30)
+    with pytest.raises(InputError, match="12 GiB"):
+        open_feeds(tmp_path / "x.npy", [IMAGE])
 
 
 @pytest.mark.parametrize("name", ["f.npz", "f.npy"])
