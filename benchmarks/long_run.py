@@ -117,7 +117,7 @@ def measured(folder: Path, count: int, minutes: float) -> Iterator[tuple[str, di
         ["train", "cnn3_msn", "--epochs", "1", "--out", str(folder)],
         ["export", str(folder / "cnn3_msn.safetensors"), "--out", str(folder / "m.onnx")],
     ):
-        subprocess.run([sys.executable, "-m", "msn_deploy", *args, "-q"], check=True)
+        subprocess.run([sys.executable, "-m", "msn_deploy", *args, "-q"], check=True, stdout=subprocess.DEVNULL)
     images, answers = folder / "images", folder / "answers.jsonl"
     images.mkdir()
     made_images(images, count)
