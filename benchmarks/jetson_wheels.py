@@ -20,9 +20,9 @@ _HEAD = "# Written by `make jetson-wheels`: what Dockerfile.jetson installs, by 
 
 
 def constraints(resolved: dict[str, list[dict[str, str]]]) -> str:
-    """Return the pins of what was resolved, each for its Python alone."""
+    """Return the pins of what was resolved, each for its Python alone, with the digest of its file for arm64."""
     lines = [
-        f"{each['name']}=={each['version']}; python_version == '{python}'\n"
+        f"{each['name']}=={each['version']}; python_version == '{python}' --hash=sha256:{each['sha256']}\n"
         for python, files in resolved.items()
         for each in files
     ]

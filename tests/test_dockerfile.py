@@ -28,7 +28,7 @@ def test_the_final_stage_installs_nothing_itself(final):
 
 def test_neither_tensorrt_nor_torch_is_asked_of_pip():
     text = FILE.read_text()
-    for line in re.findall(r"pip (?:install|wheel)[^&]*", text):
+    for line in re.findall(r"pip (?:install|wheel|download)[^&]*", text):
         assert not re.search(r"tensorrt|torch|\[(train|export|rtx|dev)", line), line
     assert "grep -iE '^(tensorrt|torch|nvidia)' /tmp/installed; then exit 1" in text
 
@@ -36,7 +36,7 @@ def test_neither_tensorrt_nor_torch_is_asked_of_pip():
 def test_pip_is_given_an_extra_and_no_names():
     """A package that the extra comes to need would be missing in the image, where names were written out."""
     text = FILE.read_text().replace("\\\n", " ")
-    (line,) = re.findall(r"pip install ([^&]*)", text)
+    (line,) = re.findall(r"/opt/msn-deploy/bin/pip install ([^&]*)", text)
     assert line.strip().endswith('"$(echo /wheels/*.whl)[${extra}]"')
     assert 'if [ "${WITH_PYCUDA}" = 1 ]; then extra=jetson; else extra=runtime; fi' in text
     assert 'if [ "${WITH_VIDEO}" = 1 ]; then extra="${extra},video"; fi' in text
@@ -71,8 +71,31 @@ def test_entry_point_volumes_and_labels(final):
     assert re.findall("^HEALTHCHECK (.*)", final, re.M) == ["NONE"]  # it would run beside `bench`
     assert 'VOLUME ["/data", "/cache"]' in final
     labels = re.findall(r'org\.opencontainers\.image\.([\w.]+)="', final)
-    assert labels == ["title", "description", "version", "licenses", "base.name"]
+    assert labels == ["title", "description", "version", "licenses", "base.name", "base.digest"]
     assert f"ARG VERSION={__version__}" in final
+
+
+def test_packages_are_taken_by_their_hashes_unless_it_is_said_otherwise():
+    text = FILE.read_text().replace("\\\n", " ")
+    assert re.findall("^ARG WITH_HASHES=(.*)", text, re.M) == ["1"]
+    downloads = re.findall(r"pip download ([^&;]*)", text)
+    assert len(downloads) == 2
+    assert all("--require-hashes --no-deps " in each for each in downloads)
+    # pip takes the tools of an isolated build without hashes, so that these are there before pycuda is looked at. What
+    # is installed after that comes from there alone, also what builds pycuda.
+    assert "--no-build-isolation --no-binary=pycuda" in downloads[1]
+    assert 'if [ "${WITH_HASHES}" = 1 ]; then export PIP_NO_INDEX=1 PIP_FIND_LINKS=/pinned; fi' in text
+    pins = (REPO / "constraints.jetson.txt").read_text().splitlines()[1:]
+    assert all(
+        re.fullmatch(r"[\w.-]+==[^ ]+; python_version == '3\.1[02]' --hash=sha256:[0-9a-f]{64}", each) for each in pins
+    )
+    assert {"setuptools", "wheel", "numpy", "pycuda"} <= {each.partition("==")[0] for each in pins}
+
+
+def test_the_base_can_be_named_by_its_digest():
+    text = FILE.read_text()
+    assert re.findall("^ARG BASE_DIGEST=(.*)", text, re.M) == [""]
+    assert re.findall("^FROM ([^ \n]*)", text, re.M) == ["${BASE_IMAGE}${BASE_DIGEST:+@}${BASE_DIGEST}"] * 2
 
 
 def test_doctor_finds_the_name_of_the_base_where_it_is_written(final):

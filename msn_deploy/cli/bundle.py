@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -57,7 +58,8 @@ def command(
     if to is None and any(given.values()):
         raise InputError(f"`{next(name for name, there in given.items() if there)}` goes with `--to USER@HOST` only.")
     found = find_target(target)
-    path = out or Path(f"{run.absolute().name}-{found.name}.tar")
+    plain = re.sub(r"[^A-Za-z0-9_.+-]+", "-", run.absolute().name)[:40].strip(".-") or "run"
+    path = out or Path(f"{plain}-{found.name}.tar")
     if path.suffix != ".tar":
         raise InputError(f"{path} has to end in .tar; the wheels in it are compressed already.")
     with output.progress_bar() as progress:
@@ -99,5 +101,7 @@ def command(
     )
     if report.left_out:
         output.say(f"  left out        {', '.join(report.left_out)}: {found.title} has no such precision")
-    output.say(f"  on the device   tar xf {path.name} && cd {path.stem} && ./verify {report.digest}")
-    output.say("  then            ./install.sh && ./build.sh && ./bench.sh")
+    output.say("  on the device   the first line checks the tarball before it is unpacked, which no file in it can do")
+    output.say(f"    echo '{report.sha256}  {path.name}' | sha256sum -c &&")
+    output.say(f"    tar xf ./{path.name} && cd ./{path.stem} && ./verify {report.digest} &&")
+    output.say("    ./install.sh && ./build.sh && ./bench.sh")

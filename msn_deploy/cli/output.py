@@ -33,9 +33,11 @@ class _State:
     """The command line to type next."""
     noted: set[str] = field(default_factory=set)
     """What was logged as a note; it is shown once."""
+    home: Path = field(default_factory=home_folder)
+    """Where caches lie: they are not told of."""
 
 
-_state = _State()
+_state = _State(home=Path("/"))
 
 
 def start(*, quiet: bool, verbose: bool = False) -> None:
@@ -66,8 +68,9 @@ def start(*, quiet: bool, verbose: bool = False) -> None:
 
 def finish() -> None:
     """Say on stderr which files were written, caches left out, and what to type next; nothing with `--quiet`."""
-    home = home_folder().absolute()
-    kept = [path for path in dict.fromkeys(_state.written) if path.is_file() and home not in path.absolute().parents]
+    kept = [
+        path for path in dict.fromkeys(_state.written) if path.is_file() and _state.home not in path.absolute().parents
+    ]
     for folder in dict.fromkeys(path.parent for path in kept):
         files = {path: path.stat().st_size for path in kept if path.parent == folder}
         lines = [f"wrote {path} ({size_text(count)})" for path, count in files.items()]

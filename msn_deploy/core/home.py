@@ -20,19 +20,28 @@ _XDG = {"cache": ("XDG_CACHE_HOME", "~/.cache"), "data": ("XDG_DATA_HOME", "~/.l
 
 
 def home_folder(kind: Literal["cache", "data"] = "cache") -> Path:
-    """Return `$MSN_DEPLOY_HOME`, else the user's folder of that kind; it need not exist."""
+    """Return `$MSN_DEPLOY_HOME`, else the user's folder of that kind; it need not exist.
+
+    Raises InputError for a relative `$MSN_DEPLOY_HOME`, which would be another folder in each working directory.
+    """
     own = os.environ.get("MSN_DEPLOY_HOME")
+    if own and not os.path.isabs(own):
+        raise InputError(
+            f"MSN_DEPLOY_HOME is {own[:200]!r}, which is not an absolute path.\nGive one that begins with /."
+        )
     return Path(own) if own else user_folder(kind)
 
 
 def user_folder(kind: Literal["cache", "data"] = "cache") -> Path:
     """Return msn-deploy's folder for what may be deleted at any time ("cache"), or for what may not, by the XDG rules.
 
-    `$XDG_CACHE_HOME/msn-deploy`, else `~/.cache/msn-deploy`; `$XDG_DATA_HOME`, `~/.local/share`.
+    `$XDG_CACHE_HOME/msn-deploy`, else `~/.cache/msn-deploy`; `$XDG_DATA_HOME`, `~/.local/share`. By those rules a
+    relative path does not count. A user without a home has a folder that is never there.
     """
     variable, otherwise = _XDG[kind]
     # Not Path.home(), which raises for a user without one, as in a container run with any --user.
-    return Path(os.environ.get(variable) or os.path.expanduser(otherwise)) / "msn-deploy"
+    places = (os.environ.get(variable, ""), os.path.expanduser(otherwise), "/nonexistent")
+    return Path(next(filter(os.path.isabs, places))) / "msn-deploy"
 
 
 def builtin_folder(name: str) -> Path:

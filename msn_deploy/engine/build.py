@@ -23,9 +23,9 @@ from msn_deploy.engine.inspector import (
     memory_from_log,
     not_in_int8,
 )
-from msn_deploy.engine.preflight import trust_built
 from msn_deploy.engine.tensors import Range
 from msn_deploy.engine.trt_build import build_plan, is_weakly_typed
+from msn_deploy.engine.trust import trust_built
 from msn_deploy.machine.device import DeviceFacts, first_gpu, target_of
 from msn_deploy.machine.targets import Target, check_dla, check_precision, find_target
 from msn_deploy.model.opened import OpenModel

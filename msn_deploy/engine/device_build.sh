@@ -119,6 +119,10 @@ by_container() {
             break
         fi
     done
+    trap 'rm -rf "${copies:-}"' EXIT  # however it ends
+    trap 'exit 129' HUP
+    trap 'exit 130' INT
+    trap 'exit 143' TERM
     copies=$(mktemp -d)
     chmod a+rx "$copies"  # the container runs as another user
     for file in $docker_copies; do  # no file below /proc can be mounted
@@ -135,7 +139,6 @@ by_container() {
         [ "$code" -ge 125 ] || break  # docker itself failed: its daemon knows no such way
         say "docker starts no container with $gpu." >&2
     done
-    rm -rf "$copies"
     tried "docker" "$code"
 }
 

@@ -5,6 +5,7 @@ msn-deploy first, then its container, then NVIDIA's trtexec with the options of 
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -145,7 +146,7 @@ def write_device_script(
     script = out.with_name(f"{out.stem}.build.sh")
     publish(
         script,
-        lambda partial: partial.write_text(text, encoding="utf-8"),
+        os.fsencode(text),  # file names as they are, also where they are not text
         kind="device-script",
         parents=[model.as_parent()],
         config={**options.as_config(), "precision": precision, "target": target.name},

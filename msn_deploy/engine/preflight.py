@@ -3,27 +3,20 @@
 A plan belongs to one version of TensorRT and one compute capability, and its kernels were chosen by timing them on one
 device. TensorRT itself says "version tag does not match" at best, and runs a plan of a sister device slowly without a
 word. A device other than the plan's is refused, not warned of: a latency measured on it would be no one's.
-
-A plan is native code: loading one from a stranger runs what the stranger wrote. Which may be loaded here says a local
-list of SHA-256, one JSON object per line. A line is appended by one write to a file opened with O_APPEND, so writers
-at the same moment lose nothing and no lock is needed; a line that a killed writer left half is closed by the line
-break that every entry begins with, and skipped.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import stat
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from msn_deploy.core.artifacts import sha256_of
 from msn_deploy.core.errors import InputError, MissingDependency, MissingDevice
-from msn_deploy.core.home import home_folder
 from msn_deploy.engine.plan import TITLES, Here, Plan, read_plan, what_is_here
+from msn_deploy.engine.trust import trust, trust_list, trusted
 from msn_deploy.machine.device import target_of
 from msn_deploy.machine.jetpacks import numbers_of
 from msn_deploy.machine.targets import sm
@@ -185,69 +178,3 @@ def _both(plan: Plan, here: Here) -> str:
 
 def _again(plan: Plan, here: Here) -> str:
     return f"Build it here: {plan.rebuild(here)}"
-
-
-def trust_list() -> Path:
-    """Return the list: in $MSN_DEPLOY_HOME if it is set, else in $XDG_DATA_HOME/msn-deploy or ~/.local/share/...."""
-    return home_folder("data") / "trusted.jsonl"
-
-
-def trusted() -> frozenset[str]:
-    """Return the SHA-256 of all trusted plans. Raises InputError if others may write to the list, or it can't be read.
-
-    What is no entry is skipped: it can only make a plan untrusted.
-    """
-    path = trust_list()
-    try:
-        with path.open("rb") as stream:
-            if stat.S_IMODE(os.fstat(stream.fileno()).st_mode) & 0o022:
-                raise InputError(
-                    f"{path}, the list of trusted plans, may be written to by other users, so it says nothing.\n"
-                    f"Delete it, or look through it and type: chmod 600 {path}"
-                )
-            lines = stream.read().splitlines()
-    except FileNotFoundError:
-        return frozenset()
-    except OSError as cause:
-        raise InputError(f"{path}, the list of trusted plans, cannot be read: {cause.strerror}.") from cause
-    return frozenset(filter(None, map(_sha256_in, lines)))
-
-
-def trust(sha256: str, name: str) -> None:
-    """Trust a plan; `name` is kept for whoever reads the list. Raises InputError if the list cannot be written."""
-    if sha256 in trusted():
-        return
-    path = trust_list()
-    entry = ("\n" + json.dumps({"sha256": sha256, "name": name}) + "\n").encode()
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            written = os.write(handle, entry)
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-    except OSError as cause:
-        raise InputError(
-            f"{path}, the list of trusted plans, cannot be written: {cause.strerror}.\n"
-            "Set MSN_DEPLOY_HOME to a folder of your own."
-        ) from cause
-    if written < len(entry):
-        raise InputError(f"{path}, the list of trusted plans, was cut off: the disk is full.\nFree some space.")
-
-
-def trust_built(sha256: str, name: str) -> None:
-    """Trust a plan that was just built here. It is whole: a list that cannot be written is no more than a warning."""
-    try:
-        trust(sha256, name)
-    except InputError as cause:
-        _LOG.warning("%s was built, but running it will need `--trust`: %s", name, str(cause).splitlines()[0])
-
-
-def _sha256_in(line: bytes) -> str | None:
-    try:
-        entry = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    digest = entry.get("sha256") if isinstance(entry, dict) else None
-    return digest if isinstance(digest, str) else None

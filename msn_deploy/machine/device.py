@@ -33,7 +33,8 @@ _HELPER_NODES = (
     "dev/nvmap",
 )
 # A container sees neither: Docker masks /sys/firmware, where the first leads to. No file of /proc can be mounted, so
-# copies in /tmp take their place, the first of them by convention.
+# copies in /tmp take their place, the first of them by convention. They count where they are mounted: anyone can put a
+# file into /tmp, and only root a mount.
 _FOLDERS = ("proc/device-tree", "sys/firmware/devicetree/base")
 TREE_COPY = "/tmp/nv_jetson_"
 """How the copies in a container begin; the name of the file follows."""
@@ -117,8 +118,7 @@ def what_machine(root: Path = Path("/"), *, arch: str | None = None) -> DeviceFa
 
 def board_text(root: Path) -> str | None:
     """Return the model text of a board with a device tree, a Jetson or another; None on any other machine."""
-    files = (*(f"{folder}/model" for folder in _FOLDERS), f"{TREE_COPY}model".lstrip("/"))
-    return next((text for text in (read_text(root / name) for name in files) if text), None)
+    return next((text for text in map(read_text, _tree_files(root, "model")) if text), None)
 
 
 def target_of(machine: DeviceFacts) -> Target | None:
@@ -197,11 +197,19 @@ def _nodes(root: Path, patterns: tuple[str, ...]) -> tuple[str, ...]:
 
 def _compatible(root: Path) -> tuple[str, ...]:
     """Return the strings of the device tree's root, which end in NULs (in a copy perhaps in line breaks)."""
-    for name in (*(f"{folder}/compatible" for folder in _FOLDERS), COMPATIBLE_COPY.lstrip("/")):
-        words = re.findall(r"[\x21-\x7e]{1,80}", (read_start(root / name, 1024) or b"").decode("ascii", "replace"))
+    for path in _tree_files(root, "compatible"):
+        words = re.findall(r"[\x21-\x7e]{1,80}", (read_start(path, 1024) or b"").decode("ascii", "replace"))
         if words:
             return tuple(words[:16])
     return ()
+
+
+def _tree_files(root: Path, name: str) -> list[Path]:
+    """Return where a file of the device tree's root may lie; it need not."""
+    copy = f"{TREE_COPY}{name}"
+    mounts = (read_start(root / "proc/self/mountinfo", 1 << 20) or b"").decode("utf-8", "replace").splitlines()
+    is_mounted = any(line.split()[4:5] == [copy] for line in mounts)
+    return [*(root / folder / name for folder in _FOLDERS), *([root / copy.lstrip("/")] if is_mounted else [])]
 
 
 def _l4t(text: str | None) -> str | None:

@@ -205,7 +205,7 @@ def _publish(
     config = {"baseline": result.baseline, "profile": asdict(result.profile), "options": dict(result.options)}
     publish(
         out,
-        lambda path: path.write_text(text, encoding="utf-8"),
+        lambda path: path.write_text(text, encoding="utf-8", errors="backslashreplace"),
         kind=kind,
         parents=parents,
         versions=_VERSIONS,

@@ -13,7 +13,7 @@ import os
 import re
 import shlex
 import tarfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path, PurePosixPath
@@ -33,8 +33,12 @@ from msn_deploy.pipeline.verify import read_folder
 from msn_deploy.pipeline.wheels import PYTHONS, gather_wheels
 
 _KINDS = ("onnx", "timing-cache", "calibration-table", "fold-certificate", "device-script")
+SCRIPTS = resources.files("msn_deploy.pipeline") / "bundle_scripts"
+"""What runs on a device, in sh."""
 _SCRIPTS = ("bench.sh", "build.sh", "common.sh", "eval.sh", "install.sh", "step", "verify")
-_PLAIN_NAME = re.compile(r"[\w+-][\w.+-]*(/[\w+-][\w.+-]*)*", re.ASCII)  # scripts and SHA256SUMS quote nothing
+# Scripts and SHA256SUMS quote nothing, and a name of a tar file has 100 characters at most.
+_PLAIN_NAME = re.compile(r"[\w+-][\w.+-]*(/[\w+-][\w.+-]*)*", re.ASCII)
+_LONGEST_NAME, _LONGEST_PATH = 100, 200
 _README = """\
 For {title} ({target}), packed by msn-deploy {version}. Nothing here needs a network.
 
@@ -63,12 +67,14 @@ class BundledModel:
 class BundleReport:
     """What was packed. digest: SHA-256 of SHA256SUMS, which covers every other file; `./verify DIGEST` checks it.
 
-    left_out: models in a precision that the target lacks.
+    sha256: of the tarball, to be checked before it is unpacked: `verify` is part of it. left_out: models in a precision
+    that the target lacks.
     """
 
     path: Path
     bytes: int
     target: str
+    sha256: str
     digest: str
     models: tuple[BundledModel, ...]
     files: int
@@ -108,7 +114,9 @@ def bundle(
     options = options or BuildOptions()
     if not target.jetson:
         raise InputError(f"{target.name} is no Jetson; a bundle is for one.\n`msn-deploy targets` lists them.")
+    _check_names([out.stem])
     contents: dict[str, bytes | Path] = dict(_run_files(run))
+    _check_names(contents)
     found = _models(contents)
     models = [each for each in found if each[0].precision in target.precisions]
     left_out = [model.file for model, _, _ in found if model.precision not in target.precisions]
@@ -126,8 +134,7 @@ def bundle(
     ).encode()
     contents["options.sh"] = _options([onnx for _, _, onnx in models], target, options).encode()
     contents[LIBRARY] = library_text().encode()
-    folder = resources.files("msn_deploy.pipeline") / "bundle_scripts"
-    contents |= {name: (folder / name).read_bytes() for name in _SCRIPTS}
+    contents |= {name: (SCRIPTS / name).read_bytes() for name in _SCRIPTS}
     readme = _README.format(title=target.title, target=target.name, version=__version__)
     contents["README.txt"] = readme.encode()
     config = {
@@ -143,9 +150,9 @@ def bundle(
         if with_wheels:
             packed = gather_wheels(scratch, source=wheels, pythons=pythons, progress=progress)
         contents |= {f"wheels/{path.name}": path for path in packed}
+        _check_names(contents)
         contents["MANIFEST.json"] = _manifest(contents, target, names, pythons if with_wheels else ())
         contents["SHA256SUMS"] = sums = _sums(contents)
-        _check_names(contents)
         facts = {
             "digest": hashlib.sha256(sums).hexdigest(),
             "files": len(contents),
@@ -171,7 +178,7 @@ def _wheels_key(wheels: Path | None) -> str:
     own = sorted(Path(str(resources.files("msn_deploy"))).rglob("*"))
     given = sorted(wheels.glob("*")) if wheels is not None else []
     files = [path for path in (*own, *given) if path.is_file() and path.suffix != ".pyc"]
-    return hashlib.sha256("".join(f"{path.name} {sha256_of(path)}\n" for path in files).encode()).hexdigest()
+    return hashlib.sha256(b"".join(os.fsencode(f"{path.name} {sha256_of(path)}\n") for path in files)).hexdigest()
 
 
 def _kept(out: Path, config: Mapping[str, object], models: Sequence[BundledModel]) -> BundleReport | None:
@@ -185,6 +192,7 @@ def _kept(out: Path, config: Mapping[str, object], models: Sequence[BundledModel
         path=out,
         bytes=side.bytes,
         target=str(config["target"]),
+        sha256=side.sha256,
         digest=side.facts["digest"],
         models=tuple(models),
         files=side.facts["files"],
@@ -226,11 +234,12 @@ def _run_files(run: Path) -> Mapping[str, Path]:
             continue
         if entry.verdict == "broken":
             raise InputError(f"{path} is broken: {entry.why}.\n`msn-deploy verify {run}` tells more.")
-        if not path.resolve().is_relative_to(run.resolve()):
-            raise InputError(f"{path} is a link out of {run}; a bundle holds what lies in the folder.\nCopy it there.")
         found[f"models/{entry.name}"] = path
         if entry.sidecar is not None:
             found[f"models/{sidecar_path(Path(entry.name)).as_posix()}"] = sidecar_path(path)
+    for path in found.values():
+        if not path.resolve().is_relative_to(run.resolve()):
+            raise InputError(f"{path} is a link out of {run}; a bundle holds what lies in the folder.\nCopy it there.")
     return found
 
 
@@ -332,10 +341,19 @@ def _manifest(
     return (json.dumps(value, indent=2) + "\n").encode()
 
 
-def _check_names(contents: Mapping[str, bytes | Path]) -> None:
-    odd = next((name for name in contents if not _PLAIN_NAME.fullmatch(name)), None)
-    if odd:
-        raise InputError(f"{odd!r} holds what a shell would have to quote.\nRename it: letters, digits, . _ + and -.")
+def _check_names(names: Iterable[str]) -> None:
+    """Raise InputError for a name that a shell would have to quote, or that is too long for a tar file."""
+    for name in names:
+        if not _PLAIN_NAME.fullmatch(name):
+            raise InputError(
+                f"{name[:200]!r} holds what a shell would have to quote.\nRename it: letters, digits, . _ + and -."
+            )
+        longest = max(map(len, name.split("/")))
+        if longest > _LONGEST_NAME or len(name) > _LONGEST_PATH:
+            raise InputError(
+                f"{name[:40]}... has {longest} characters in a name, {len(name)} in all; a bundle takes "
+                f"{_LONGEST_NAME} and {_LONGEST_PATH}.\nRename it."
+            )
 
 
 def _digest(content: bytes | Path) -> str:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
 
-from msn_deploy.core.artifacts import sha256_of, unpack
+from msn_deploy.core.artifacts import unpack
 from msn_deploy.core.errors import (
     GateError,
     InputError,
@@ -32,7 +32,7 @@ from msn_deploy.core.errors import (
     size_text,
 )
 from msn_deploy.core.progress import Progress, silent
-from msn_deploy.pipeline.bundle import BundleReport
+from msn_deploy.pipeline.bundle import SCRIPTS, BundleReport
 
 State = Literal["done", "done before", "left out", "failed"]
 _HOME = "msn-deploy"  # below the home of the device's user
@@ -61,7 +61,7 @@ sum=$(sha256sum <"$name.part")
 [ "${sum%% *}" = "$3" ] || clean 71
 rm -rf "$name.unpacking"
 mkdir "$name.unpacking" && tar xf "$name.part" -C "$name.unpacking" || clean 72
-"$name.unpacking/$4/verify" "$5" || clean 71
+"$name.unpacking/$4/verify" || clean 71
 mv "$name.unpacking/$4" "$name" || clean 72
 rm -rf "$name.part" "$name.unpacking"
 """
@@ -142,7 +142,7 @@ def deploy(
         steps.append(device.step(folder, "build", "./build.sh", *many))
         if device.run('cd "$1" && ls engines/*.engine', folder).returncode:
             _need(steps[-1], to)
-        if data is not None and device.run('test -f "$1/.venv/installed"', folder).returncode == 0:
+        if data is not None and "made .venv" in device.run('"$1/verify" --states', folder).stdout.splitlines():
             steps.append(device.step(folder, "eval", "./eval.sh", data))
         else:
             tell("eval: left out, " + ("no --data" if data is None else "for trtexec measures no accuracy"))
@@ -218,10 +218,10 @@ class _Device:
             stderr=subprocess.STDOUT if merged else subprocess.PIPE,
         )
 
-    def run(self, script: str, *words: str) -> subprocess.CompletedProcess[str]:
-        """Run a script of sh there to its end. Raises MissingDevice for a cut connection."""
-        process = self.start(script, *words)
-        out, errors = process.communicate()
+    def run(self, script: str, *words: str, send: bytes | None = None) -> subprocess.CompletedProcess[str]:
+        """Run a script of sh there to its end; `send` is its stdin. Raises MissingDevice for a cut connection."""
+        process = self.start(script, *words, stdin=None if send is None else subprocess.PIPE)
+        out, errors = process.communicate(send)
         said = errors.decode(errors="replace").strip()
         self.whole(process.returncode, said)
         return subprocess.CompletedProcess(words, process.returncode, out.decode(errors="replace"), said)
@@ -262,7 +262,8 @@ def _pushed(device: _Device, bundle: BundleReport, name: str, progress: Progress
         raise InputError(f"{device.to} makes no folder {_HOME}: {looked.stderr or 'it says nothing'}.")
     if have[1] == "unpacked":
         device.tell(f"push: done before, {_HOME}/{name}")
-        found = device.run('"$1/verify" "$2"', f"{_HOME}/{name}", bundle.digest)
+        verify = (SCRIPTS / "verify").read_bytes()  # the one there may have been changed as well
+        found = device.run('cd "$1" && exec sh -s "$2"', f"{_HOME}/{name}", bundle.digest, send=verify)
         if found.returncode:
             said = f"{device.to}: {found.stderr.splitlines()[0] if found.stderr else 'verify failed'}."
             if found.returncode != GateError.exit_code:
@@ -283,7 +284,7 @@ def _pushed(device: _Device, bundle: BundleReport, name: str, progress: Progress
         )
     device.tell(f"push: {size_text(bundle.bytes - there)} to {device.to}:{_HOME}/{name}")
     _push(device, bundle, name, there, progress)
-    unpacked = device.run(_UNPACK, _HOME, name, sha256_of(bundle.path), bundle.path.stem, bundle.digest)
+    unpacked = device.run(_UNPACK, _HOME, name, bundle.sha256, bundle.path.stem)
     if unpacked.returncode == 71:
         raise GateError(f"what arrived on {device.to} is not what was sent; it was removed there.\n{_AGAIN}")
     if unpacked.returncode:

@@ -261,8 +261,8 @@ def write_index(suite: Suite, outcomes: Sequence[Outcome], out: Path) -> SuiteIn
             Artifact(path=out / name, content=content, kind=kind, parents=parents)
             for name, kind, content in (
                 ("suite.json", "suite", json_bytes(asdict(index))),
-                ("suite.md", "suite-table", f"{markdown(index)}\n".encode()),
-                ("report.html", "report", page.encode()),
+                ("suite.md", "suite-table", f"{markdown(index)}\n".encode(errors="backslashreplace")),
+                ("report.html", "report", page.encode(errors="backslashreplace")),
             )
         )
     )

@@ -12,9 +12,16 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import zipfile
+import zlib
 from collections.abc import Collection, Sequence
+from contextlib import ExitStack
+from email.parser import BytesHeaderParser
 from importlib import metadata
 from pathlib import Path
+from typing import IO
+
+from packaging.requirements import InvalidRequirement, Requirement
 
 import msn_deploy
 from msn_deploy.core.errors import InputError, MissingDependency
@@ -26,6 +33,7 @@ PLATFORMS = ("manylinux_2_28_aarch64", "manylinux_2_27_aarch64", "manylinux_2_17
 PYTHONS = tuple(dict.fromkeys(jetpack.python for jetpack in JETPACKS if jetpack.runs_package))
 _FORBIDDEN = re.compile(r"(tensorrt|torch|nvidia)", re.I)
 _BUILDS_PYCUDA = ("setuptools", "wheel")
+_MOST_BYTES = 1 << 22  # of metadata, with the description
 _DISTRIBUTION = "msn-deploy"
 
 
@@ -40,12 +48,14 @@ def gather_wheels(
     """Fill a folder with the wheels for each Python (such as "3.10") on aarch64, and return them in name order.
 
     source: a folder of wheels, which has to hold all that is needed; None takes the index. extras: of msn-deploy.
-    Raises InputError with what pip says is missing, or names a TensorRT or torch that would come along;
-    MissingDependency if there is no pip.
+    Raises InputError with what pip says is missing, or names a TensorRT or torch that would come along, or a file of
+    `source` whose requirements are none; MissingDependency if there is no pip.
     """
     if source is not None and not source.is_dir():
         raise InputError(f"{source} is not a folder.\n`--wheels` takes a folder of .whl files.")
-    index = [] if source is None else ["--no-index", "--find-links", str(source)]
+    for path in sorted(source.glob("*.whl")) if source is not None else ():
+        _requirements(path)
+    index = [] if source is None else ["--no-index", "--find-links", str(source.resolve())]
     _own_wheel(folder, source, index)
     wanted = [*device_requirements(extras), *_pycuda_source(folder, source)]
     for at, python in enumerate(pythons):
@@ -53,7 +63,8 @@ def gather_wheels(
         if not re.fullmatch(r"3\.\d{1,2}", python):
             raise InputError(f"--python {python!r} is no Python version such as 3.10.")
         platforms = [word for platform in PLATFORMS for word in ("--platform", platform)]
-        _pip("download", "--only-binary=:all:", "--python-version", python, *platforms, *index, "-d", folder, *wanted)
+        options = ["--only-binary=:all:", "--python-version", python, *platforms, *index, "-d", str(folder)]
+        _pip("download", *options, "--", *wanted)
     found = sorted(folder.iterdir())
     forbidden = [path.name for path in found if _FORBIDDEN.match(path.name)]
     if forbidden:
@@ -95,12 +106,47 @@ def _pycuda_source(folder: Path, source: Path | None) -> list[str]:
         for path in sorted(source.glob("pycuda-*.tar.gz"))[-1:]:
             shutil.copy(path, folder)
     for path in folder.glob("pycuda-*.tar.gz"):
-        with tarfile.open(path) as archive:
-            stream = archive.extractfile(f"{path.name.removesuffix('.tar.gz')}/PKG-INFO")
-            lines = stream.read().decode().splitlines() if stream is not None else []
-        needs = [line.partition(": ")[2] for line in lines if line.startswith("Requires-Dist: ")]
-        return [*_BUILDS_PYCUDA, *(each for each in needs if "extra ==" not in each)]
+        return [*_BUILDS_PYCUDA, *_requirements(path)]
     return []
+
+
+def _requirements(path: Path) -> list[str]:
+    """Return what a wheel or a .tar.gz needs without its extras; InputError if that is more than names and versions.
+
+    pip would take another line as an option, and would fetch and build what an address leads to, `--no-index` or not.
+    """
+    try:
+        text = _metadata_of(path)
+    except (LookupError, OSError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile, tarfile.TarError) as cause:
+        raise InputError(f"{path} has no readable metadata ({type(cause).__name__}).\nDownload it again.") from cause
+    found = []
+    for line in BytesHeaderParser().parsebytes(text).get_all("Requires-Dist", ()):
+        try:
+            found.append(Requirement(str(line)))
+        except InvalidRequirement as cause:
+            what = f"asks for what is not a package: {str(line)[:200]!r}"
+            raise InputError(f"{path} {what}.\nDo not use that file.") from cause
+        if found[-1].url:
+            what = f"asks for {found[-1].name} from an address: {str(line)[:200]!r}"
+            raise InputError(f"{path} {what}.\n`bundle` takes packages by name. Do not use that file.")
+    return [str(each) for each in found if "extra" not in str(each.marker)]
+
+
+def _metadata_of(path: Path) -> bytes:
+    """Return METADATA of a wheel, or PKG-INFO of a .tar.gz. Raises as the modules that read them; LookupError."""
+    with ExitStack() as opened:
+        packed: IO[bytes] | None
+        if path.suffix == ".whl":
+            wheel = opened.enter_context(zipfile.ZipFile(path))
+            names = [name for name in wheel.namelist() if re.fullmatch(r"[^/]+\.dist-info/METADATA", name)]
+            packed = opened.enter_context(wheel.open(names[0]))
+        else:
+            archive = opened.enter_context(tarfile.open(path))
+            packed = archive.extractfile(f"{path.name.removesuffix('.tar.gz')}/PKG-INFO")
+        content = packed.read(_MOST_BYTES + 1) if packed is not None else b""
+    if not 0 < len(content) <= _MOST_BYTES:
+        raise LookupError("no file of a size that metadata has")
+    return content
 
 
 def _pip(*args: str | Path) -> None:

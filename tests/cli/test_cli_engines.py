@@ -16,7 +16,8 @@ from msn_deploy.core.artifacts import read_sidecar
 from msn_deploy.core.model_info import METADATA_KEY
 from msn_deploy.engine import OrtRunner
 from msn_deploy.engine.plan import what_is_here
-from msn_deploy.engine.preflight import preflight, trust, trusted
+from msn_deploy.engine.preflight import preflight
+from msn_deploy.engine.trust import trust, trusted
 from msn_deploy.machine.device import Gpu
 from msn_deploy.model.cost import cost_of
 from msn_deploy.model.opened import open_model

@@ -60,6 +60,7 @@ def write(name: str, folder: Path, *, mounted: bool) -> FakeJetson:
     for plain, number in _PLAIN.items():
         _node(layer / "dev" / plain, os.makedev(*number), 0o666, 0)
     (layer / "dev/shm").mkdir()
+    (layer / "proc/self/mountinfo").unlink()  # the kernel tells
     shutil.move(layer / "proc", proc)
     (layer / "tmp").rename(copies)
     assert sorted(path.name for path in copies.iterdir()) == sorted(f"nv_jetson_{each}" for each in COPIES)

@@ -132,7 +132,8 @@ image_of() {  # image_of TAG OPTION...
     timeout --kill-after=10 "$limit" buildah --root "$scratch/store" --runroot "$scratch/runroot" bud --arch arm64 \
         --format docker --timestamp 1580601600 --no-cache --layers --tag "$tag" --file Dockerfile.jetson \
         --volume "$wheels:/wheelhouse:ro" --build-arg BASE_IMAGE=localhost/arm64-base --build-arg WITH_PYCUDA=0 \
-        --build-arg PIP_NO_INDEX=1 --build-arg PIP_FIND_LINKS=/wheelhouse "$@" . >"$scratch/build-$tag.log" 2>&1
+        --build-arg WITH_HASHES=0 --build-arg PIP_NO_INDEX=1 --build-arg PIP_FIND_LINKS=/wheelhouse "$@" . \
+        >"$scratch/build-$tag.log" 2>&1
 }
 
 layers_of() { build inspect --type image --format '{{range .OCIv1.RootFS.DiffIDs}}{{println .}}{{end}}' "localhost/$1"; }
@@ -189,7 +190,10 @@ inside() {
             (cd "$scratch/board/proc" && find . -type f) | while read -r file; do
                 mount --bind "$scratch/board/proc/$file" "$root/proc/$file"
             done
-            cp -r "$scratch/board/copies/." "$root/tmp/"
+            (cd "$scratch/board/copies" && find . -type f) | while read -r file; do
+                : >"$root/tmp/$file"
+                mount --bind "$scratch/board/copies/$file" "$root/tmp/$file"
+            done
             mount -t tmpfs tmpfs "$root/dev/shm"
         else
             mount --rbind /dev "$root/dev"

@@ -58,9 +58,9 @@ class Device:
     def run(self, script: Path, code: int = 0, shell: tuple[str, ...] = ()) -> tuple[list[str], str]:
         """Run the script from elsewhere; returns what was called, and stderr. shell: () is that of its first line."""
         env = {"PATH": str(self.bin), "TRTEXEC": str(self.bin / "trtexec")}
-        ran = subprocess.run([*shell, script], env=env, cwd="/", capture_output=True, text=True, check=False)
+        ran = subprocess.run([*shell, script], env=env, cwd="/", capture_output=True)
         assert ran.returncode == code, ran
-        return self.log.read_text(encoding="utf-8").splitlines(), ran.stderr
+        return os.fsdecode(self.log.read_bytes()).splitlines(), os.fsdecode(ran.stderr)
 
 
 @pytest.fixture
@@ -191,6 +191,14 @@ def test_a_build_that_failed_is_not_tried_in_another_way(write, device, tool, co
     assert (words.count(tool), "trtexec" in words) == (1, then == "trtexec")
 
 
+def test_file_names_that_are_not_text_stay_as_they_are(write, device):
+    name = os.fsdecode(b"n\xe9t \xff\xc3.onnx")
+    device.has("trtexec")
+    words, _ = device.run(write(name).script)
+    assert f"--onnx={name}" in words
+    assert (device.folder / name).with_suffix(".engine").read_text() == "plan\n"
+
+
 def on_a_jetson(script: Path, root: Path) -> None:
     """Let a script look for /etc and /proc below a root: changed in the script, for it takes no option."""
     for name, text in (("etc/nv_tegra_release", "# R36"), ("proc/device-tree/model", "NVIDIA Jetson Orin Nano\0")):
@@ -224,6 +232,17 @@ def test_the_user_of_the_container_may_read_the_copy_of_the_model_text(write, de
     assert int(file.split()[0], 8) & 0o444 == 0o444
     assert int(folder.split()[0], 8) & 0o555 == 0o555
     assert not Path(folder.split()[1]).exists()
+
+
+def test_the_copies_go_also_when_the_script_is_ended(write, device, tmp_path):
+    made = write()
+    (tmp_path / "tmp").mkdir()
+    device.has("docker", more=f"ls {tmp_path}/tmp >{tmp_path}/seen; kill -TERM $PPID; exit 125")
+    env = {"PATH": str(device.bin), "TMPDIR": str(tmp_path / "tmp")}
+    done = subprocess.run([made.script], env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 143, done
+    assert len((tmp_path / "seen").read_text().split()) == 1
+    assert list((tmp_path / "tmp").iterdir()) == []
 
 
 def test_no_variable_makes_a_jetson_of_this_machine(write, device, tmp_path):

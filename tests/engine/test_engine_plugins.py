@@ -22,9 +22,10 @@ from msn_deploy.engine import BuildOptions, OrtRunner, find_target, open_runnabl
 from msn_deploy.engine.backends import pick_backend
 from msn_deploy.engine.build import build_engine_file, choose_site
 from msn_deploy.engine.plan import read_plan
-from msn_deploy.engine.preflight import preflight, trust
+from msn_deploy.engine.preflight import preflight
 from msn_deploy.engine.proxy import check_with_rtx
 from msn_deploy.engine.tensors import parse_shapes
+from msn_deploy.engine.trust import trust
 from msn_deploy.machine.device import what_machine
 from msn_deploy.model.opened import open_model
 

@@ -14,7 +14,8 @@ from msn_deploy.core import artifacts
 from msn_deploy.core.errors import InputError, MissingDependency
 from msn_deploy.core.model_info import ModelInfo
 from msn_deploy.engine.plan import read_plan
-from msn_deploy.engine.preflight import check_version, preflight, trust, trusted
+from msn_deploy.engine.preflight import check_version, preflight
+from msn_deploy.engine.trust import trust, trusted
 
 NX = {"arch": "aarch64", "jetson": "NVIDIA Orin NX Developer Kit", "memory_gib": 15.3}
 NX_PARTS = ("acme,nx150", "nvidia,p3767-0000", "nvidia,tegra234")

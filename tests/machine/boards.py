@@ -75,7 +75,8 @@ class Board:
         if inside:  # Docker masks the folder, and the line mounts copies
             tree = {name: str(files.pop(f"proc/device-tree/{name}", "")) for name in COPIES}
             copies = {f"tmp/nv_jetson_{name}": text.replace("\0", "\n") for name, text in tree.items() if text}
-            files = container(files, base=self.base) | copies
+            mounts = "".join(f"1 1 8:1 / /{name} ro - ext4 /dev/sda1 rw\n" for name in copies)
+            files = container(files, base=self.base) | copies | {"proc/self/mountinfo": mounts}
             shutil.rmtree(root / "proc/device-tree", ignore_errors=True)
         machine = replace(self.machine, files=files)
         machine.build(root)

@@ -138,10 +138,17 @@ def test_text_and_memory_decide_where_no_known_part_number_is(tmp_path, compatib
     assert (found.name if found else None) == target
 
 
+def mounted(*places):
+    """What the kernel says of mounts."""
+    lines = [f"{at} 1 8:1 /home/x{place} {place} ro,relatime - ext4 /dev/sda1 rw\n" for at, place in enumerate(places)]
+    return {"proc/self/mountinfo": "".join(lines)}
+
+
 @pytest.mark.parametrize("end", ["\0", "\n"])
 def test_a_container_knows_the_module_by_the_mounted_copies(tmp_path, end):
     strings = COMPATIBLE["orin-nx-8gb"].split()
     files = {COMPATIBLE_COPY.lstrip("/"): "".join(each + end for each in strings), ".dockerenv": "", "dev/nvmap": ""}
+    files |= mounted(COMPATIBLE_COPY)
     facts = what_machine(machine_files(tmp_path, files))
     assert (target_of(facts), facts.container) == (find_target("orin-nx-8gb"), True)
 
@@ -170,8 +177,17 @@ def test_a_container_knows_the_board_by_the_mounted_copy(tmp_path):
     files = jetson("NVIDIA Jetson Orin Nano Developer Kit", 7.4)
     del files["proc/device-tree/model"]
     files |= {"tmp/nv_jetson_model": "NVIDIA Jetson Orin Nano Developer Kit\0", ".dockerenv": ""}
+    files |= mounted("/tmp/nv_jetson_model")
     facts = what_machine(machine_files(tmp_path, files))
     assert (facts.jetson, facts.container) == ("NVIDIA Jetson Orin Nano Developer Kit", True)
+
+
+@pytest.mark.parametrize("others", [(), ("/", "/tmp", "/tmp/nv_jetson_model2", "/srv/tmp/nv_jetson_model")])
+def test_a_file_in_tmp_makes_no_jetson_of_a_workstation(tmp_path, others):
+    files = {**DESKTOP, "tmp/nv_jetson_model": "NVIDIA Jetson AGX Orin Developer Kit\0", **mounted(*others)}
+    files["tmp/nv_jetson_compatible"] = "nvidia,p3737-0000+p3701-0005\0nvidia,tegra234\0"
+    facts = what_machine(machine_files(tmp_path, files))
+    assert (facts.jetson, facts.compatible, target_of(facts)) == (None, (), None)
 
 
 def test_a_workstation_with_a_gpu(tmp_path):

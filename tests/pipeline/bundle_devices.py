@@ -88,29 +88,51 @@ def _number(tensorrt: str) -> str:
 def look_below(scripts: Path, root: Path) -> None:
     """Let the scripts of an unpacked bundle look for /proc, /etc and /usr below a root: changed in the copy alone."""
     common, sums = scripts / "common.sh", scripts / "SHA256SUMS"
-    old = hashlib.sha256(common.read_bytes()).hexdigest()
+    before = [_sha256(path) for path in (common, sums)]
     common.write_text(re.sub(r"(?m)^root='[^']*'", f"root='{root}'", common.read_text()))
-    sums.write_text(sums.read_text().replace(old, hashlib.sha256(common.read_bytes()).hexdigest()))
+    sums.write_text(sums.read_text().replace(before[0], _sha256(common)))
+    for record in (home_of(scripts) / "bundles").glob("*"):
+        record.write_text(record.read_text().replace(before[1], _sha256(sums)))
 
 
-def sh(script: Path, *args: str, root: Path | None = None, shell: Sequence[str] = ("sh",)):
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def home_of(scripts: Path) -> Path:
+    """Return where the record of what an unpacked bundle made lies."""
+    return scripts.parent / f"home-of-{scripts.name}"
+
+
+def sh(script: Path, *args: str, root: Path | None = None, shell: Sequence[str] = ("sh",), path: str = ""):
+    """Run a script of an unpacked bundle. path: where its programs lie, if not in PATH."""
     if root is not None:
         look_below(script.parent, root)
-    return subprocess.run(
-        [*shell, str(script), *args], env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, timeout=60
-    )
+    env = {"PATH": path or os.environ["PATH"], "MSN_DEPLOY_HOME": str(home_of(script.parent))}
+    return subprocess.run([*shell, str(script), *args], env=env, capture_output=True, text=True, timeout=60)
 
 
 def installed(unpacked: Path, text: str, *, imports: Sequence[str] = ("tensorrt", "pycuda.driver")) -> Path:
     """Fake what install.sh makes: msn-deploy as a script of `text`, a python that can import these."""
+    assert sh(unpacked / "verify", "--begin", ".venv").returncode == 0
     folder = unpacked / ".venv/bin"
     folder.mkdir(parents=True, exist_ok=True)
     known = "|".join(f"'import {name}'" for name in imports) or "''"
     for name, content in (("msn-deploy", text), ("python", f'case "$2" in {known}) exit 0;; esac\nexit 1\n')):
         (folder / name).write_text(f"#!/bin/sh\n{content}")
         (folder / name).chmod(0o755)
-    (unpacked / ".venv/installed").touch()
+    assert sh(unpacked / "verify", "--made", ".venv").returncode == 0
     return folder / "msn-deploy"
+
+
+def built(unpacked: Path, *names: str, content: str = "plan") -> None:
+    """Fake engines that build.sh made."""
+    assert sh(unpacked / "verify", "--begin", "engines").returncode == 0
+    (unpacked / "engines").mkdir(exist_ok=True)
+    for name in names:
+        (unpacked / f"engines/{name}.engine").write_text(content)
+        assert sh(unpacked / "verify", "--add", f"engines/{name}.engine").returncode == 0
+    assert sh(unpacked / "verify", "--made", "engines").returncode == 0
 
 
 def calls(root: Path) -> list[str]:

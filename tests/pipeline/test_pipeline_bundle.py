@@ -9,6 +9,7 @@ import tarfile
 import pytest
 from bundle_devices import ORIN_NANO
 
+from msn_deploy.cli.app import main
 from msn_deploy.core.artifacts import read_sidecar
 from msn_deploy.core.errors import InputError
 from msn_deploy.engine import find_target
@@ -68,6 +69,12 @@ def test_nothing_unpacks_outside_of_one_folder(run, tmp_path):
             write_tarball(tmp_path / "bad.tar", {name: b""}, top=top, executable=())
 
 
+def put_outside(path):
+    """A sidecar whose content is that of a file elsewhere."""
+    path.rename(path.parents[1] / path.name)
+    path.symlink_to(path.parents[1] / path.name)
+
+
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
@@ -75,6 +82,9 @@ def test_nothing_unpacks_outside_of_one_folder(run, tmp_path):
         (lambda folder: shutil.copy(folder / "net.onnx", folder / "twin/net.onnx"), "net.onnx twice"),
         (lambda folder: shutil.copy(folder / "net.onnx", folder / "a net.onnx"), "quote"),
         (lambda folder: (folder / "out.onnx").symlink_to("/etc/passwd"), "link out of"),
+        (lambda folder: shutil.copy(folder / "net.onnx", folder / os.fsdecode(b"n\xff.onnx")), "quote"),
+        (lambda folder: shutil.copy(folder / "net.onnx", folder / f"{'n' * 180}.onnx"), "has 185 characters in a name"),
+        (lambda folder: put_outside(folder / "net.timing.json"), "link out of"),
         (lambda folder: [path.unlink() for path in folder.rglob("*.onnx*")], "no ONNX file"),
     ],
 )
@@ -84,6 +94,21 @@ def test_folders_that_cannot_be_packed(run, tmp_path, spoil, says):
     with pytest.raises(InputError, match=says):
         bundle(folder, tmp_path / "b.tar", target=ORIN_NANO, with_wheels=False)
     assert not (tmp_path / "b.tar").exists()
+
+
+@pytest.mark.parametrize("name", ["a b.tar", os.fsdecode(b"\xff.tar"), "a:b.tar", f"{'n' * 150}.tar"])
+def test_the_tarball_has_a_name_that_its_commands_can_use(run, tmp_path, name):
+    with pytest.raises(InputError, match=r"quote|150 characters"):
+        bundle(run, tmp_path / name, target=ORIN_NANO, with_wheels=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_line_names_it_so_by_itself(run, tmp_path, monkeypatch, capsys):
+    (tmp_path / "my runs; one").symlink_to(run)
+    monkeypatch.chdir(tmp_path)
+    assert main(["bundle", "my runs; one", "--target", "orin-nano", "--no-wheels"]) == 0
+    digest = hashlib.sha256((tmp_path / "my-runs-one-orin-nano-8gb.tar").read_bytes()).hexdigest()
+    assert f"echo '{digest}  my-runs-one-orin-nano-8gb.tar' | sha256sum -c &&" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("target", "has"), [("nano", False), ("tx2", False), ("agx-xavier", True), ("thor", True)])

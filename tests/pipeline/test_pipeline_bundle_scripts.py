@@ -1,5 +1,6 @@
 """The scripts of a bundle, run with sh below faked roots of devices, with faked trtexec and msn-deploy."""
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -9,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from bundle_devices import BOARD, ORIN_NANO, calls, device, installed, look_below, onnx_bytes, sh, wheel
+from bundle_devices import BOARD, ORIN_NANO, built, calls, device, home_of, installed, look_below, onnx_bytes, sh, wheel
 
 from msn_deploy.core.artifacts import publish, unpack
 from msn_deploy.core.errors import InputError
@@ -18,94 +19,6 @@ from msn_deploy.engine.tensors import parse_shapes
 from msn_deploy.machine.device import board_words
 from msn_deploy.model.opened import open_model
 from msn_deploy.pipeline.bundle import bundle
-
-
-def test_verify_accepts_what_was_packed_and_the_digest_it_printed(run, tmp_path):
-    report = bundle(run, tmp_path / "b.tar", target=ORIN_NANO, with_wheels=False)
-    with tarfile.open(report.path) as archive:
-        unpack(archive, tmp_path)
-    done = sh(tmp_path / "b/verify", report.digest)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert f"{report.files - 1} files are as packed" in done.stdout
-    wrong = sh(tmp_path / "b/verify", "0" * 64)
-    assert wrong.returncode == 1
-    assert "changed: SHA256SUMS" in wrong.stderr
-
-
-@pytest.mark.parametrize(
-    "name", ["models/net.int8.onnx", "models/twin/net_bn.onnx.json", "recipes/net.json", "verify", "common.sh"]
-)
-@pytest.mark.parametrize("at", [0.1, 0.9])
-def test_a_flipped_byte_is_named(unpacked, name, at):
-    path = unpacked / name
-    content = bytearray(path.read_bytes())
-    place = int(len(content) * at) if name != "verify" else 20  # in a comment of it, so that it still runs
-    content[place] ^= 1
-    path.write_bytes(content)
-    done = sh(unpacked / "verify")
-    assert done.returncode == 1
-    assert f"changed: {name}" in done.stderr
-    assert done.stderr.count("changed") == 1
-
-
-def test_missing_and_added_files_are_named(unpacked):
-    (unpacked / "models/net.timing").unlink()
-    (unpacked / "wheels").mkdir()
-    (unpacked / "wheels/tensorrt-10.0-py3-none-any.whl").write_bytes(b"")
-    (unpacked / "engines").mkdir()
-    (unpacked / "engines/net.engine").write_bytes(b"made on the device, no fault")
-    done = sh(unpacked / "verify")
-    assert done.returncode == 1
-    assert "missing: models/net.timing" in done.stderr
-    assert "unknown: wheels/tensorrt-10.0-py3-none-any.whl" in done.stderr
-    assert "2 of" in done.stderr
-
-
-def add_link(bundle):
-    (bundle / "wheels").mkdir()
-    (bundle / "wheels/evil-1-py3-none-any.whl").symlink_to("/dev/null")
-    return "wheels/evil-1-py3-none-any.whl"
-
-
-def add_pipe(bundle):
-    os.mkfifo(bundle / "models/pipe")
-    return "models/pipe"
-
-
-def link_a_file(bundle):
-    """To the same content, elsewhere: it can be another one after the check."""
-    (bundle / "models/net.onnx").rename(bundle.parent / "elsewhere.onnx")
-    (bundle / "models/net.onnx").symlink_to(bundle.parent / "elsewhere.onnx")
-    return "models/net.onnx"
-
-
-def link_a_folder(bundle):
-    (bundle / "models/twin").rename(bundle.parent / "twin")
-    (bundle / "models/twin").symlink_to(bundle.parent / "twin")
-    return "models/twin"
-
-
-def span_two_lines(bundle):
-    """In a list of names a line each, this one looks like two that were packed."""
-    (bundle / "models/net.onnx\n.").mkdir()
-    (bundle / "models/net.onnx\n./verify").write_text("")
-    return "."
-
-
-@pytest.mark.parametrize("add", [add_link, add_pipe, link_a_file, link_a_folder, span_two_lines])
-def test_what_is_no_plain_file_of_the_bundle_is_named(unpacked, add):
-    name = add(unpacked)
-    done = sh(unpacked / "verify")
-    assert (done.returncode, f": {name}\n" in done.stderr) == (1, True), done
-    assert "1 of" in done.stderr
-
-
-@pytest.mark.parametrize("cut", ["half", "empty"])
-def test_a_cut_list_of_digests_is_no_clean_bundle(unpacked, cut):
-    sums = unpacked / "SHA256SUMS"
-    lines = sums.read_text().splitlines(keepends=True)
-    sums.write_text("".join(lines[: len(lines) // 2]) if cut == "half" else "")
-    assert sh(unpacked / "verify").returncode == 1
 
 
 def test_trtexec_of_tensorrt_10_takes_the_types_of_the_file(unpacked, tmp_path):
@@ -209,7 +122,7 @@ def test_what_is_written_for_a_device_passes_shellcheck(unpacked, run, tmp_path)
 
 def test_msn_deploy_builds_where_it_is_installed(unpacked, tmp_path):
     root = device(tmp_path / "root")
-    fake = installed(unpacked, f'echo "$@" >>{root}/calls\nwhile [ $# -gt 1 ]; do shift; done\necho plan >"$1"\n')
+    installed(unpacked, f'echo "$@" >>{root}/calls\nwhile [ $# -gt 1 ]; do shift; done\necho plan >"$1"\n')
     done = sh(unpacked / "build.sh", "int8", root=root)
     assert done.returncode == 0, done.stderr
     (call,) = calls(root)
@@ -217,7 +130,7 @@ def test_msn_deploy_builds_where_it_is_installed(unpacked, tmp_path):
         f"build-engine {unpacked}/models/net.int8.onnx --precision int8 --target orin-nano-8gb "
         f"--timing-cache {unpacked}/engines/timing.cache --out "
     )
-    fake.write_text("#!/bin/sh\nexit 0\n")  # as off the device, where a script is written in place of the engine
+    installed(unpacked, "exit 0\n")  # as off the device, where a script is written in place of the engine
     assert sh(unpacked / "build.sh", "int8", root=root).returncode == 3
 
 
@@ -232,9 +145,9 @@ def test_every_engine_that_was_built_is_measured_and_evaluated(
 ):
     """TensorRT 8 makes FP16 from the FP32 file, and has no use for NAME.fp16.onnx."""
     root = device(tmp_path / "root", tensorrt=tensorrt, release=release)
-    built = 'for each; do case $each in *.engine) echo plan >"$each"; done=$each;; esac; done\n'
-    built += 'case "$*" in *--replicates*) echo plan >"${done%.engine}.r2.engine";; esac\n'
-    installed(unpacked, f'echo "$@" >>{root}/calls\ncase $1 in build-engine) {built};; esac\n')
+    build = 'for each; do case $each in *.engine) echo plan >"$each"; done=$each;; esac; done\n'
+    build += 'case "$*" in *--replicates*) echo plan >"${done%.engine}.r2.engine";; esac\n'
+    installed(unpacked, f'echo "$@" >>{root}/calls\ncase $1 in build-engine) {build};; esac\n')
     done = sh(unpacked / "build.sh", "--replicates", str(replicates), root=root)
     assert done.returncode == 0, done.stderr
     engines = sorted(path.name for path in (unpacked / "engines").glob("*.engine"))
@@ -258,11 +171,10 @@ def test_a_model_without_an_engine_is_named(unpacked, tmp_path):
 @pytest.mark.parametrize("route", ["trtexec", "msn-deploy"])
 def test_one_that_cannot_be_built_does_not_keep_the_others_from_it(unpacked, tmp_path, route):
     root = device(tmp_path / "root", fails="net.int8.")
-    (unpacked / "engines").mkdir()
-    (unpacked / "engines/net.int8.engine").write_text("of last time")
+    built(unpacked, "net.int8", content="of last time")
     if route == "msn-deploy":
-        built = 'case "$*" in *net.int8*) exit 4;; *net.fp16*) exit 0;; esac\nwhile [ $# -gt 1 ]; do shift; done\n'
-        installed(unpacked, built + 'echo plan >"$1.new"; mv "$1.new" "$1"\n')
+        build = 'case "$*" in *net.int8*) exit 4;; *net.fp16*) exit 0;; esac\nwhile [ $# -gt 1 ]; do shift; done\n'
+        installed(unpacked, build + 'echo plan >"$1.new"; mv "$1.new" "$1"\n')
     done = sh(unpacked / "build.sh", root=root)
     failed = {"trtexec": (3, " net.int8."), "msn-deploy": (3, " net.fp16 net.int8.")}[route]
     code = 3 if route == "trtexec" else 4  # of the last that failed
@@ -311,7 +223,7 @@ def test_an_environment_without_tensorrt_or_cuda_leaves_the_work_to_trtexec(
 def test_an_environment_that_was_not_finished_is_none(unpacked, tmp_path):
     root = device(tmp_path / "root")
     installed(unpacked, "exit 9\n")
-    (unpacked / ".venv/installed").unlink()
+    assert sh(unpacked / "verify", "--begin", ".venv").returncode == 0  # as install.sh does before all else
     assert sh(unpacked / "build.sh", "int8", root=root).returncode == 0
     assert calls(root)[0].startswith("--onnx=")
     assert sh(unpacked / "eval.sh", "digits", root=root).returncode == 3
@@ -327,6 +239,7 @@ def test_the_packed_timing_cache_is_added_to_in_a_copy(unpacked, tmp_path):
     cache = unpacked / "engines/timing.cache"
     assert cache.read_bytes() == (unpacked / "models/net.timing").read_bytes()
     cache.write_text("what a build added")
+    built(unpacked)
     assert sh(unpacked / "build.sh", "int8", root=root).returncode == 0
     assert cache.read_text() == "what a build added"
     assert sh(unpacked / "verify").returncode == 0
@@ -342,7 +255,8 @@ def test_replicates_are_built_without_a_timing_cache_and_measured_together(unpac
     installed(unpacked, f'echo "$@" >>{root}/calls\n')
     assert sh(unpacked / "bench.sh", root=root).returncode == 0
     assert calls(root)[-1].startswith("bench " + " ".join(f"engines/{name}" for name in names) + " --json")
-    (unpacked / ".venv/installed").unlink()
+    shutil.rmtree(unpacked / ".venv")
+    assert sh(unpacked / "verify", "--begin", ".venv").returncode == 0
     for count, left in (("2", names[:2]), ("1", names[:1])):
         done = sh(unpacked / "build.sh", "--replicates", count, "int8", root=root)
         assert (done.returncode, f"{names[int(count)]} of an earlier call is removed" in done.stdout) == (0, True)
@@ -355,13 +269,13 @@ def test_eval_asks_every_model_and_leaves_its_answers_in_the_report(unpacked, tm
     root = device(tmp_path / "root")
     assert sh(unpacked / "eval.sh").returncode == 2
     assert "./install.sh" in sh(unpacked / "eval.sh", "digits", root=root).stderr
-    fake = installed(unpacked, f'echo "$@" >>{root}/calls\n')
+    installed(unpacked, f'echo "$@" >>{root}/calls\n')
     assert sh(unpacked / "eval.sh", "digits", root=root).returncode == 0
     assert calls(root)[0] == "eval models/net.fp16.onnx --data digits --json report/net.fp16.eval.json"
     assert len(calls(root)) == 4
     sh(unpacked / "eval.sh", str(tmp_path / "root"), root=root)
     assert f"--data {tmp_path}/root " in calls(root)[-1]
-    fake.write_text("#!/bin/sh\nexit 2\n")
+    installed(unpacked, "exit 2\n")
     assert sh(unpacked / "eval.sh", "digits", root=root).returncode == 2
 
 
@@ -440,6 +354,10 @@ def test_the_board_is_known_in_a_container_by_the_mounted_copy(unpacked, tmp_pat
     root = device(tmp_path / "root", model="")
     (root / "tmp").mkdir()
     (root / "tmp/nv_jetson_model").write_text(BOARD)
+    assert sh(unpacked / "build.sh", root=root).returncode == 3  # anyone could have put it there
+    (root / "proc/self").mkdir(parents=True)
+    mounts = [f"1 1 8:1 / /tmp/nv_jetson_{name} ro - ext4 /dev/sda1 rw\n" for name in ("model", "compatible")]
+    (root / "proc/self/mountinfo").write_text("".join(mounts))
     assert sh(unpacked / "build.sh", root=root).returncode == 0
     (root / "tmp/nv_jetson_model").unlink()
     (root / "tmp/nv_jetson_compatible").write_text(KIT.replace(" ", "\n"))
@@ -511,11 +429,16 @@ def test_bench_with_msn_deploy_measures_engines_against_bn(unpacked, tmp_path):
     models = "models/net.fp16.onnx models/net.int8.onnx models/net.onnx models/twin/net_bn.onnx"
     options = "--json report/bench.json --html report/bench.html --seconds 3"
     assert calls(root) == ["doctor --json", f"bench {models} --baseline models/twin/net_bn.onnx {options}"]
-    (unpacked / "engines").mkdir()
-    for name in ("net.int8", "net_bn"):
-        (unpacked / f"engines/{name}.engine").write_bytes(b"plan")
+    built(unpacked, "net.int8", "net_bn")
     assert sh(unpacked / "bench.sh", root=root).returncode == 0
     assert calls(root)[-1].startswith("bench engines/net.int8.engine engines/net_bn.engine --baseline engines/net_bn.")
+
+
+def packed_too(bundle: Path) -> None:
+    """Let what was added to an unpacked bundle be a part of it."""
+    names = sorted(path.relative_to(bundle).as_posix() for path in bundle.rglob("*") if path.is_file())
+    lines = [f"{hashlib.sha256((bundle / name).read_bytes()).hexdigest()}  {name}\n" for name in names]
+    (bundle / "SHA256SUMS").write_text("".join(line for line in lines if not line.endswith("  SHA256SUMS\n")))
 
 
 @pytest.mark.slow
@@ -525,7 +448,7 @@ def test_install_takes_all_that_runs_a_model_from_the_wheels(unpacked, tmp_path)
     wheel(unpacked / "wheels", "msn_deploy", needs=("shallow", "deeper; extra == 'runtime'", "never; extra == 'train'"))
     for name in ("shallow", "deeper"):
         wheel(unpacked / "wheels", name)
-    (unpacked / "verify").write_text("#!/bin/sh\n")  # wheels were added
+    packed_too(unpacked)
     done = sh(unpacked / "install.sh")
     assert "msn-deploy: not found" in done.stderr  # its wheel is nothing but metadata
     listed = subprocess.run(
@@ -563,9 +486,9 @@ def test_the_system_python_comes_first_and_has_to_know_tensorrt(run, tmp_path, s
     with tarfile.open(tmp_path / "b.tar") as archive:
         unpack(archive, tmp_path)
     shutil.move(tmp_path / "wheels", tmp_path / "b/wheels")
-    (tmp_path / "b/verify").write_text("#!/bin/sh\n")  # wheels were added
     env = (tmp_path / "b/bundle.env").read_text()
     (tmp_path / "b/bundle.env").write_text(env.replace("PYTHONS=''", "PYTHONS='3.10 3.12'"))
+    packed_too(tmp_path / "b")
     root = device(tmp_path / "root")
     look_below(tmp_path / "b", root)
     fake_python(root / "usr/bin/python3", version=system[0], tensorrt=system[1])
@@ -574,7 +497,7 @@ def test_the_system_python_comes_first_and_has_to_know_tensorrt(run, tmp_path, s
         fake_python(tmp_path / "conda" / name, version="3.9", tensorrt=False)
     done = subprocess.run(
         ["sh", tmp_path / "b/install.sh"],
-        env={"PATH": f"{tmp_path / 'conda'}:/usr/bin:/bin"},
+        env={"PATH": f"{tmp_path / 'conda'}:/usr/bin:/bin", "MSN_DEPLOY_HOME": str(home_of(tmp_path / "b"))},
         capture_output=True,
         text=True,
         timeout=60,
@@ -603,9 +526,10 @@ def test_every_shell_runs_them(unpacked, tmp_path, shell, tensorrt):
     for script, code in (("verify", 0), ("install.sh", 2), ("build.sh", 0), ("bench.sh", 0), ("eval.sh", 2)):
         done = sh(unpacked / script, shell=shell)
         assert done.returncode == code, (script, done.stderr)
-    built = len(calls(root)) // 2  # each built, each measured
-    assert built == (5 if tensorrt.startswith("8") else 4)
+    count = len(calls(root)) // 2  # each built, each measured
+    assert count == (5 if tensorrt.startswith("8") else 4)
     shutil.rmtree(unpacked / "engines")
+    built(unpacked)
     installed(unpacked, 'while [ $# -gt 1 ]; do shift; done\ncase $1 in *.engine) echo plan >"$1";; esac\n')
     for script, options in (("build.sh", ("fp16",)), ("eval.sh", ("digits",)), ("bench.sh", ())):
         done = sh(unpacked / script, *options, shell=shell)

@@ -14,8 +14,8 @@ from msn_deploy.core.errors import GateError, InputError
 from msn_deploy.core.model_info import TensorSpec
 from msn_deploy.engine import BuildOptions, OrtRunner, build_engine_file
 from msn_deploy.engine.build import choose_site
-from msn_deploy.engine.preflight import trusted
 from msn_deploy.engine.tensors import parse_shapes
+from msn_deploy.engine.trust import trusted
 from msn_deploy.model.opened import open_model
 from msn_deploy.pipeline.doctor import check_agree, look_at_run, options_of, rebuild_run
 

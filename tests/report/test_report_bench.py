@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 import pytest
 from bench_report_page import THREE, Page, result_of
 from bench_results import NAMES, realistic
 
+from msn_deploy.pipeline.bench import write_html
 from msn_deploy.report.bench import front_of, render_html
 from msn_deploy.report.plots import Point
 
@@ -21,6 +23,11 @@ def test_page_is_well_formed_and_says_what_was_found():
     assert "SAME is the expected result" in text
     assert "cd" * 32 in text
     assert "a processor" in text
+
+
+def test_names_of_files_that_are_not_text_are_written_out(tmp_path):
+    write_html(result_of(THREE), tmp_path / "page.html", [], title=os.fsdecode(b"n\xff.onnx"))
+    assert "n\\udcff.onnx" in Page((tmp_path / "page.html").read_text()).text
 
 
 def test_every_plot_is_described_and_has_its_table():

@@ -2,13 +2,22 @@
 # Measures what build.sh built (the ONNX files, where nothing was) into report/, to be copied back.
 #   ./bench.sh [OPTION...]      options go to `msn-deploy bench`, such as --seconds 10
 set -eu
-. "$(dirname -- "$0")/common.sh"
+here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd -P)
+is_packed() { sum=$(sha256sum <"$here/$1") && grep -qx "${sum%% *}  $1" "$here/SHA256SUMS"; }
+if [ ! -f "$here/SHA256SUMS" ] || [ ! -f "$here/verify" ] || ! is_packed verify; then
+    echo "changed: verify. Nothing of this bundle was run." >&2
+    exit 1
+fi
+"$here/verify"
+. "$here/common.sh"
+check_built
 report=$here/report
+"$here/verify" --begin report
 mkdir -p "$report"
 cp "$here/MANIFEST.json" "$report/"
 say "$(tree model)" "$(tree compatible)" "TensorRT $(tensorrt_version)" "$(uname -a)" >"$report/device.txt"
 
-if [ -f "$installed" ] && { ! have_engines || runs_engines; }; then
+if [ -n "$installed" ] && { ! have_engines || runs_engines; }; then
     "$msn_deploy" doctor --json >"$report/doctor.json" || say "doctor found a problem: $report/doctor.json" >&2
     models=$(subjects)
     baseline=''
@@ -23,7 +32,7 @@ if [ -f "$installed" ] && { ! have_engines || runs_engines; }; then
 else
     trtexec=$(find_trtexec) || fail 3 "Neither msn-deploy nor trtexec is here; type: ./install.sh"
     have_engines || fail 2 "There are no engines yet; type: ./build.sh"
-    [ ! -f "$installed" ] || say "Python runs no engine here, for it lacks TensorRT or pycuda; trtexec measures." >&2
+    [ -z "$installed" ] || say "Python runs no engine here, for it lacks TensorRT or pycuda; trtexec measures." >&2
     failed=''
     for engine in "$here"/engines/*.engine; do
         name=$(basename "$engine" .engine)

@@ -6,7 +6,14 @@
 # A model that cannot be built does not keep the others from it.
 # shellcheck disable=SC1091,SC2031,SC2034 # device_build.sh reads what is set here; options.sh is written with the bundle
 set -eu
-. "$(dirname -- "$0")/common.sh"
+here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd -P)
+is_packed() { sum=$(sha256sum <"$here/$1") && grep -qx "${sum%% *}  $1" "$here/SHA256SUMS"; }
+if [ ! -f "$here/SHA256SUMS" ] || [ ! -f "$here/verify" ] || ! is_packed verify; then
+    echo "changed: verify. Nothing of this bundle was run." >&2
+    exit 1
+fi
+"$here/verify"
+. "$here/common.sh"
 . "$here/options.sh"
 wanted=''
 replicates=1
@@ -25,11 +32,12 @@ while [ $# -gt 0 ]; do
     shift
 done
 check_device
-"$here/verify"
 version=$(tensorrt_version)
 [ -n "$version" ] || fail 3 "TensorRT is not here; it comes with JetPack: sudo apt install tensorrt python3-libnvinfer"
 say "TensorRT $version"
+"$here/verify" --begin engines
 mkdir -p "$here/engines"
+rm -f "$here"/engines/*.partial "$here"/engines/*.calib  # of a call that was cut short
 timing_cache=''
 if [ -n "$TIMING_CACHE" ] && [ "$replicates" = 1 ]; then  # with one, all replicates would be the same engine
     timing_cache=$here/engines/timing.cache
@@ -38,7 +46,7 @@ fi
 route=''
 if ! builds_engines; then
     trtexec=$(find_trtexec) || fail 3 "trtexec is not here; it comes with JetPack: sudo apt install tensorrt"
-    [ ! -f "$installed" ] || say "Python finds no TensorRT here (sudo apt install python3-libnvinfer); trtexec builds." >&2
+    [ -z "$installed" ] || say "Python finds no TensorRT here (sudo apt install python3-libnvinfer); trtexec builds." >&2
     find_route
 fi
 
@@ -65,6 +73,7 @@ build_one() {
         by_trtexec >"$engine.log" 2>&1 ||
             fail 3 "trtexec built no $engine; the end of $engine.log:" "$(tail -n 3 "$engine.log")"
     fi
+    "$here/verify" --add "engines/${engine##*/}"
     say "$engine"
 }
 
@@ -82,6 +91,7 @@ while read -r precision model name <&3; do
 done 3<<EOF
 $(engines_of "$version")
 EOF
+"$here/verify" --made engines
 [ -n "$asked" ] || fail 2 "No model of this bundle has one of these precisions:$wanted."
 [ -z "$failed" ] || fail "$code" "Not built, for the reasons above:$failed. All others are in engines/."
 say "Next: ./bench.sh"

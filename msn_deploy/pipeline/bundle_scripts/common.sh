@@ -1,17 +1,23 @@
-# Read by the other scripts: where the bundle lies, which device this is, which TensorRT it has.
-# shellcheck shell=sh disable=SC1091,SC2034
+# Read by the other scripts once all is verified: which device this is, which TensorRT it has. here: where the bundle lies.
+# shellcheck shell=sh disable=SC1091,SC2034,SC2154
 
-here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
 . "$here/bundle.env"
 . "$here/device_build.sh"
 root=''  # where /proc, /etc and /usr lie
 python=$here/.venv/bin/python
 msn_deploy=$here/.venv/bin/msn-deploy
-installed=$here/.venv/installed  # install.sh writes it last
+installed=''  # not empty: install.sh has finished here
+cut_short=''  # not empty: build.sh has not
+states=$("$here/verify" --states)
+case $states in *'made .venv'*) installed=yes ;; esac
+case $states in *'begun engines'*) cut_short=yes ;; esac
+export PYTHONDONTWRITEBYTECODE=1  # .venv has to stay as it is
 
 tree() {  # the strings of $1 (model or compatible) in the root of the device tree, a line each
-    for file in "$root/proc/device-tree/$1" "$root/sys/firmware/devicetree/base/$1" "$root$TREE_COPY$1"; do
-        if [ -r "$file" ]; then
+    copy=''  # counts where it is mounted, in a container; elsewhere anyone can put one into /tmp
+    ! grep -q " $TREE_COPY$1 " "$root/proc/self/mountinfo" 2>/dev/null || copy=$root$TREE_COPY$1
+    for file in "$root/proc/device-tree/$1" "$root/sys/firmware/devicetree/base/$1" "$copy"; do
+        if [ -f "$file" ] && [ -r "$file" ]; then
             tr '\000' '\n' <"$file"
             return
         fi
@@ -88,11 +94,15 @@ tensorrt_version() {  # 10.3.0, 8 (where only the link is there), or nothing
 
 imports() { "$python" -c "import $1" >/dev/null 2>&1; }
 
-builds_engines() { [ -f "$installed" ] && imports tensorrt; }
+builds_engines() { [ -n "$installed" ] && imports tensorrt; }
 
 runs_engines() { builds_engines && { imports pycuda.driver || imports cuda.bindings.driver; }; }
 
 have_engines() { ls "$here"/engines/*.engine >/dev/null 2>&1; }
+
+check_built() {
+    [ -z "$cut_short" ] || fail 3 "build.sh was cut short here; type: ./build.sh"
+}
 
 engines_of() {  # what TensorRT $1 makes of this bundle, a line each: PRECISION ONNX NAME
     while read -r precision model name <&3; do

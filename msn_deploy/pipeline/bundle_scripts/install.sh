@@ -1,9 +1,16 @@
 #!/bin/sh
 # Installs msn-deploy from the wheels of this bundle into .venv beside this script. Needs no network.
 set -eu
-. "$(dirname -- "$0")/common.sh"
+here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd -P)
+is_packed() { sum=$(sha256sum <"$here/$1") && grep -qx "${sum%% *}  $1" "$here/SHA256SUMS"; }
+if [ ! -f "$here/SHA256SUMS" ] || [ ! -f "$here/verify" ] || ! is_packed verify; then
+    echo "changed: verify. Nothing of this bundle was run." >&2
+    exit 1
+fi
 "$here/verify"
+. "$here/common.sh"
 
+"$here/verify" --begin .venv
 rm -rf "$here/.venv"  # what was cut short before
 
 # JetPack's bindings of TensorRT are for the system's Python; a python3 that comes earlier in PATH, such as conda's, has
@@ -56,5 +63,6 @@ fi
 imports tensorrt ||
     say "$found finds no TensorRT (sudo apt install python3-libnvinfer): trtexec builds and measures engines." >&2
 "$msn_deploy" --version
-: >"$installed"
+"$python" -m compileall -q "$here/.venv/lib" >/dev/null 2>&1 || :  # so that nothing is compiled into it later
+"$here/verify" --made .venv
 say "Next: ./build.sh"

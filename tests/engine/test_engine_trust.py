@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from msn_deploy.core.errors import InputError
-from msn_deploy.engine.preflight import trust, trust_built, trust_list, trusted
+from msn_deploy.engine.trust import trust, trust_built, trust_list, trusted
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_what_was_added_is_trusted_and_only_the_user_may_read_it(home):
 
 def test_writers_at_the_same_moment_lose_nothing(home):
     code = (
-        "import sys; from msn_deploy.engine.preflight import trust; sys.stdin.readline(); "
+        "import sys; from msn_deploy.engine.trust import trust; sys.stdin.readline(); "
         "[trust(f'{sys.argv[1]}{at:063x}', 'x' * 200) for at in range(40)]"
     )
     command = [sys.executable, "-c", code]
@@ -69,6 +69,97 @@ def test_half_a_line_or_junk_costs_no_other_entry(home, junk):
         stream.write(junk)
     trust("b" * 64, "two.engine")
     assert trusted() == {"a" * 64, "b" * 64}
+
+
+def link_to_own_list(home):
+    (home / "trusted.jsonl").rename(home.parent / "elsewhere.jsonl")
+    (home / "trusted.jsonl").symlink_to(home.parent / "elsewhere.jsonl")
+
+
+def dangling_link(home):
+    (home / "trusted.jsonl").unlink()
+    (home / "trusted.jsonl").symlink_to("/nonexistent/list")
+
+
+def pipe(home):
+    (home / "trusted.jsonl").unlink()
+    os.mkfifo(home / "trusted.jsonl", 0o600)
+
+
+def folder_in_its_place(home):
+    (home / "trusted.jsonl").unlink()
+    (home / "trusted.jsonl").mkdir()
+
+
+def folder_of_all(home):
+    home.chmod(0o777)
+
+
+def folder_of_the_group(home):
+    home.chmod(0o775)
+
+
+def linked_folder_of_all(home):
+    home.rename(home.parent / "moved")
+    (home.parent / "moved").chmod(0o777)
+    home.symlink_to(home.parent / "moved")
+
+
+def too_long(home):
+    with (home / "trusted.jsonl").open("r+b") as stream:
+        stream.truncate(1 << 40)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (link_to_own_list, "is a link"),
+        (dangling_link, "is a link"),
+        (pipe, "not a plain file"),
+        (folder_in_its_place, "not a plain file"),
+        (folder_of_all, "chmod go-w"),
+        (folder_of_the_group, "chmod go-w"),
+        (linked_folder_of_all, "chmod go-w"),
+        (too_long, "more than 16777216 bytes"),
+    ],
+)
+def test_a_list_that_another_user_may_have_put_there_says_nothing(home, spoil, says):
+    trust("a" * 64, "one.engine")
+    spoil(home)
+    for ask in (trusted, lambda: trust("a" * 64, "one.engine")):
+        with pytest.raises(InputError, match=says):
+            ask()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+@pytest.mark.parametrize("mode", [0o600, 0o644])
+@pytest.mark.parametrize("whose", ["trusted.jsonl", "."])
+def test_a_list_or_folder_of_another_user_says_nothing(home, whose, mode):
+    trust("a" * 64, "one.engine")
+    trust_list().chmod(mode)
+    os.chown(home / whose, 4321, 4321)
+    for ask in (trusted, lambda: trust("a" * 64, "one.engine")):
+        with pytest.raises(InputError, match=r"belongs to another user \(4321\)"):
+            ask()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_a_link_to_the_folder_counts_by_its_owner(home, tmp_path):
+    """A user may move the folder to another disk; the link of a stranger can be another one at any time."""
+    trust("a" * 64, "one.engine")
+    home.rename(tmp_path / "moved")
+    home.symlink_to(tmp_path / "moved")
+    assert trusted() == {"a" * 64}
+    os.chown(home, 4321, 4321, follow_symlinks=False)
+    with pytest.raises(InputError, match="belongs to another user"):
+        trusted()
+
+
+def test_a_folder_where_others_can_only_add_will_do(home):
+    home.mkdir()
+    home.chmod(0o1777)
+    trust("a" * 64, "one.engine")
+    assert trusted() == {"a" * 64}
 
 
 @pytest.mark.parametrize("mode", [0o620, 0o602, 0o666])
