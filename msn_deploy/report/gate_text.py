@@ -7,6 +7,8 @@ from xml.etree import ElementTree
 from msn_deploy.bench.gate import Gate, described
 from msn_deploy.bench.profile import in_words
 from msn_deploy.bench.result import BenchResult
+from msn_deploy.core.errors import tamed
+from msn_deploy.report.page import markdown_table, markdown_text
 
 _SAID = {
     "PASSED": "a slowdown beyond the limit is excluded",
@@ -22,23 +24,26 @@ def markdown(result: BenchResult, gate: Gate) -> str:
     title = worst if result.validity.valid else "INVALID"
     medians = {arm.name: arm.median_ms for arm in result.arms}
     rows = [
-        f"| {_cell(each.name)} | {medians[each.name]:.3f} | {each.ratio.ratio:.3f} | "
-        f"{each.ratio.low:.3f} to {each.ratio.high:.3f} | {each.state} |"
+        (
+            each.name,
+            f"{medians[each.name]:.3f}",
+            f"{each.ratio.ratio:.3f}",
+            f"{each.ratio.low:.3f} to {each.ratio.high:.3f}",
+            each.state,
+        )
         for each in gate.findings
     ]
     profile = result.profile
     return "\n".join(
         [
-            f"### Latency: {title} (slower than {_cell(gate.against)} by at most {100 * gate.limit:g} %)",
+            f"### Latency: {title} (slower than {markdown_text(gate.against)} by at most {100 * gate.limit:g} %)",
             "",
-            "| model | median ms | ratio | 95 % interval | gate |",
-            "|---|--:|--:|---|---|",
-            *rows,
+            markdown_table(("model", "median ms", "ratio", "95 % interval", "gate"), rows, right=(1, 2)),
             "",
-            *([] if result.validity.valid else [result.validity.message, ""]),
+            *([] if result.validity.valid else [markdown_text(result.validity.message), ""]),
             *(f"{state}: {_SAID[state]}." for state in _SAID if state in states),
             "",
-            f"{profile.name}: {in_words(profile, result.environment)}; {_cell(str(result.environment.cpu))}.",
+            markdown_text(f"{profile.name}: {in_words(profile, result.environment)}; {result.environment.cpu}."),
             "",
         ]
     )
@@ -53,18 +58,14 @@ def junit(result: BenchResult, gate: Gate) -> str:
     medians = {arm.name: arm.median_ms for arm in result.arms}
     for each in gate.findings:
         case = ElementTree.SubElement(
-            suite, "testcase", classname="latency", name=each.name, time=f"{medians[each.name] / 1e3:.6f}"
+            suite, "testcase", classname="latency", name=tamed(each.name), time=f"{medians[each.name] / 1e3:.6f}"
         )
         if not valid:
-            ElementTree.SubElement(case, "error", message=result.validity.message)
+            ElementTree.SubElement(case, "error", message=tamed(result.validity.message))
         elif each.state == "FAILED":
             message = f"{described(each.ratio)}, allowed is {1 + gate.limit:g}, against {gate.against}"
-            ElementTree.SubElement(case, "failure", message=message)
+            ElementTree.SubElement(case, "failure", message=tamed(message))
         else:
             ElementTree.SubElement(case, "system-out").text = f"{described(each.ratio)}: {_SAID[each.state]}"
     ElementTree.indent(suite)
     return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")

@@ -1,15 +1,16 @@
-"""What all pages have in common: the templates and how they are filled, colours, and how values are written."""
+"""What all reports have in common: templates and how they are filled, colours, how values are written, Markdown."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msn_deploy import __version__
-from msn_deploy.core.errors import size_text
+from msn_deploy.core.errors import size_text, tamed
 from msn_deploy.machine.environment import Environment
 
 if TYPE_CHECKING:
@@ -69,6 +70,10 @@ _SPELLED = {
     "sha256": "SHA-256",
     "utc": "UTC",
 }
+# Marks; an underscore only where it is not inside a word; and the places that make a link or call a person.
+_MEANT = re.compile(
+    r"[\\`*\[\]<>|#~]|&(?=\S)|(?<!\w)_|_(?!\w)|(?<=[a-z])(?=://)|(?<=www)(?=\.)|(?<=@)(?=\w)", re.IGNORECASE
+)
 _UNITS = {"bytes": "", "ms": "ms", "mib": "MiB", "mhz": "MHz", "mj": "mJ"}
 
 
@@ -149,3 +154,20 @@ def _number_text(key: str, value: float) -> str:
     if key.endswith("accuracy") and 0 <= value <= 1:
         return f"{100 * value:.2f} %"
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def markdown_text(text: str) -> str:
+    """Return text in one line, with what Markdown or HTML would read as markup or as a link taken for itself."""
+    return _MEANT.sub(_escaped, " ".join(tamed(text).split()))
+
+
+def _escaped(found: re.Match[str]) -> str:
+    entities = {"<": "&lt;", ">": "&gt;", "&": "&amp;", "": "&#8203;"}
+    return entities.get(found[0], f"\\{found[0]}")
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> str:
+    """Return a table of cells that are plain text; columns in `right` are aligned to the right."""
+    first, *others = (f"| {' | '.join(map(markdown_text, cells))} |" for cells in (head, *rows))
+    rule = "".join("--:|" if at in right else "---|" for at in range(len(head)))
+    return "\n".join([first, f"|{rule}", *others])

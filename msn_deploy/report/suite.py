@@ -13,7 +13,7 @@ from typing import Any
 from msn_deploy.bench.result import BenchResult
 from msn_deploy.bench.stats import Ratio, Verdict
 from msn_deploy.machine.environment import Environment
-from msn_deploy.report.page import DASH, decimals_for, measured_on, render, threads_text
+from msn_deploy.report.page import DASH, decimals_for, markdown_table, markdown_text, measured_on, render, threads_text
 from msn_deploy.report.plots import both_cuts, comparisons_with, ratio_plot
 
 SCHEMA = "msn-deploy-suite/1"
@@ -107,9 +107,11 @@ def suite_html(index: SuiteIndex, results: Mapping[str, BenchResult]) -> str:
 def markdown(index: SuiteIndex) -> str:
     """Return the table, what was measured on what, the findings, and the cases that must not be believed."""
     parts = [_table(index), _conditions(index)]
-    said = [f"- {sentence} ({numbers})." for sentence, numbers in findings(index)]
+    said = [f"- {markdown_text(sentence)} ({numbers})." for sentence, numbers in findings(index)]
     invalid = [
-        f"- **{case.case} is invalid**: {' '.join(case.invalid.split())}" for case in index.cases if case.invalid
+        f"- **{markdown_text(case.case)} is invalid**: {markdown_text(case.invalid)}"
+        for case in index.cases
+        if case.invalid
     ]
     return "\n\n".join([*parts, *("\n".join(lines) for lines in (said, invalid) if lines)])
 
@@ -122,7 +124,7 @@ def _table(index: SuiteIndex) -> str:
     head = ["network", "form", "accuracy", "file"]
     for batch in batches:
         head += [f"batch {batch}, ms", f"against {against}"]
-    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    rows = []
     for network in dict.fromkeys(case.network for case in index.cases):
         cases = {case.batch: case for case in index.cases if case.network == network}
         arms = {batch: {arm.name: arm for arm in case.arms} for batch, case in cases.items()}
@@ -131,8 +133,8 @@ def _table(index: SuiteIndex) -> str:
             cells = [network, name, f"{100 * first.accuracy:.2f} %", f"{first.bytes / 1024:.0f} KiB"]
             for batch in batches:
                 cells += _cells(arms.get(batch, {}).get(name), invalid=batch in cases and bool(cases[batch].invalid))
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+            rows.append(cells)
+    return markdown_table(head, rows)
 
 
 def _cells(arm: SuiteArm | None, *, invalid: bool) -> list[str]:
@@ -150,7 +152,7 @@ def _conditions(index: SuiteIndex) -> str:
     runtime = f"ONNX Runtime{f' {version}' if version else ''}, provider {index.provider}"
     machine = index.environment.machine or index.environment.cpu or "an unknown machine"
     return (
-        f"{'TensorRT engines' if index.provider == 'engine' else runtime}, on {machine}, "
+        f"{'TensorRT engines' if index.provider == 'engine' else runtime}, on {markdown_text(machine)}, "
         f"{threads_text(index.threads)}; median latency of a query of interleaved "
         "blocks; ratio of times with its 95 % interval, below 1 is faster, in the same precision."
     )
