@@ -11,6 +11,7 @@ from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from msn_deploy.core.errors import InputError, did_you_mean
@@ -42,6 +43,8 @@ _POSITIONED: dict[TaskName, dict[str, Callable[..., nn.Module]]] = {
 """Networks that say where, by the only task that each is for."""
 
 GAN = "dcgan"
+MOST_PARAMETERS = 2**27
+"""Of a network that a recipe names: 512 MiB in single precision, four times that while it is trained."""
 
 _OF_A_USER = "__msn_deploy_source__"  # a mark of modules that were imported from FILE.py:FACTORY
 
@@ -52,6 +55,27 @@ def build_net(recipe: Recipe, *, classes: int) -> nn.Module:
     For segmentation and detection see `UNet` and `Detector`. Of a recipe for a GAN it is the generator:
     (N, latent, 1, 1) to images (N, C, 32, 32) from -1 to 1. classes: also how many values regression has.
     """
+    sketch_net(recipe, classes=classes)
+    return _built(recipe, classes)
+
+
+def sketch_net(recipe: Recipe, *, classes: int) -> nn.Module:
+    """Build the same network on torch's meta device, where tensors have a shape and take no memory.
+
+    Raises InputError for one that has too many parameters, and as `build_net`.
+    """
+    with torch.device("meta"):
+        model = _built(recipe, classes)
+    count = sum(each.numel() for each in model.parameters())
+    if count > MOST_PARAMETERS:
+        raise InputError(
+            f"recipe {recipe.name}: {recipe.net} of width {recipe.width} for {classes} classes has {count} parameters; "
+            f"at most {MOST_PARAMETERS} are built.\nLower `width`."
+        )
+    return model
+
+
+def _built(recipe: Recipe, classes: int) -> nn.Module:
     if recipe.gan is not None or recipe.net == GAN:
         gan = _gan_of(recipe)
         return generator(latent=gan.latent, channels=recipe.input_shape[1], width=recipe.width)

@@ -82,6 +82,7 @@ class _Training(Run):
             torch.optim.Adam(model.parameters(), lr=recipe.train.learning_rate, betas=betas)
             for model in (self.generator, self.discriminator)
         ]
+        self.measured = ("d_loss", "g_loss")
         self.parts = {
             "generator": self.generator,
             "discriminator": self.discriminator,

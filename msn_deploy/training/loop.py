@@ -141,6 +141,8 @@ class Run:
     """What every training has: its files, what they are made from, its history and the parts that are resumed."""
 
     parts: Parts
+    measured: tuple[str, ...]
+    """How keys of the history start that a number of each epoch stands under."""
 
     def __init__(
         self,
@@ -175,7 +177,7 @@ class Run:
     def start(self, *, resume: bool) -> None:
         """Take up what an interrupted run left, if asked to. Raises InputError."""
         if resume:
-            self.history = restore_state(self.state, self.recipe, self.parents, self.parts)
+            self.history = restore_state(self.state, self.recipe, self.parents, self.parts, measured=self.measured)
 
     def save(self) -> None:
         """Write what `start` takes up."""
@@ -235,6 +237,12 @@ class _Training(Run):
         self.parts = {"model": self.model, "optimizer": self.optimizer}
         if self.average is not None:
             self.parts = {**self.parts, "average": self.average}
+        self.measured = ("train_loss", "test_", *(["validation_"] if self.held_out is not None else []))
+
+    def start(self, *, resume: bool) -> None:
+        super().start(resume=resume)
+        if self.history and not self._goes_on():
+            raise InputError(f"{self.state} is of a training that is done.\nStart without `--resume`.")
 
     def fit(self, progress: Progress, observer: Observer | None) -> None:
         shared = self.world.shared(self.model)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from msn_deploy.core.artifacts import Parent, read_sidecar
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.model_info import NORMS, ModelInfo, Preprocess
 from msn_deploy.core.recipes import Recipe
+from msn_deploy.nets import build_net, sketch_net
 from msn_deploy.training import load_checkpoint, load_weights
 from msn_deploy.training.checkpoint import read_tensors, save_checkpoint
 
@@ -216,3 +220,88 @@ def test_an_unwritable_folder_is_an_input_error(
 ) -> None:
     with pytest.raises(InputError, match="cannot be written"):
         save_checkpoint(below_a_file, small_net(), _info(small_recipe()))
+
+
+def _as_if(recipe: Recipe, **changes: object) -> ModelInfo:
+    """The info of a checkpoint whose recipe asks for another network than its tensors are of."""
+    info = _info(recipe)
+    return replace(info, recipe={**info.recipe, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"width": 512}, "does not fit the network: size mismatch for"),
+        ({"width": 2048}, r"net\.safetensors: .*354480138 parameters; at most 134217728"),
+        ({"input_shape": [1, 1, 2048, 2048]}, "does not fit the network: size mismatch for|at most 134217728"),
+        ({"input_shape": [1, 1, 40_000, 40_000]}, "40000x40000 pixels are too large"),
+        ({"width": 2**40}, "width must be at most 4096"),
+    ],
+)
+def test_a_small_file_cannot_ask_for_a_large_network(
+    tmp_path: Path,
+    small_recipe: Callable[..., Recipe],
+    small_net: Callable[..., nn.Module],
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, object],
+    said: str,
+) -> None:
+    """Nothing is allocated for what the recipe says before it is compared with the tensors."""
+    from msn_deploy.nets import registry
+
+    path = tmp_path / "net.safetensors"
+    save_checkpoint(path, small_net("cnn3", "msn"), _as_if(small_recipe("cnn3", "msn"), **changes))
+    built = []
+    whole = registry._built
+    monkeypatch.setattr(registry, "_built", lambda *a: built.append(torch.get_default_device().type) or whole(*a))
+    with pytest.raises(InputError, match=said):
+        load_checkpoint(path)
+    assert set(built) <= {"meta"}
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_sketch_has_the_shapes_of_the_network_and_draws_no_random_number(
+    small_recipe: Callable[..., Recipe], norm: str
+) -> None:
+    recipe = small_recipe("densenet_bc_22", norm)
+    torch.manual_seed(3)
+    sketch = sketch_net(recipe, classes=10)
+    following = torch.rand(1)
+    torch.manual_seed(3)
+    assert torch.equal(following, torch.rand(1))
+    shapes = {name: value.shape for name, value in build_net(recipe, classes=10).state_dict().items()}
+    assert {name: value.shape for name, value in sketch.state_dict().items()} == shapes
+    assert {value.device.type for value in sketch.state_dict().values()} == {"meta"}
+
+
+@pytest.mark.parametrize("kind", ["F4", "F6_E2M3", "F8_E8M0"])
+def test_types_that_torch_has_none_of(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "net.safetensors"
+    header = json.dumps({"a": {"dtype": kind, "shape": [8], "data_offsets": [0, 8 if "8" in kind else 6]}})
+    header = header.replace("6]", "4]") if kind == "F4" else header
+    path.write_bytes(
+        len(header).to_bytes(8, "little") + header.encode() + bytes(8 if "8" in kind else 4 + 2 * ("6" in kind))
+    )
+    with pytest.raises(InputError, match=r"net\.safetensors (holds tensors of type|is not a whole safetensors)"):
+        read_tensors(path)
+
+
+def test_a_file_larger_than_any_network_is_not_read(saved: Path) -> None:
+    with saved.open("r+b") as stream:
+        stream.truncate(12 << 30)  # of which the disk holds a few KiB
+    with pytest.raises(InputError, match=r"net\.safetensors has 12 GiB; files of weights of up to 2 GiB are read"):
+        load_checkpoint(saved)
+
+
+def test_a_refused_pickle_is_told_without_torchs_advice_and_colours(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pt"
+    torch.save({"weight": _Bomb(tmp_path / "owned")}, path)
+    whole = path.read_bytes()
+    for content in (whole, whole[:-40], b"\x80\x02" + whole[:200], pickle.dumps({"a": _Bomb(tmp_path / "x")})):
+        path.write_bytes(content)
+        with pytest.raises(InputError) as caught:
+            load_weights(nn.Linear(3, 2), path)
+        said = str(caught.value)
+        assert "\x1b" not in said
+        assert "\\x1b" not in said
+        assert not re.search("two options|add_safe_globals|weights_only|trust", said)

@@ -6,10 +6,12 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from msn_deploy.core.artifacts import read_sidecar
 from msn_deploy.core.errors import GateError, InputError, MissingDevice
@@ -165,6 +167,55 @@ def test_resuming_from_what_is_no_state_is_refused(recipe: Recipe, interrupted: 
     state.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InputError, match="is not a whole safetensors file"):
         _train(recipe, interrupted, resume=True)
+
+
+def _changed_run(state: Path, change: Callable[[dict[str, Any], dict[str, torch.Tensor]], object]) -> None:
+    """Write a state anew, with another record or other tensors."""
+    tensors, metadata = read_tensors(state)
+    run = json.loads(metadata["msn_deploy_run"])
+    changed = change(run, tensors)
+    metadata["msn_deploy_run"] = changed if isinstance(changed, str) else json.dumps(run)
+    save_file(tensors, state, metadata)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda run, _: "{",
+        lambda run, _: "[" * 10_000,
+        lambda run, _: "[]",
+        lambda run, _: run.pop("data"),
+        lambda run, _: run.pop("recipe"),
+        lambda run, _: run.pop("history"),
+        lambda run, _: run.update(history={}),
+        lambda run, _: run.update(history=[3]),
+        lambda run, _: run.update(recipe=[]),
+        lambda run, _: run.update(weights=3),
+        lambda run, _: run.update(surprise=3),
+        lambda run, _: run["history"][0].pop("epoch"),
+        lambda run, _: run["history"][0].pop("train_loss"),
+        lambda run, _: run["history"][0].update(test_accuracy="high"),
+        lambda run, _: run["history"][0].update(train_loss={}),
+        lambda run, _: run["history"].extend({**run["history"][0], "epoch": at} for at in (2, 3)),
+        lambda run, _: run["history"].append({"epoch": 2, "train_loss": 1.0, "test_accuracy": 0.5}),
+        lambda _, tensors: tensors.pop("model.0.weight") is None,
+        lambda _, tensors: tensors.update({"model.0.weight": torch.zeros(1)}),
+        lambda _, tensors: tensors.update({"model.surplus": torch.zeros(1)}),
+        lambda _, tensors: tensors.pop("optimizer.0.exp_avg") is None,
+        lambda _, tensors: tensors.update({"optimizer.99.step": torch.zeros(())}),
+        lambda _, tensors: tensors.update({"optimizer.x.step": torch.zeros(())}),
+        lambda _, tensors: tensors.update({"optimizer.0": torch.zeros(())}),
+        lambda _, tensors: tensors.update({"optimizer.0.exp_avg": torch.zeros(3)}),
+        lambda _, tensors: tensors.update({"optimizer.0.step": torch.zeros(3)}),
+    ],
+    ids=range(26),
+)
+def test_resuming_from_a_damaged_state_is_refused(recipe: Recipe, interrupted: Path, change: Any) -> None:
+    before = (interrupted / "cnn3_msn.safetensors").read_bytes()
+    _changed_run(interrupted / "cnn3_msn.state.safetensors", change)
+    with pytest.raises(InputError, match=r"cnn3_msn\.state\.safetensors"):
+        _train(recipe, interrupted, resume=True)
+    assert (interrupted / "cnn3_msn.safetensors").read_bytes() == before
 
 
 def test_a_new_run_does_not_need_the_old_state(recipe: Recipe, interrupted: Path, tmp_path: Path) -> None:
