@@ -8,9 +8,12 @@ from __future__ import annotations
 import errno
 import gc
 import importlib
+import io
 import os
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from msn_deploy import __version__
 
@@ -45,6 +48,7 @@ Exit codes: 0 fine, 1 a gate failed (parity, accuracy, integrity), 2 usage or ba
             5 a fault of msn-deploy itself, 130 interrupted
 """
 _OUR_FAULT = 5
+_MOST = 2**32 - 1  # of any number on the command line: the largest seed
 _INTERRUPTED = 130
 _OBJECTS_PER_LOOK = 200_000  # made before Python looks for cycles among the youngest
 # What the machine refuses anyone: no space, no rights, a broken disk, too many open files, too little memory.
@@ -52,6 +56,8 @@ _REFUSALS = frozenset(
     getattr(errno, name)
     for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EIO", "EMFILE", "ENFILE", "ENOMEM")
 )
+# What torch says where Python would raise MemoryError: on the CPU, on the GPU.
+_NO_MEMORY = "can't allocate memory|[Oo]ut of memory|not enough memory"
 # Names that options had before, by command: still accepted, no longer shown.
 _OLD_SPELLINGS = {
     "train": {"--limit-train": "--samples"},
@@ -65,16 +71,29 @@ _JSON_WAS_A_FLAG = ("doctor", "infer", "targets", "verify")  # what follows it t
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line (default: this process's) and return its exit code."""
+    _mend_streams()
     args = list(sys.argv[1:] if argv is None else argv)
     debug = _take(args, "--debug") or bool(os.environ.get("MSN_DEPLOY_DEBUG"))
     quiet, verbose = _take(args, "-q", "--quiet"), _take(args, "-v", "--verbose")
-    if not args or args[0] in ("-h", "--help"):
-        sys.stdout.write(help_text())
-        return 0
-    if args[0] == "--version":
-        sys.stdout.write(f"msn-deploy {__version__}\n")
-        return 0
     return _run(args, quiet=quiet, verbose=verbose, debug=debug)
+
+
+def _mend_streams() -> None:
+    """Open standard streams that are closed, and let them write names that are not text in their encoding.
+
+    The next file that is opened would otherwise become stdout, and what a library prints would go into it.
+    A stdout that was closed cannot be written to; a stderr that was closed goes nowhere.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            place = os.open(os.devnull, os.O_WRONLY if name == "stderr" else os.O_RDONLY)
+            if place != number:
+                os.dup2(place, number)
+                os.close(place)
+            setattr(sys, name, os.fdopen(number, "r" if name == "stdin" else "w", closefd=False))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def help_text() -> str:
@@ -95,22 +114,46 @@ def _take(args: list[str], *flags: str) -> bool:
 
 
 def _run(args: list[str], *, quiet: bool, verbose: bool, debug: bool) -> int:
-    from msn_deploy.core.errors import InputError
+    from msn_deploy.core.errors import InputError, did_you_mean, message_of, shown, tamed
 
     try:
-        name = args[0]
-        if name not in COMMANDS:
-            from msn_deploy.core.errors import did_you_mean
-
-            raise InputError(f"there is no command {name!r}{did_you_mean(name, tuple(COMMANDS))}")
-        return _call(name, _respelled(name, args[1:]), quiet=quiet, verbose=verbose)
+        name = args[0] if args else "--help"
+        if name in ("-h", "--help", "--version"):
+            sys.stdout.write(f"msn-deploy {__version__}\n" if name == "--version" else help_text())
+            code = 0
+        elif name in COMMANDS:
+            code = _call(name, _respelled(name, args[1:]), quiet=quiet, verbose=verbose)
+        else:
+            raise InputError(f"there is no command {shown(name)}{did_you_mean(name[:100], tuple(COMMANDS))}")
+        sys.stdout.flush()
+        return code
     except BrokenPipeError:  # the reader (`| head`) has seen enough
-        _discard_stdout()
+        _unwritten()
         return 0
     except (Exception, KeyboardInterrupt) as error:
+        from msn_deploy.cli.output import write_stderr
+
         if debug:
-            sys.excepthook(type(error), error, error.__traceback__)
-        return _fail(*_told(error))
+            import traceback
+
+            write_stderr(tamed("".join(traceback.format_exception(error))))
+        told, code = _told(error)
+        if (why := _unwritten()) and isinstance(error, OSError):
+            told, code = f"standard output cannot be written: {why}.\nFree space, or send it elsewhere.", 2
+        write_stderr(f"msn-deploy: {message_of(told)}\n")
+        return code
+
+
+def _unwritten() -> str:
+    """Say why stdout cannot be written to, and let it go nowhere; nothing if it can."""
+    try:
+        sys.stdout.flush()
+    except OSError as cause:
+        from msn_deploy.cli.output import discard
+
+        discard(sys.stdout)
+        return cause.strerror or type(cause).__name__
+    return ""
 
 
 def _respelled(name: str, args: list[str]) -> list[str]:
@@ -143,6 +186,7 @@ def _call(name: str, args: list[str], *, quiet: bool, verbose: bool) -> int:
     try:
         # Not command.main(), which swallows Ctrl-C and broken pipes, and the messages that they carry here.
         with command.make_context(f"msn-deploy {name}", args) as context:
+            _require_bounds({each.opts[0]: context.params.get(each.name) for each in command.params})
             output.record(context.params)
             result = command.invoke(context)
     except typer.Exit as done:  # --help
@@ -154,6 +198,16 @@ def _call(name: str, args: list[str], *, quiet: bool, verbose: bool) -> int:
     return result if isinstance(result, int) else 0
 
 
+def _require_bounds(options: Mapping[str, Any]) -> None:
+    """Refuse numbers that nothing can be counted or timed in, of any option. Raises InputError."""
+    from msn_deploy.core.errors import InputError, shown
+
+    for name, value in options.items():
+        for each in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(each, int | float) and not -_MOST <= each <= _MOST:  # nan neither
+                raise InputError(f"{name} {shown(each)} is too large, or not a number.")
+
+
 def _given(error: Exception) -> str:
     """Return what was typed for an option of the wrong kind: pydantic, behind typer, knows it, typer leaves it out."""
     errors = getattr(error.__cause__, "errors", None)
@@ -162,17 +216,20 @@ def _given(error: Exception) -> str:
 
 def _told(error: BaseException) -> tuple[str, int]:
     """Return what to say of an error, and the exit code: the user's, the machine's, or, where nothing fits, ours."""
-    from msn_deploy.core.errors import InputError, MsnDeployError
+    from msn_deploy.core.errors import InputError, MsnDeployError, shorten
 
     if isinstance(error, MsnDeployError):
         return str(error), error.exit_code
     if isinstance(error, KeyboardInterrupt):
         return str(error) or "interrupted; finished files are complete, unfinished ones were not written.", _INTERRUPTED
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and re.search(_NO_MEMORY, str(error))):
+        said = shorten(str(error).partition("\n")[0])
         return (
-            f"the machine has too little memory for this{f' ({error})' if str(error) else ''}.\n"
-            "Close other programs, or choose a smaller batch or fewer images."
+            f"the machine has too little memory for this{f' ({said})' if said else ''}.\n"
+            "Close other programs, or choose a smaller batch, smaller images or fewer of them."
         ), InputError.exit_code
+    if isinstance(error, OverflowError):
+        return f"a number here is too large to compute with ({shorten(error)}).", InputError.exit_code
     if isinstance(error, OSError) and error.errno in _REFUSALS:
         return (
             f"{error.filename or 'this machine'}: {error.strerror}.\n"
@@ -189,19 +246,6 @@ def _told(error: BaseException) -> tuple[str, int]:
         f"a fault of msn-deploy itself: {what}: {' '.join(str(error).split())[:200]}; "
         "please report this at the project's issue tracker with the output of `--debug`."
     ), _OUR_FAULT
-
-
-def _fail(message: str, exit_code: int) -> int:
-    try:
-        sys.stdout.flush()
-    except OSError:  # nobody reads it, or its disk is full; Python would try again at exit
-        _discard_stdout()
-    sys.stderr.write(f"msn-deploy: {message}\n")
-    return exit_code
-
-
-def _discard_stdout() -> None:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def run() -> None:

@@ -148,7 +148,7 @@ def command(
     if html is not None:
         write_html(result, html, measured, title="msn-deploy bench")
     if json is not None and str(json) == "-":
-        output.say(to_json(result))
+        output.say_json(to_json(result))
     else:
         if json is not None:
             write_json(result, json, measured)

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from msn_deploy.cli import output
+from msn_deploy.core.errors import tamed
 from msn_deploy.core.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -152,15 +153,13 @@ def live_bench(
     if not shown or output.is_quiet() or not on_terminal:
         yield silent, None
         return
-    from rich.console import Console, Group
+    from rich.console import Group
     from rich.live import Live
-    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bars
 
     from msn_deploy.bench.compare import standings
 
-    columns = (BarColumn(24), TaskProgressColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-    bars = Bars(*columns, console=console, auto_refresh=False)
+    console = console or output.console(stderr=True)
+    bars = output.bars_on(console, auto_refresh=False)
     task = bars.add_task("", total=None)
     table: list[Table] = []
     due, looking_s = clock(), 0.0
@@ -175,14 +174,14 @@ def live_bench(
 
     def progress(done: float, total: float, note: str = "") -> None:
         nonlocal due, looking_s
-        bars.update(task, completed=done, total=total, description=note)
+        bars.update(task, completed=done, total=total, description=tamed(note))
         start = clock()
         if start >= due:
             live.update(Group(bars.get_renderable(), *table), refresh=True)
             due = start + max(_EVERY_S, _SHARE * (looking_s + clock() - start))
             looking_s = 0.0
 
-    with Live(console=console or Console(stderr=True), auto_refresh=False, transient=True) as live:
+    with Live(console=console, auto_refresh=False, transient=True) as live:
         yield progress, watch
 
 
@@ -195,7 +194,7 @@ def _live_table(rows: list[Standing]) -> Table:
         table.add_column(title, justify="right" if at else "left", no_wrap=True)
     for row in rows:
         table.add_row(
-            shortened(row.name, _LIVE_NAME),
+            tamed(shortened(row.name, _LIVE_NAME)),
             "-" if row.median_ms is None else f"{row.median_ms:.3f}",
             "-" if row.ratio is None else f"{row.ratio:.3f}",
             str(row.blocks),

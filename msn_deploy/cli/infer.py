@@ -39,7 +39,7 @@ def command(
         if json is not None and str(json) != "-":
             kept.append(told.to_json())
         if str(json) == "-":
-            output.say(json_text.dumps(told.to_json()))
+            output.say_json(json_text.dumps(told.to_json()))
         elif told.answer is not None:
             output.say(f"{told.image}  {told.answer.text()}  {told.latency_ms:.2f} ms")
         else:

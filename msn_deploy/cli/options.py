@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from msn_deploy.core.artifacts import sidecar_path
 from msn_deploy.core.errors import InputError, did_you_mean
 from msn_deploy.core.model_info import INPUT_TYPES, TASKS, InputOption, TaskName
 from msn_deploy.core.opening import read_input
+from msn_deploy.core.reader import decoded, parse_json
 
 MINIMUM_SECONDS = 0.5  # ten rounds of two blocks of 25 ms: fewer give no interval
 
@@ -87,7 +87,9 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Any other key of the recipe, such as train.ema=0.99; repeatable."),
 ]
-Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads.", show_default="all cores")]
+Threads = Annotated[
+    int | None, typer.Option("--threads", min=1, max=1024, help="CPU threads.", show_default="all cores")
+]
 Trust = Annotated[
     bool, typer.Option("--trust", help="Load engines built elsewhere: they are native code; adds them to your list.")
 ]
@@ -191,11 +193,11 @@ def parse_classes(text: str | None) -> tuple[str, ...]:
         if text.endswith((".txt", ".names", ".json")):
             raise InputError(f"{text} does not exist.\n`--classes` takes names by comma, or a file of them.")
     else:
-        try:
-            raw = read_input(Path(text), "settings").decode()
-            names = json.loads(raw) if text.endswith(".json") else [line.strip() for line in raw.splitlines()]
-        except ValueError as cause:
-            raise InputError(f"{text} is not a list of names ({cause}).") from cause
+        raw = read_input(Path(text), "settings")
+        if text.endswith(".json"):
+            names = parse_json(raw, source=text)
+        else:
+            names = [line.strip() for line in decoded(raw, source=text).splitlines()]
         names = names[:-1] if names and names[-1] == "" else names
     if not isinstance(names, list) or not all(isinstance(each, str) and each for each in names):
         raise InputError(f"{text} holds something else than names: one per line, or a JSON list of strings.")

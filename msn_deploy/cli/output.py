@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from msn_deploy.core.artifacts import Parent, parent_of, publish
-from msn_deploy.core.errors import size_text
+from msn_deploy.core.errors import message_of, size_text, tamed
 from msn_deploy.core.home import home_folder
 from msn_deploy.core.progress import Progress, silent
+from msn_deploy.core.reader import parse_json
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress as Bars
 
 _VERSIONS = ("numpy", "onnxruntime", "pillow", "torch")
 _MANY = 6  # files written to one folder: more are counted, not listed
@@ -58,12 +64,19 @@ def start(*, quiet: bool, verbose: bool = False) -> None:
         return record.levelno >= shown
 
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("msn-deploy: %(levelname)s: %(message)s"))
+    handler.setFormatter(_Tamed("msn-deploy: %(levelname)s: %(message)s"))
     handler.addFilter(look)
     logger = logging.getLogger("msn_deploy")
     logger.handlers = [handler]
     logger.propagate = False
     logger.setLevel(logging.INFO)
+
+
+class _Tamed(logging.Formatter):
+    """Shows what a library logs as errors are shown: names and values in it can be anything."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return message_of(super().format(record))
 
 
 def finish() -> None:
@@ -93,20 +106,39 @@ def is_quiet() -> bool:
 
 def record(options: Mapping[str, Any]) -> None:
     """Keep the options of the command that runs, defaults too, for the sidecar of its result."""
-    _state.options = json.loads(json.dumps(options, default=str))
+    _state.options = parse_json(json.dumps(options, default=str), source="the command line")
 
 
 def say(text: str) -> None:
-    """Print a line of the result."""
-    sys.stdout.write(text + "\n")
+    """Print a line of the result; text out of a file cannot command the terminal."""
+    sys.stdout.write(tamed(text) + "\n")
     sys.stdout.flush()
 
 
+def say_json(text: str) -> None:
+    """Print JSON text, in which only this character is not written out yet."""
+    say(text.replace("\x7f", "\\u007f"))
+
+
 def note(text: str) -> None:
-    """Tell on stderr what is going on, unless `--quiet`."""
+    """Tell on stderr what is going on, unless `--quiet`; nothing fails if that cannot be written."""
     if not _state.quiet:
-        sys.stderr.write(text + "\n")
+        write_stderr(tamed(text) + "\n")
+
+
+def write_stderr(text: str) -> None:
+    """Write to stderr, or nowhere from then on if its disk is full or nobody reads it."""
+    try:
+        sys.stderr.write(text)
         sys.stderr.flush()
+    except OSError:
+        discard(sys.stderr)
+
+
+def discard(stream: TextIO) -> None:
+    """Let a standard stream that cannot be written to go nowhere: Python would try again at exit, and fail."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def emit(
@@ -122,7 +154,7 @@ def emit(
         return False
     text = json.dumps(value, indent=2, default=_plain)
     if str(json_to) == "-":
-        say(text)
+        say_json(text)
         return True
     parents = [each if isinstance(each, Parent) else parent_of(each, role="subject") for each in made_from]
     publish(
@@ -147,7 +179,6 @@ def show_table(rows: Sequence[Sequence[str]], *, head: Sequence[str], right: Seq
     gap: between columns, 2 or 3.
     """
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold", collapse_padding=gap == 2)
@@ -155,8 +186,15 @@ def show_table(rows: Sequence[Sequence[str]], *, head: Sequence[str], right: Seq
         # Names stay whole where they can: they are what one searches for, and pastes into the next command.
         table.add_column(title, justify="right" if at in right else "left", no_wrap=at == 0, overflow="fold")
     for row in rows:
-        table.add_row(*row)
-    Console(markup=False, highlight=False, emoji=False).print(table)
+        table.add_row(*map(tamed, row))
+    console().print(table)
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Return what draws on stdout or stderr; brackets and colons in text are that, and not markup."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, markup=False, highlight=False, emoji=False)
 
 
 @contextmanager
@@ -165,15 +203,19 @@ def progress_bar() -> Iterator[Progress]:
     if _state.quiet or not sys.stderr.isatty():
         yield silent
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bars
-
-    columns = (BarColumn(24), TaskProgressColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+    with bars_on(console(stderr=True), transient=True) as bars:
         task = bars.add_task("", total=None)
 
         def update(done: float, total: float, note: str = "") -> None:
-            bars.update(task, completed=done, total=total, description=note)
+            bars.update(task, completed=done, total=total, description=tamed(note))
 
         yield update
+
+
+def bars_on(console: Console, **options: Any) -> Bars:
+    """Return a bar with its share, the time that is left and a description, to be drawn on a console."""
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    description = TextColumn("{task.description}", markup=False)
+    columns = (BarColumn(24), TaskProgressColumn(), TimeRemainingColumn(), description)
+    return Progress(*columns, console=console, **options)
