@@ -9,7 +9,7 @@ from typing import Any
 
 import accuracy
 
-from msn_deploy.core.home import tomllib
+from msn_deploy.core.reader import tomllib
 
 HERE = Path(__file__).resolve().parent
 TABLES = ("gap-start-densenet-bc-22", "gap-densenet-bc-22", "gap-digits-densenet-bc-22")

@@ -9,8 +9,8 @@ from typing import Any
 
 from paper import TABLES
 
-from msn_deploy.core.home import tomllib
 from msn_deploy.core.model_info import DEFAULT_METHOD
+from msn_deploy.core.reader import tomllib
 
 RESULT = Path(__file__).resolve().parent / "results" / "int8.json"
 _KINDS = ("per_channel", "per_tensor")

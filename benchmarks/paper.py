@@ -23,7 +23,7 @@ from typing import Any
 from accuracy import EACH, METRICS, metric_of
 
 from msn_deploy.core.artifacts import write_json
-from msn_deploy.core.home import tomllib
+from msn_deploy.core.reader import tomllib
 from msn_deploy.core.recipes import Recipe, load_recipe, recipe_from_dict
 from msn_deploy.machine.environment import read_environment
 

@@ -29,7 +29,7 @@ import accuracy  # noqa: E402  # found beside this file, also by the processes t
 import paper  # noqa: E402
 
 from msn_deploy.core.errors import MissingDependency, MsnDeployError  # noqa: E402
-from msn_deploy.core.home import tomllib  # noqa: E402
+from msn_deploy.core.reader import tomllib  # noqa: E402
 from msn_deploy.data.names import KNOWN  # noqa: E402
 from msn_deploy.data.sources import is_local, load_split  # noqa: E402
 

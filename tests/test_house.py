@@ -118,3 +118,20 @@ def test_a_model_is_parsed_where_files_are_opened_and_nowhere_else():
         "model/opset.py",
     }  # the last: ONNX's own functions
     assert parsing == {"model/reading.py", *written_by_tools}
+
+
+def test_what_files_say_of_themselves_is_read_in_one_place():
+    parsing = {
+        path.relative_to(PACKAGE).as_posix()
+        for path in PACKAGE.rglob("*.py")
+        if re.search(r"\bjson\.loads?\(|tomllib\.loads?\(", path.read_text(encoding="utf-8"))
+    }
+    assert parsing == {"core/reader.py"}
+
+
+def test_files_are_named_after_checked_names_alone():
+    """A field that becomes the name of a file is a FileName; text in paths comes from those."""
+    from msn_deploy.core import recipes, suites
+
+    named = (recipes.Recipe, recipes.CalibrationRecipe, suites.Suite, suites.Network)
+    assert all(each.__annotations__["name"] == "FileName" for each in named)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from msn_deploy.core.errors import InputError
+from msn_deploy.core.reader import record
 from msn_deploy.engine.layer_times import LayerTime
 from msn_deploy.machine.targets import Target
 
 if TYPE_CHECKING:
     from msn_deploy.model.cost import Cost  # late: it imports onnx
+
+_MOST = 1e30  # of any amount: what is computed from two of them is finite
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,33 +111,24 @@ def _scaled(value: float) -> str:
 
 
 def layers_from_json(value: Mapping[str, Any]) -> LayerProfile:
-    """Read a profile's JSON values. Raises ValueError, TypeError or KeyError for anything else."""
-    layers = tuple(LayerTime(**{**row, "fused_from": tuple(row["fused_from"])}) for row in value["layers"])
-    for layer in layers:
-        _check_amounts("a layer", layer.us, layer.share)
-        _check_texts("a layer", layer.name, layer.operator, layer.precision or "", *layer.fused_from)
+    """Read a profile's JSON values. Raises InputError or KeyError for anything else."""
+    layers = tuple(record(LayerTime, row, source="a layer") for row in value["layers"])
     cost, limits = value["cost"], value["limits"]
     if cost is not None:
         from msn_deploy.model.cost import Cost
 
-        cost = Cost(**{**cost, "uncounted": tuple(cost["uncounted"])})
-        _check_amounts("the cost", cost.flops, cost.weight_bytes, cost.activation_bytes, 1 / max(0, cost.bytes))
-        _check_texts("the cost", *cost.uncounted)
+        cost = record(Cost, cost, source="the cost")
+        _check_amounts("the cost", cost.flops, cost.weight_bytes, cost.activation_bytes, least=cost.bytes)
     if limits is not None:
-        limits = Limits(**limits)
-        rates = (limits.bandwidth_gb_s, 1.0 if limits.peak_gops is None else limits.peak_gops)
-        _check_amounts("the limits", *rates, *(1 / rate for rate in rates))
-        _check_texts("the limits", limits.device, limits.precision, limits.source)
-    _check_amounts("a layer profile", value["runs"])
-    _check_texts("a layer profile", value["source"])
-    return LayerProfile(source=value["source"], runs=value["runs"], layers=layers, cost=cost, limits=limits)
+        limits = record(Limits, limits, source="the limits")
+        rates = (limits.bandwidth_gb_s, limits.bandwidth_gb_s if limits.peak_gops is None else limits.peak_gops)
+        _check_amounts("the limits", least=min(rates))
+    _check_amounts("a layer", *(each for layer in layers for each in (layer.us, layer.share)))
+    plain = {name: each for name, each in value.items() if name in ("source", "runs")}
+    return record(LayerProfile, plain, source="a layer profile", layers=layers, cost=cost, limits=limits)
 
 
-def _check_amounts(what: str, *values: Any) -> None:
-    if not all(type(each) in (int, float) and math.isfinite(each) and each >= 0 for each in values):
-        raise ValueError(f"{what} holds something that is no amount")
-
-
-def _check_texts(what: str, *values: Any) -> None:
-    if not all(isinstance(each, str) for each in values):
-        raise ValueError(f"{what} holds something that is no text")
+def _check_amounts(what: str, *values: float, least: float = 1.0) -> None:
+    """Raise InputError for an amount below 0, or for a `least` that nothing can be divided by."""
+    if min(values, default=0) < 0 or least <= 0 or max(*values, least, 1 / least) > _MOST:
+        raise InputError(f"{what} holds something that is not an amount.")

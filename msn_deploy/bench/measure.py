@@ -21,6 +21,7 @@ from typing import Any, Literal, Protocol
 from msn_deploy.core.artifacts import Parent
 from msn_deploy.core.errors import InputError, InvalidMeasurement
 from msn_deploy.core.progress import Progress, silent
+from msn_deploy.core.reader import record
 from msn_deploy.machine.state import Reading
 
 MIN_ROUNDS = 10
@@ -70,28 +71,15 @@ class ArmFacts:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> ArmFacts:
-        """Read what `to_json` wrote, in this version or an earlier one. Raises ValueError for other types of values."""
+        """Read what `to_json` wrote, in this version or an earlier one. Raises InputError for other types of values."""
         if not isinstance(value, Mapping):
-            raise ValueError("facts must be an object")
-        known = {name: value[name] for name in _FACTS if value.get(name) is not None}
-        for name, content in known.items():
-            if not isinstance(content, _KINDS.get(name, str)):
-                raise ValueError(f"facts: {name} is {content!r}")
-        if "images" in known:
-            known["images"] = Parent(**known["images"])
-        return cls(**known, others={name: content for name, content in value.items() if name not in _FACTS})
+            raise InputError("facts must be a section.")
+        known = {name: value[name] for name in _FACTS if name in value}
+        others = {name: content for name, content in value.items() if name not in _FACTS}
+        return record(cls, known, source="facts", others=others)
 
 
 _FACTS = tuple(each.name for each in fields(ArmFacts) if each.name != "others")
-# Of facts that are no text.
-_KINDS: Mapping[str, type | tuple[type, ...]] = {
-    "bytes": int,
-    "norms_left": int,
-    "changed": bool,
-    "folded": bool,
-    "images": dict,
-    "accuracy": (int, float),
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

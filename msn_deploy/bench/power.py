@@ -10,7 +10,6 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -42,16 +41,6 @@ class Energy:
     sensor_period_ms: float
     updates: int
     source: str = "on-module sensor, indicative"
-
-
-def energy_from(value: Mapping[str, Any]) -> Energy:
-    """Read the JSON values of an Energy. Raises ValueError, TypeError or KeyError for anything else."""
-    low, high = value["interval_mj"]
-    energy = Energy(**{**value, "interval_mj": (low, high)})
-    amounts = (energy.mj, low, high, energy.idle_w, energy.busy_w, energy.sensor_period_ms, energy.updates)
-    if not all(type(each) in (int, float) and math.isfinite(each) for each in amounts):
-        raise ValueError("the energy holds something that is not a number")
-    return energy
 
 
 def measure_energy(

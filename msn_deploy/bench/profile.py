@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from msn_deploy.core.errors import InputError
+from msn_deploy.core.reader import record
 from msn_deploy.engine.cuda import WAITS, Wait
 from msn_deploy.machine.environment import Environment
 
@@ -85,8 +86,9 @@ def preset(
 
 
 def profile_from(value: Mapping[str, Any]) -> Profile:
-    """Read a profile of a result, of earlier versions too. Raises TypeError or InputError."""
-    return Profile(**{key: each for key, each in value.items() if key not in _GONE or _GONE[key] != each})
+    """Read a profile of a result, of earlier versions too. Raises AttributeError or InputError."""
+    kept = {key: each for key, each in value.items() if key not in _GONE or _GONE[key] != each}
+    return record(Profile, kept, source="profile")
 
 
 def in_words(profile: Profile, environment: Environment) -> str:

@@ -6,7 +6,6 @@ Raw samples are written one block per line. What is read is not taken on trust.
 from __future__ import annotations
 
 import json
-import math
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -19,11 +18,13 @@ import numpy as np
 from msn_deploy.bench.bootstrap import Floats
 from msn_deploy.bench.layers import LayerProfile, layers_from_json
 from msn_deploy.bench.measure import BLOCKS_PER_ROUND, ArmFacts
-from msn_deploy.bench.power import Energy, energy_from
+from msn_deploy.bench.power import Energy
 from msn_deploy.bench.profile import Profile, profile_from
-from msn_deploy.bench.stats import VERDICTS, Ratio, Verdict, block_medians
+from msn_deploy.bench.stats import Ratio, Verdict, block_medians
 from msn_deploy.bench.validity import STATES, Validity
-from msn_deploy.core.errors import InputError
+from msn_deploy.core.errors import InputError, shown
+from msn_deploy.core.opening import MOST_BYTES
+from msn_deploy.core.reader import parse_json, record
 from msn_deploy.machine.environment import Environment
 
 SCHEMA = "msn-deploy-bench/3"  # 2 has no `layers`
@@ -102,7 +103,8 @@ class BenchResult:
 
 
 _READABLE = ("msn-deploy-bench/2", SCHEMA)  # what is optional in one is not in those before it
-_OPTIONAL = ("median_bound_ms", "p90_ms", "p95_ms", "p99_ms")
+_COUNTED = ("blocks", "dirty_blocks", "causes")
+_MOST = 1e9  # ms, or times as long
 
 
 def to_json(result: BenchResult) -> str:
@@ -119,71 +121,74 @@ def to_json(result: BenchResult) -> str:
     return _with_list(head, "arms", arms) + "\n"
 
 
-def from_json(text: str, *, source: str = "the benchmark result") -> BenchResult:
+def from_json(text: bytes | str, *, source: str = "the benchmark result") -> BenchResult:
     """Parse what `to_json` wrote. Raises InputError that names the source and what is wrong with it."""
+    said = f"{source} is not a benchmark result"
+    value = parse_json(text, source=f"{said}: it", most_bytes=MOST_BYTES["result"], finite=True)
+    if not isinstance(value, dict) or "schema" not in value:
+        raise InputError(f"{said}: 'schema' is missing.")
+    schema = value.pop("schema")
+    if schema not in _READABLE:
+        raise InputError(
+            f"{source} has schema {shown(schema)}; this version reads {SCHEMA!r}.\nMeasure again to compare."
+        )
     try:
-        value = json.loads(text, parse_constant=_refuse_constant)
-        schema = value.pop("schema")
-        if schema not in _READABLE:
-            raise InputError(
-                f"{source} has schema {schema!r}; this version reads {SCHEMA!r}.\nMeasure again to compare."
-            )
         arms = tuple(_arm_from(arm) for arm in value.pop("arms"))
-        profile = profile_from(value.pop("profile"))
-        validity = {name: value["validity"][name] for name in ("blocks", "dirty_blocks", "causes")}
-        control = None if value["control"] is None else Ratio(**value["control"])
-        value |= {"validity": Validity(**validity), "control": control}
-        environment = value.pop("environment")
-        value["environment"] = Environment.from_json(environment)
-        value["states"] = {name: environment[name] for name in STATES if name in environment}
-        result = BenchResult(arms=arms, profile=profile, **value)
-        if result.baseline not in [arm.name for arm in arms]:
-            raise ValueError(f"the baseline {result.baseline!r} is not among the arms")
-        if len({arm.blocks for arm in arms}) > 1:
-            raise ValueError("the arms have unequal numbers of blocks")
-        dirty = sum(cause is not None for arm in arms for cause in arm.block_causes)
-        if (result.validity.blocks, result.validity.dirty_blocks) != (sum(arm.blocks for arm in arms), dirty):
-            raise ValueError("its validity counts other blocks than its arms hold")
-        if not isinstance(result.options, dict):
-            raise ValueError("options must be an object")
-    except InputError:
-        raise
+        environment, control, validity = (value.pop(name) for name in ("environment", "control", "validity"))
+        result = record(
+            BenchResult,
+            value,
+            source="the result",
+            arms=arms,
+            profile=profile_from(value.pop("profile")),
+            validity=record(Validity, {name: validity[name] for name in _COUNTED}, source="validity"),
+            control=None if control is None else record(Ratio, control, source="control"),
+            environment=Environment.from_json(environment),
+            states={name: environment[name] for name in STATES if name in environment},
+        )
+        _check(result)
     except KeyError as cause:
-        raise InputError(f"{source} is not a benchmark result: {cause} is missing.") from cause
-    except (ArithmeticError, ValueError, TypeError, AttributeError) as cause:
-        raise InputError(f"{source} is not a benchmark result: {cause}.") from cause
+        raise InputError(f"{said}: {cause} is missing.") from cause
+    except (InputError, ValueError, TypeError, AttributeError) as cause:
+        raise InputError(f"{said}: {str(cause).rstrip('.')}.") from cause
     return result
 
 
+def _check(result: BenchResult) -> None:
+    """Raise ValueError for parts that do not fit each other."""
+    if result.baseline not in [arm.name for arm in result.arms]:
+        raise ValueError(f"the baseline {shown(result.baseline)} is not among the arms")
+    if len({arm.blocks for arm in result.arms}) > 1:
+        raise ValueError("the arms have unequal numbers of blocks")
+    dirty = sum(cause is not None for arm in result.arms for cause in arm.block_causes)
+    blocks = sum(arm.blocks for arm in result.arms)
+    if (result.validity.blocks, result.validity.dirty_blocks) != (blocks, dirty):
+        raise ValueError("its validity counts other blocks than its arms hold")
+
+
 def _arm_from(value: dict[str, Any]) -> ArmResult:
-    name = value["name"]
-    low, high = value.pop("ratio_interval")
-    arm = ArmResult(
-        ratio_interval=(low, high),
+    name = shown(value["name"], 40)
+    layers, energy = value.pop("layers", None), value.pop("energy")
+    arm = record(
+        ArmResult,
+        value,
+        source=f"arm {name}",
         samples_ns=tuple(_block_from(block, name) for block in value.pop("samples_ns")),
-        layers=None if (layers := value.pop("layers", None)) is None else layers_from_json(layers),
-        block_start_ms=tuple(value.pop("block_start_ms")),
-        block_causes=tuple(value.pop("block_causes")),
+        layers=None if layers is None else layers_from_json(layers),
         facts=ArmFacts.from_json(value.pop("facts")),
-        energy=None if (energy := value.pop("energy")) is None else energy_from(energy),
-        **value,
+        energy=None if energy is None else record(Energy, energy, source=f"arm {name}, energy"),
     )
-    numbers = (arm.median_ms, arm.ratio, low, high, arm.p_value, arm.rank_p_value, *arm.block_start_ms)
-    optional = [each for each in (getattr(arm, field) for field in _OPTIONAL) if each is not None]
-    if not all(type(number) in (int, float) and math.isfinite(number) for number in (*numbers, *optional)):
-        raise ValueError(f"arm {name!r} holds something that is not a number")
-    if arm.verdict not in VERDICTS:
-        raise ValueError(f"arm {name!r} has the unknown verdict {arm.verdict!r}")
-    if not isinstance(name, str):
-        raise ValueError(f"arm {name!r} needs a text as its name")
+    times = (arm.median_ms, arm.ratio, *arm.ratio_interval, arm.median_bound_ms, arm.p90_ms, arm.p95_ms, arm.p99_ms)
+    if not all(each is None or 1 / _MOST < each < _MOST for each in times):
+        raise ValueError(f"arm {name} holds a time or a ratio that is not between {1 / _MOST:g} and {_MOST:g}")
     blocks = len(arm.samples_ns)
     if not (blocks and all(arm.samples_ns)) or arm.builds < 1 or blocks % (BLOCKS_PER_ROUND * arm.builds):
-        raise ValueError(f"arm {name!r} needs two blocks per round and build, none of them empty, and has {blocks}")
+        raise ValueError(f"arm {name} needs two blocks per round and build, none of them empty, and has {blocks}")
     counts = (blocks, sum(map(len, arm.samples_ns)), len(arm.block_start_ms), len(arm.block_causes))
     if counts != (arm.blocks, arm.queries, arm.blocks, arm.blocks):
-        raise ValueError(f"arm {name!r} promises {arm.queries} queries in {arm.blocks} blocks and holds others")
+        raise ValueError(f"arm {name} promises {arm.queries} queries in {arm.blocks} blocks and holds others")
     if not any(cause is None for cause in arm.block_causes):
-        raise ValueError(f"arm {name!r} holds no block that counts")
+        raise ValueError(f"arm {name} holds no block that counts")
     return arm
 
 
@@ -191,9 +196,9 @@ def _block_from(samples: Any, name: str) -> array[int]:
     try:
         block = array("q", samples)
     except (TypeError, OverflowError):
-        raise ValueError(f"arm {name!r} holds a sample that is not a whole number of nanoseconds") from None
-    if min(block, default=0) < 0 or not isinstance(samples, list):
-        raise ValueError(f"arm {name!r} holds a sample that is not a whole number of nanoseconds")
+        raise ValueError(f"arm {name} holds a sample that is not a whole number of nanoseconds") from None
+    if not isinstance(samples, list) or not 0 <= min(block, default=0) <= max(block, default=0) < 1e6 * _MOST:
+        raise ValueError(f"arm {name} holds a sample that is not a whole number of nanoseconds")
     return block
 
 
@@ -222,7 +227,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     raise TypeError(f"{type(value).__name__} cannot stand in a benchmark result")
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a number")

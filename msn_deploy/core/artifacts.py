@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from msn_deploy import __version__
-from msn_deploy.core.errors import InputError
+from msn_deploy.core.errors import InputError, shown
 from msn_deploy.core.opening import Kind, open_input, read_input
 from msn_deploy.core.partials import exclusive, partial_file, sweep
+from msn_deploy.core.reader import is_file_name, parse_json, record
 
 SCHEMA = 1
 _LOG = logging.getLogger(__name__)
@@ -286,20 +287,17 @@ def read_sidecar(path: Path) -> Sidecar:
 
 def parse_sidecar(side: Path, raw: bytes) -> Sidecar:
     """Parse the bytes of a sidecar file. Raises InputError that names what is wrong."""
-    try:
-        value = json.loads(raw)
-        if value["schema"] != SCHEMA:
-            raise InputError(f"{side} has schema {value['schema']!r}; this version reads {SCHEMA}.\nUpdate msn-deploy.")
-        del value["seal"]
-        if _sealed(value) != raw:
-            raise InputError(f"{side} was changed after it was written: its seal does not fit.")
-        if Path(value["file"]).name != value["file"] or value["file"] in ("", ".."):
-            raise InputError(f"{side} speaks of {value['file']!r}, which is not the name of a file beside it.")
-        parents = tuple(Parent(**parent) for parent in value.pop("parents"))
-        texts = [value["kind"], value["sha256"], *(text for each in parents for text in (each.role, each.file))]
-        texts += [each.sha256 for each in parents]
-        if not all(isinstance(text, str) for text in texts) or not all(isinstance(p.read, dict) for p in parents):
-            raise TypeError("a value of another kind than is written there")
-        return Sidecar(parents=parents, **value)
-    except (ValueError, KeyError, TypeError, RecursionError) as cause:  # the last: thousands of brackets
-        raise InputError(f"{side} is not a sidecar of msn-deploy ({type(cause).__name__}: {cause}).") from cause
+    value = parse_json(raw, source=str(side))
+    if not isinstance(value, dict) or "schema" not in value:
+        raise InputError(f"{side} is not a sidecar of msn-deploy: it has no schema.")
+    if value["schema"] != SCHEMA:
+        raise InputError(
+            f"{side} has schema {shown(value['schema'])}; this version reads {SCHEMA}.\nUpdate msn-deploy."
+        )
+    if value.pop("seal", None) is None or _sealed(value) != raw:
+        raise InputError(f"{side} was changed after it was written: its seal does not fit.")
+    sidecar = record(Sidecar, value, source=f"{side} is not a sidecar of msn-deploy")
+    for name in (sidecar.file, *(Path(each.file).name for each in sidecar.parents if not each.is_data)):
+        if not is_file_name(name):
+            raise InputError(f"{side} speaks of {shown(name)}, which is not the name of a file beside it.")
+    return sidecar

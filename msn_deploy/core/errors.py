@@ -13,7 +13,8 @@ MsnDeployError                      anything below; caught once, in cli/app.py
 Any other exception is a fault of ours and ends with exit 5, except what the machine refuses (disk full, out of memory:
 exit 2) and Ctrl-C (exit 130).
 
-Messages have one to three lines: what happened, with numbers; the likely cause; what to type next.
+Messages have one to three lines: what happened, with numbers; the likely cause; what to type next. They can hold
+whatever is in a file or was typed, so `MsnDeployError` shortens what is long and writes out what a terminal obeys.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from collections.abc import Sequence
 
 # What libraries put around what happened: error numbers, names of their functions, source positions; and what stays.
 _NOISE = (
+    (r"\x1b\[[0-9;]*m", ""),
     (r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", ""),
     (r"^(Load model from .*? failed:)?\s*\S*\.(cc|h):\d+ .*?\) (?=[A-Z])", ""),
     # TensorRT 8 "2: [builder.cpp::build::751] Error Code 2: ", 10 and later "IBuilder::build: Error Code 2: ".
@@ -37,6 +39,44 @@ _NOISE = (
     (r"^Parameter check failed,? (at: \S+, )?condition: .*?\. (?=[A-Z])", ""),
     (r"Assertion failed: (.*\): )?", ""),
 )
+# What a terminal obeys or hides: control characters but for the line's end, marks of the direction of writing, and
+# what cannot be written as UTF-8 (file names that hold other bytes).
+_OBEYED = re.compile(
+    "[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff\ufffe\uffff]"
+)
+_MOST_LINES, _MOST_CHARACTERS, _LEAST_CHARACTERS = 3, 580, 180  # of a message; what a line keeps of it at least
+_CUT = " [...] "
+
+
+def tamed(text: str) -> str:
+    r"""Return text that a terminal only shows: other characters are written out, as in "\x1b[1m"."""
+    return _OBEYED.sub(_written_out, text)
+
+
+def _written_out(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else found[0].encode("unicode_escape").decode()
+
+
+def fitted(text: str, limit: int) -> str:
+    """Return at most `limit` characters of a text; what is too long loses its middle."""
+    end = (limit - len(_CUT)) // 3
+    return text if len(text) <= limit else f"{text[: limit - len(_CUT) - end]}{_CUT}{text[-end:]}"
+
+
+def shown(value: object, limit: int = 120) -> str:
+    """Return a value as a message names it: as Python writes it, shortened."""
+    return fitted(repr(value), limit)
+
+
+def message_of(text: str) -> str:
+    """Return what may be said of a fault: three lines at most, of 580 characters together, that a terminal can show."""
+    lines = tamed(text).split("\n")
+    lines = [" ".join(lines[: 1 - _MOST_LINES]), *lines[1 - _MOST_LINES :]] if len(lines) > _MOST_LINES else lines
+    while (excess := sum(map(len, lines)) - _MOST_CHARACTERS) > 0:
+        longest = max(range(len(lines)), key=lambda at: len(lines[at]))
+        lines[longest] = fitted(lines[longest], max(_LEAST_CHARACTERS, len(lines[longest]) - excess))
+    return "\n".join(lines)
 
 
 def shorten(text: object, limit: int = 240) -> str:
@@ -60,14 +100,16 @@ def root_line(cause: BaseException, limit: int = 240) -> str:
         told = inner if str(inner).strip() else told
         if inner is not told:
             break
-    message = re.sub(r"\x1b\[[0-9;]*m", "", str(told))
-    return f"{type(told).__name__}: {shorten(message, limit)}"
+    return f"{type(told).__name__}: {shorten(told, limit)}"
 
 
 class MsnDeployError(Exception):
     """Base of all errors meant for the user; the class owns its exit code."""
 
     exit_code = 2
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(message_of(message))
 
 
 class InputError(MsnDeployError):

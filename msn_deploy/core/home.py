@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import Any, Literal
 
-from msn_deploy.core.errors import InputError, did_you_mean
+from msn_deploy.core.errors import InputError, did_you_mean, shown
 from msn_deploy.core.opening import read_input
-
-if sys.version_info >= (3, 11):
-    import tomllib as tomllib
-else:
-    import tomli as tomllib
-
+from msn_deploy.core.reader import parse_toml
 
 _XDG = {"cache": ("XDG_CACHE_HOME", "~/.cache"), "data": ("XDG_DATA_HOME", "~/.local/share")}
 
@@ -66,12 +60,7 @@ def read_toml(name_or_path: str, folder: str) -> tuple[Path, dict[str, Any]]:
         known = sorted(file.stem for file in place.glob("*.toml"))
         if name_or_path not in known:
             what = "suite" if folder == "suites" else "recipe"
-            raise InputError(
-                f"unknown {what} {name_or_path!r}{did_you_mean(name_or_path, known)}\nA path to a TOML file works too."
-            )
+            near = did_you_mean(name_or_path[:100], known)
+            raise InputError(f"unknown {what} {shown(name_or_path)}{near}\nA path to a TOML file works too.")
         path = place / f"{name_or_path}.toml"
-    raw = read_input(path, "settings")
-    try:
-        return path, tomllib.loads(raw.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as cause:
-        raise InputError(f"{path} is not valid TOML: {cause}.") from cause
+    return path, parse_toml(read_input(path, "settings"), source=str(path))

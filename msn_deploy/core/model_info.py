@@ -10,7 +10,8 @@ import math
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
-from msn_deploy.core.errors import InputError
+from msn_deploy.core.errors import InputError, shown
+from msn_deploy.core.reader import parse_json, record
 
 METADATA_KEY = "msn_deploy"
 SCHEMA = 3  # 1: images stretched or padded, in RGB, channels first. Up to 2: a network with classes is a classifier
@@ -43,6 +44,16 @@ DEFAULT_METHOD = "mse"
 DEFAULT_PERCENTILE = 99.99
 DEFAULT_SAMPLES = 256
 DEFAULT_WORKSPACE_MIB = 256  # of TensorRT's builder
+_MOST_SIDE_PX, _MOST_PIXELS = 16_384, 2**24  # of an image that a network takes
+
+
+def require_size(height_px: int, width_px: int, most_pixels: int = _MOST_PIXELS) -> None:
+    """Raise InputError for images larger than any network here takes, before something is allocated for them."""
+    if max(height_px, width_px) > _MOST_SIDE_PX or height_px * width_px > most_pixels:
+        raise InputError(
+            f"images of {height_px}x{width_px} pixels are too large: a side has at most {_MOST_SIDE_PX}, "
+            f"an image {most_pixels} pixels."
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +114,7 @@ class Frame:
                 raise InputError(f"preprocessing must {does} {' or '.join(known)}, not {value!r}.")
         if min(self.height_px, self.width_px) < 1:
             raise InputError(f"preprocessing to {self.height_px}x{self.width_px} pixels is not possible.")
+        require_size(self.height_px, self.width_px)
         if self.short_px and (self.fit != "crop" or self.short_px < max(self.height_px, self.width_px)):
             raise InputError(
                 f"a shorter side of {self.short_px} pixels is for a crop of at most that size, "
@@ -229,10 +241,10 @@ class ModelInfo:
     preprocess: Preprocess | None = None
     data: str = ""
     recipe: dict[str, Any] = field(default_factory=dict)
-    metrics: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, int | float] = field(default_factory=dict)
     graph: str = ""
     task: str = ""
-    reading: dict[str, Any] = field(default_factory=dict)
+    reading: dict[str, str | int | float | bool] = field(default_factory=dict)
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
@@ -257,16 +269,12 @@ class ModelInfo:
 def info_from_json(text: str, *, source: str) -> ModelInfo:
     """Parse what `to_json` wrote. Raises InputError that names the source and what is wrong."""
     try:
-        value = json.loads(text)
-        if value["schema"] not in range(1, SCHEMA + 1):
-            raise InputError(f"schema {value['schema']!r}; this version reads 1 to {SCHEMA}")
-        prep = value.pop("preprocess")
-        if prep is not None:
-            prep = Preprocess(**{**prep, "mean": tuple(prep["mean"]), "std": tuple(prep["std"])})
-        known = {"schema": SCHEMA, "preprocess": prep, "recipe": dict(value["recipe"])}
-        known["reading"] = dict(value.get("reading", {}))
-        if value["schema"] < 3 and value["classes"]:
-            known["task"] = "classification"
-        return ModelInfo(**{**value, "classes": tuple(value["classes"])} | known)
-    except (InputError, ValueError, KeyError, TypeError, AttributeError) as cause:
-        raise InputError(f"{source} holds damaged metadata ({type(cause).__name__}: {cause}).") from cause
+        value = parse_json(text, source="it")
+        if not isinstance(value, dict) or value.get("schema") not in range(1, SCHEMA + 1):
+            said = shown(value.get("schema") if isinstance(value, dict) else value)
+            raise InputError(f"schema {said}; this version reads 1 to {SCHEMA}")
+        if value["schema"] < 3 and value.get("classes"):
+            value["task"] = "classification"
+        return record(ModelInfo, value | {"schema": SCHEMA}, source="ModelInfo")
+    except InputError as cause:
+        raise InputError(f"{source} holds damaged metadata ({str(cause).rstrip('.')}).") from cause

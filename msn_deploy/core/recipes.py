@@ -6,12 +6,12 @@ file, the key and the value.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields, is_dataclass
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from dataclasses import asdict, fields
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     ConfigDict,
     Field,
@@ -23,16 +23,19 @@ from pydantic import (
     ValidationError,
 )
 from pydantic.dataclasses import dataclass
-from pydantic_core import ErrorDetails
 
-from msn_deploy.core.errors import InputError, did_you_mean
-from msn_deploy.core.home import read_toml, tomllib
-from msn_deploy.core.model_info import DEFAULT_METHOD, DEFAULT_PERCENTILE, DEFAULT_SAMPLES, Fit, NormName
+from msn_deploy.core.errors import InputError, shown
+from msn_deploy.core.home import read_toml
+from msn_deploy.core.model_info import DEFAULT_METHOD, DEFAULT_PERCENTILE, DEFAULT_SAMPLES, Fit, NormName, require_size
+from msn_deploy.core.reader import new_file_name, parse_toml, refusal
 
 T = TypeVar("T")
+_MOST_PIXELS = 2**22  # of a training image
 STRICT: ConfigDict = ConfigDict(extra="forbid", allow_inf_nan=False, populate_by_name=True)
 """The configuration of every record that is read from a file."""
 
+FileName = Annotated[StrictStr, AfterValidator(new_file_name)]
+"""Text that files are named after."""
 Count = Annotated[StrictInt, Field(ge=1)]
 Seed = Annotated[StrictInt, Field(ge=0, lt=2**32)]
 _Share = Annotated[StrictFloat, Field(ge=0, lt=1)]
@@ -47,17 +50,6 @@ _IN_A_GAN = (
     *("power_iterations", "seed"),
     *("name", "net", "norm", "data", "input_shape", "width", "fit", "gan", "train"),
 )
-_LIMITS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
-_KINDS = {
-    "int_type": "a whole number",
-    "float_type": "a number",
-    "finite_number": "a finite number",
-    "string_type": "text",
-    "bool_type": "true or false",
-    "tuple_type": "a list",
-    "dict_type": "a section",
-    "dataclass_type": "a section",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
@@ -94,7 +86,7 @@ class TrainOptions:
     """Run the network in bfloat16 under autocast; weights, optimizer and loss stay in float32."""
     channels_last: StrictBool = False
     """Keep activations and weights in the channels_last memory format."""
-    power_iterations: Count = 1
+    power_iterations: Annotated[StrictInt, Field(ge=1, le=1000)] = 1
     """Per training step, for sigma."""
     freeze: Freeze = "none"
     """statistics: the running mean and variance of BN, and the mean, u and v of MSN, stay as they are and are what
@@ -123,15 +115,16 @@ class GanOptions:
 def _shape(value: object) -> object:
     match value:
         case [1, 1 | 3, int(height), int(width)] if min(height, width) >= 1:
+            require_size(height, width, _MOST_PIXELS)
             return value
-    raise ValueError(f"must be [1, 1 or 3, height, width] in whole numbers, got {value!r}.")
+    raise ValueError(f"must be [1, 1 or 3, height, width] in whole numbers, got {shown(value)}.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class Recipe:
     """One network, one norm, and how to train it."""
 
-    name: StrictStr
+    name: FileName
     """Of the checkpoint's file, unless the file says otherwise that of the recipe's."""
     net: StrictStr
     """A name in `nets.registry`."""
@@ -167,7 +160,7 @@ class Recipe:
                 value = getattr(section, option.name)
                 if option.name not in _IN_A_GAN and value != option.default:
                     raise InputError(
-                        f"{prefix}{option.name} has no part in training a GAN, got {value!r}.\nLeave it out."
+                        f"{prefix}{option.name} has no part in training a GAN, got {shown(value)}.\nLeave it out."
                     )
 
     @property
@@ -200,7 +193,7 @@ class Recipe:
 class CalibrationRecipe:
     """What a calibration takes: a TOML file under `calibration/`."""
 
-    name: StrictStr
+    name: FileName
     data: StrictStr
     """A known name or a folder; its training images are taken."""
     samples: Count = DEFAULT_SAMPLES
@@ -242,8 +235,8 @@ def with_settings(recipe: Recipe, settings: Sequence[str]) -> Recipe:
     for setting in settings:
         key, _, text = (part.strip() for part in setting.partition("="))
         try:
-            value = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
+            value = parse_toml(f"value = {text}", source=setting)["value"]
+        except InputError:  # text without quotes
             value = text
         section, _, name = key.rpartition(".")
         if not name or not text or (section and not isinstance(changed.get(section), dict)):
@@ -259,41 +252,5 @@ def validated(cls: type[T], value: Mapping[str, Any], *, source: str) -> T:
     """
     try:
         return TypeAdapter(cls).validate_python(dict(value))
-    except ValidationError as cause:
-        # A key that is missing may be one that was misspelt, so the others come first.
-        error = min(cause.errors(), key=lambda each: each["type"] == "missing")
-        raise InputError(f"{source}{_told(cls, error)}") from cause
-    except InputError as cause:
-        raise InputError(f"{source}: {cause}") from cause
-
-
-def _told(record: Any, error: ErrorDetails) -> str:
-    """Return " [SECTION]: " and what is wrong with one key of it."""
-    *path, key = error["loc"]
-    if isinstance(key, int):
-        key = f"{path.pop()}[{key}]"
-    section = f" [{'.'.join(str(step + 1 if isinstance(step, int) else step) for step in path)}]" if path else ""
-    kind, value, context = error["type"], error["input"], error.get("ctx", {})
-    limits = " ".join(f"{_LIMITS[name]} {limit:g}" for name, limit in context.items() if name in _LIMITS)
-    option = " (--lr)" * (key == "learning_rate")
-    told = f"{key}{option} must be {_KINDS.get(kind) or limits or error['msg']}, got {value!r}."
-    if kind == "missing":
-        told = f"missing key {key!r}."
-    elif kind == "unexpected_keyword_argument":
-        for step in (each for each in path if isinstance(each, str)):
-            inner = _keys(record)[step]
-            record = next(each for each in (inner, *get_args(inner)) if is_dataclass(each))
-        told = f"unknown key {key!r}{did_you_mean(key, list(_keys(record)))}"
-    elif kind == "literal_error":
-        known = re.findall("'(.*?)'", context["expected"])
-        told = f"unknown {key} {value!r}{did_you_mean(str(value), known)}"
-    elif kind == "value_error":
-        told = f"{key} {context['error']}"
-    elif kind == "tuple_type" and isinstance(value, dict):
-        told = f"{key} must be written as tables, [[{key}]]."
-    return f"{section}: {told}"
-
-
-def _keys(record: Any) -> dict[str, Any]:
-    """Return the types of a record's keys, by their names in a file."""
-    return {str(each.validation_alias or name): each.annotation for name, each in record.__pydantic_fields__.items()}
+    except (ValidationError, InputError) as cause:
+        raise refusal(cls, cause, source=source) from cause

@@ -11,7 +11,9 @@ from pydantic.dataclasses import dataclass
 from msn_deploy.core.errors import InputError, did_you_mean
 from msn_deploy.core.home import read_toml
 from msn_deploy.core.model_info import Precision
-from msn_deploy.core.recipes import STRICT, Count, Recipe, load_recipe, recipe_from_dict, validated
+from msn_deploy.core.recipes import STRICT, Count, FileName, Recipe, load_recipe, recipe_from_dict, validated
+
+_Seconds = Annotated[StrictFloat, Field(gt=0, le=86_400)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
@@ -27,7 +29,7 @@ class Row:
 class Network:
     """A network whose rows are measured in one run, the first of them as the baseline."""
 
-    name: StrictStr
+    name: FileName
     """Of its files."""
     rows: Annotated[tuple[Row, ...], Field(validation_alias="row")] = ()
     title: StrictStr = ""
@@ -36,16 +38,12 @@ class Network:
     """Keys that replace those of every row's recipe, as in the recipe's own file."""
     reference: StrictStr = ""
     """The row that the others are also compared with, each in its own precision."""
-    opset: StrictInt = 17
+    opset: Count = 17
     """Of all rows."""
-    seconds: StrictFloat | None = None
+    seconds: _Seconds | None = None
     """In place of the suite's."""
 
     def __post_init__(self) -> None:
-        if not self.name or not self.name.replace("-", "").replace("_", "").isalnum():
-            raise InputError(
-                f"the name of a network becomes that of a file: letters, digits, - and _; not {self.name!r}."
-            )
         names = [row.name for row in self.rows]
         if not names or len(set(names)) < len(names):
             raise InputError(f"network {self.name} needs rows, each with a name of its own; it has {names}.")
@@ -71,21 +69,22 @@ class Suite:
     seconds, block_ms, warmup_seconds, warmup_queries, max_queries: see bench.measure.MeasureOptions.
     """
 
-    name: StrictStr
+    name: FileName
+    """Of its folder."""
     networks: Annotated[tuple[Network, ...], Field(validation_alias="network")] = ()
     title: StrictStr = ""
     provider: Literal["cpu", "cuda", "tensorrt", "engine"] = "cpu"
     """engine builds TensorRT engines, `replicates` of each."""
-    threads: StrictInt | None = None
+    threads: Annotated[StrictInt, Field(ge=1, le=1024)] | None = None
     """Of the CPU; None is all cores."""
-    batches: tuple[Count, ...] = (1,)
+    batches: tuple[Annotated[StrictInt, Field(ge=1, le=65_536)], ...] = (1,)
     precisions: tuple[Precision, ...] = ("fp32",)
-    replicates: Count = 1
-    seconds: StrictFloat = 5.0
-    block_ms: StrictFloat = 10.0
-    warmup_seconds: StrictFloat = 1.0
-    warmup_queries: StrictInt = 5
-    max_queries: StrictInt = 6000
+    replicates: Annotated[StrictInt, Field(ge=1, le=100)] = 1
+    seconds: _Seconds = 5.0
+    block_ms: Annotated[StrictFloat, Field(gt=0, le=1e6)] = 10.0
+    warmup_seconds: Annotated[StrictFloat, Field(ge=0, le=86_400)] = 1.0
+    warmup_queries: Annotated[StrictInt, Field(ge=0, le=10**6)] = 5
+    max_queries: Count = 6000
 
     def __post_init__(self) -> None:
         names = tuple(network.name for network in self.networks)

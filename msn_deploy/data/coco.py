@@ -9,7 +9,6 @@ Source of the format: cocodataset.org/#format-data.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,8 @@ from numpy.typing import NDArray
 
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.model_info import TaskName
-from msn_deploy.core.opening import read_input
+from msn_deploy.core.opening import MOST_BYTES, read_input
+from msn_deploy.core.reader import parse_json
 from msn_deploy.data.decode import MOST_PIXELS
 from msn_deploy.data.folders import IMAGES, SPLITS, inside, of_split, split_folder
 from msn_deploy.data.images import Raw, without_labels
@@ -238,10 +238,7 @@ def _json(file: Path) -> Any:
     raw = read_input(file, "annotations")
     if (count := raw.count(b"[") + raw.count(b"{")) > _MOST_PARTS:  # each takes much more memory than its two brackets
         raise InputError(f"{file} has {count:,} lists and objects; up to {_MOST_PARTS:,} are read.")
-    try:
-        return json.loads(raw)
-    except (ValueError, RecursionError) as cause:  # the second: thousands of brackets
-        raise InputError(f"{file} is not JSON ({type(cause).__name__}: {str(cause)[:100]}).") from cause
+    return parse_json(raw, source=str(file), most_bytes=MOST_BYTES["annotations"])
 
 
 def _whole(of: dict[str, Any], key: str, file: Path, what: str) -> int:

@@ -6,11 +6,13 @@ it cannot (ahead of time, without a GPU). Both name types in the words of their 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from msn_deploy.core.errors import InputError
+from msn_deploy.core.reader import parse_json
 
 # The first that is found decides; "Half" stands in "Datatype: Half" and in "Row major linear FP16 format" as FP16.
 _PRECISIONS = {
@@ -26,6 +28,7 @@ _PRECISIONS = {
     "bool": r"bool",
 }
 # TensorRT: "CaskConvolution", "CaskGemm", "CaskDeconvolution", "MatrixMultiply"; RTX: "correlation", "deconv", "gemm".
+INSPECTED_BYTES = 64 << 20  # of what an inspector says of an engine
 _HEAVY = "correlation|conv|gemm|matmul|matrix_?mul|fully_?connected"
 
 
@@ -79,9 +82,9 @@ def layers_from_json(text: str) -> tuple[Layer, ...]:
     was built without details.
     """
     try:
-        rows = json.loads(text)["Layers"]
+        rows = parse_json(text, source="the engine inspector's answer", most_bytes=INSPECTED_BYTES)["Layers"]
         return tuple(_from_row(row) for row in rows)
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (InputError, KeyError, TypeError, AttributeError):
         return ()
 
 

@@ -5,7 +5,6 @@ Profiling slows a query down, so these times show where the time goes, not how l
 
 from __future__ import annotations
 
-import json
 import re
 import statistics
 from collections import defaultdict
@@ -15,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.partials import partial_folder
-from msn_deploy.engine.inspector import layers_from_json
+from msn_deploy.core.reader import parse_json
+from msn_deploy.engine.inspector import INSPECTED_BYTES, layers_from_json
 from msn_deploy.engine.ort import OrtRunner
 from msn_deploy.engine.trt import TrtRunner
 from msn_deploy.model.opened import OpenModel, made_model
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from msn_deploy.model.feeds import Feeds
 
 RUNS = 50
+_MOST_BYTES = 512 << 20  # of what a profiler writes: some lines per node and query
 _WARM_UP = 5  # runs that do not count
 _PRECISIONS = {"float": "fp32", "float16": "fp16", "bfloat16": "bf16", "uint8": "int8"}
 # How ONNX Runtime renames: a convolution in its blocked layout is called after what it makes, a tensor that was moved
@@ -107,7 +108,7 @@ def time_ort_layers(
         finally:
             runner.close()
         made_from = fusions(named.graph, onnx.load(optimized).graph)
-        events = json.loads(profile.read_text(encoding="utf-8"))
+        events = parse_json(profile.read_bytes(), source="ONNX Runtime's profile", most_bytes=_MOST_BYTES)
     timed = _from_profile(events, made_from, {node.name: node.op_type for node in named.graph.node}, skip=_WARM_UP)
     return _table("ONNX Runtime's profiler", timed, runs)
 
@@ -229,11 +230,11 @@ def fusions(graph: Any, optimized: Any) -> dict[str, tuple[str, ...]]:
 def _origins(inspected: str) -> dict[str, list[str]]:
     """Read which ONNX nodes a layer of an engine stands for; TensorRT 10 writes them into its metadata."""
     try:
-        rows = json.loads(inspected)["Layers"]
+        rows = parse_json(inspected, source="the engine inspector's answer", most_bytes=INSPECTED_BYTES)["Layers"]
         return {
             str(row["Name"]): re.findall(r"\[ONNX Layer: ([^\]]+)\]", str(row.get("Metadata", "")))
             for row in rows
             if isinstance(row, dict)
         }
-    except (ValueError, KeyError, TypeError):
+    except (InputError, KeyError, TypeError):
         return {}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from msn_deploy.core.artifacts import Parent, Sidecar, read_sidecar, sidecar_path
-from msn_deploy.core.errors import InputError
+from msn_deploy.core.errors import InputError, shown
 from msn_deploy.core.model_info import PRECISIONS, ModelInfo, info_from_json
 from msn_deploy.core.opening import open_input
 from msn_deploy.machine.device import DeviceFacts, Gpu, first_gpu, module_of, target_of, what_machine
@@ -177,13 +177,19 @@ def _described(path: Path, data: bytes, side: Sidecar, name: str) -> Plan:
     for key, value in facts.items():
         known = {"backend": TITLES, "precision": PRECISIONS}.get(key)
         if type(value) not in _KINDS[key] or (known is not None and value not in known):
-            raise InputError(f"{name} says {key} = {value!r}, which this version does not know.\nUpdate msn-deploy.")
+            raise InputError(
+                f"{name} says {key} = {shown(value)}, which this version does not know.\nUpdate msn-deploy."
+            )
     machine, info, needs = facts.pop("machine") or {}, facts.pop("info"), facts.pop("plugins") or []
     arch, model, memory, l4t, driver = (machine.get(key) for key in ("arch", "jetson", "memory_gib", "l4t", "driver"))
-    shapes = [str(each) for each in side.config.get("shapes") or ()]
+    shapes = side.config.get("shapes") or []
+    if not isinstance(shapes, list):
+        said = shown(shapes)
+        raise InputError(f"{name} says shapes = {said}, which this version does not know.\nUpdate msn-deploy.")
+    shapes = [str(each) for each in shapes]
     for text in (onnx.file, arch, model, l4t, driver, *map(str, needs), *shapes, *facts.values()):
         if isinstance(text, str) and not text.isprintable():  # it goes to the terminal, before anything is trusted
-            raise InputError(f"{name} holds {text!r}, which is no name.\nBuild the plan again.")
+            raise InputError(f"{name} holds {shown(text)}, which is no name.\nBuild the plan again.")
     compatible = machine.get("compatible") or ()
     module = None
     if isinstance(model, str) and isinstance(memory, int | float | None) and isinstance(compatible, list | tuple):

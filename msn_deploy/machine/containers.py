@@ -6,11 +6,12 @@ description names the GPU, and `--gpus` takes that one, too, since moby/moby#502
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
+from msn_deploy.core.errors import InputError
+from msn_deploy.core.reader import parse_json
 from msn_deploy.machine.device import TREE_COPY
 from msn_deploy.machine.files import exists, names_in, read_start, read_text
 
@@ -60,7 +61,7 @@ def docker_run(root: Path | None = None, *, gpu: str = GPU_FLAGS[0]) -> str:
 def _daemon(root: Path) -> dict[str, Any]:
     """Return Docker's configuration; empty where there is none, or none that is one."""
     try:
-        value = json.loads(read_text(root / "etc/docker/daemon.json") or "{}")
-    except ValueError:
+        value = parse_json(read_text(root / "etc/docker/daemon.json") or "{}", source="daemon.json")
+    except InputError:
         return {}
     return value if isinstance(value, dict) else {}

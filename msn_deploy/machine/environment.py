@@ -10,6 +10,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from msn_deploy.core.errors import InputError
+from msn_deploy.core.reader import record
 from msn_deploy.machine.device import board_text, what_machine
 from msn_deploy.machine.files import paths, read_number, read_text
 from msn_deploy.machine.libraries import installed_version
@@ -56,30 +58,11 @@ class Environment:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Environment:
-        """Read what `to_json` wrote, in this version or an earlier one. Raises ValueError for other types of values."""
+        """Read what `to_json` wrote, in this version or an earlier one. Raises InputError for other types of values."""
         if not isinstance(value, Mapping):
-            raise ValueError("environment must be an object")
+            raise InputError("environment must be a section.")
         known = {each.name: value[each.name] for each in fields(cls) if value.get(each.name) is not None}
-        for name, content in known.items():
-            kind = _KINDS.get(name, str)
-            if kind is tuple and isinstance(content, list):
-                known[name] = content = tuple(content)
-            numbers = content if kind is tuple and isinstance(content, tuple) else ()
-            if not isinstance(content, kind) or not all(isinstance(number, int | float) for number in numbers):
-                raise ValueError(f"environment: {name} is {content!r}")
-        return cls(**known)
-
-
-# Of values that are no text.
-_KINDS: Mapping[str, type] = {
-    "cores_usable": int,
-    "memory_mib": int,
-    "frequency_mhz": tuple,
-    "load_average": tuple,
-    "clocks_pinned": bool,
-    "gpu_limits_mhz": tuple,
-    "versions": dict,
-}
+        return record(cls, known, source="environment")
 
 
 def read_environment(root: Path = Path("/")) -> Environment:

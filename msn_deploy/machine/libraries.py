@@ -6,13 +6,14 @@ empty files in place of libraries, which the loader calls `file too short`. Noth
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from msn_deploy.core.errors import InputError
 from msn_deploy.core.optional import version_of
+from msn_deploy.core.reader import parse_json
 from msn_deploy.machine.files import exists, names_in, read_start, read_text
 
 _FOLDERS = (
@@ -85,8 +86,8 @@ def cuda_version(root: Path, libraries: tuple[Library, ...]) -> str | None:
     for name in ("cuda", *(name for name in names_in(root / "usr/local") if name.startswith("cuda-"))):
         home = root / "usr/local" / name
         try:
-            version = json.loads(read_text(home / "version.json") or "{}")["cuda"]["version"]
-        except (ValueError, KeyError, TypeError, RecursionError):
+            version = parse_json(read_text(home / "version.json") or "{}", source="version.json")["cuda"]["version"]
+        except (InputError, KeyError, TypeError):
             version = None
         text = version if isinstance(version, str) else read_text(home / "version.txt") or ""
         found = re.search(r"\d{1,3}\.\d{1,3}(\.\d{1,5})?", text)

@@ -167,7 +167,7 @@ def bench(
 
 def read_result(path: Path) -> BenchResult:
     """Read what `write_json` wrote. Raises InputError."""
-    return from_json(read_input(path, "result").decode("utf-8", "replace"), source=str(path))
+    return from_json(read_input(path, "result"), source=str(path))
 
 
 def write_gate(result: BenchResult, gate: Gate, models: Sequence[Path], *, md: Path | None, xml: Path | None) -> None:

@@ -23,6 +23,7 @@ from msn_deploy.core.artifacts import publish, read_sidecar, sha256_of, sidecar_
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.partials import partial_folder
 from msn_deploy.core.progress import Progress, silent
+from msn_deploy.core.reader import record
 from msn_deploy.engine import BuildOptions, OrtRunner, Target
 from msn_deploy.engine.device_script import DLA_RELEASES, LIBRARY, assignments, library_text, with_options
 from msn_deploy.machine.device import TREE_COPY, board_words
@@ -188,17 +189,8 @@ def _kept(out: Path, config: Mapping[str, object], models: Sequence[BundledModel
     side = read_sidecar(out)
     if side.kind != "bundle" or side.config != config or side.sha256 != sha256_of(out):
         return None
-    return BundleReport(
-        path=out,
-        bytes=side.bytes,
-        target=str(config["target"]),
-        sha256=side.sha256,
-        digest=side.facts["digest"],
-        models=tuple(models),
-        files=side.facts["files"],
-        wheels=tuple(side.facts["wheels"]),
-        left_out=tuple(side.facts["left_out"]),
-    )
+    plain = {"bytes": side.bytes, "target": config["target"], "sha256": side.sha256, **side.facts}
+    return record(BundleReport, plain, source=f"the sidecar of {out}", path=out, models=tuple(models))
 
 
 def _sums(contents: Mapping[str, bytes | Path]) -> bytes:

@@ -20,9 +20,18 @@ from pathlib import Path
 from typing import Any
 
 from msn_deploy.core.artifacts import read_sidecar, sha256_of, sidecar_path
-from msn_deploy.core.errors import GateError, InputError, MissingDependency, MissingDevice, MsnDeployError, first_line
+from msn_deploy.core.errors import (
+    GateError,
+    InputError,
+    MissingDependency,
+    MissingDevice,
+    MsnDeployError,
+    first_line,
+    shown,
+)
 from msn_deploy.core.partials import exclusive
 from msn_deploy.core.progress import Progress, silent
+from msn_deploy.core.reader import record
 from msn_deploy.engine import BuildOptions, Check, OrtRunner, Plan, Runner, build_engine_file, find_target, runner_of
 from msn_deploy.engine.build import choose_site
 from msn_deploy.engine.build_options import DEFAULT_BATCH
@@ -105,7 +114,7 @@ def prove_engine(path: Path, model: OpenModel, here: Here) -> None:
         MissingDependency: What runs it is not installed.
         MissingDevice: There is no such GPU here.
     """
-    libraries = [Path(str(each)) for each in read_sidecar(path).config.get("plugins") or ()]
+    libraries = [Path(each) for each in _texts(read_sidecar(path).config, "plugins")]
     plan = preflight(path, here=here, plugins=libraries)
     runner = runner_of(plan)
     try:
@@ -209,6 +218,9 @@ def _rebuild(path: Path, plan: Plan, onnx: Path, here: Here, prove: Prove, progr
     """Build an engine anew next to the old one, prove it, and put it in its place."""
     side = read_sidecar(path)
     options = options_of(side.config, path.parent)
+    replicate = side.facts.get("replicate") or 1
+    if type(replicate) is not int:
+        raise InputError(f"the sidecar's replicate must be a whole number, got {shown(replicate)}.")
     if side.config.get("timing_cache"):
         _LOG.warning("%s is not used: its times are of another TensorRT or driver.", side.config["timing_cache"])
     model = open_model(onnx, step="doctor")
@@ -219,9 +231,7 @@ def _rebuild(path: Path, plan: Plan, onnx: Path, here: Here, prove: Prove, progr
     ):
         fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel lets go of it, however this process ends
         out = Path(scratch, path.name)
-        build_engine_file(
-            model, out, options=options, site=site, replicate=int(side.facts.get("replicate") or 1), progress=progress
-        )
+        build_engine_file(model, out, options=options, site=site, replicate=replicate, progress=progress)
         prove(out, model, here)
         with exclusive(path.parent):
             for new in (out, sidecar_path(out)):  # between the two the old sidecar calls the engine another one
@@ -239,20 +249,30 @@ def options_of(config: Mapping[str, Any], folder: Path) -> BuildOptions:
     if table is not None and (folder / table.name).is_file():
         table = folder / table.name
     plain = {name: config[name] for name in _PLAIN if config.get(name) is not None}
-    try:
-        return BuildOptions(
-            target=None if target is None or target.jetson else target,
-            shapes=tuple(parse_shapes(str(each)) for each in config.get("shapes") or ()),
-            plugins=tuple(Path(str(each)) for each in config.get("plugins") or ()),
-            batch=None if config.get("batch") in (None, DEFAULT_BATCH) else int(config["batch"]),
-            calibration_table=table,
-            **plain,
-        )
-    except (TypeError, ValueError) as cause:
-        raise InputError(f"the sidecar holds options that this version does not know: {cause}.") from cause
+    if plain.get("batch") == DEFAULT_BATCH:
+        del plain["batch"]
+    return record(
+        BuildOptions,
+        plain,
+        source="the sidecar's options",
+        target=None if target is None or target.jetson else target,
+        shapes=tuple(parse_shapes(each) for each in _texts(config, "shapes")),
+        plugins=tuple(Path(each) for each in _texts(config, "plugins")),
+        calibration_table=table,
+        timing_cache=None,
+    )
+
+
+def _texts(config: Mapping[str, Any], key: str) -> list[str]:
+    """Return the list of texts that a sidecar holds under a key. Raises InputError for anything else."""
+    found = config.get(key) or []
+    if not isinstance(found, list) or not all(isinstance(each, str) for each in found):
+        raise InputError(f"the sidecar's options: {key} must be a list of texts, got {shown(found)}.")
+    return found
 
 
 _PLAIN = (
+    "batch",
     "precision",
     "backend",
     "min_batch",

@@ -128,7 +128,8 @@ def _is_trained(step: Step) -> bool:
     recipe, checkpoint = step.form.recipe, step.out
     if not checkpoint.is_file() or _state(step).is_file():  # the state goes with the last epoch
         return False
-    found = read_sidecar(checkpoint).config.get("recipe", {})
+    recorded = read_sidecar(checkpoint).config.get("recipe")
+    found = recorded if isinstance(recorded, dict) else {}
     wanted = recipe.to_dict()
     for key in _IDENTITY:
         if found.get(key) != wanted[key]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 from msn_deploy.core.artifacts import write_json
 from msn_deploy.core.errors import InputError, first_line
 from msn_deploy.core.home import home_folder
-from msn_deploy.core.opening import read_input
+from msn_deploy.core.opening import MOST_BYTES, read_input
 from msn_deploy.core.optional import version_of
 from msn_deploy.core.progress import Progress, silent
+from msn_deploy.core.reader import parse_json, record
 from msn_deploy.data.feeds import Samples
 from msn_deploy.engine.ort import run_on_one_thread
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 _SCHEMA = 1
+_LARGEST = MOST_BYTES["result"]
 PARTS = ("model", "images", "samples", "preprocessing", "method", "tensors", "versions")
 
 
@@ -75,9 +76,10 @@ def measured_ranges(
     if use_cache:
         found = look_up(parts)
         said = found.said
-        if found.entry is not None and (not sufficiency or "drift" in found.entry):
-            drift = tuple(Drift(**point) for point in found.entry.get("drift", ())) if sufficiency else ()
-            return Ranges(values=found.entry["ranges"], drift=drift, cache=said)
+        if found.entry is not None and (not sufficiency or found.entry.drift is not None):
+            points = (found.entry.drift or ()) if sufficiency else ()
+            drift = tuple(record(Drift, point, source="the cached drift") for point in points)
+            return Ranges(values=found.entry.ranges, drift=drift, cache=said)
         if found.entry is not None:
             said = "cached scales come without a sufficiency curve: measured again"
     groups = shuffled_groups(len(samples)) if sufficiency else None
@@ -93,10 +95,20 @@ def measured_ranges(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """What one file of the cache holds: the key's parts, the ranges by tensor, and the drift where it was measured."""
+
+    parts: dict[str, Any]
+    ranges: dict[str, float]
+    drift: tuple[dict[str, int | float], ...] | None = None
+    schema: int = _SCHEMA
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
     """What the cache answers: `entry`, or None; `said`: a hit, or which part of the nearest entry is another."""
 
-    entry: Mapping[str, Any] | None
+    entry: Entry | None
     said: str
 
 
@@ -114,12 +126,12 @@ def look_up(parts: Mapping[str, Any]) -> Found:
     """Find the entry whose parts are all the same. A damaged entry counts as none, with a warning."""
     path = entry_path(parts)
     entry = _read(path)
-    if entry is not None and entry["parts"] == _plain(parts):
+    if entry is not None and entry.parts == _plain(parts):
         return Found(entry=entry, said=f"scales from cache {path}")
-    nearest = max(_entries(), key=lambda each: _likeness(each["parts"], parts), default=None)
-    if nearest is None or _likeness(nearest["parts"], parts) == 0:
+    nearest = max(_entries(), key=lambda each: _likeness(each.parts, parts), default=None)
+    if nearest is None or _likeness(nearest.parts, parts) == 0:
         return Found(entry=None, said="no cached scales for this model")
-    changed = [_change(part, nearest["parts"].get(part), parts[part]) for part in PARTS]
+    changed = [_change(part, nearest.parts.get(part), parts[part]) for part in PARTS]
     return Found(entry=None, said="cached scales do not fit: " + "; ".join(filter(None, changed)))
 
 
@@ -132,23 +144,26 @@ def store(parts: Mapping[str, Any], values: Mapping[str, Any]) -> None:
         _LOG.warning("the scales are not cached: %s", str(cause).splitlines()[0])
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def _read(path: Path) -> Entry | None:
     try:
         if not os.path.lexists(path):
             return None
-        entry: dict[str, Any] = json.loads(read_input(path, "result"))
-        seal = entry.pop("seal")
-        if seal != _digest(entry) or entry["schema"] != _SCHEMA:
-            raise ValueError("changed after it was written")
-        if not all(math.isfinite(value) and value >= 0 for value in entry["ranges"].values()) or not entry["parts"]:
-            raise ValueError("no ranges")
-    except (InputError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as cause:
-        _LOG.warning("calibration cache %s is damaged (%s) and not used", path, first_line(cause))
+        value = parse_json(read_input(path, "result"), source="it", most_bytes=_LARGEST, finite=True)
+        seal = value.pop("seal", None) if isinstance(value, dict) else None
+        if seal != _digest(value):
+            raise InputError("it was changed after it was written")
+        entry = record(Entry, value, source="it")
+        tensors = entry.parts.get("tensors")
+        fits = isinstance(tensors, list) and {*map(str, tensors)} == entry.ranges.keys()
+        if entry.schema != _SCHEMA or not fits or min(entry.ranges.values(), default=0) < 0:
+            raise InputError("its ranges are not those of its tensors")
+    except InputError as cause:
+        _LOG.warning("calibration cache %s is damaged (%s) and not used", path, first_line(cause).rstrip("."))
         return None
     return entry
 
 
-def _entries() -> Iterator[dict[str, Any]]:
+def _entries() -> Iterator[Entry]:
     try:
         paths = sorted(cache_folder().glob("*.json"), key=os.path.getmtime, reverse=True)
     except OSError:
@@ -174,7 +189,7 @@ def _change(part: str, old: Any, new: Any) -> str:
 
 def _plain(value: Any) -> Any:
     """Return the value as it comes back from JSON: tuples are lists."""
-    return json.loads(json.dumps(value))
+    return parse_json(json.dumps(value), source="the key of the cache", most_bytes=_LARGEST)
 
 
 def _digest(value: Any) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from msn_deploy.core import errors
-from msn_deploy.core.errors import size_text
+from msn_deploy.core.errors import InputError, fitted, shown, size_text, tamed
 from msn_deploy.core.optional import require, version_of
 
 EXIT_CODES = {
@@ -97,3 +97,44 @@ def test_version_of() -> None:
 )
 def test_a_size_has_three_digits_and_a_binary_unit(count: int | None, text: str) -> None:
     assert size_text(count) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain, été, 日本\n", "plain, été, 日本\n"),
+        ("\x1b[31mred\x07\t\r", "\\x1b[31mred\\x07\\t\\r"),
+        ("a\x9b31mb\x7f\x85", "a\\x9b31mb\\x7f\\x85"),
+        ("\u202egnp.exe\u2028\ufeff", "\\u202egnp.exe\\u2028\\ufeff"),
+        ("byte \udcff, half \ud83d", "byte \\xff, half \\ud83d"),
+    ],
+)
+def test_what_a_terminal_obeys_is_written_out(text: str, shown: str) -> None:
+    assert tamed(text) == shown
+    assert str(InputError(text)) == shown
+
+
+def test_long_text_loses_its_middle() -> None:
+    assert fitted("abc", 3) == "abc"
+    cut = fitted("a" * 500 + "z" * 500, 100)
+    assert (len(cut), cut[:10], cut[-10:]) == (100, "a" * 10, "z" * 10)
+    assert " [...] " in cut
+    assert len(shown("x" * 10**6)) == 120
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"x.toml: name must be text, got {'a' * 100_000!r}.\nType something else.",
+        "a" * 1000 + "\n" + "b" * 1000 + "\n" + "c" * 1000,
+        "\n".join(f"line {at}" for at in range(50)),
+        f"one\ntwo\n{'three ' * 10_000}",
+        "\x1b" * 1000,
+    ],
+)
+def test_a_message_has_three_lines_and_600_characters_at_most(text: str) -> None:
+    message = str(InputError(text))
+    assert len(message) <= 590
+    assert len(message.splitlines()) <= 3
+    assert message[:5] == tamed(text)[:5]
+    assert message[-5:] == tamed(text)[-5:]

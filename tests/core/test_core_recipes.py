@@ -146,6 +146,11 @@ def test_the_classifier_is_linear_unless_the_recipe_says_otherwise(tmp_path: Pat
         ("epochs = 3", 'epochs = 3\namp = "yes"', ["amp must be true or false, got 'yes'"]),
         ("width = 4", 'width = 4\nclasifier = "sn"', ["unknown key 'clasifier'", "did you mean 'classifier'"]),
         ("[1, 1, 28, 28]", "[1, 28, 28]", ["input_shape", "[1, 28, 28]"]),
+        ("[1, 1, 28, 28]", "[1, 1, 3000, 3000]", ["3000x3000", "too large"]),
+        ("[1, 1, 28, 28]", "[1, 1, 28, 2147483648]", ["28x2147483648", "too large"]),
+        ("epochs = 3", "epochs = 3\npower_iterations = 1000000", ["power_iterations must be at most 1000"]),
+        ('net = "cnn3"', "net = " + "[" * 5000, ["not valid TOML", "nested too deeply"]),
+        ('norm = "bn"', f'norm = "{"b" * 90_000}"', ["unknown norm 'bbbb", " [...] "]),
         ("[1, 1, 28, 28]", "[8, 1, 28, 28]", ["input_shape", "[8, 1, 28, 28]"]),
         ("[1, 1, 28, 28]", "[1, 2, 28, 28]", ["input_shape", "1 or 3"]),
         ("[1, 1, 28, 28]", "[1, 1, 28, 2.5]", ["input_shape", "whole numbers"]),
@@ -195,7 +200,7 @@ def test_whole_numbers_serve_as_numbers_and_nothing_else_is_converted(tmp_path: 
 
 def test_bytes_that_are_no_text_are_not_valid_toml(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_bytes(b"net = \xff\xfe")
-    with pytest.raises(InputError, match=r"mine\.toml is not valid TOML"):
+    with pytest.raises(InputError, match=r"mine\.toml is not text in UTF-8"):
         load_recipe(str(tmp_path / "mine.toml"))
 
 

@@ -94,6 +94,9 @@ def test_what_is_given_on_the_command_line_wins(tmp_path):
     ("old", "new", "said"),
     [
         ("batches = [1, 2]", "batches = [1, 1]", "batches must be one or more, none of them twice"),
+        ("batches = [1, 2]", "batches = [1000000]", "batches[0] must be at most 65536, got 1000000"),
+        ("batches = [1, 2]", "threads = 0", "threads must be at least 1, got 0"),
+        ("batches = [1, 2]", "seconds = 1e99", "seconds must be at most 86400, got 1e+99"),
         ("batches = [1, 2]", "batches = [0]", "batches[0] must be at least 1, got 0"),
         ("batches = [1, 2]", 'batches = "1"', "batches must be a list, got '1'"),
         ("batches = [1, 2]", "replicates = 2", "replicates are of engines"),

@@ -49,8 +49,8 @@ def test_what_was_stored_is_found_to_the_bit(home: Path) -> None:
     store(KEY, {"ranges": RANGES, "drift": [{"images": 16}]})
     found = look_up(deepcopy(KEY))
     assert found.entry is not None
-    assert found.entry["ranges"] == RANGES
-    assert found.entry["drift"] == [{"images": 16}]
+    assert found.entry.ranges == RANGES
+    assert found.entry.drift == ({"images": 16},)
     assert found.said == f"scales from cache {entry_path(KEY)}"
     assert entry_path(KEY).parent == cache_folder() == home / "calibration"
 
