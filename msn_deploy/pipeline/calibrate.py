@@ -146,7 +146,7 @@ def calibrated(
 ) -> tuple[PrecisionReport, OpenModel]:
     """Do what `calibrate` does to an opened model; return the report, and the model that was written."""
     from msn_deploy.model.graphs import activations  # late, as are the next: they import onnx
-    from msn_deploy.quant.constants import fold_constants
+    from msn_deploy.quant.fp32_nodes import fold_constants
     from msn_deploy.quant.placement import name_of, place, require_layers
 
     check_door(model, out)

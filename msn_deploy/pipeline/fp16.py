@@ -52,8 +52,7 @@ def cast(
     model: OpenModel, out: Path, *, data: str | None, state: Mapping[str, str] | None = None, progress: Progress
 ) -> tuple[PrecisionReport, OpenModel]:
     """Do what `cast_to_fp16` does to an opened model; return the report, and the model that was written."""
-    from msn_deploy.quant.constants import fold_constants  # late, as are the next: they import onnx
-    from msn_deploy.quant.fp32_nodes import needs_fp32
+    from msn_deploy.quant.fp32_nodes import fold_constants, needs_fp32  # late, as is the next: they import onnx
     from msn_deploy.quant.precision import to_fp16
 
     check_door(model, out)

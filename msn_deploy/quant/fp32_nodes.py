@@ -20,7 +20,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
-from msn_deploy.model.graphs import activations, all_nodes, constants_of, inner_graphs
+from msn_deploy.core.errors import InputError
+from msn_deploy.model.graphs import activations, all_nodes, constants_of, drop_unread_constants, inner_graphs
+from msn_deploy.quant.histograms import Load
 from msn_deploy.quant.placement import WEIGHTED, name_of
 
 FP16_MAX = 65504.0
@@ -40,6 +42,9 @@ _BEFORE = (*_MOVES, "Abs", "Pow", "Sqrt", "GlobalAveragePool", "ReduceL1", "Redu
 _AFTER = (*_MOVES, "Neg", "Pow", "Reciprocal", "Sqrt")
 _DIVISIONS = ("Div", "Mul")
 _PLACES = (*_MOVES, "Add", "Concat", "Div", "Gather", "GatherElements", "Mul", "Slice", "Split", "Sub")
+_RANDOM = ("Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform",
+           "RandomUniformLike")  # fmt: skip
+_MOST_GROWTH = 1 << 22  # numbers (16 MiB of float32) that a graph may gain, beside as many as it has
 _DIVISOR = {"Div": 1, "Reciprocal": 0}  # which input another number is divided by
 
 
@@ -336,3 +341,46 @@ def _finite(values: NDArray[Any]) -> NDArray[Any]:
     """Return the magnitudes without infinities, which FP16 has as well."""
     sizes: NDArray[Any] = np.abs(values[np.isfinite(values)])
     return sizes
+
+
+def fold_constants(model: ModelProto, *, load: Load) -> ModelProto:
+    """Return the graph with the tensors that depend on no input as constants; the same one where there are none.
+
+    load: what runs a graph, as in `histograms`. What is random, holds a graph of its own or does not run by itself
+    stays computed, and all of it where the graph would grow by more than 2^22 numbers and as many as it has.
+    """
+    made = {value.name for value in model.graph.output}
+    constant = set(constants_of(model.graph)) - made
+    nodes: list[NodeProto] = []
+    for node in model.graph.node:
+        computed = node.op_type not in (*_RANDOM, "Constant") and next(inner_graphs(node), None) is None
+        if computed and made.isdisjoint(node.output) and all(name in constant or not name for name in node.input):
+            constant.update(filter(None, node.output))
+            nodes.append(node)
+    inside = {id(node) for node in nodes}
+    rest = [node for node in model.graph.node if id(node) not in inside]
+    read = {name for node in rest for name in node.input}
+    read |= {name for node in rest for graph in inner_graphs(node) for each in all_nodes(graph) for name in each.input}
+    wanted = [name for node in nodes for name in node.output if name in read]
+    if not wanted:
+        return model
+    part = ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
+    part.graph.name = "constants"
+    part.graph.initializer.extend(model.graph.initializer)
+    part.graph.node.extend([*(node for node in rest if node.op_type == "Constant"), *nodes])
+    part.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
+    drop_unread_constants(part.graph)
+    try:
+        values = load(part).run({})
+    except InputError:
+        return model
+    has = sum(numpy_helper.to_array(tensor).size for tensor in model.graph.initializer)
+    if sum(value.size for value in values.values()) > has + _MOST_GROWTH:
+        return model
+    result = ModelProto()
+    result.CopyFrom(model)
+    del result.graph.node[:]
+    result.graph.node.extend(rest)
+    result.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in values.items())
+    drop_unread_constants(result.graph)
+    return result

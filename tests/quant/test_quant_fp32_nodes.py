@@ -11,8 +11,7 @@ import pytest
 from onnx import ModelProto, numpy_helper
 
 from msn_deploy.engine.ort import run_on_one_thread
-from msn_deploy.quant.constants import fold_constants
-from msn_deploy.quant.fp32_nodes import needs_fp32
+from msn_deploy.quant.fp32_nodes import fold_constants, needs_fp32
 from msn_deploy.quant.precision import to_fp16
 
 F = np.float32
