@@ -21,6 +21,7 @@ from pathlib import Path
 
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.home import home_folder
+from msn_deploy.core.reader import parse_json
 
 _LOG = logging.getLogger(__name__)
 _MOST_BYTES = 1 << 24
@@ -125,8 +126,8 @@ def _check_own(path: Path, its: os.stat_result, *, what: str, right: str) -> Non
 
 def _sha256_in(line: bytes) -> str | None:
     try:
-        entry = json.loads(line)
-    except (ValueError, RecursionError):
+        entry = parse_json(line, source="the list")
+    except InputError:
         return None
     digest = entry.get("sha256") if isinstance(entry, dict) else None
     return digest if isinstance(digest, str) else None
