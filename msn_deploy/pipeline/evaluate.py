@@ -25,9 +25,8 @@ from msn_deploy.pipeline.images import preprocess_for, split_for
 from msn_deploy.pipeline.models import Described, open_file
 from msn_deploy.tasks import make_task
 from msn_deploy.tasks.classification import ClassAnswer
-from msn_deploy.tasks.ending import Ending, ending_of
 from msn_deploy.tasks.scoring import score_of
-from msn_deploy.tasks.task import Given, Outputs, Task
+from msn_deploy.tasks.task import Ending, Given, Outputs, Task, ending_of
 
 _CHUNK = 64
 

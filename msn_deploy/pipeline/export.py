@@ -36,8 +36,7 @@ from msn_deploy.pipeline.source import (
     require_packages,
 )
 from msn_deploy.tasks import make_task
-from msn_deploy.tasks.ending import ending_of
-from msn_deploy.tasks.task import Given
+from msn_deploy.tasks.task import Given, ending_of
 
 if TYPE_CHECKING:
     from onnx import ModelProto

@@ -13,8 +13,17 @@ from msn_deploy.core.errors import InputError
 from msn_deploy.core.model_info import TaskName
 from msn_deploy.data.frame import Placement
 from msn_deploy.tasks.drawing import captioned
-from msn_deploy.tasks.ending import ENDINGS, Ending
-from msn_deploy.tasks.task import Given, Outputs, Score, check_reading, per_class_mean, rows_of_numbers, the_output
+from msn_deploy.tasks.task import (
+    ENDINGS,
+    Ending,
+    Given,
+    Outputs,
+    Score,
+    check_reading,
+    per_class_mean,
+    rows_of_numbers,
+    the_output,
+)
 
 _SUM = 1e-3  # by which probabilities in half precision may miss 1
 _TOP = 5

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from msn_deploy.core.errors import InputError
 from msn_deploy.tasks.boxes import BoxFormat, as_xyxy
-from msn_deploy.tasks.ending import Ending
+from msn_deploy.tasks.task import Ending
 
 Units = Literal["pixels", "share"]
 Background = Literal["none", "first", "last"]

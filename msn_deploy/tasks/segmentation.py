@@ -15,9 +15,17 @@ from msn_deploy.core.model_info import TaskName
 from msn_deploy.data.frame import Placement
 from msn_deploy.data.labels import IGNORED
 from msn_deploy.tasks.drawing import Colour, colour_of, enlarged, tinted, with_legend
-from msn_deploy.tasks.ending import ENDINGS
 from msn_deploy.tasks.maps import bilinear, channels_first, nearest, on_image
-from msn_deploy.tasks.task import Given, Outputs, Score, check_reading, require_finite, the_output, threshold_read
+from msn_deploy.tasks.task import (
+    ENDINGS,
+    Given,
+    Outputs,
+    Score,
+    check_reading,
+    require_finite,
+    the_output,
+    threshold_read,
+)
 
 _CELLS = 256  # labels and answers are bytes
 _NAMED = 5  # classes that a line names

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,10 +13,25 @@ from numpy.typing import NDArray
 from msn_deploy.core.errors import GateError, InputError, did_you_mean
 from msn_deploy.core.model_info import TaskName, TensorSpec
 from msn_deploy.data.frame import Placement
-from msn_deploy.tasks.ending import Ending
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 Outputs = Mapping[str, NDArray[Any]]
 """What a network gives for a batch: each output by its name, in the network's order, (N, ...)."""
+Ending = Literal["logits", "softmax", "log-softmax", "sigmoid", "argmax", "unknown"]
+"""What numbers are already. unknown: an engine whose graph is not here."""
+ENDINGS: tuple[Ending, ...] = get_args(Ending)
+_ENDINGS: dict[str, Ending] = {
+    "Softmax": "softmax",
+    "LogSoftmax": "log-softmax",
+    "Sigmoid": "sigmoid",
+    "ArgMax": "argmax",
+}
+_MOVES = (
+    *("Cast", "DequantizeLinear", "Flatten", "Identity", "QuantizeLinear", "Reshape", "Resize", "Slice", "Squeeze"),
+    *("Transpose", "Unsqueeze"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,3 +212,22 @@ def per_class_mean(each: NDArray[np.float64], labels: NDArray[np.int64], classes
     """Return the mean of `each` (N,) over the images of each class that has any; labels (N,)."""
     of = {name: labels == label for label, name in enumerate(classes)}
     return {name: round(float(each[here].mean()), 6) for name, here in of.items() if here.any()}
+
+
+def ending_of(model: ModelProto, output: int = 0) -> Ending:
+    """Return what the last operator of a graph makes of the numbers of one of its outputs.
+
+    Of parts that are put together, as of a detector's levels, each has to end in it.
+    """
+    makers = {name: node for node in model.graph.node for name in node.output}
+    waiting, seen, found = [model.graph.output[output].name], set[str](), set[Ending]()
+    while waiting:
+        name = waiting.pop()
+        node = makers.get(name)
+        if node is not None and node.op_type in (*_MOVES, "Concat"):
+            inputs = node.input if node.op_type == "Concat" else node.input[:1]
+            waiting += [each for each in inputs if each not in seen]
+            seen.update(inputs)
+        else:
+            found.add(_ENDINGS.get(node.op_type, "logits") if node is not None else "logits")
+    return found.pop() if len(found) == 1 else "logits"

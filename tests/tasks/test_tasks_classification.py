@@ -4,7 +4,7 @@ from tasks_given import given
 
 from msn_deploy.core.errors import GateError, InputError
 from msn_deploy.tasks.classification import Classification, scores_of
-from msn_deploy.tasks.ending import ending_of
+from msn_deploy.tasks.task import ending_of
 
 LOGITS = np.array([[1, 3, 2], [0, -1, -2], [5, 5.5, 9]], np.float32)
 SOFTMAX = np.exp(LOGITS.astype(float)) / np.exp(LOGITS.astype(float)).sum(1, keepdims=True)
