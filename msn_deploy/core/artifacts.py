@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 import os
+import stat
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -97,9 +98,11 @@ def atomic_file(path: Path) -> Iterator[Path]:
 @contextmanager
 def _in_hand(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, which is deleted if it is still there in the end. Raises InputError."""
-    if os.path.exists(path) and not os.path.isfile(path):  # a rename would replace /dev/null itself
-        what = "a folder" if os.path.isdir(path) else "not a plain file"
-        raise InputError(f"{path} is {what}; it cannot be written.\nGive the name of a file.")
+    with suppress(OSError):  # asked once: another run may remove it between two questions
+        mode = os.stat(path).st_mode
+        if not stat.S_ISREG(mode):  # a rename would replace /dev/null itself
+            what = "a folder" if stat.S_ISDIR(mode) else "not a plain file"
+            raise InputError(f"{path} is {what}; it cannot be written.\nGive the name of a file.")
     with ExitStack() as stack:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -210,6 +210,24 @@ def test_of_two_writers_all_files_are_of_one(tmp_path: Path, monkeypatch: pytest
     assert _names(tmp_path) == ["a.onnx", "a.onnx.json", "b.json", "b.json.json"]
 
 
+def test_a_file_that_another_run_removes_meanwhile_is_no_odd_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, real = tmp_path / "a.json", os.stat
+
+    def stat(target: Any, **options: Any) -> os.stat_result:
+        found = real(target, **options)
+        if str(target).endswith("a.json.json"):
+            os.unlink(target)
+        return found
+
+    publish(path, b"1", kind="result")
+    monkeypatch.setattr(os, "stat", stat)
+    publish(path, b"2", kind="result")
+    monkeypatch.undo()
+    assert read_sidecar(path).sha256 == artifacts.sha256_of(path)
+
+
 @pytest.mark.parametrize("after", [1, 2])
 def test_without_locks_the_last_of_two_writers_finds_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_locks: None, after: int
