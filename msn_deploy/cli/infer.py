@@ -43,7 +43,7 @@ def command(
         elif told.answer is not None:
             output.say(f"{told.image}  {told.answer.text()}  {told.latency_ms:.2f} ms")
         else:
-            output.note(told.error)
+            output.note(f"msn-deploy: WARNING: {told.error}")
     if kept:
         output.emit(kept, json, made_from=[model])
     if unread:
