@@ -200,7 +200,7 @@ class Place:
         child = self._start(line, lambda: _hook(str(self.case), at_step, tell if count else None))
         os.close(tell)
         if after_s is not None:
-            time.sleep(after_s)
+            select.select([told], [], [], after_s)  # at its end there is nothing more to read
             with suppress(ProcessLookupError):
                 os.killpg(child, signal.SIGKILL)
         steps = 0
@@ -363,7 +363,9 @@ def one_kill(place: Place, command: Command, number: int, seed: int) -> dict[str
     row["partial"] = sum(is_partial(path.relative_to(place.case)) for path in partial)
     if command.name == "train" and (place.out / "cnn3_msn.state.safetensors").is_file() and draw.random() < 0.5:
         line, row["resumed"] = [*line, "--resume"], True
+    began = time.monotonic()
     _, row["rerun"] = place.run(line)
+    place.base[command.name] = known, time.monotonic() - began, steps  # the machine may be busier or idler than before
     if row["rerun"]:
         row["said"] = place.said()
     row["verify"] = verify_code(place.out)
