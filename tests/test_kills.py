@@ -30,14 +30,14 @@ def kills() -> Any:
 
 def test_a_sample_of_kills_and_pairs(tmp_path: Path) -> None:
     out = tmp_path / "kills.json"
-    words = ["--kills", "12", "--pairs", "4", "--only", "train", "--only", "calibrate", "--out", str(out)]
+    words = ["--kills", "8", "--pairs", "2", "--only", "train", "--only", "calibrate", "--out", str(out)]
     command = [sys.executable, str(BENCHMARKS / "kills.py"), *words]
     env = {**os.environ, "PYTHONPATH": str(BENCHMARKS.parent), "TMPDIR": str(tmp_path)}
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads(out.read_bytes())
-    assert result["totals"]["kills"] == 12
-    assert result["totals"]["pairs"] == 4
+    assert result["totals"]["kills"] == 8
+    assert result["totals"]["pairs"] == 2
     assert {row["by"] for row in result["kills"]} == {"step", "time"}
     assert [path.name for path in tmp_path.iterdir()] == ["kills.json"]
 
