@@ -1,7 +1,8 @@
-"""The mutation harness sees each fault that it counts."""
+"""The mutation harness sees each fault that it counts, and a sample of its inputs has none."""
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+SAMPLE = 100  # inputs, of the seed 0
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 
 
@@ -142,3 +144,32 @@ def test_a_mutation_is_a_function_of_its_seed_and_most_change_something(fuzz: An
         assert made == [fuzz.mutations.mutated(name, raw, Random(seed)) for seed in range(200)]
         assert sum(each != raw for each in made) > 150
         assert len(set(made)) > 100
+
+
+@pytest.mark.slow
+def test_a_sample_of_all_kinds_passes(tmp_path: Path) -> None:
+    """The same inputs each time. Of others: make fuzz."""
+    out = tmp_path / "fuzz.json"
+    words = [
+        "-m",
+        "fuzz",
+        "--inputs",
+        SAMPLE,
+        "--seed",
+        0,
+        "--jobs",
+        1,
+        "--quick",
+        "--work",
+        tmp_path / "work",
+        "--out",
+        out,
+    ]
+    env = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'benchmarks'}"}
+    done = subprocess.run([sys.executable, *map(str, words)], env=env, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (told,) = json.loads(out.read_text())["runs"]
+    assert told["inputs"] == SAMPLE
+    assert not any(told["faults"].values())
+    assert sum(told["exit_codes"].values()) == SAMPLE
+    assert len(told["exit_codes_by_kind"]) > 20

@@ -55,6 +55,8 @@ _WARM = (
 def warm_up(seeds: Path, *, quick: bool) -> None:
     """Import, by running commands here, what forked processes would each import for themselves."""
     gc.disable()  # it would look at millions of objects that live to the end
+    with contextlib.suppress(ImportError):
+        importlib.import_module("tqdm").tqdm.monitor_interval = 0  # onnxscript's bars start a thread that stays
     before, here = dict(os.environ), os.getcwd()
     for name in COMMANDS:
         importlib.import_module(f"msn_deploy.cli.{name.replace('-', '_')}")
