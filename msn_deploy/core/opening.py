@@ -151,6 +151,14 @@ def inflated(packed: bytes | memoryview, count: int) -> bytes:
     return zlib.decompressobj().decompress(packed, count) if count else b""
 
 
+def open_entry(archive: zipfile.ZipFile, name: str, *, source: object) -> IO[bytes]:
+    """Open an entry of a zip archive. Raises InputError where it is missing, damaged or encrypted."""
+    try:
+        return archive.open(name)
+    except (*_DAMAGE, LookupError) as cause:
+        raise InputError(f"{source}: {name} cannot be read ({type(cause).__name__}).\nSave it again.") from cause
+
+
 def open_zip(stream: IO[bytes], *, source: object, kind: Kind) -> zipfile.ZipFile:
     """Open a zip archive, of which zipfile unpacks no more than its directory announces.
 

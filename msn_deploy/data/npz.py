@@ -12,13 +12,13 @@ from io import BytesIO
 from pathlib import Path
 from tokenize import TokenError
 from typing import IO, Any
-from zipfile import BadZipFile, ZipFile
+from zipfile import ZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from msn_deploy.core.errors import InputError
-from msn_deploy.core.opening import Kind, open_input, open_zip, taken
+from msn_deploy.core.opening import Kind, open_entry, open_input, open_zip, taken
 
 _NOT_NUMPY = (ValueError, LookupError, TypeError, SyntaxError, TokenError, RecursionError, MemoryError)
 """What numpy raises on a text that it takes for a header."""
@@ -45,10 +45,7 @@ def array_in(path: Path, name: str, stack: ExitStack, kind: Kind) -> IO[bytes]:
     """Open an array of a .npz file, or a .npy file, for reading from its beginning. Raises InputError."""
     if path.suffix.lower() == ".npy":
         return stack.enter_context(open_input(path, kind))
-    try:
-        return stack.enter_context(archive(path, stack, kind).open(f"{name}.npy"))
-    except (BadZipFile, RuntimeError, NotImplementedError, LookupError, OSError) as cause:
-        raise InputError(f"{path}: {name} cannot be read ({type(cause).__name__}).\nSave it again.") from cause
+    return stack.enter_context(open_entry(archive(path, stack, kind), f"{name}.npy", source=path))
 
 
 def header_of(stream: IO[bytes], path: Path) -> Header:

@@ -73,6 +73,7 @@ def check_model(model: ModelProto, *, source: str) -> None:
     for graph in graphs:
         _check_names(graph, source=source)
         _check_circles(graph, source=source)
+    _check_made(model.graph, source=source)
     for graph in graphs:
         _check_numbers(graph, source=source)
     _check_sizes(model, source=source)
@@ -173,6 +174,15 @@ def _check_circles(graph: GraphProto, *, source: str) -> None:
             f"{source}: {len(stuck)} nodes, such as {_called(stuck[0])}, wait in a circle for each other's output.\n"
             f"{_AGAIN}"
         )
+
+
+def _check_made(graph: GraphProto, *, source: str) -> None:
+    """What nodes read, and what the graph gives, is made by something."""
+    given = {each.name for values in (graph.initializer, graph.input) for each in values}
+    made = {each.values.name for each in graph.sparse_initializer}.union(given, *(node.output for node in graph.node))
+    for names, does in ((_reads_outside(graph), "a node reads"), ({each.name for each in graph.output}, "it gives")):
+        if unmade := sorted(names - made - {""}):
+            raise InputError(f"{source}: nothing makes {unmade[0]!r}, which {does}.\n{_AGAIN}")
 
 
 def _reads_outside(graph: GraphProto) -> set[str]:

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from msn_deploy.core.artifacts import Parent, sha256_of
 from msn_deploy.core.errors import InputError, shorten
 from msn_deploy.core.model_info import METADATA_KEY, Preprocess, info_from_json
-from msn_deploy.core.opening import open_input, open_zip, up_to
+from msn_deploy.core.opening import open_entry, open_input, open_zip, up_to
 from msn_deploy.nets.blocks import classifier_of
 from msn_deploy.training.checkpoint import fill, listed, read_tensors
 
@@ -192,7 +192,8 @@ def _refuse_what_grows(stream: IO[bytes], path: Path) -> None:
         pickles = [stream]
         if zipfile.is_zipfile(stream):
             archive = stack.enter_context(open_zip(stream, source=path, kind="weights"))
-            pickles = [stack.enter_context(archive.open(name)) for name in archive.namelist() if name.endswith(".pkl")]
+            names = [name for name in archive.namelist() if name.endswith(".pkl")]
+            pickles = [stack.enter_context(open_entry(archive, name, source=path)) for name in names]
         stream.seek(0)
         for each in pickles:
             tail = bytearray()

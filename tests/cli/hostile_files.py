@@ -237,6 +237,11 @@ HOSTILE = {
     # a graph that is none
     "circle": (_circle(), "3 nodes Add 'add' circle"),
     "two_nodes_of_one_name": (_twice(model(), node=helper.make_node("Relu", ["c"], ["y"])), "2 outputs of nodes 'y'"),
+    "reads_what_is_not_there": (_twice(model(), node=helper.make_node("Relu", ["gone"], ["z"])), "'gone' node reads"),
+    "gives_what_is_not_there": (
+        _twice(model(), output=helper.make_tensor_value_info("gone", TensorProto.FLOAT, [1])),
+        "'gone' it gives",
+    ),
     "two_initializers": (_twice(model(), initializer=claims((1,), float_data=[1.0])), "2 initializers 'w'"),
     "two_inputs": (_twice(model(), input=model().graph.input[0]), "2 inputs 'x'"),
     "initializer_as_output": (model(inits={"c": np.ones(1, np.float32)}), "'c' initializer output of a node"),

@@ -336,3 +336,12 @@ def test_an_archive_that_unpacks_to_much_is_refused(tmp_path: Path, monkeypatch:
     assert (tmp_path / "y.pt").stat().st_size < 10_000
     with pytest.raises(InputError, match=r"y\.pt, unpacked, has 391 KiB; files of weights of up to"):
         read_pickle(tmp_path / "y.pt", hint="")
+
+
+def test_an_archive_whose_entry_does_not_begin_as_one_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "w.pt"
+    torch.save({"weight": torch.zeros(2)}, path)
+    raw = path.read_bytes()
+    path.write_bytes(b"PK\x03\x05" + raw[4:])  # data.pkl, the first
+    with pytest.raises(InputError, match=r"w\.pt: w/data\.pkl .*BadZipFile"):
+        read_pickle(path, hint="")
