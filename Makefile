@@ -8,7 +8,7 @@ ON_PATH := PATH="$(CURDIR)/$(BIN):$$PATH"
 TORCH := torch==2.13.0
 SCRIPTS := .ci/run $(wildcard benchmarks/*.sh msn_deploy/engine/*.sh msn_deploy/pipeline/bundle_scripts/* tests/container/*.sh)
 
-.PHONY: setup demo quick test gpu-test device-test cuda-test nightly check hooks fmt results train-step throughput overhead control fuzz offline long-run kills peers \
+.PHONY: setup demo quick test gpu-test device-test cuda-test nightly check hooks fmt results train-step throughput overhead control fuzz offline long-run kills peers peers-tasks networks export-cost \
 	backend-tests sweep paper paper-tables tiny-batches norms int8 readme operators container-test jetson-wheels clean
 
 setup: $(VENV)/.installed $(VENV)/.bindings
