@@ -66,6 +66,11 @@ def open_input(path: Path, kind: Kind) -> Iterator[IO[bytes]]:
         yield stream if size else io.BytesIO()
 
 
+def is_same(one: str | Path, other: str | Path) -> bool:
+    """Whether two paths lead to the same place, links followed; Path.resolve raises where links go in a circle."""
+    return os.path.realpath(one) == os.path.realpath(other)
+
+
 def read_input(path: Path, kind: Kind) -> bytes:
     """Return the bytes of a plain file, as many as it has when it is opened. Raises InputError as `open_input`."""
     stream, size = _opened(path, kind)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from msn_deploy.core.artifacts import Artifact, publish_together
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.model_info import DEFAULT_METHOD, DEFAULT_PERCENTILE, DEFAULT_SAMPLES, ModelInfo
+from msn_deploy.core.opening import is_same
 from msn_deploy.core.progress import Progress, silent
 from msn_deploy.data.feeds import ImageSamples, is_feeds, runs_of
 from msn_deploy.data.preprocess import PreparedImages
@@ -328,7 +329,7 @@ def check_door(model: OpenModel, out: Path) -> None:
 
     if out.suffix != ".onnx":
         raise InputError(f"{out} has to end in .onnx.")
-    if out.resolve() == model.path.resolve():
+    if is_same(out, model.path):
         raise InputError(f"{out} is the input itself; it would be overwritten.\nChoose another `--out`.")
     check_editable(model.proto, source=str(model.path))
     if model.precision != "fp32":

@@ -17,6 +17,7 @@ import numpy as np
 from msn_deploy.core.artifacts import Artifact, Parent, json_bytes, publish_together
 from msn_deploy.core.errors import FoldError, GateError, InputError
 from msn_deploy.core.model_info import DEFAULT_METHOD, ModelInfo, Preprocess, TaskName, TensorSpec
+from msn_deploy.core.opening import is_same
 from msn_deploy.data import to_input
 from msn_deploy.data.feeds import is_feeds, open_feeds
 from msn_deploy.engine.ort import run_on_one_thread
@@ -111,7 +112,7 @@ def export_onnx(
     options = replace(options or ExportOptions(), **changes)
     if out.suffix != ".onnx":
         raise InputError(f"{out} has to end in .onnx.")
-    if isinstance(source, str) and out.resolve() == Path(source).resolve():
+    if isinstance(source, str) and is_same(out, source):
         raise InputError(f"{out} is the input itself; it would be overwritten.\nChoose another `--out`.")
     require_packages()
     from msn_deploy.graph.simplify import simplifier  # after the packages were asked for, which it imports

@@ -38,6 +38,7 @@ from torch import Tensor, nn
 from msn_deploy.core.artifacts import parent_of
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.model_info import ModelInfo, NormName, Preprocess
+from msn_deploy.core.opening import is_same
 from msn_deploy.core.recipes import Recipe, TrainOptions
 from msn_deploy.nets import build_net
 from msn_deploy.training.checkpoint import save_checkpoint
@@ -75,7 +76,7 @@ def import_checkpoint(path: Path, out: Path) -> Imported:
     """
     if out.suffix != ".safetensors":
         raise InputError(f"{out} has to end in .safetensors.")
-    if out.resolve() == path.resolve():
+    if is_same(out, path):
         raise InputError(f"{out} is the input itself; it would be overwritten.\nChoose another `--out`.")
     tensors, accuracy, epoch = read_authors(path)
     layout = layout_of(tensors, path)

@@ -21,6 +21,7 @@ from torch import nn
 from msn_deploy.core.artifacts import Parent, publish
 from msn_deploy.core.errors import GateError, InputError
 from msn_deploy.core.model_info import ModelInfo
+from msn_deploy.core.opening import is_same
 from msn_deploy.core.partials import claimed
 from msn_deploy.core.progress import Progress, silent
 from msn_deploy.core.recipes import Recipe
@@ -221,7 +222,7 @@ class _Training(Run):
         self.testing, self.loss = Judge(testing, recipe, info), loss_of(recipe)
         model = build_net(recipe, classes=len(training.classes))
         if weights is not None:
-            if weights.resolve() == self.checkpoint.resolve():
+            if is_same(weights, self.checkpoint):
                 raise InputError(f"{weights} is what the training would write.\nChoose another `--out`.")
             start_from(model, weights)
         freeze(model, options.freeze)

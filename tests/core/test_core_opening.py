@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from msn_deploy.core.errors import InputError
-from msn_deploy.core.opening import MOST_BYTES, inflated, open_input, open_zip, read_input, require_size, taken
+from msn_deploy.core.opening import MOST_BYTES, inflated, is_same, open_input, open_zip, read_input, require_size, taken
 
 
 def _socket(path: Path) -> None:
@@ -114,3 +114,11 @@ def test_zip_archives_by_what_their_directory_announces(tmp_path: Path, monkeypa
     monkeypatch.setattr("msn_deploy.core.opening._ENTRIES", 1)
     with pytest.raises(InputError, match="x has 2 entries"):
         open_zip(made(), source="x", kind="data")
+
+
+def test_a_circle_of_links_is_another_place_and_no_crash(tmp_path: Path) -> None:
+    (tmp_path / "circle").symlink_to("circle")
+    (tmp_path / "link").symlink_to("file")
+    (tmp_path / "file").touch()
+    assert not is_same(tmp_path / "circle", tmp_path / "file")
+    assert is_same(tmp_path / "link", tmp_path / "file")

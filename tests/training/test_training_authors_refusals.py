@@ -173,3 +173,9 @@ def test_where_the_checkpoint_goes(tmp_path: Path) -> None:
         import_checkpoint(same, tmp_path / "folder" / ".." / "X.safetensors")
     assert [path.name for path in tmp_path.iterdir()] == ["X.safetensors"]
     assert same.read_bytes() == before
+
+
+def test_a_circle_of_links_is_an_input_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "a.t7").symlink_to("a.t7")
+    with pytest.raises(InputError, match=r"a\.t7"):
+        import_checkpoint(tmp_path / "a.t7", tmp_path / "a.safetensors")
