@@ -83,8 +83,9 @@ def text() -> str:
     if uneven:
         lines += [
             "",
-            f"Seeds that differ by more than {UNEVEN_POINTS} points: {'; '.join(uneven)}. Such a training stays for "
-            "many epochs where nearly every pixel is background; one that leaves it early comes near BatchNorm's result.",
+            f"Seeds that differ by more than {UNEVEN_POINTS} points: {'; '.join(uneven)}. Such a training "
+            "stays for many epochs where nearly every pixel is background; one that leaves it early comes near "
+            "BatchNorm's result.",
         ]
     return "\n".join(lines)
 

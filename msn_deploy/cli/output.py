@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from msn_deploy.core.artifacts import Parent, parent_of, publish
-from msn_deploy.core.errors import message_of, size_text, tamed
+from msn_deploy.core.errors import InputError, message_of, size_text, tamed
 from msn_deploy.core.home import home_folder
 from msn_deploy.core.progress import Progress, silent
 from msn_deploy.core.reader import parse_json
@@ -110,9 +110,19 @@ def record(options: Mapping[str, Any]) -> None:
 
 
 def say(text: str) -> None:
-    """Print a line of the result; text out of a file cannot command the terminal."""
-    sys.stdout.write(tamed(text) + "\n")
-    sys.stdout.flush()
+    """Print a line of the result; text out of a file cannot command the terminal.
+
+    Raises InputError where stdout cannot be written to: a long text fails before the flush, and leaves nothing to it.
+    """
+    try:
+        sys.stdout.write(tamed(text) + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as cause:
+        raise InputError(
+            f"standard output cannot be written: {cause.strerror}.\nFree space, or send it elsewhere."
+        ) from cause
 
 
 def say_json(text: str) -> None:

@@ -34,7 +34,7 @@ def test_a_result_of_an_earlier_version_is_read_unless_it_was_measured_otherwise
     was = {"spin_wait": False, "streams": 1, "sync": "query"}
     assert profile_from(ours | was) == Profile(provider="engine", cuda_graph=True)
     for name, other in (("spin_wait", True), ("streams", 2), ("sync", "end")):
-        with pytest.raises(TypeError, match=name):
+        with pytest.raises(InputError, match=name):
             profile_from(ours | was | {name: other})
 
 

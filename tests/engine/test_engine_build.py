@@ -259,7 +259,7 @@ def test_parser_errors_name_the_node_and_the_operator(save, capfd):
     model = onnx.load(path)
     model.graph.node[1].input[0] = "nowhere"
     path.write_bytes(model.SerializeToString())
-    with pytest.raises(InputError, match=r"node act0 \(Relu\) .*Node input was not registered"):
+    with pytest.raises(InputError, match="nothing makes 'nowhere', which a node reads"):
         build(path)
     assert str(c.value).count("\n") <= 2
     assert capfd.readouterr().err == ""

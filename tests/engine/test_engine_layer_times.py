@@ -12,6 +12,7 @@ from onnx import TensorProto, helper
 from test_engine_trt import images, load
 
 from msn_deploy.core.errors import InputError
+from msn_deploy.engine import layer_times
 from msn_deploy.engine.layer_times import fusions, time_ort_layers, time_trt_layers
 from msn_deploy.engine.runner import run_images
 from msn_deploy.model.opened import open_model
@@ -87,17 +88,17 @@ def test_providers_whose_layers_run_elsewhere_are_refused(save, batch, provider)
 
 def test_medians_leave_the_first_runs_out(save, batch, monkeypatch):
     """The trace is replaced by one that is known: run n of a node takes 1000 us while warming up, then n us."""
-    real = json.loads
+    real = layer_times.parse_json
 
-    def known(text):
-        events, seen = real(text), {}
+    def known(data, **how):
+        events, seen = real(data, **how), {}
         for event in events:
             if event.get("cat") == "Node":
                 seen[event["name"]] = seen.get(event["name"], -1) + 1
                 event["dur"] = 1000 if seen[event["name"]] < 5 else seen[event["name"]]
         return events
 
-    monkeypatch.setattr("msn_deploy.engine.layer_times.json.loads", known)
+    monkeypatch.setattr(layer_times, "parse_json", known)
     times, _ = timed(save(), batch)
     assert {layer.us for layer in times.layers} == {8.0}  # of 5 to 11
 

@@ -138,12 +138,15 @@ def accepted(root: Path, scratch: Path) -> tuple[str, ...]:
     assert common.count("root=''") == 1
     (scratch / "common.sh").write_text(common.replace("root=''", f"root={shlex.quote(str(root))}"))
     (scratch / LIBRARY).write_text(library_text())
+    (scratch / "verify").write_text("#!/bin/sh\n")  # nothing was installed or built here
+    (scratch / "verify").chmod(0o755)
     jetsons = [each for each in TARGETS if each.jetson]
     for target in jetsons:
         for name in (f"{target.name}.env", "bundle.env"):
             (scratch / name).write_text(bundle._environment(target, "", "", ()))
     (scratch / "accepted.sh").write_text(
-        '. "$(dirname -- "$0")/common.sh"\nfor each in "$here"/*-*.env "$here"/nano.env "$here"/tx2.env; do\n'
+        'here=$(dirname -- "$0")\n. "$here/common.sh"\n'
+        'for each in "$here"/*-*.env "$here"/nano.env "$here"/tx2.env; do\n'
         '    . "$each"\n    if (check_device) >/dev/null 2>&1; then say "$TARGET"; fi\ndone\n'
     )
     done = subprocess.run(["sh", str(scratch / "accepted.sh")], capture_output=True, text=True, check=True, timeout=120)

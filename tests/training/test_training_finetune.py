@@ -169,9 +169,8 @@ def test_other_classes_start_the_classifier_anew_and_it_is_said(
             tmp_path / "tuned",
             weights=started,
         )
-    assert [record.getMessage() for record in caplog.records] == [
-        f"{started} has another number of classes than 3: the classifier starts anew"
-    ]
+    warnings = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert warnings == [f"{started} has another number of classes than 3: the classifier starts anew"]
     old, new = read_tensors(started)[0], read_tensors(tuned.checkpoint)[0]
     assert tuple(new["7.weight"].shape) == (3, old["7.weight"].shape[1])
     assert all(torch.equal(old[name], new[name]) for name in old if not name.startswith("7."))

@@ -68,9 +68,9 @@ def test_it_learns_in_its_own_metric(trained: dict[str, TrainResult], net: str) 
 
 
 @pytest.mark.parametrize("net", NETS)
-def test_eval_finds_what_the_training_says(trained: dict[str, TrainResult], net: str) -> None:
+def test_eval_finds_what_the_training_says(trained: dict[str, TrainResult], net: str, data: str) -> None:
     result, metric = trained[net], NETS[net]
-    found = evaluate(result.checkpoint)
+    found = evaluate(result.checkpoint, data=data)
     assert (f"test_{found.metric}", found.samples) == (metric, 16)
     assert found.value == pytest.approx(result.info.metrics[metric], abs=1e-6)
 
@@ -81,8 +81,8 @@ def test_every_precision_beats_the_constant_answer(
 ) -> None:
     full, half, int8 = (tmp_path / f"{name}.onnx" for name in ("full", "half", "int8"))
     export_onnx(str(trained[net].checkpoint), full, dynamic_batch=True)
-    cast_to_fp16(full, half)
-    made = calibrate(full, int8, max_drop=parse_drop("5%"), use_cache=False)
+    cast_to_fp16(full, half, data=data)
+    made = calibrate(full, int8, data=data, max_drop=parse_drop("5%"), use_cache=False)
     assert made.verdict is not None
     assert made.verdict.kind in ("INT8", "MIXED")
     constant = 0.0  # of boxes; of masks: all of it background
@@ -91,7 +91,7 @@ def test_every_precision_beats_the_constant_answer(
         constant = float((wanted == 0).sum() / (wanted != IGNORED).sum() / len(CLASSES[net]))
     checkpoint = trained[net].info.metrics[NETS[net]]
     for file, precision, apart in ((full, "fp32", 1e-6), (half, "fp16", 0.01), (int8, "int8", 0.05 * checkpoint)):
-        found = evaluate(file)
+        found = evaluate(file, data=data)
         assert (f"test_{found.metric}", found.samples) == (NETS[net], 16)
         assert precision in found.precision
         assert found.value == pytest.approx(checkpoint, abs=apart)
