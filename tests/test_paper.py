@@ -178,9 +178,12 @@ def test_the_page_of_tasks_tells_tables_and_verdicts(
     verdict = {"kind": "MIXED", "left_out": ["a", "b"], "metric": drop}
     told = {"runs": [{"table": "scenes-unet", "arm": "MSN", "verdict": verdict}]}
     (tmp_path / "tasks.json").write_text(json.dumps(told))
-    *_, bn, msn = task_nets.text().splitlines()
+    *_, bn, msn, _, uneven = task_nets.text().splitlines()
     assert bn == "| scenes | BN | 60.00 ± 10.00 (3) |  |  |"
     assert msn == "| scenes | MSN | 61.67 ± 10.02 (3) | +1.67 (+0.23 to +3.10) | MIXED, 2 layers in FP16 (mIoU -0.40) |"
+    assert "BN 50.0, 60.0, 70.0; MSN 52.0, 61.0, 72.0" in uneven
+    monkeypatch.setattr(task_nets, "UNEVEN_POINTS", 21)
+    assert task_nets.text().splitlines()[-1] == msn
 
 
 def test_cards_say_what_is_counted_and_measured(scripts: Any) -> None:
