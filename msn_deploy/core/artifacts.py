@@ -224,10 +224,15 @@ def publish_together(*artifacts: Artifact, without: Sequence[Path] = ()) -> list
 
 
 def remove(path: Path) -> None:
-    """Remove a file, if it is there, and its sidecar."""
+    """Remove a file, if it is there, and its sidecar. Raises InputError where one of them cannot be removed."""
     with exclusive(path.parent):
         for each in (sidecar_path(path), path):
-            each.unlink(missing_ok=True)
+            try:
+                each.unlink(missing_ok=True)
+            except OSError as cause:
+                raise InputError(
+                    f"{each} cannot be removed: {cause.strerror}.\nMove it away, and type the command again."
+                ) from cause
 
 
 def _described(artifact: Artifact, stack: ExitStack) -> tuple[Artifact, Path, Sidecar, Path]:

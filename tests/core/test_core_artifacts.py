@@ -19,6 +19,7 @@ from msn_deploy.core.artifacts import (
     parse_sidecar,
     publish,
     read_sidecar,
+    remove,
     sha256_of,
     sidecar_path,
     unpack,
@@ -238,3 +239,15 @@ def test_a_tar_file_is_unpacked_below_its_folder_and_nowhere_else(
             unpack(archive, folder)
     assert [path.name for path in tmp_path.iterdir()] == ["here"]
     assert [path.name for path in folder.iterdir()] == ["report"]
+
+
+def test_a_folder_in_the_place_of_a_sidecar_is_not_removed(tmp_path: Path) -> None:
+    path = tmp_path / "state.safetensors"
+    path.write_bytes(b"1")
+    sidecar_path(path).mkdir()
+    with pytest.raises(InputError, match="cannot be removed"):
+        remove(path)
+    assert sidecar_path(path).is_dir()
+    sidecar_path(path).rmdir()
+    remove(path)
+    assert not path.exists()
