@@ -58,13 +58,21 @@ def home_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(autouse=True)
-def logging_as_before() -> Iterator[None]:
-    """A command sets up logging for its whole process; the tests that follow hear what they would hear without it."""
-    logger = logging.getLogger("msn_deploy")
-    handlers, propagate, level = logger.handlers, logger.propagate, logger.level
+def logging_as_at_first() -> Iterator[None]:
+    """A command sets up logging for its whole process, and one may have run in a fixture of a module, before this one.
+
+    What a test hears then would depend on the order of tests, and names that are not text in what it hears end the
+    process that reports it.
+    """
+    _forget_logging()
     yield
-    logger.handlers, logger.propagate = handlers, propagate
-    logger.setLevel(level)  # unlike an assignment, it also forgets which levels were enabled
+    _forget_logging()
+
+
+def _forget_logging() -> None:
+    logger = logging.getLogger("msn_deploy")
+    logger.handlers, logger.propagate = [], True
+    logger.setLevel(logging.NOTSET)  # unlike an assignment, it also forgets which levels were enabled
 
 
 @pytest.fixture(scope="session")

@@ -113,7 +113,7 @@ def _of_files(given: Input, folder: Path, before: Snapshot) -> list[tuple[str, s
 
 
 def _asked_for(given: Input, folder: Path) -> list[str]:
-    """Return the paths that a command line names, but for the name of a recipe, which is no path."""
+    """Return the paths that a command line names, but not the name of a recipe."""
     values = [word.partition("=")[2] or word for word in given.args if not word.startswith("name=")]
     paths = [os.path.relpath(os.path.normpath(folder / CWD / value), folder) for value in values]
     return [path for path in paths if path != "." and not CWD.startswith(path)]

@@ -110,12 +110,16 @@ def record(options: Mapping[str, Any]) -> None:
 
 
 def say(text: str) -> None:
-    """Print a line of the result; text out of a file cannot command the terminal.
-
-    Raises InputError where stdout cannot be written to: a long text fails before the flush, and leaves nothing to it.
-    """
-    try:
+    """Print a line of the result; text out of a file cannot command the terminal. Raises InputError as `_on_stdout`."""
+    with _on_stdout():
         sys.stdout.write(tamed(text) + "\n")
+
+
+@contextmanager
+def _on_stdout() -> Iterator[None]:
+    """Write to stdout. Raises InputError where that fails: of a long text before the flush, which then has nothing."""
+    try:
+        yield
         sys.stdout.flush()
     except BrokenPipeError:
         raise
@@ -197,7 +201,8 @@ def show_table(rows: Sequence[Sequence[str]], *, head: Sequence[str], right: Seq
         table.add_column(title, justify="right" if at in right else "left", no_wrap=at == 0, overflow="fold")
     for row in rows:
         table.add_row(*map(tamed, row))
-    console().print(table)
+    with _on_stdout():
+        console().print(table)
 
 
 def console(*, stderr: bool = False) -> Console:

@@ -207,9 +207,9 @@ def publish_together(*artifacts: Artifact, without: Sequence[Path] = ()) -> list
         made = [_described(artifact, stack) for artifact in artifacts]
         with exclusive(folder) as alone:
             for path in (*without, *(artifact.path for artifact in artifacts)):
-                sidecar_path(path).unlink(missing_ok=True)
+                _unlink(sidecar_path(path))
             for path in without:
-                path.unlink(missing_ok=True)
+                _unlink(path)
             for artifact, partial, _, described in made:
                 os.replace(partial, artifact.path)
                 os.replace(described, sidecar_path(artifact.path))
@@ -227,12 +227,16 @@ def remove(path: Path) -> None:
     """Remove a file, if it is there, and its sidecar. Raises InputError where one of them cannot be removed."""
     with exclusive(path.parent):
         for each in (sidecar_path(path), path):
-            try:
-                each.unlink(missing_ok=True)
-            except OSError as cause:
-                raise InputError(
-                    f"{each} cannot be removed: {cause.strerror}.\nMove it away, and type the command again."
-                ) from cause
+            _unlink(each)
+
+
+def _unlink(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as cause:
+        raise InputError(
+            f"{path} cannot be removed: {cause.strerror}.\nMove it away, and type the command again."
+        ) from cause
 
 
 def _described(artifact: Artifact, stack: ExitStack) -> tuple[Artifact, Path, Sidecar, Path]:
@@ -269,7 +273,7 @@ def _require_own(path: Path, sidecar: Sidecar) -> None:
         return
     with suppress(InputError):
         if read_sidecar(path) == sidecar:  # speaks of another file
-            sidecar_path(path).unlink(missing_ok=True)
+            _unlink(sidecar_path(path))
     raise InputError(
         f"another process wrote {path} at the same time, and its file system has no locks to keep two apart.\n"
         "Type the same command again when the other one has ended."

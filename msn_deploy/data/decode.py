@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import RLock
 from typing import IO, Any
 
 import numpy as np
@@ -46,6 +47,7 @@ Levels = tuple[float, float]
 _ORIENTATION, _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 0x0112, 258, 262, 339  # of EXIF; of TIFF
 _DEPTHS = (8, 10, 12, 14, 16, 24, 32)  # bits that sensors and files have
 _UPPER_OF_12 = 16  # bytes below it are the upper ones of values of at most 12 bits
+_SILENCING = RLock()  # warnings are silenced for the whole process: threads would put back what others had set
 _AT_ONCE = 1 << 20  # pixels of which bytes are made together: what is made on the way is wider
 
 
@@ -192,7 +194,7 @@ def _opened(path: Path, content: bytes | None = None) -> Iterator[Image.Image]:
     """Open an image whose declared size is within the bounds; whatever goes wrong with it is an InputError."""
     opened: AbstractContextManager[IO[bytes]]
     opened = open_input(path, "image") if content is None else io.BytesIO(content)
-    with opened as stream, warnings.catch_warnings():
+    with opened as stream, _SILENCING, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, of metadata that it leaves out and of sizes that are checked here
         try:
             with Image.open(stream, formats=list(FORMATS)) as image:

@@ -28,20 +28,19 @@ _OF_CLASSES = (read_idx_folder, read_cifar, read_svhn)
 
 @dataclass(frozen=True, slots=True)
 class _Format:
-    """A format with labels for some tasks; `has` tells a folder or file of it from others without reading it all."""
+    """A format; `tasks` tells for which tasks a folder or file of it has labels, without reading it all: () of none."""
 
     called: str
-    tasks: tuple[TaskName, ...]
-    has: Callable[[Path], bool]
+    tasks: Callable[[Path], tuple[TaskName, ...]]
     read: Callable[[Path, str, TaskName | None], Raw]
 
 
 _FORMATS = (
-    _Format("images with maps of them", maps.TASKS, maps.has_maps, maps.read_maps),
-    _Format("COCO's JSON", coco.TASKS, coco.is_coco, coco.read_coco),
-    _Format("YOLO's text labels", yolo.TASKS, yolo.is_yolo, yolo.read_yolo),
-    _Format("a table", table.TASKS, table.is_table, table.read_table),
-    _Format("arrays", arrays.TASKS, arrays.is_arrays, arrays.read_arrays),
+    _Format("images with maps of them", maps.tasks_of, maps.read_maps),
+    _Format("COCO's JSON", lambda source: coco.TASKS if coco.is_coco(source) else (), coco.read_coco),
+    _Format("YOLO's text labels", lambda source: yolo.TASKS if yolo.is_yolo(source) else (), yolo.read_yolo),
+    _Format("a table", lambda source: table.TASKS if table.is_table(source) else (), table.read_table),
+    _Format("arrays", lambda source: arrays.TASKS if arrays.is_arrays(source) else (), arrays.read_arrays),
 )
 
 
@@ -59,14 +58,15 @@ def read_source(source: Path, split: str, task: TaskName | None) -> Raw:
         for read in _OF_CLASSES:
             if (raw := read(source, split)) is not None:
                 return raw
-    found = [each for each in _FORMATS if each.has(source)]
-    for each in found:
-        if task is None or task in each.tasks:
+    found = [(each, tasks) for each in _FORMATS if (tasks := each.tasks(source))]
+    for each, tasks in found:
+        if task is None or task in tasks:
             return each.read(source, split, task)
     if found:
-        offered = dict.fromkeys(name for each in found for name in each.tasks)
+        offered = dict.fromkeys(name for _, tasks in found for name in tasks)
         raise InputError(
-            f"{source} has no labels for {task}: it is {found[0].called}, which has them for {', '.join(offered)}."
+            f"{source} has no labels for {task}: it is {found[0][0].called}, which has them for {', '.join(offered)}.\n"
+            f"docs/data.md shows how labels for {task} are laid out."
         )
     if not folder:
         raise InputError(f"{source} is a file of no known format; `--data` takes a folder, .csv, .json, .npz or .yaml.")

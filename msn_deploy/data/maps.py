@@ -44,9 +44,11 @@ _MASK = "_mask"
 _LISTS = Path("ImageSets", "Segmentation")
 
 
-def has_maps(source: Path) -> bool:
-    """Whether a folder has images and maps of them."""
-    return source.is_dir() and any(_pairs(source, split, task) for task in TASKS for split in SPLITS)
+def tasks_of(source: Path) -> tuple[TaskName, ...]:
+    """Return the tasks for which a folder has images and maps of them."""
+    if not source.is_dir():
+        return ()
+    return tuple(task for task in TASKS if any(_pairs(source, split, task) for split in SPLITS))
 
 
 def read_maps(source: Path, split: str, task: TaskName | None) -> Raw:

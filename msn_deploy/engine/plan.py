@@ -189,7 +189,7 @@ def _described(path: Path, data: bytes, side: Sidecar, name: str) -> Plan:
     shapes = [str(each) for each in shapes]
     for text in (onnx.file, arch, model, l4t, driver, *map(str, needs), *shapes, *facts.values()):
         if isinstance(text, str) and not text.isprintable():  # it goes to the terminal, before anything is trusted
-            raise InputError(f"{name} holds {shown(text)}, which is no name.\nBuild the plan again.")
+            raise InputError(f"{name} holds {shown(text)}, which cannot be a name.\nBuild the plan again.")
     compatible = machine.get("compatible") or ()
     module = None
     if isinstance(model, str) and isinstance(memory, int | float | None) and isinstance(compatible, list | tuple):

@@ -192,4 +192,7 @@ def _frames(source: Path) -> Iterator[tuple[Name, NDArray[np.uint8] | InputError
             at += 1
     capture.release()
     if at == 0:
-        yield Name(str(source), Path()), InputError(f"{source} gives no frames: it cannot be opened, or is no video.")
+        yield (
+            Name(str(source), Path()),
+            InputError(f"{source} gives no frames: OpenCV cannot open it, or reads none."),
+        )

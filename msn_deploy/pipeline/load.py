@@ -39,8 +39,6 @@ class Model:
     def __init__(self, model: ImageModel) -> None:
         """Run the network once, which pays for memory. Raises InputError for outputs that are not of its task."""
         self._model, self._task = model, model.task()
-        # `open_picture` silences Pillow's warnings, which is a setting of the whole process.
-        self._reading = Lock()
         self._running: AbstractContextManager[Any] = Lock() if model.one_at_a_time else nullcontext()
         prep = model.prep
         black = np.zeros((1, prep.height_px, prep.width_px, prep.image_size["channels"]), dtype=np.uint8)
@@ -63,7 +61,8 @@ class Model:
 
         Args:
             image: A file, a Pillow image, or uint8 pixels (H, W, 3) in the order red, green, blue, or grey (H, W);
-                upright, of any size. OpenCV's frames are blue, green, red: give `frame[..., ::-1]`.
+                upright, of any size. OpenCV's frames are blue, green, red: give `frame[..., ::-1]`. What is black and
+                white in a file of more than 8 bits is taken from that file; `infer` takes it from all files.
 
         Raises:
             InputError: A file that cannot be read, or an array of another type or shape.
@@ -108,8 +107,7 @@ class Model:
         if isinstance(image, Image.Image):
             return np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB")), "the image"
         if not isinstance(image, np.ndarray):
-            with self._reading:
-                return open_picture(Path(image)).to_bytes(), str(image)
+            return open_picture(Path(image)).to_bytes(), str(image)
         if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3):
             raise InputError(
                 f"pixels are uint8 of (height, width) or (height, width, 3), not {image.dtype} of {image.shape}."

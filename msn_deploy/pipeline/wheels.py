@@ -49,7 +49,7 @@ def gather_wheels(
 
     source: a folder of wheels, which has to hold all that is needed; None takes the index. extras: of msn-deploy.
     Raises InputError with what pip says is missing, or names a TensorRT or torch that would come along, or a file of
-    `source` whose requirements are none; MissingDependency if there is no pip.
+    `source` whose requirements cannot be read; MissingDependency if there is no pip.
     """
     if source is not None and not source.is_dir():
         raise InputError(f"{source} is not a folder.\n`--wheels` takes a folder of .whl files.")

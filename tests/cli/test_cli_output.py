@@ -4,12 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
 from cli_explained import assert_explained
 
 from msn_deploy.cli import output
 from msn_deploy.cli.app import COMMANDS
+from msn_deploy.core.errors import InputError
 
 ESCAPE = "\x1b[31mred\x07\x9b\x7f\u202e"
 OBEYED = ("\x1b", "\x07", "\x9b", "\x7f", "\u202e")
@@ -66,6 +68,18 @@ def test_results_notes_logs_and_tables_command_no_terminal(capsys):
     assert "[bold]b[/bold] :smile:" in said.out
     assert json.loads(said.out[said.out.index("{") :]) == {ESCAPE: ESCAPE}
     assert len(said.err.splitlines()[-1]) < 600
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+@pytest.mark.parametrize("rows", [1, 2000])  # what fits a buffer fails at its flush, what does not before it
+def test_a_result_that_cannot_be_written_is_an_input_error(monkeypatch, rows):
+    for write in (lambda: output.show_table([["a", "b"]] * rows, head=("x", "y")), lambda: output.say("a b\n" * rows)):
+        monkeypatch.setattr("sys.stdout", full := open("/dev/full", "w"))  # noqa: SIM115
+        with pytest.raises(InputError, match="standard output cannot be written: No space left"):
+            write()
+        monkeypatch.undo()
+        with suppress(OSError):  # once more
+            full.close()
 
 
 def test_a_number_of_any_option_has_bounds(cli, tmp_path, monkeypatch):

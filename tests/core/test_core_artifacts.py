@@ -13,11 +13,13 @@ import pytest
 
 from msn_deploy.core import artifacts
 from msn_deploy.core.artifacts import (
+    Artifact,
     Parent,
     atomic_file,
     parent_of,
     parse_sidecar,
     publish,
+    publish_together,
     read_sidecar,
     remove,
     sha256_of,
@@ -251,3 +253,10 @@ def test_a_folder_in_the_place_of_a_sidecar_is_not_removed(tmp_path: Path) -> No
     sidecar_path(path).rmdir()
     remove(path)
     assert not path.exists()
+
+
+def test_a_folder_in_the_place_of_what_publishing_takes_away_is_named(tmp_path: Path) -> None:
+    (old := tmp_path / "old.json").mkdir()
+    with pytest.raises(InputError, match=r"old\.json cannot be removed"):
+        publish_together(Artifact(path=tmp_path / "new.json", content=b"1", kind="result"), without=[old])
+    assert old.is_dir()

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import struct
+import threading
 import tracemalloc
+import warnings
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import pytest
@@ -410,3 +414,30 @@ def test_texts_in_a_png_that_unpack_to_much_are_left_out_or_refused(tmp_path: Pa
         np.testing.assert_array_equal(open_picture(tmp_path / "x.png").pixels, GREY)
     assert tracemalloc.get_traced_memory()[1] < 10_000_000
     tracemalloc.stop()
+
+
+def test_threads_leave_the_settings_of_warnings_as_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first to open ends first, so that the second would put back what the first has silenced."""
+    Image.fromarray(GREY).save(path := tmp_path / "x.png")
+    real, order, second, first_done = Image.open, list[int](), threading.Event(), threading.Event()
+
+    def slow(*given: Any, **options: Any) -> Any:
+        order.append(1)
+        if len(order) == 2:
+            second.set()
+            first_done.wait(0.3)
+        else:
+            second.wait(0.3)
+        return real(*given, **options)
+
+    monkeypatch.setattr(decode.Image, "open", slow)
+    before = list(warnings.filters)
+
+    def first() -> None:
+        open_picture(path)
+        first_done.set()
+
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(first), pool.submit(open_picture, path)]:
+            done.result()
+    assert list(warnings.filters) == before

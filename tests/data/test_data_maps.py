@@ -79,17 +79,31 @@ def test_folders_without_splits_and_names_with_mask(tmp_path: Path) -> None:
     assert len(_load(tmp_path).images) == 4
 
 
+def _coco(folder: Path, *, regions: bool) -> None:
+    images = [{"id": at, "file_name": f"{at}.jpg", "height": 4, "width": 6} for at in range(4)]
+    outline = {"segmentation": [[0, 0, 2, 0, 2, 2, 0, 2]]} if regions else {}
+    box = {"id": 1, "image_id": 0, "category_id": 1, "bbox": [0, 0, 2, 2], "area": 4, "iscrowd": 0, **outline}
+    told = {"images": images, "annotations": [box], "categories": [{"id": 1, "name": "car"}]}
+    (folder / "annotations").mkdir()
+    (folder / "annotations" / "instances.json").write_text(json.dumps(told))
+
+
 def test_masks_go_before_boxes_of_the_same_images(tmp_path: Path) -> None:
     _images(tmp_path / "images", 4)
     for at in range(4):
         _save(tmp_path / "masks" / f"{at}.png", _map(at))
-    images = [{"id": at, "file_name": f"{at}.jpg", "height": 4, "width": 6} for at in range(4)]
-    boxes = [{"id": 1, "image_id": 0, "category_id": 1, "bbox": [0, 0, 2, 2], "area": 4, "iscrowd": 0}]
-    told = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "car"}]}
-    (tmp_path / "annotations").mkdir()
-    (tmp_path / "annotations" / "instances.json").write_text(json.dumps(told))
+    _coco(tmp_path, regions=False)
     np.testing.assert_array_equal(_load(tmp_path, "test").labels[0, ..., 0], _map(0))
     assert _load(tmp_path, "test", "detection").classes == ("car",)
+
+
+def test_depths_are_not_taken_for_masks_where_regions_are_elsewhere(tmp_path: Path) -> None:
+    _images(tmp_path / "images", 4)
+    for at in range(4):
+        _save(tmp_path / "depth_mm" / f"{at}.png", _map(at).astype(np.uint16) + 500)
+    _coco(tmp_path, regions=True)
+    assert "car" in _load(tmp_path, "test").classes
+    assert _load(tmp_path, "test", "depth").labels.dtype == np.float32
 
 
 def test_images_without_a_mask_are_left_out_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -263,7 +277,7 @@ def test_wanted_images(tmp_path: Path) -> None:
     got = _load(tmp_path, task="image-to-image")
     assert got.labels.shape == (2, 4, 6, 3)
     np.testing.assert_array_equal(got.labels[..., 0], [_map(at, values=255) for at in range(2)])
-    with pytest.raises(InputError, match=r"no train images beside depth/ or"):
+    with pytest.raises(InputError, match=r"has no labels for depth: it is images with maps of them"):
         _load(tmp_path, task="depth")
 
 

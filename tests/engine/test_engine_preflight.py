@@ -224,7 +224,7 @@ def test_a_sidecar_may_say_anything_and_no_guess_is_made(forge_plan, orin, key, 
 )
 def test_nothing_of_an_untrusted_sidecar_steers_the_terminal(forge_plan, orin, facts):
     message = refusal(InputError, forge_plan(**facts), orin())
-    assert "which is no name" in message
+    assert "which cannot be a name" in message
     assert message.replace("\n", "").isprintable()
 
 
