@@ -9,6 +9,7 @@ no locks, the one that comes last finds out, and fails.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -98,8 +99,12 @@ def atomic_file(path: Path) -> Iterator[Path]:
 @contextmanager
 def _in_hand(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, which is deleted if it is still there in the end. Raises InputError."""
-    with suppress(OSError):  # asked once: another run may remove it between two questions
-        mode = os.stat(path).st_mode
+    try:
+        mode = os.stat(path).st_mode  # asked once: another run may remove it between two questions
+    except OSError as cause:
+        if cause.errno == errno.ENAMETOOLONG:  # its partial file has a shorter name
+            raise InputError(f"{path} cannot be written: {cause.strerror}.\nGive a shorter name.") from cause
+    else:
         if not stat.S_ISREG(mode):  # a rename would replace /dev/null itself
             what = "a folder" if stat.S_ISDIR(mode) else "not a plain file"
             raise InputError(f"{path} is {what}; it cannot be written.\nGive the name of a file.")

@@ -95,6 +95,13 @@ def test_a_folder_where_the_file_should_go_is_kept(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["out.bin"]
 
 
+@pytest.mark.parametrize("length", [252, 300])  # the first is a name, but that of its sidecar is none
+def test_a_name_that_is_too_long_is_said_before_anything_changes(tmp_path: Path, length: int) -> None:
+    with pytest.raises(InputError, match="cannot be written: File name too long"):
+        publish(tmp_path / ("a" * length), b"x", kind="any")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_full_disk_while_writing_is_an_input_error(tmp_path: Path) -> None:
     def full(_: Path) -> None:
         raise OSError(28, "No space left on device")
