@@ -8,7 +8,7 @@ ON_PATH := PATH="$(CURDIR)/$(BIN):$$PATH"
 TORCH := torch==2.13.0
 SCRIPTS := .ci/run $(wildcard benchmarks/*.sh msn_deploy/engine/*.sh msn_deploy/pipeline/bundle_scripts/* tests/container/*.sh)
 
-.PHONY: setup demo quick test gpu-test device-test cuda-test nightly check hooks fmt results train-step throughput overhead control fuzz offline long-run kills peers peers-tasks networks export-cost \
+.PHONY: setup demo quick test gpu-test device-test cuda-test nightly check hooks fmt results train-step throughput in-flight overhead control fuzz offline long-run kills peers peers-tasks networks export-cost \
 	backend-tests sweep paper paper-tables tiny-batches norms int8 readme operators container-test jetson-wheels clean
 
 setup: $(VENV)/.installed $(VENV)/.bindings
@@ -87,6 +87,11 @@ train-step: setup
 # The trainer against a bare loop, its loader against torch's: five minutes on an otherwise idle machine.
 throughput: setup
 	$(BIN)/python benchmarks/throughput.py --out throughput.json
+
+# Images per second with 1, 2 and 4 queries in flight, by `bench` and by a loop of threads written by hand: a quarter of an
+# hour on an otherwise idle machine.
+in-flight: setup
+	$(BIN)/python benchmarks/in_flight.py --out in-flight.json
 
 # What `bench` itself costs per query: a minute on an otherwise idle machine.
 overhead: setup

@@ -41,7 +41,8 @@ def compare(
     if baseline not in names:
         raise InputError(f"the baseline {baseline!r} is not among the measured models: {', '.join(names)}.")
     causes = block_causes(samples.readings, pinned_mhz=pinned_mhz)
-    validity = judge(causes or [None] * sum(len(arm.blocks) for arm in samples.arms))
+    slots = [slot for arm in samples.arms for slot in arm.slots]  # a run can hold arms that are not compared
+    validity = judge([causes[slot] if causes else None for slot in slots])
     builds = {name: [arm for arm in samples.arms if arm.name == name] for name in names}
     medians = {name: np.stack([_clean_medians(build, causes) for build in builds[name]]) for name in names}
     others = [name for name in names if name != baseline]
@@ -93,11 +94,13 @@ def _arm_result(
         block_start_ms=tuple(start / 1e6 for build in builds for start in build.block_starts_ns),
         block_causes=reasons,
         samples_ns=blocks,
+        ns_per_query=tuple(each.ns_per_query for build in builds for each in build.loaded) or None,
     )
 
 
 def _clean_medians(arm: ArmSamples, causes: Sequence[str | None]) -> Floats:
-    medians = block_medians(arm.blocks)
+    """Return what each block came to, ns per query: the median, or under load the time that went by."""
+    medians = np.array([each.ns_per_query for each in arm.loaded]) if arm.loaded else block_medians(arm.blocks)
     if causes:
         medians[[causes[slot] is not None for slot in arm.slots]] = np.nan
     return medians
@@ -148,7 +151,7 @@ def standings(samples: Samples) -> list[Standing]:
     blocks, dirty = dict.fromkeys(medians, 0), dict.fromkeys(medians, 0)
     for arm in samples.arms:
         lost = [bool(slot < len(causes) and causes[slot]) for slot in arm.slots]
-        medians[arm.name] += block_medians(arm.blocks)[~np.array(lost, dtype=bool)].tolist()
+        medians[arm.name] += _clean_medians(arm, [])[~np.array(lost, dtype=bool)].tolist()
         blocks[arm.name] += len(lost)
         dirty[arm.name] += sum(lost)
     middle = {name: float(np.median(values)) / 1e6 if values else None for name, values in medians.items()}

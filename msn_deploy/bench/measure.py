@@ -3,6 +3,8 @@
 Arms are timed in rounds. A round is a random order of all arms followed by its mirror image (A B C C B A), so each arm
 has two blocks per round whose middle falls on the same moment: a machine that slows down steadily slows all arms alike.
 The order is random, so what lasts longer than a block meets each arm by chance and not by rule.
+
+A block is queries one after the other, or, of an arm with a load, queries of which several are in flight.
 """
 
 from __future__ import annotations
@@ -15,9 +17,10 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, Protocol
 
+from msn_deploy.bench.load import Load, LoadedBlock
 from msn_deploy.core.artifacts import Parent
 from msn_deploy.core.errors import InputError, InvalidMeasurement
 from msn_deploy.core.progress import Progress, silent
@@ -61,6 +64,10 @@ class ArmFacts:
     """What its queries were made of."""
     accuracy: float | None = None
     """0 to 1."""
+    in_flight: int | None = None
+    """How many queries at a time; None: one."""
+    threads: int | None = None
+    """Of the runtime, where that is not what the profile says."""
     others: Mapping[str, Any] = field(default_factory=dict)
     """What another version, or a script of one's own, has noted besides; JSON values."""
 
@@ -87,13 +94,20 @@ class Arm:
     """One thing to time: `run` answers one query and is already bound to its input.
 
     `run` must return only when the answer is there (a GPU runner synchronises). build: arms of one name are builds of
-    one model, numbered from 0: engines built anew, sessions loaded anew.
+    one model, numbered from 0: engines built anew, sessions loaded anew. load: what keeps several queries in flight, in
+    place of `run`.
     """
 
     name: str
     run: Callable[[], object]
     build: int = 0
     facts: ArmFacts = ArmFacts()
+    load: Load | None = None
+
+    @property
+    def in_flight(self) -> int:
+        """How many queries are in flight at a time."""
+        return 1 if self.load is None else self.load.in_flight
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,7 +153,8 @@ class ArmSamples:
     """Raw samples of one arm: blocks in time order, two per round; each block holds nanoseconds per query (int64).
 
     block_starts_ns: when each block began, counted from the start of the first block of any arm. slots: which block
-    of the whole run each was, 0 the first.
+    of the whole run each was, 0 the first. loaded: of an arm with a load, what each block came to; its samples are in
+    `blocks`.
     """
 
     name: str
@@ -148,6 +163,7 @@ class ArmSamples:
     blocks: tuple[array[int], ...]
     block_starts_ns: tuple[int, ...]
     slots: tuple[int, ...]
+    loaded: tuple[LoadedBlock, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,6 +192,20 @@ class _Recorder:
     blocks: list[array[int]] = field(default_factory=list)
     starts_ns: list[int] = field(default_factory=list)
     slots: list[int] = field(default_factory=list)
+    loaded: list[LoadedBlock] = field(default_factory=list)
+
+    def take(self, queries: int, settle: int, slot: int, begin: int, clock: Clock) -> None:
+        """Measure one more block; begin: of the whole run."""
+        self.slots.append(slot)
+        if self.arm.load is None:
+            time_queries(self.arm.run, settle, clock)
+            self.starts_ns.append(clock() - begin)
+            self.blocks.append(array("q", time_queries(self.arm.run, queries, clock)))
+            return
+        self.starts_ns.append(clock() - begin)
+        block = self.arm.load.block(queries, settle, clock)
+        self.blocks.append(array("q", block.samples))
+        self.loaded.append(replace(block, samples=()))
 
     def taken(self) -> ArmSamples:
         """Return what was measured until now."""
@@ -186,6 +216,7 @@ class _Recorder:
             blocks=tuple(self.blocks),
             block_starts_ns=tuple(self.starts_ns),
             slots=tuple(self.slots),
+            loaded=tuple(self.loaded),
         )
 
 
@@ -217,8 +248,8 @@ def measure(
         query_ns = []
         for index, arm in enumerate(arms):
             progress(index * options.warmup_seconds, total_s, f"warming up {arm.name}")
-            query_ns.append(_warm_up(arm.run, options, clock))
-        queries, rounds = _plan(query_ns, models, options)
+            query_ns.append(_warm_up(arm, options, clock))
+        queries, rounds = _plan(query_ns, models, options, in_flight=[arm.in_flight for arm in arms])
         order = _block_order(len(arms), rounds, seed=options.seed)
         recorders = [_Recorder(arm) for arm in arms]
         begin = clock()
@@ -234,11 +265,7 @@ def measure(
             progress(warmup_s + (total_s - warmup_s) * done / len(order), total_s, note)
             if probe is not None:
                 readings.append(probe())
-            recorder = recorders[index]
-            time_queries(recorder.arm.run, options.settle_queries, clock)
-            recorder.slots.append(done)
-            recorder.starts_ns.append(clock() - begin)
-            recorder.blocks.append(array("q", time_queries(recorder.arm.run, queries[index], clock)))
+            recorders[index].take(queries[index], options.settle_queries, done, begin, clock)
         if probe is not None:
             readings.append(probe())
     progress(total_s, total_s, "measured")
@@ -281,21 +308,39 @@ def time_queries(run: Callable[[], object], queries: int, clock: Clock) -> list[
     return taken
 
 
-def _warm_up(run: Callable[[], object], options: MeasureOptions, clock: Clock) -> float:
+def _warm_up(arm: Arm, options: MeasureOptions, clock: Clock) -> float:
     """Warm one arm up; return the nanoseconds of a warm query (median of the later half)."""
-    taken: list[int] = []
+    taken: list[float] = []
+    queries = done = 0
     until = clock() + options.warmup_seconds * 1e9
-    while len(taken) < options.warmup_queries or clock() < until:
-        taken += time_queries(run, 1, clock)
+    while done < options.warmup_queries or clock() < until:
+        if arm.load is None:
+            taken += time_queries(arm.run, 1, clock)
+            done += 1
+            continue
+        # From a few queries to a quarter of all until now, so that blocks grow as long as they will be.
+        queries = max(arm.load.in_flight, min(done // 4, MAX_BLOCK_QUERIES))
+        taken.append(arm.load.block(queries, options.settle_queries, clock).ns_per_query)
+        done += queries
     later = sorted(taken[len(taken) // 2 :])
     return max(1.0, float(later[len(later) // 2]))
 
 
-def _plan(query_ns: Sequence[float], models: int, options: MeasureOptions) -> tuple[tuple[int, ...], int]:
-    """Choose queries per block (per arm) and the number of rounds, once, so that no arm is stopped by its own luck."""
+def _plan(
+    query_ns: Sequence[float], models: int, options: MeasureOptions, *, in_flight: Sequence[int]
+) -> tuple[tuple[int, ...], int]:
+    """Choose queries per block (per arm) and the number of rounds, once, so that no arm is stopped by its own luck.
+
+    Of several queries in flight each lane has as many; those that settle, and those that wait for the last, take time.
+    """
     most = min(MAX_BLOCK_QUERIES, options.max_queries // (BLOCKS_PER_ROUND * _ROUNDS_KEPT))
-    queries = tuple(min(most, max(1, round(options.block_ms * 1e6 / ns))) for ns in query_ns)
-    round_ns = sum(BLOCKS_PER_ROUND * count * ns for count, ns in zip(queries, query_ns, strict=True))
+    wanted = [min(most, max(1, round(options.block_ms * 1e6 / ns))) for ns in query_ns]
+    queries = tuple(lanes * -(-count // lanes) for count, lanes in zip(wanted, in_flight, strict=True))
+    run = [
+        count + (0 if lanes == 1 else lanes * (1 + max(1, options.settle_queries)))
+        for count, lanes in zip(queries, in_flight, strict=True)
+    ]
+    round_ns = sum(BLOCKS_PER_ROUND * count * ns for count, ns in zip(run, query_ns, strict=True))
     rounds = round(options.seconds * 1e9 * models / round_ns)
     if rounds < MIN_ROUNDS:
         # A quarter more than is needed now, so that the next try does not fail by a hair.

@@ -1,7 +1,8 @@
 """How much energy does one query take? From the module's own power sensor, through sysfs, without root rights.
 
 MLPerf accepts external analysers only: numbers of the module's own sensor are indicative. They are taken in windows of
-their own after the latencies, so that reading the sensor disturbs no latency: an idle window, then one of each arm.
+their own after the latencies, so that reading the sensor disturbs no latency: an idle window, then one of each arm,
+with as many queries in flight as it was measured with.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,7 +73,8 @@ def measure_energy(
         idle_w, _, _ = _window(lambda: sleep(sensor.period_s / 4), sensor, window_s, clock)
         # Every other window in reverse: what warms up over the windows meets all arms alike.
         for arm in arms if window % 2 == 0 else reversed(arms):
-            busy_w, query_s, updates = _window(arm.run, sensor, window_s, clock)
+            with nullcontext(arm.run) if arm.load is None else arm.load.running() as run:
+                busy_w, query_s, updates = _window(run, sensor, window_s, clock)
             taken[arm.name].append((idle_w, busy_w, query_s, updates))
     progress(WINDOWS, WINDOWS, "energy")
     return {name: _energy(windows, sensor) for name, windows in taken.items()}

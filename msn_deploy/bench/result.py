@@ -20,6 +20,7 @@ from msn_deploy.bench.layers import LayerProfile, layers_from_json
 from msn_deploy.bench.measure import BLOCKS_PER_ROUND, ArmFacts
 from msn_deploy.bench.power import Energy
 from msn_deploy.bench.profile import Profile, profile_from
+from msn_deploy.bench.rates import Throughput, throughput_from_json
 from msn_deploy.bench.stats import Ratio, Verdict, block_medians
 from msn_deploy.bench.validity import STATES, Validity
 from msn_deploy.core.errors import InputError, shown
@@ -27,7 +28,7 @@ from msn_deploy.core.opening import MOST_BYTES
 from msn_deploy.core.reader import parse_json, record
 from msn_deploy.machine.environment import Environment
 
-SCHEMA = "msn-deploy-bench/3"  # 2 has no `layers`
+SCHEMA = "msn-deploy-bench/4"  # 3 has no `throughput`, 2 no `layers`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +41,8 @@ class ArmResult:
     baseline itself has 1, (1, 1), 1 and SAME. queries, blocks, builds: counts, dirty blocks too. energy: per query
     (see power.Energy), if measured. layers: where the time goes, if profiled. Per block, build by build, in time
     order, two per round: block_start_ms, since the first block of the run; block_causes, why a block was dropped, None
-    if it counts; samples_ns, raw.
+    if it counts; samples_ns, raw. Under load, ns_per_query is the time that went by per query in each block, which the
+    ratio is of, and throughput says what it comes to; latencies are from the beginning of a query until its answer.
     """
 
     name: str
@@ -63,6 +65,8 @@ class ArmResult:
     block_start_ms: tuple[float, ...]
     block_causes: tuple[str | None, ...]
     samples_ns: tuple[array[int], ...]
+    ns_per_query: tuple[float, ...] | None = None
+    throughput: Throughput | None = None
 
     @property
     def against_baseline(self) -> Ratio:
@@ -78,9 +82,13 @@ class ArmResult:
         )
 
     def medians_by_build(self) -> Floats:
-        """Return block medians in ns, (builds, 2 * rounds), NaN where the block is dirty."""
+        """Return what each block came to in ns, (builds, 2 * rounds), NaN where it is dirty.
+
+        That is the median of its queries, and under load the time that went by per query.
+        """
         dirty = [cause is not None for cause in self.block_causes]
-        return np.where(dirty, np.nan, block_medians(self.samples_ns)).reshape(self.builds, -1)
+        found = block_medians(self.samples_ns) if self.ns_per_query is None else np.array(self.ns_per_query)
+        return np.where(dirty, np.nan, found).reshape(self.builds, -1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +110,7 @@ class BenchResult:
     schema: str = SCHEMA
 
 
-_READABLE = ("msn-deploy-bench/2", SCHEMA)  # what is optional in one is not in those before it
+_READABLE = ("msn-deploy-bench/2", "msn-deploy-bench/3", SCHEMA)  # what is optional in one is not in those before it
 _COUNTED = ("blocks", "dirty_blocks", "causes")
 _MOST = 1e9  # ms, or times as long
 
@@ -168,13 +176,14 @@ def _check(result: BenchResult) -> None:
 
 def _arm_from(value: dict[str, Any]) -> ArmResult:
     name = shown(value["name"], 40)
-    layers, energy = value.pop("layers", None), value.pop("energy")
+    layers, energy, throughput = value.pop("layers", None), value.pop("energy"), value.pop("throughput", None)
     arm = record(
         ArmResult,
         value,
         source=f"arm {name}",
         samples_ns=tuple(_block_from(block, name) for block in value.pop("samples_ns")),
         layers=None if layers is None else layers_from_json(layers),
+        throughput=None if throughput is None else throughput_from_json(throughput),
         facts=ArmFacts.from_json(value.pop("facts")),
         energy=None if energy is None else record(Energy, energy, source=f"arm {name}, energy"),
     )
@@ -187,6 +196,10 @@ def _arm_from(value: dict[str, Any]) -> ArmResult:
     counts = (blocks, sum(map(len, arm.samples_ns)), len(arm.block_start_ms), len(arm.block_causes))
     if counts != (arm.blocks, arm.queries, arm.blocks, arm.blocks):
         raise ValueError(f"arm {name} promises {arm.queries} queries in {arm.blocks} blocks and holds others")
+    if arm.ns_per_query is not None and not (
+        len(arm.ns_per_query) == blocks and all(0 < each < 1e6 * _MOST for each in arm.ns_per_query)
+    ):
+        raise ValueError(f"arm {name} holds a time per query that is not one, or not one for each block")
     if not any(cause is None for cause in arm.block_causes):
         raise ValueError(f"arm {name} holds no block that counts")
     return arm
@@ -206,6 +219,10 @@ def _plain_fields(arm: ArmResult) -> dict[str, Any]:
     names = [field.name for field in fields(arm)]
     plain = {name: getattr(arm, name) for name in names if name != "samples_ns"}
     optional = {name: None if (value := plain[name]) is None else asdict(value) for name in ("energy", "layers")}
+    for name in ("ns_per_query", "throughput"):  # of arms under load alone
+        value = plain.pop(name)
+        if value is not None:
+            optional[name] = value if name == "ns_per_query" else asdict(value)
     return plain | optional | {"facts": arm.facts.to_json()}
 
 

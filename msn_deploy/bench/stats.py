@@ -22,6 +22,7 @@ from msn_deploy.bench.bootstrap import (
     rank_sum_p_value,
     satterthwaite,
     single_draws,
+    student_quantile,
     widened,
 )
 from msn_deploy.core.errors import InvalidMeasurement
@@ -119,6 +120,28 @@ def ratio_between_runs(arm: Floats, base: Floats, *, seed: int = 0, resamples: i
     centre = float(np.subtract(*(np.median(each.mean(axis=0)) for each in sides)))
     units = min(each.shape[1] for each in sides)
     return _judged(_concluded(centre, drawn[0] - drawn[1], satterthwaite(parts), units, rank_p))
+
+
+def mean_interval(blocks: Floats) -> tuple[float, float, float]:
+    """Return the mean of what blocks came to, shape (builds, 2 * rounds), NaN for dropped ones, and its 95 % interval.
+
+    Blocks near each other in time are alike, so that the means of ten stretches of the run are the unit (batch means:
+    A. Law, Simulation Modeling and Analysis, 2015, section 9.5.3), with Student's t. The interval has no lower end
+    above 0 where the stretches differ that much. Raises InvalidMeasurement if fewer than two stretches hold a block.
+    """
+    rounds = blocks.reshape(len(blocks), -1, 2)
+    kept = ~np.isnan(rounds).all(axis=2).any(axis=0)
+    if kept.sum() < 2:
+        raise _too_few(int(kept.sum()), kept.size)
+    means = np.nanmean(rounds[:, kept], axis=(0, 2))
+    stretches = np.array([part.mean() for part in np.array_split(means, min(_STRETCHES, len(means)))])
+    mean = float(means.mean())
+    half = (
+        student_quantile((1 + CONFIDENCE) / 2, len(stretches) - 1)
+        * float(stretches.std(ddof=1))
+        / len(stretches) ** 0.5
+    )
+    return mean, mean - half, mean + half
 
 
 def _rounds(medians: Floats) -> Floats:

@@ -55,9 +55,25 @@ def command(
     threads: Threads = None,
     seconds: Annotated[
         float | None,
-        typer.Option(min=MINIMUM_SECONDS, help="Measured time per model, s.", show_default="10; 600 with mlperf"),
+        typer.Option(
+            min=MINIMUM_SECONDS, help="Measured time per model, s.", show_default="10; mlperf 600, trtexec-* 3"
+        ),
     ] = None,
-    profile: Annotated[str, typer.Option(help="Timing profile: single-stream or mlperf.")] = BenchRequest.profile,
+    profile: Annotated[
+        str, typer.Option(help="Timing profile: single-stream, mlperf, throughput, trtexec-10, trtexec-11.")
+    ] = BenchRequest.profile,
+    streams: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=1, help="Queries in flight at a time (throughput).", show_default="2; trtexec-* 1"
+        ),
+    ] = None,
+    soak: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME", help="Then keep each model under load, as in 30m (throughput): heat, clocks, rate."
+        ),
+    ] = None,
     cuda_graph: Annotated[bool, typer.Option("--cuda-graph", help="Replay each engine from a CUDA graph.")] = False,
     wait: Annotated[
         str | None,
@@ -87,11 +103,13 @@ def command(
 ) -> None:
     """Measure latency side by side, in interleaved blocks, against a baseline.
 
+    --profile throughput measures images per second with several queries in flight instead.
     A result instead of models is compared with that of --against, and nothing is measured.
     """
-    from msn_deploy.bench import MeasureOptions, to_json
+    from msn_deploy.bench import to_json
     from msn_deploy.bench.gate import judge_baseline, judge_regression, parse_limit
-    from msn_deploy.bench.profile import seconds_for
+    from msn_deploy.bench.profile import options_for
+    from msn_deploy.bench.soak import parse_duration
     from msn_deploy.pipeline.bench import bench, read_result, write_gate, write_html, write_json
 
     if runs is not None and str(baseline) != "auto":
@@ -115,6 +133,8 @@ def command(
         shapes=tuple(map(parse_shapes, shapes or ())),
         threads=threads,
         profile=profile,
+        streams=streams,
+        soak_s=None if soak is None else parse_duration(soak),
         cuda_graph=cuda_graph,
         wait=parse_wait(wait),
         mapped=mapped,
@@ -124,7 +144,7 @@ def command(
         trust=trust,
         plugins=tuple(plugins or ()),
         state=dict(map(parse_state, state or ())),
-        options=MeasureOptions(seconds=seconds_for(profile, seconds)),
+        options=options_for(profile, seconds),
         names=names,
         accuracies=accuracies,
     )

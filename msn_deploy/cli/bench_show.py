@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from msn_deploy.bench import ArmResult, BenchResult, Samples
     from msn_deploy.bench.compare import Standing
     from msn_deploy.bench.measure import Watch
+    from msn_deploy.bench.power import Energy
+    from msn_deploy.bench.rates import Soak
 
 _COLUMNS = 80
 _GAP = 2  # between columns of a table
@@ -37,6 +39,9 @@ def show(result: BenchResult) -> None:
     """Print one row per model, what else was measured, and the conditions."""
     from msn_deploy.bench.profile import in_words
 
+    if result.profile.measures == "rate":
+        show_rates(result)
+        return
     head = ("model", "median ms", "p90", "p99", "ratio", "95 % interval", "verdict")
     rows = [_row(arm, is_baseline=arm.name == result.baseline) for arm in result.arms]
     # Names that leave no room for the column heads take it from the longest of these.
@@ -53,12 +58,18 @@ def show(result: BenchResult) -> None:
             _say(f"same graph: {', '.join(names)}; a difference between them is noise, not the network")
     for arm in result.arms:
         if arm.energy is not None:
-            low, high = arm.energy.interval_mj
-            _say(
-                f"{shortened(arm.name, _COLUMNS // 2)}: {arm.energy.mj:.3g} mJ per query ({low:.3g} to {high:.3g}) "
-                f"above {arm.energy.idle_w:.2f} W idle; {arm.energy.rail}, a value per "
-                f"{arm.energy.sensor_period_ms:g} ms; {arm.energy.source}"
-            )
+            _say(f"{shortened(arm.name, _COLUMNS // 2)}: {energy_text(arm.energy)}")
+    _show_steadiness(result)
+    _say(
+        f"{result.profile.name}: {in_words(result.profile, result.environment)}; ratio below 1 is faster; p90 and p99 "
+        "are 99 % upper bounds, in ms"
+    )
+    for arm in result.arms:
+        _show_layers(arm)
+
+
+def _show_steadiness(result: BenchResult) -> None:
+    """Say which blocks were dropped, and if this machine is too unsteady."""
     if result.validity.dirty_blocks:
         counted = ", ".join(f"{count} {cause}" for cause, count in result.validity.causes.items())
         _say(f"{result.validity.dirty_blocks} of {result.validity.blocks} blocks dropped: {counted}")
@@ -67,12 +78,100 @@ def show(result: BenchResult) -> None:
             f"control: {shortened(result.baseline, _COLUMNS // 2)} against itself came out {result.control.verdict} "
             f"({result.control.ratio:.3f}); this machine is too unsteady for these verdicts"
         )
-    _say(
-        f"{result.profile.name}: {in_words(result.profile, result.environment)}; ratio below 1 is faster; p90 and p99 "
-        "are 99 % upper bounds, in ms"
+
+
+def show_rates(result: BenchResult) -> None:
+    """Print what each model does under load, and the conditions."""
+    from msn_deploy.bench.profile import in_words
+
+    head: tuple[str, ...] = ("model", "images/s", "95 % interval", "p50", "p95", "p99", "ratio", "verdict")
+    rows = [_rate_row(arm, is_baseline=arm.name == result.baseline) for arm in result.arms]
+    if len(rows) == 1:
+        rows, head = [row[:-2] for row in rows], head[:-2]
+    room = max(_LEAST_NAME, _room([*rows, head]))
+    output.show_table(
+        [(shortened(row[0], room), *row[1:]) for row in rows], head=head, right=(1, 2, 3, 4, 5, 6), gap=_GAP
     )
     for arm in result.arms:
-        _show_layers(arm)
+        name = shortened(arm.name, _COLUMNS // 2)
+        for said in rate_parts(arm, batch=result.profile.batch):
+            _say(f"{name}: {said}")
+    _show_steadiness(result)
+    _say(
+        f"{result.profile.name}: {in_words(result.profile, result.environment)}; p50 is the median latency under load, "
+        "p95 and p99 are 99 % upper bounds, in ms; ratio of times per image: below 1 is faster"
+    )
+
+
+def _rate_row(arm: ArmResult, *, is_baseline: bool) -> tuple[str, ...]:
+    assert arm.throughput is not None
+    low, high = arm.throughput.rate.interval
+    return (
+        arm.name,
+        _figures(arm.throughput.rate.per_s),
+        f"{_figures(low)} to {_figures(high)}",
+        *(_figures(ms) for ms in (arm.median_ms, arm.p95_ms, arm.p99_ms)),
+        "1" if is_baseline else _figures(arm.ratio),
+        "baseline" if is_baseline else arm.verdict,
+    )
+
+
+def rate_parts(arm: ArmResult, *, batch: int) -> list[str]:
+    """Say what else is known of a model under load, a sentence each."""
+    found = arm.throughput
+    assert found is not None
+    said = []
+    if found.alone is not None:
+        low, high = found.alone.gain_interval
+        said.append(
+            f"one at a time {_figures(found.alone.rate.per_s)} images/s ({_figures(found.alone.median_ms)} ms a query, "
+            f"{found.alone.threads} threads); {found.in_flight} in flight give {found.alone.gain:.3f} times as many "
+            f"({low:.3f} to {high:.3f})"
+        )
+    if found.usage is not None:
+        used = found.usage
+        parts = [f"{used.cores:.2f} cores busy", None if used.gpu is None else f"GPU {used.gpu:.0%} busy"]
+        memory = (("this process", used.host_mib), ("the GPU", used.device_mib), ("the board", used.shared_mib))
+        parts += [f"at most {mib:.0f} MiB of {what}" for what, mib in memory if mib is not None]
+        said.append(", ".join(part for part in parts if part))
+    if found.stages is not None:
+        each = found.stages
+        said.append(
+            f"copy in {_figures(each.copy_in_ms)}, compute {_figures(each.compute_ms)}, copy out "
+            f"{_figures(each.copy_out_ms)}, together {_figures(each.sum_ms)} ms of the GPU for one query alone"
+        )
+    if arm.energy is not None:
+        said.append(f"{arm.energy.mj / batch:.3g} mJ per image; {energy_text(arm.energy)}")
+    if found.soak is not None:
+        said.append(_soak_text(found.soak))
+    return said
+
+
+def _soak_text(soak: Soak) -> str:
+    low, high = soak.sustained.interval
+    mode = f" in power mode {soak.power_mode}" if soak.power_mode else ""
+    parts = [
+        f"soak of {soak.seconds / 60:.3g} min{mode}: {_figures(soak.at_first)} images/s at first, "
+        f"{_figures(soak.sustained.per_s)} sustained ({_figures(low)} to {_figures(high)})",
+        "the machine told of no throttling"
+        if soak.throttled_after_s is None
+        else f"throttled from {soak.throttled_after_s / 60:.3g} min on ({soak.throttled_by})",
+        None if soak.slower_after_s is None else f"slower by 5 % from {soak.slower_after_s / 60:.3g} min on",
+        None if soak.hottest_c is None else f"at most {soak.hottest_c:.0f} \N{DEGREE SIGN}C",
+    ]
+    for name in sorted({name for each in soak.points for name in each.clocks_mhz}):
+        found = [each.clocks_mhz[name] for each in soak.points if name in each.clocks_mhz]
+        parts.append(f"{name} {min(found):.0f} to {max(found):.0f} MHz")
+    return "; ".join(part for part in parts if part)
+
+
+def energy_text(energy: Energy) -> str:
+    """Say what a query costs, and where that was read."""
+    low, high = energy.interval_mj
+    return (
+        f"{energy.mj:.3g} mJ per query ({low:.3g} to {high:.3g}) above {energy.idle_w:.2f} W idle; {energy.rail}, a "
+        f"value per {energy.sensor_period_ms:g} ms; {energy.source}"
+    )
 
 
 def _row(arm: ArmResult, *, is_baseline: bool) -> tuple[str, ...]:

@@ -80,6 +80,10 @@ class Cuda(Protocol):
         """Wait for all that is queued; returns the GPU's time between the last two events, ms."""
         ...
 
+    def used_bytes(self) -> int:
+        """Return how much of the GPU's memory is in use, by all programs; on a Jetson the host has the same."""
+        ...
+
     def capture(self, work: Work) -> Work:
         """Record what `work` queues, without running it; returns what queues the recording, which replaces the last."""
         ...
@@ -214,6 +218,11 @@ class PyCuda:
         self._stream.synchronize()
         return float(self._events[0].time_till(self._events[1]))
 
+    @_explained
+    def used_bytes(self) -> int:
+        free, total = self._driver.mem_get_info()
+        return int(total - free)
+
     def capture(self, work: Work) -> Work:
         raise MissingDependency(
             "pycuda has no CUDA graphs; cuda-bindings has.\nInstall it with: pip install 'msn-deploy[gpu]'"
@@ -258,7 +267,10 @@ class BindingsCuda:
         self.stream: int = int(self._stream)
 
     def _call(self, name: str, *args: Any) -> Any:
-        """Call the driver; returns what it gives beside its status."""
+        """Call the driver; returns the first that it gives beside its status."""
+        return next(iter(self._values(name, *args)), None)
+
+    def _values(self, name: str, *args: Any) -> list[Any]:
         try:
             status, *values = getattr(self._driver, name)(*args)
         except RuntimeError as cause:  # no driver at all, or one too old to have the call
@@ -266,7 +278,7 @@ class BindingsCuda:
         if status:
             text = self._driver.cuGetErrorString(status)[1]
             raise _error(f"{name} failed: {text.decode() if text else int(status)}")
-        return values[0] if values else None
+        return list(values)
 
     def _later(self, name: str, *args: Any) -> None:
         """Have this called by `close`."""
@@ -310,6 +322,10 @@ class BindingsCuda:
     def wait(self) -> float:
         self._call("cuStreamSynchronize", self._stream)
         return float(self._call("cuEventElapsedTime", *self._events))
+
+    def used_bytes(self) -> int:
+        free, total = self._values("cuMemGetInfo")
+        return int(total) - int(free)
 
     def capture(self, work: Work) -> Work:
         self._drop_graph()

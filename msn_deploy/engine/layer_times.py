@@ -58,6 +58,24 @@ class LayerTimes:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Stages:
+    """Where the time of one query of an engine goes, by the GPU's clock, ms: medians over runs, nothing else in flight.
+
+    trtexec calls the three H2D Latency, GPU Compute Time and D2H Latency, and their sum Latency.
+    """
+
+    copy_in_ms: float
+    compute_ms: float
+    copy_out_ms: float
+    runs: int
+
+    @property
+    def sum_ms(self) -> float:
+        """All three."""
+        return self.copy_in_ms + self.compute_ms + self.copy_out_ms
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Timed:
     """A layer and what each run took, us."""
 
@@ -135,6 +153,13 @@ def time_trt_layers(runner: TrtRunner, feeds: Sequence[Feeds], *, runs: int = RU
             )
         )
     return _table("TensorRT's layer profiler", timed, runs)
+
+
+def time_stages(runner: TrtRunner, feeds: Sequence[Feeds], *, runs: int = RUNS) -> Stages:
+    """Run a loaded engine, one query at a time, and wait after each stage of it."""
+    taken = [runner.run_in_stages(feeds[at % len(feeds)]) for at in range(_WARM_UP + runs)][_WARM_UP:]
+    copy_in, compute, copy_out = (statistics.median(each) for each in zip(*taken, strict=True))
+    return Stages(copy_in_ms=copy_in, compute_ms=compute, copy_out_ms=copy_out, runs=runs)
 
 
 def _table(source: str, timed: Sequence[_Timed], runs: int) -> LayerTimes:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,6 +108,16 @@ class OrtRunner:
         except Exception as cause:  # as at loading: no common base
             raise InputError(f"{self.path} loads but does not run: {shorten(cause)}.") from cause
         return {spec.name: each for spec, each in zip(self.outputs, made, strict=True)}
+
+    def bound(self, feeds: Mapping[str, NDArray[Any]]) -> Callable[[], object]:
+        """Check feeds, and return a call that runs them again and again as ONNX Runtime itself does.
+
+        Raises InputError as `run`; what the call raises is ONNX Runtime's.
+        """
+        import numpy as np
+
+        check_feeds(feeds, self.inputs, name=self.name)
+        return partial(self._session.run, None, {name: np.asarray(each, order="C") for name, each in feeds.items()})
 
     def end_profiling(self) -> Path:
         """Write what each node took in each run, and return the file: a Chrome trace. Needs `profile_to`."""

@@ -18,6 +18,7 @@ from msn_deploy.engine.plan import TITLES, Plan, what_is_here
 from msn_deploy.engine.preflight import check_version
 from msn_deploy.engine.runner import check_feeds, sizes_text
 from msn_deploy.engine.tensors import TYPES
+from msn_deploy.machine.jetpacks import numbers_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -66,7 +67,8 @@ class TrtRunner:
     """A plan in TensorRT or TensorRT-RTX, with one stream and page-locked buffers for its largest inputs.
 
     last_gpu_ms: what the network alone took on the GPU in the last run, ms, without the copies. To be used from the
-    thread that made it. Give it a plan that `preflight` returned: loading one runs the code in it.
+    thread that made it, which can keep a query in flight on each of several: `another`, `submit`, `collect`. Give it a
+    plan that `preflight` returned: loading one runs the code in it.
     """
 
     # From loading to `close`; each points into the next.
@@ -83,6 +85,7 @@ class TrtRunner:
         mapped: bool = False,
         trt: Any = None,
         cuda: Callable[..., Cuda] = open_cuda,
+        beside: TrtRunner | None = None,
     ) -> None:
         """Load the plan and run it once, since TensorRT-RTX compiles kernels for this GPU on the way.
 
@@ -93,6 +96,7 @@ class TrtRunner:
             mapped: See `open_cuda`.
             trt: The TensorRT module; imported if not given.
             cuda: What opens CUDA.
+            beside: A runner of this plan whose engine can serve this one too. See `another`.
 
         Raises:
             InputError: The plan does not load, has tensors of types that numpy lacks, or cannot be replayed.
@@ -103,9 +107,13 @@ class TrtRunner:
         check_version(plan, str(trt.__version__), what_is_here())  # what is imported counts, not what is installed
         self.path, self.name, self.info = plan.path, plan.path.name, plan.info
         self.last_gpu_ms = 0.0
-        self._logger, self._messages = logger_of(trt)
-        self._messages.start()
+        if beside is None:
+            self._logger, self._messages = logger_of(trt)
+            self._messages.start()
+        else:  # the engine tells what goes wrong to the one that it was loaded with
+            self._logger, self._messages = beside._logger, beside._messages
         self._trt = trt
+        self._asked = (plan, cuda_graph, wait, mapped, cuda)
         self._profiler: Any = None
         self._title = f"{TITLES[plan.backend]} {trt.__version__}"
         rtx_graph = cuda_graph and hasattr(trt, "CudaGraphStrategy")
@@ -117,18 +125,42 @@ class TrtRunner:
         self._cuda = cuda(graphs=self._graph, wait=wait, mapped=mapped)
         atexit.register(self.close)  # after CUDA's own, so that it runs before
         try:
-            self._load(trt, plan, rtx_graph=rtx_graph)
+            if beside is None:
+                self._load(trt, plan)
+            else:
+                self._runtime, self._engine = beside._runtime, beside._engine
+            self._set_up(trt, rtx_graph=rtx_graph)
             self._take_contract(trt)
             for spec in self.inputs:
                 self._pairs[spec.name].host[:] = 0
-            self._run_shapes(self._shapes)
+            self._queue(self._shapes)
+            self.finish()
         except BaseException:
             with suppress(CudaError):  # after a failed call, others fail too
                 self.close()
             raise
 
-    def _load(self, trt: Any, plan: Plan, *, rtx_graph: bool) -> None:
-        """Load what the plan needs, deserialise it and set it up.
+    def another(self) -> TrtRunner:
+        """Return a runner of the same engine with a context, a stream and buffers of its own.
+
+        Before TensorRT 10, contexts of an engine that leaves sizes open cannot share its optimization profile, so that
+        such an engine is loaded again. Raises as a new runner does.
+        """
+        plan, cuda_graph, wait, mapped, cuda = self._asked
+        fixed = all(None not in (spec.shape or ()) for spec in self.inputs)
+        shared = fixed or plan.backend != "tensorrt" or numbers_of(str(self._trt.__version__)) >= (10,)
+        return TrtRunner(
+            plan,
+            cuda_graph=cuda_graph,
+            wait=wait,
+            mapped=mapped,
+            trt=self._trt,
+            cuda=cuda,
+            beside=self if shared else None,
+        )
+
+    def _load(self, trt: Any, plan: Plan) -> None:
+        """Load what the plan needs, and deserialise it.
 
         No TensorRT object is kept in a local variable: the traceback of an error would keep it past `close`.
         """
@@ -155,6 +187,8 @@ class TrtRunner:
                 f"{self._title} does not load {self.path}: {self._said('it gave no reason')}.\n"
                 "Build it again here with `msn-deploy build-engine`."
             )
+
+    def _set_up(self, trt: Any, *, rtx_graph: bool) -> None:
         self._context = self._new_context(trt, rtx_graph=rtx_graph)
         if self._context is None:
             raise MissingDevice(
@@ -223,6 +257,47 @@ class TrtRunner:
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """See Runner. Raises InputError also for shapes outside the range that the engine was built for."""
+        self.submit(feeds)
+        return self.collect()
+
+    def submit(self, feeds: Mapping[str, NDArray[Any]]) -> None:
+        """Queue a run and return at once; `collect` has to follow before the next. Raises as `run`."""
+        self._queue(self._placed(feeds))
+
+    def collect(self) -> dict[str, NDArray[Any]]:
+        """Wait for the run that `submit` queued, and return what it made."""
+        self.finish()
+        made = {}
+        for spec in self.outputs:
+            shape, pair = self._output(spec.name)
+            made[spec.name] = pair.host[: math.prod(shape)].reshape(shape).copy()
+        return made
+
+    def submit_again(self) -> None:
+        """Queue the network once more on what the last run left on the GPU, without copies; `finish` has to follow."""
+        self._cuda.timed(self._launch or self._enqueue)
+
+    def run_in_stages(self, feeds: Mapping[str, NDArray[Any]]) -> tuple[float, float, float]:
+        """Copy in, compute and copy out, with a wait after each; returns what each took on the GPU, ms."""
+        shapes = self._placed(feeds)
+        self._set_shapes(shapes)
+        if self._graph and self._launch is None:
+            self._queue(shapes)
+            self.finish()
+        taken = []
+        for stage in (lambda: self._copy_in(shapes), self._launch or self._enqueue, self._copy_out):
+            self._cuda.timed(stage)
+            taken.append(self._cuda.wait())
+            self._messages.raise_held()
+        copy_in, compute, copy_out = taken
+        return copy_in, compute, copy_out
+
+    def memory_mib(self) -> float:
+        """Return how much memory of the GPU is in use, by all programs."""
+        return self._cuda.used_bytes() / 2**20
+
+    def _placed(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, _Shape]:
+        """Put feeds into the input buffers; returns their shapes."""
         if not hasattr(self, "_context"):
             raise RuntimeError(f"{self.name} was closed")
         check_feeds(feeds, self.inputs, name=self.name)
@@ -234,28 +309,32 @@ class TrtRunner:
                     f"{sizes_text(array.shape)}.\nBuild the engine for those sizes."
                 )
             self._pairs[name].host[: array.size].reshape(array.shape)[...] = array
-        self._run_shapes({name: feeds[name].shape for name in self._ranges})
-        made = {}
-        for spec in self.outputs:
-            shape, pair = self._output(spec.name)
-            made[spec.name] = pair.host[: math.prod(shape)].reshape(shape).copy()
-        return made
+        return {name: feeds[name].shape for name in self._ranges}
 
     def _output(self, name: str) -> tuple[_Shape, Pair]:
         """Return the shape and the buffers that an output had in the last run that was queued."""
         return self._decided.last(name) if name in self._decided.dtypes else (self._made[name], self._pairs[name])
 
-    def _run_shapes(self, shapes: dict[str, _Shape]) -> None:
-        """Run what lies in the input buffers, taken as of these shapes."""
+    def _queue(self, shapes: dict[str, _Shape]) -> None:
+        """Queue a run of what the input buffers hold, taken as of these shapes."""
         self._set_shapes(shapes)
+        self._copy_in(shapes)
+        self._cuda.timed(self._launch or self._enqueue)
+        self._copy_out()
+
+    def _copy_in(self, shapes: Mapping[str, _Shape]) -> None:
         for name, shape in shapes.items():
             if name not in self._on_host:
                 self._cuda.copy(self._pairs[name], math.prod(shape), to_device=True)
-        self._cuda.timed(self._launch or self._enqueue)
+
+    def _copy_out(self) -> None:
         for name in self._made:
             if name not in self._on_host:
                 size, pair = self._output(name)
                 self._cuda.copy(pair, math.prod(size), to_device=False)
+
+    def finish(self) -> None:
+        """Wait for what is queued, and leave the outputs where they are."""
         self.last_gpu_ms = self._cuda.wait()
         self._messages.raise_held()
         if self._graph and self._launch is None:

@@ -3,34 +3,36 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from msn_deploy.bench import Arm, BenchResult, MeasureOptions, compare, from_json, measure
+from msn_deploy.bench import Arm, BenchResult, compare, from_json, measure
 from msn_deploy.bench import to_json as bench_json
 from msn_deploy.bench.gate import Gate
 from msn_deploy.bench.layers import LayerProfile, limits_of
 from msn_deploy.bench.measure import ArmFacts, Watch
 from msn_deploy.bench.power import measure_energy
-from msn_deploy.bench.profile import preset
+from msn_deploy.bench.profile import Profile, options_for, preset
+from msn_deploy.bench.soak import soak
+from msn_deploy.bench.throughput import ALONE, under_load, with_throughput
 from msn_deploy.core.artifacts import parent_of, publish, read_sidecar, sha256_of
 from msn_deploy.core.errors import InputError, did_you_mean
 from msn_deploy.core.opening import read_input
 from msn_deploy.core.progress import Progress, silent
 from msn_deploy.engine import Plan, Runner, target_of, what_machine
-from msn_deploy.engine.cuda import Wait
-from msn_deploy.engine.layer_times import time_ort_layers, time_trt_layers
+from msn_deploy.engine.layer_times import time_ort_layers, time_stages, time_trt_layers
+from msn_deploy.engine.ort import OrtRunner
 from msn_deploy.engine.runner import Stateful
 from msn_deploy.engine.tensors import InputShapes
 from msn_deploy.engine.trt import TrtRunner
 from msn_deploy.machine.environment import read_environment
-from msn_deploy.machine.state import Probe, find_sensor, pinned_mhz
+from msn_deploy.machine.state import Probe, find_sensor, pinned_mhz, usable_cores
 from msn_deploy.model.feeds import Feeds
 from msn_deploy.model.opened import OpenModel, open_model
 from msn_deploy.pipeline.bench_inputs import BenchInputs, batch_of, check_finite, inputs_of
+from msn_deploy.pipeline.bench_load import bound_query, load_of, threads_under_load
 from msn_deploy.pipeline.bench_request import BenchRequest
 from msn_deploy.pipeline.models import ModelFile, open_file
 from msn_deploy.report.bench import render_html
@@ -87,7 +89,8 @@ def bench(
     They come from `data`, or are the images that the model was trained on, or seeded random numbers.
 
     ONNX files that say they are not folded run with the runtime's own norm fusions off, and their row says so.
-    The result may be invalid (a throttled machine): look at its `validity`.
+    Under a profile that measures rates, each is measured with several queries in flight, and in turn with that one
+    query at a time. The result may be invalid (a throttled machine): look at its `validity`.
 
     Args:
         models: The files, or all that is asked.
@@ -103,13 +106,21 @@ def bench(
         InvalidMeasurement: Too poor conditions to measure at all, or outputs that are not finite.
     """
     asked = models if isinstance(models, BenchRequest) else BenchRequest(models=models, **request)
-    options = asked.options or MeasureOptions()
+    options = asked.options or options_for(asked.profile, None)
     sensor = find_sensor(root) if asked.energy else None
-    threads = asked.threads or len(os.sched_getaffinity(0))
     named, further = asked.rows(), asked.further_builds()
-    provided = " and ".join(sorted({each for _, each in named.values()}))
-    # A name that is not one is refused before any work.
-    wait = preset(asked.profile, provider=provided, input="random", wait=asked.wait).wait
+    # What cannot be used is refused before any work; the inputs are known when the models are loaded.
+    conditions = preset(
+        asked.profile,
+        provider=" and ".join(sorted({each for _, each in named.values()})),
+        input="random",
+        cuda_graph=asked.cuda_graph,
+        wait=asked.wait,
+        streams=asked.streams,
+    )
+    rated = conditions.measures == "rate"
+    cores = asked.threads or len(usable_cores())
+    threads = threads_under_load(asked.threads, conditions.streams) if rated else cores
     if asked.layers:
         _check_layers([path for path, _ in named.values()], provider=asked.provider)
     opened, loaded = [], []
@@ -122,7 +133,7 @@ def bench(
 
     for path, provider in named.values():
         file = open_once(path)
-        load = _loader(file, provider, asked, threads=threads, wait=wait)
+        load = _loader(file, provider, asked, threads=threads, conditions=conditions)
         opened.append((file, load))
         loaded.append(load(file))
     batch = batch_of(loaded, asked.batch, asked.shapes)
@@ -136,33 +147,73 @@ def bench(
         others = [file] * (asked.builds - 1) + [open_once(each) for each in further.get(path, ())]
         for number, each in enumerate([runner, *map(load, others)]):
             check_finite(each, row.fed.feeds[: None if number == 0 else 1], random=row.fed.images is None)
-            arms.append(Arm(name=name, run=_query(each, row.fed.feeds), build=number, facts=facts))
+            arm = Arm(name=name, run=_query(each, row.fed.feeds), build=number, facts=facts)
+            if not rated:
+                arms.append(arm)
+                continue
+            copies = conditions.h2d is not False
+            kept = load_of(each, row.fed.feeds, streams=conditions.streams, copies=copies, root=root)
+            arms.append(replace(arm, load=kept, facts=replace(facts, in_flight=conditions.streams)))
+            if conditions.streams > 1 and copies:  # beside it, as the profile single-stream measures it
+                query = arm.run
+                if isinstance(each, OrtRunner):
+                    alone = _loader(file, provider, asked, threads=cores, conditions=conditions)(file)
+                    query = bound_query(cast(OrtRunner, alone), row.fed.feeds)
+                arms.append(replace(arm, name=name + ALONE, run=query, facts=replace(facts, threads=cores)))
     inputs = {"random" if row.fed.images is None else "real samples" for row in rows.values()}
     if len(inputs) > 1:
         raise InputError(
             "some models say what data they were trained on and others do not: their inputs would differ.\n"
             "Give all of them the same: `--data`."
         )
-    conditions = preset(
-        asked.profile,
-        provider=provided,
-        batch=batch,
-        threads=threads,
-        input=inputs.pop(),
-        cuda_graph=asked.cuda_graph,
-        wait=wait,
-    )
+    conditions = replace(conditions, batch=batch, threads=threads, input=inputs.pop())
     taken = measure(arms, options=options, progress=progress, probe=Probe(root), watch=watch)
-    firsts = [arm for arm in arms if arm.build == 0]
+    firsts = [arm for arm in arms if arm.build == 0 and arm.name in rows]
+    pinned = pinned_mhz(root)
     result = compare(
-        taken,
+        under_load(taken) if rated else taken,
         baseline=next(iter(rows)),
         environment=read_environment(root),
         profile=conditions,
-        pinned_mhz=pinned_mhz(root),
+        pinned_mhz=pinned,
         energies=measure_energy(firsts, sensor, seconds=options.seconds, progress=progress) if sensor else None,
     )
+    if rated:
+        result = with_throughput(result, taken, batch=batch, pinned_mhz=pinned)
+        return _under_load(result, asked, firsts, rows, root=root, progress=progress)
     return _with_layers(result, rows, threads=threads, root=root, progress=progress) if asked.layers else result
+
+
+def _under_load(
+    result: BenchResult,
+    asked: BenchRequest,
+    firsts: Sequence[Arm],
+    rows: Mapping[str, _Row],
+    *,
+    root: Path,
+    progress: Progress,
+) -> BenchResult:
+    """Return the result with the stages of engines, and with the soak of each model."""
+    arms = []
+    for arm, measured in zip(result.arms, firsts, strict=True):
+        row, throughput = rows[arm.name], arm.throughput
+        assert throughput is not None
+        assert measured.load is not None
+        if isinstance(row.runner, TrtRunner):
+            throughput = replace(throughput, stages=time_stages(row.runner, row.fed.feeds))
+        if asked.soak_s is not None:
+            soaked = soak(
+                measured.load,
+                seconds=asked.soak_s,
+                batch=result.profile.batch,
+                probe=Probe(root),
+                power_mode=result.environment.power_mode,
+                sensor=find_sensor(root) if asked.energy else None,
+                progress=progress,
+            )
+            throughput = replace(throughput, soak=soaked)
+        arms.append(replace(arm, throughput=throughput))
+    return replace(result, arms=tuple(arms))
 
 
 def read_result(path: Path) -> BenchResult:
@@ -230,15 +281,15 @@ def _query(runner: Runner, feeds: Sequence[Feeds]) -> Callable[[], object]:
 
 
 def _loader(
-    file: ModelFile, provider: str, asked: BenchRequest, *, threads: int, wait: Wait | None
+    file: ModelFile, provider: str, asked: BenchRequest, *, threads: int, conditions: Profile
 ) -> Callable[[ModelFile], Runner]:
     """Return what loads a file or a further build of it."""
-    is_engine = provider in ("engine", "engine-mapped")
+    wait = conditions.wait if provider in ("engine", "engine-mapped") else None
 
     def load(each: ModelFile) -> Runner:
         runner = each.runner(
             provider=provider, threads=threads, batch=asked.batch or 1, fuse_norms=not file.keeps_norms,
-            cuda_graph=asked.cuda_graph, wait=wait if is_engine else None, mapped=provider == "engine-mapped",
+            cuda_graph=conditions.cuda_graph, wait=wait, mapped=provider == "engine-mapped",
         )  # fmt: skip
         if not asked.state:
             return runner

@@ -41,6 +41,8 @@ class BenchRequest:
     """None: every core that this process may use."""
     profile: str = "single-stream"
     """One that `bench.profile.preset` takes."""
+    streams: int | None = None
+    """Queries in flight at a time, with a profile that measures rates; None: as the profile says."""
     cuda_graph: bool = False
     """Replay each engine's network from a CUDA graph. All models have to be engines."""
     wait: Wait | None = None
@@ -49,6 +51,8 @@ class BenchRequest:
     """Run each engine on mapped buffers (zero-copy) too, as a row of its own."""
     builds: int = 1
     """How many times each model is loaded, so that one lucky load does not decide."""
+    soak_s: float | None = None
+    """Afterwards, keep each model under load for that long."""
     energy: bool = False
     """Measure the energy per query too."""
     layers: bool = False
@@ -70,6 +74,7 @@ class BenchRequest:
         if self.builds < 1:
             raise InputError(f"{self.builds} builds cannot be measured.\nGive `--builds` 1 or more.")
         other = next((path for path in self.files if path.suffix.lower() != ".engine"), None)
+        self._check_profile(other)
         if self.plugins and other is not None:
             raise InputError(f"--plugins gives TensorRT operators; {other} is not an engine.\nLeave it out.")
         if self.cuda_graph and other is not None:
@@ -83,6 +88,35 @@ class BenchRequest:
                     raise InputError(
                         f"{option} is for engines, and none is among the models.\nAdd one, or leave it out."
                     )
+
+    def _check_profile(self, other: Path | None) -> None:
+        """Refuse what does not go with the profile; other: a file that is not an engine."""
+        from msn_deploy.bench.profile import preset_of  # late: the command line asks for defaults alone
+
+        chosen = preset_of(self.profile)
+        if chosen.measures != "rate":
+            if self.streams is not None:
+                raise InputError(
+                    f"--streams keeps several queries in flight, and profile {self.profile} measures one at a time.\n"
+                    "Add `--profile throughput`, or leave it out."
+                )
+        else:
+            for given, option in ((self.layers, "--layers"), (self.state, "--state"), (self.compiled, "--compile")):
+                if given:
+                    raise InputError(
+                        f"{option} is for one query at a time, and profile {self.profile} keeps several in flight.\n"
+                        "Leave one out."
+                    )
+        if chosen.engines_only and other is not None:
+            raise InputError(
+                f"profile {self.profile} is measured as trtexec measures engines; {other} is not one.\n"
+                "Build one with `msn-deploy build-engine`, or use `--profile throughput`."
+            )
+        if self.soak_s is not None and chosen.measures != "rate":
+            raise InputError(
+                f"--soak keeps queries in flight, and profile {self.profile} measures one at a time.\n"
+                "Add `--profile throughput`, or leave it out."
+            )
 
     @property
     def files(self) -> list[Path]:

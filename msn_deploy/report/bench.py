@@ -38,6 +38,7 @@ def render_html(result: BenchResult, *, title: str, stages: Sequence[Mapping[str
     points = _points(arms)
     front = front_of(points)
     energies = [(index, arm) for index, arm in enumerate(arms) if arm.energy is not None]
+    rates = [arm.throughput.rate.per_s for arm in arms if arm.throughput is not None]
     conditions = (profile.provider.upper(), f"batch {profile.batch}", threads_text(profile.threads), profile.input)
     drawn = {
         "latency": partial(plots.latency_plot, arms),
@@ -61,6 +62,8 @@ def render_html(result: BenchResult, *, title: str, stages: Sequence[Mapping[str
         front=front,
         profiled=_profiled(arms),
         energies=energies,
+        loaded=[(index, arm) for index, arm in enumerate(arms) if arm.throughput is not None],
+        rate_digits=decimals_for(rates) if rates else 0,
         energy_digits=decimals_for(energy.mj for arm in arms if (energy := arm.energy) is not None),
         stages=stages,
         columns=_columns(stages),

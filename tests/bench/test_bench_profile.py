@@ -16,12 +16,26 @@ from msn_deploy.bench.profile import (
 from msn_deploy.core.errors import InputError
 from msn_deploy.machine.environment import Environment
 
+# measures, streams, copies, cuda_graph, wait of an engine. Of trtexec, by InferenceOptions of NVIDIA/TensorRT's
+# samples/common/sampleOptions.h: infStreams 1; skipTransfers, graph and spin false (10.16); includeTransfers false,
+# graph and spin true (11.0).
+MEANT = {
+    "single-stream": ("latency", 1, True, False, "spin"),
+    "mlperf": ("latency", 1, True, False, "spin"),
+    "throughput": ("rate", 2, True, False, "spin"),
+    "trtexec-10": ("rate", 1, True, False, "sleep"),
+    "trtexec-11": ("rate", 1, False, True, "spin"),
+}
 
-def test_presets_say_what_a_query_contains():
-    for name in PRESETS:
-        assert preset(name, provider="cuda", input="random", batch=4, threads=2, cuda_graph=True) == Profile(
-            name=name, provider="cuda", batch=4, threads=2, input="random", h2d=True, d2h=True, cuda_graph=True
-        )
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_say_what_a_query_contains(name):
+    measures, streams, copies, graph, wait = MEANT[name]
+    assert preset(name, provider="engine", input="random", batch=4, threads=2) == Profile(
+        name=name, provider="engine", batch=4, threads=2, input="random", h2d=copies, d2h=copies, cuda_graph=graph,
+        wait=wait, streams=streams, measures=measures,
+    )  # fmt: skip
+    assert preset(name, provider="engine", input="random", cuda_graph=True, streams=7).streams == 7
 
 
 def test_there_is_nothing_to_copy_on_the_cpu():
@@ -33,14 +47,14 @@ def test_a_result_of_an_earlier_version_is_read_unless_it_was_measured_otherwise
     ours = asdict(Profile(provider="engine", cuda_graph=True))
     was = {"spin_wait": False, "streams": 1, "sync": "query"}
     assert profile_from(ours | was) == Profile(provider="engine", cuda_graph=True)
-    for name, other in (("spin_wait", True), ("streams", 2), ("sync", "end")):
+    for name, other in (("spin_wait", True), ("sync", "end")):
         with pytest.raises(InputError, match=name):
             profile_from(ours | was | {name: other})
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_engines_spin_unless_they_are_asked_to_sleep(name):
-    assert preset(name, provider="engine", input="random").wait == "spin"
+    assert preset(name, provider="engine", input="random").wait == ("sleep" if name == "trtexec-10" else "spin")
     assert preset(name, provider="cpu and engine-mapped", input="random", wait="sleep").wait == "sleep"
     assert preset(name, provider="cuda", input="random").wait is None  # ONNX Runtime's own choice
     with pytest.raises(InputError, match="spin, sleep; not 'yield'"):
@@ -84,9 +98,9 @@ def test_mlperf_lasts_ten_minutes():
         seconds_for("mlperf", 30)
 
 
-@pytest.mark.parametrize("change", [{"batch": 0}, {"threads": 0}, {"input": "zeros"}])
+@pytest.mark.parametrize("change", [{"batch": 0}, {"threads": 0}, {"input": "zeros"}, {"streams": 0}, {"streams": 257}])
 def test_values_that_cannot_be_used(change):
-    with pytest.raises(InputError, match=next(iter(change))):
+    with pytest.raises(InputError, match="in flight" if "streams" in change else next(iter(change))):
         Profile(provider="cpu", **change)
 
 
@@ -94,7 +108,7 @@ def test_every_condition_but_the_name_counts():
     ours = Profile(provider="cpu")
     changes = {
         "provider": "cuda", "batch": 2, "threads": 1, "input": "random", "h2d": True, "d2h": False,
-        "cuda_graph": True, "wait": "spin",
+        "cuda_graph": True, "wait": "spin", "streams": 2, "measures": "rate",
     }  # fmt: skip
     assert {field.name for field in fields(Profile)} == {*changes, "name"}
     for name, value in changes.items():

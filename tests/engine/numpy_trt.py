@@ -26,9 +26,7 @@ def logits(images):
 
 
 class Gpu:
-    """Memory and one stream. refuse: the call that fails."""
-
-    stream = 4711
+    """Memory and one stream; who opens it while it is in use gets another stream. refuse: the call that fails."""
 
     def __init__(self, log=None, refuse=None):
         self.log = [] if log is None else log
@@ -38,8 +36,17 @@ class Gpu:
         self.captures = self.launches = 0
         self.mapped = False
         self.is_open = True
+        self.stream, self.is_taken = 4711, False
+        self.streams = {self.stream: self}
 
     def __call__(self, *, graphs, wait=None, mapped=False):
+        if self.is_taken and self.is_open:
+            other = Gpu(self.log, self.refuse)
+            other.memory, other.pairs, other.streams = self.memory, self.pairs, self.streams
+            other.stream = self.stream + len(self.streams)
+            self.streams[other.stream] = other
+            return other(graphs=graphs, wait=wait, mapped=mapped)
+        self.is_taken = True
         self.graphs, self.waits, self.mapped = graphs, wait, mapped
         return self
 
@@ -71,6 +78,9 @@ class Gpu:
             target[:rows] = source[:rows]
 
         self.queue(work)
+
+    def used_bytes(self):
+        return 3 << 30
 
     def timed(self, work):
         self._check("timed")
@@ -228,7 +238,7 @@ def module(
             return not fails("set_output_allocator", self.logger)
 
         def execute_async_v3(self, stream):
-            assert stream == gpu.stream
+            own = gpu.streams[stream]
             shapes, addresses = dict(self.shapes), dict(self.addresses)  # not the context, which would live on
 
             def answers():
@@ -240,7 +250,7 @@ def module(
                 )
 
             if self.allocators:  # what the data decide is known when they are: TensorRT waits for them
-                gpu.wait()
+                own.wait()
                 for name, array in answers().items():
                     if name in self.allocators:
                         addresses[name] = self.allocators[name].reallocate_output(name, 0, array.nbytes, 256)
@@ -258,9 +268,9 @@ def module(
                     target = gpu.memory[addresses[name]][: answer.size]
                     target[:] = answer[: target.size]
 
-            gpu.queue(work)
+            own.queue(work)
             if self.profiler is not None:
-                assert gpu.recording is None
+                assert own.recording is None
                 assert self.profiler.begun
                 self.profiled += 1
                 for name, ms in (layers or {}).items():

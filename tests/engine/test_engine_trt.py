@@ -329,7 +329,7 @@ def test_an_engine_file_goes_through_the_preflight_into_the_runner(forge_plan, o
     monkeypatch.setattr(
         TrtRunner.__init__,
         "__kwdefaults__",
-        {"cuda_graph": False, "wait": None, "mapped": False, "trt": None, "cuda": gpu},
+        {"cuda_graph": False, "wait": None, "mapped": False, "trt": None, "cuda": gpu, "beside": None},
     )
     path = forge_plan(b"from a file")
     with caplog.at_level(logging.WARNING), pytest.raises(InputError, match="not trusted"):

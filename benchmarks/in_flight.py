@@ -1,0 +1,169 @@
+"""How many images per second does ONNX Runtime take with 1, 2 and 4 queries in flight, and does `bench` say so?
+
+    python benchmarks/in_flight.py [--seconds S] [--block-ms MS] [--only NETWORK] [--out FILE]
+
+bench      what `bench --profile throughput` counts: the sum of the lanes' rates over whole queries
+by hand    threads that call one session in a loop and count; the count over the time between two looks at it, once all
+           of them have had an answer
+alone      one query at a time on all cores, as `--profile single-stream` measures it
+
+The first two have a session each, of the same options. All take turns in rounds of randomised mirrored order, in ONNX
+Runtime on the CPU, for VGG7 and ResNet-18 on 32x32 images. Networks are untrained: times do not hang on weights. The
+rate of `bench` has to lie within 5 % of that counted by hand, interval included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+
+from msn_deploy.bench.load import LoadedBlock
+from msn_deploy.bench.measure import Arm, ArmFacts, MeasureOptions, measure
+from msn_deploy.bench.stats import mean_interval, ratio_to_baseline
+from msn_deploy.core.artifacts import write_json
+from msn_deploy.core.recipes import load_recipe
+from msn_deploy.engine import load_runner
+from msn_deploy.machine.environment import read_environment
+from msn_deploy.machine.state import usable_cores
+from msn_deploy.nets import build_net
+from msn_deploy.pipeline.bench_load import bound_query, load_of, threads_under_load
+from msn_deploy.pipeline.export import export_onnx
+
+sys.path.insert(0, str(Path(__file__).parent / "peers"))
+from resnet18 import resnet18_32
+
+SHAPE = (1, 3, 32, 32)
+NETWORKS = {
+    "VGG7": lambda: build_net(replace(load_recipe("vgg7_msn"), input_shape=SHAPE), classes=10).eval(),
+    "ResNet-18": resnet18_32,
+}
+BATCHES = (1, 8, 32)
+IN_FLIGHT = (1, 2, 4)
+WITHIN = 0.05
+FEEDS = 16
+
+
+class ByHand:
+    """A loop of threads as one writes it; `block` has the form of bench.load.Load, with which it takes turns."""
+
+    def __init__(self, path: Path, feeds: list[Any], in_flight: int, threads: int) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self._feeds, self.in_flight = feeds, in_flight
+
+    def block(self, queries: int, settle: int, clock: Any) -> LoadedBlock:
+        counts, stop = [0] * self.in_flight, False
+
+        def loop(at: int) -> None:
+            for feeds in itertools.cycle(self._feeds):
+                if stop:
+                    return
+                self._session.run(None, feeds)
+                counts[at] += 1
+
+        workers = [threading.Thread(target=loop, args=(at,)) for at in range(self.in_flight)]
+        for worker in workers:
+            worker.start()
+        while min(counts) < settle:
+            time.sleep(0.0005)
+        begin, before = time.perf_counter_ns(), sum(counts)
+        while sum(counts) < before + queries:
+            time.sleep(0.0005)
+        whole, answered = time.perf_counter_ns() - begin, sum(counts) - before
+        stop = True
+        for worker in workers:
+            worker.join()
+        return LoadedBlock(samples=[whole // answered], ns_per_query=whole / answered)
+
+
+def exported(network: str, batch: int, folder: Path) -> Path:
+    torch.manual_seed(0)
+    path = folder / f"{network}-{batch}.onnx"
+    export_onnx(NETWORKS[network](), path, input_shape=(batch, *SHAPE[1:]))
+    return path
+
+
+def compared(path: Path, batch: int, in_flight: int, options: MeasureOptions) -> dict[str, Any]:
+    cores = len(usable_cores())
+    threads = threads_under_load(None, in_flight)
+    runner, alone = load_runner(path, threads=threads), load_runner(path, threads=cores)
+    name = runner.inputs[0].name
+    generator = np.random.default_rng(0)
+    feeds = [{name: generator.random((batch, *SHAPE[1:]), dtype=np.float32)} for _ in range(FEEDS)]
+    alone_query = bound_query(alone, feeds)
+    load = load_of(runner, feeds, streams=in_flight, copies=True, root=Path("/"))
+    by_hand: Any = ByHand(path, feeds, in_flight, threads)
+    arms = [
+        Arm(name="bench", run=alone_query, load=load, facts=ArmFacts(in_flight=in_flight)),
+        Arm(name="by hand", run=alone_query, load=by_hand),
+        Arm(name="alone", run=alone_query),
+    ]
+    taken = measure(arms, options=options)
+    found = {
+        each.name: np.array(
+            [[block.ns_per_query for block in each.loaded] or [np.mean(block) for block in each.blocks]]
+        )
+        for each in taken.arms
+    }
+    rows: dict[str, Any] = {
+        "batch": batch,
+        "in_flight": in_flight,
+        "threads": threads,
+        "rounds": found["bench"].size // 2,
+    }
+    for arm, ns in found.items():
+        mean, low, high = mean_interval(ns)
+        rows[arm] = [round(1e9 * batch / each, 2) for each in (mean, high, low)]
+    for key, over in (("bench_to_by_hand", "by hand"), ("gain_over_alone", "alone")):
+        ratio = ratio_to_baseline(found["bench"], found[over])
+        rows[key] = [round(1 / each, 4) for each in (ratio.ratio, ratio.high, ratio.low)]
+    latencies = np.concatenate([np.asarray(block) for block in taken.arms[0].blocks]) / 1e6
+    rows["latency_ms"] = {f"p{each}": round(float(np.percentile(latencies, each)), 3) for each in (50, 95, 99)}
+    usage = [block.usage for block in taken.arms[0].loaded if block.usage is not None]
+    rows["cores_busy"] = round(float(np.mean([each.cores for each in usage])), 3)
+    _, low, high = rows["bench_to_by_hand"]
+    rows["within_5_percent"] = bool(low >= 1 - WITHIN and high <= 1 + WITHIN)
+    rows["blocks_ns_per_query"] = {arm: [round(float(each)) for each in ns.ravel()] for arm, ns in found.items()}
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=20, help="measured time per arm and case, s")
+    parser.add_argument("--block-ms", type=float, default=250)
+    parser.add_argument("--only", default="", help="a network's name")
+    parser.add_argument("--out", type=Path, help="write the JSON here instead of printing it")
+    asked = parser.parse_args()
+    options = MeasureOptions(seconds=asked.seconds, block_ms=asked.block_ms, warmup_seconds=1, warmup_queries=8)
+    cases = []
+    with TemporaryDirectory() as folder:
+        for network in NETWORKS:
+            for batch in BATCHES if asked.only in ("", network) else ():
+                path = exported(network, batch, Path(folder))
+                for in_flight in IN_FLIGHT:
+                    row = {"network": network, **compared(path, batch, in_flight, options)}
+                    cases.append(row)
+                    shown = {key: value for key, value in row.items() if not key.startswith("blocks")}
+                    sys.stderr.write(f"{json.dumps(shown)}\n")
+    result = {"schema": 1, "seconds": asked.seconds, "environment": read_environment().to_json(), "cases": cases}
+    if asked.out is None:
+        sys.stdout.write(json.dumps(result) + "\n")
+    else:
+        write_json(asked.out, result)
+
+
+if __name__ == "__main__":
+    main()
