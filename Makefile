@@ -1,31 +1,50 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`. Both make .venv themselves.
-# While working: `make quick`, and `make fmt`.
+# While working: `make quick`, `make fmt`, and `make docs`.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PIP := $(BIN)/python -m pip install --disable-pip-version-check
 ON_PATH := PATH="$(CURDIR)/$(BIN):$$PATH"
 TORCH := torch==2.13.0
+# Where the CPU build of torch is, and how many seconds to wait for it.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+TORCH_WAIT ?= 15
 SCRIPTS := .ci/run $(wildcard benchmarks/*.sh msn_deploy/engine/*.sh msn_deploy/pipeline/bundle_scripts/* tests/container/*.sh)
 
-.PHONY: setup demo quick test gpu-test device-test cuda-test nightly check hooks fmt results train-step throughput in-flight overhead control fuzz offline long-run kills peers peers-tasks networks export-cost \
+.PHONY: setup demo quick test gpu-test device-test cuda-test nightly check docs hooks fmt results train-step throughput in-flight overhead control fuzz offline long-run kills peers peers-tasks networks export-cost \
 	backend-tests sweep paper paper-tables tiny-batches norms int8 readme operators container-test jetson-wheels clean
 
 setup: $(VENV)/.installed $(VENV)/.bindings
 
-# torch is pinned so that the CPU build comes, not gigabytes of CUDA: from PyTorch's own index, or from whichever pip
-# knows where that one does not answer. pyproject.toml keeps the range.
-$(VENV)/.installed: pyproject.toml Makefile
+# torch is pinned, and its CPU build asked for first: without that, pip's default index brings gigabytes of CUDA.
+# pyproject.toml keeps the range.
+$(VENV)/.torch: Makefile
+	@echo "Installing into $(VENV): about 600 MB to download, 1.5 GB on disk. Nothing else on this machine changes."
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) --retries 0 --timeout 15 --index-url https://download.pytorch.org/whl/cpu $(TORCH) 2>/dev/null || $(PIP) $(TORCH)
-	$(PIP) --editable '.[dev]'
+	@echo "1 of 2: PyTorch for CPUs, from $(TORCH_INDEX)"
+	$(PIP) --retries 0 --timeout $(TORCH_WAIT) --index-url $(TORCH_INDEX) $(TORCH) || \
+		{ echo "That index does not answer. Taking PyTorch from pip's default index, which may bring CUDA (several GB)."; $(PIP) $(TORCH); }
+	touch $@
+
+# What a user needs, and the demo.
+$(VENV)/.demo: $(VENV)/.torch pyproject.toml
+	@echo "2 of 2: msn-deploy, ONNX Runtime, TensorRT-RTX and what they need"
+	$(PIP) --editable '.[export,rtx]'
+	touch $@
+
+# The group of dependencies for developers needs a recent pip.
+$(VENV)/.installed: $(VENV)/.demo
+	@echo "Installing the tools for developers: 1.5 GB more on disk."
+	$(PIP) --quiet 'pip>=25.1'
+	$(PIP) --quiet --editable '.[data,detection,export,rtx]' --group dev
 	touch $@
 
 # NVIDIA's bindings of four TensorRT releases, for the tests. Without them those are skipped; the next call tries again.
 $(VENV)/.bindings: $(VENV)/.installed tests/engine/trt_bindings.py
 	if $(BIN)/python tests/engine/trt_bindings.py $(VENV)/bindings; then touch $@; fi
 
-demo: $(VENV)/.installed
+# At most five minutes on two cores after the installation.
+demo: $(VENV)/.demo
 	$(BIN)/msn-deploy demo --out demo
 
 # Before every commit: what `make test` checks, less the tests that take long.
@@ -38,7 +57,7 @@ test: check
 
 # Builds and runs engines, on a machine with an NVIDIA GPU; elsewhere every test is skipped.
 gpu-test: setup
-	$(PIP) --editable '.[gpu]'
+	$(PIP) --quiet --editable '.[gpu]'
 	$(BIN)/python -m pytest tests/gpu
 
 # pycuda, compiled here with CUDA's nvcc, and cuda-bindings, over a driver without a GPU: minutes, once.
@@ -46,7 +65,7 @@ cuda-test: setup
 	$(BIN)/python tests/engine/cuda_real.py $(VENV)/cuda --out cuda-packages.json
 	$(BIN)/python -m pytest tests/engine/test_engine_cuda_driver.py
 
-# On a Jetson: what could not be proved without one, into device-test.txt, to be sent back (docs/first-run.md).
+# On a Jetson: what could not be proved without one, into device-test.txt, to be sent back (docs/guides/first-run.md).
 device-test:
 	$(PYTHON) tests/device/collect.py
 
@@ -63,6 +82,10 @@ check: setup
 	$(ON_PATH) shellcheck $(SCRIPTS)
 	$(ON_PATH) hadolint Dockerfile.jetson
 
+# The site of docs/, into site/: open site/index.html, or `.venv/bin/zensical serve`.
+docs: setup
+	$(BIN)/zensical build --strict --clean
+
 # From now on each commit is checked by those tools, on the files in it.
 hooks: setup
 	$(BIN)/pre-commit install
@@ -71,7 +94,7 @@ fmt: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Measures again what the README shows, and fills it in; minutes, on an otherwise idle machine.
+# Measures again what README and docs show, and fills it in; minutes, on an otherwise idle machine.
 results: setup
 	benchmarks/record.sh
 
@@ -191,4 +214,4 @@ jetson-wheels: setup
 	$(BIN)/python benchmarks/jetson_wheels.py
 
 clean:
-	rm -rf $(VENV) demo dist
+	rm -rf $(VENV) demo dist site

@@ -149,10 +149,10 @@ def text(result: Path) -> str:
     found = sum(each["verdict"] == "SLOWER" for each in larger)
     low, high = (at(each["ratio"] for each in larger) for at in (min, max))
     return (
-        f"Held against a copy of itself in {len(same)} runs, a VGG7 came out FASTER or SLOWER {false} times, though in "
-        f"{sum(each['loaded'] for each in same)} of them another process loaded a core in spells. A network whose "
+        f"Compared with a copy of itself in {len(same)} runs, a VGG7 came out FASTER or SLOWER {false} times, though "
+        f"in {sum(each['loaded'] for each in same)} of them another process loaded a core in spells. A network whose "
         f"widest layer has 5 % more channels was called SLOWER in {found} of {len(larger)} ({low:.3f} to {high:.3f}).\n"
-        "`make control`, raw in [control.json](benchmarks/results/epyc-2-cores/control.json)."
+        "`make control`, raw in `benchmarks/results/epyc-2-cores/control.json`."
     )
 
 

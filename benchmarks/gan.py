@@ -3,7 +3,7 @@
     python benchmarks/gan.py [--work FOLDER] [--judge CHECKPOINT] [--data FOLDER]
 
 Goes on where it was stopped, and does nothing if the result is of the recipes as they are. The judge is a classifier
-that `make paper` trains. Writes the last sample grids to docs/ and the numbers to benchmarks/results/gan.json.
+that `make paper` trains. Writes the last sample grids to docs/images/ and the numbers to benchmarks/results/gan.json.
 """
 
 from __future__ import annotations
@@ -86,7 +86,8 @@ def main() -> None:
     for name in NAMES:
         seen = judged(load_recipe(name), options.work, options.judge, options.data)
         gans[name] = {**seen, **deployed(name, options.work)}
-        shutil.copyfile(options.work / f"{name}.epoch-{seen['epochs']:03}.png", ROOT / "docs" / f"{name}.png")
+        grid = options.work / f"{name}.epoch-{seen['epochs']:03}.png"
+        shutil.copyfile(grid, ROOT / "docs" / "images" / f"{name}.png")
     result = {"schema": 1, "judge": options.judge.stem, "environment": read_environment().to_json(), "gans": gans}
     write_json(OUT, result)
 

@@ -1,4 +1,4 @@
-"""docs/gap.md: what was tried to bring MSN's DenseNet to BatchNorm's, from the committed results."""
+"""docs/results/gap.md: what was tried to bring MSN's DenseNet to BatchNorm's, from the committed results."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ its convolution gave it.
 Below is what was tried, in small. `make paper TABLES="{tables}"`
 trains what is missing and resumes what was stopped; `make readme` fills this page. Where a name does not
 mention BN, the arm is MSN with Kaiming's start, changed as the name says. The variants are in
-[benchmarks/gap_nets.py](../benchmarks/gap_nets.py).
+`benchmarks/gap_nets.py`.
 """
 
 
 def page() -> str:
-    """Return the text of docs/gap.md."""
+    """Return the text of docs/results/gap.md."""
     said = {}
     for name in ("fashion-vgg7", "digits-vgg7", "fashion-densenet-bc-22", "digits-densenet-bc-22"):
         result = accuracy.read(name)

@@ -1,4 +1,4 @@
-"""What README.md and docs/graphs.md say of benchmarks/peers/graphs.py and export_time.py."""
+"""What docs/results/graphs.md says of benchmarks/peers/graphs.py and export_time.py."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "peers"))
 from graphs_table import table  # a script's neighbour
 
 
-def block(recorded: Path) -> str:
-    """Return the README's table: our graph of each network against the fastest exact one of a peer."""
+def _summary(recorded: Path) -> str:
+    """Return the first table: our graph of each network against the fastest exact one of a peer."""
     result = json.loads((recorded / "graphs.json").read_text(encoding="utf-8"))
     export = json.loads((recorded / "export-time.json").read_text(encoding="utf-8"))
     rows = [
@@ -59,18 +59,20 @@ def _graph_rows(entry: dict) -> list[str]:
 
 
 def page(root: Path) -> str:
-    """Return docs/graphs.md: every arm of benchmarks/peers/graphs.py, on every machine that it ran on, newest first."""
+    """Return docs/results/graphs.md: a summary, then every arm on every machine that it ran on, newest first."""
     results = {
         path: json.loads(path.read_text(encoding="utf-8"))
         for path in (root / "benchmarks" / "results").glob("*/graphs.json")
     }
     parts = [
         "# Graphs of the same networks, by several exporters and optimisers",
+        _summary(root / "benchmarks" / "results" / "xeon-2-cores"),
+        "## Every arm",
         "Measured by `make peers`. `b1/t2`: batch 1 on 2 cores. `ratio`: to the fastest exact graph of a peer, with "
         "its 95 % interval. `off`: largest difference to torch in float64, over the largest output.",
     ]
     for path, result in sorted(results.items(), key=lambda item: item[1]["environment"]["time_utc"], reverse=True):
         where = path.relative_to(root).as_posix()
         on, day = result["environment"]["cpu"], result["environment"]["time_utc"][:10]
-        parts += [f"## {on}, {day}", f"From [{path.name}](../{where}).", table(result)]
+        parts += [f"### {on}, {day}", f"From `{where}`.", table(result)]
     return "\n\n".join(parts) + "\n"

@@ -1,4 +1,4 @@
-"""What docs/networks.md says of benchmarks/networks/run.py."""
+"""What docs/results/networks.md says of benchmarks/networks/run.py."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ STEPS = ("export", "calibrate", "fp16", "int8", "bench")
 
 
 def page(recorded: Path) -> str:
-    """Return docs/networks.md: a row per network, and what those that stopped said."""
+    """Return docs/results/networks.md: a row per network, and what those that stopped said."""
     rows = json.loads((recorded / "networks.json").read_text(encoding="utf-8"))["rows"].values()
     whole = [row for row in rows if _is_whole(row)]
     states = Counter(_state(row, step) for row in rows for step in STEPS)

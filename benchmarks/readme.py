@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import accuracy
@@ -13,6 +14,8 @@ import gap_text
 import graphs_text
 import int8_table
 import networks_text
+import pitch
+import reference
 import sigma_text
 import step_text
 import suite_table
@@ -22,40 +25,47 @@ import task_peers_text
 import tiny_text
 
 ROOT = Path(__file__).resolve().parent.parent
-README = ROOT / "README.md"
-GRAPHS = ROOT / "docs" / "graphs.md"
-SWEEP = ROOT / "docs" / "sweep.md"
-NETWORKS = ROOT / "docs" / "networks.md"
-GAP = ROOT / "docs" / "gap.md"
-FINE_TUNING = ROOT / "docs" / "fine-tuning.md"
-SIGMA = ROOT / "docs" / "sigma.md"
-STEP = ROOT / "docs" / "training-step.md"
-PREPARATION = ROOT / "docs" / "preparation.md"
-TASKS = ROOT / "docs" / "tasks.md"
+DOCS = ROOT / "docs"
 RESULTS = ROOT / "benchmarks" / "results" / "epyc-2-cores"
 RECORDED = ROOT / "benchmarks" / "results" / "xeon-2-cores"  # what record.sh and `make peers` wrote last
+WHOLE: dict[str, Callable[[], str]] = {
+    "background/sigma.md": sigma_text.page,
+    "guides/fine-tuning.md": lambda: tiny_text.page(ROOT),
+    "results/gap.md": gap_text.page,
+    "results/graphs.md": lambda: graphs_text.page(ROOT),
+    "results/networks.md": lambda: networks_text.page(RECORDED),
+    "results/sweep.md": lambda: sweep_text.page(RECORDED / "sweep.json"),
+    "results/training-step.md": lambda: step_text.page(RECORDED, RESULTS),
+}
+"""Pages of docs/ that are generated as a whole. In all others, and in the README, blocks are filled in."""
 
 
 def blocks() -> dict[str, str]:
     """Return the text of every generated block by name."""
     return {
+        **reference.blocks(),
+        "why": pitch.why(RECORDED, RESULTS),
+        "results": pitch.table(RECORDED, RESULTS),
+        "clone": pitch.clone(),
+        "demo-stages": pitch.stages(RECORDED / "demo.txt"),
         "demo": _console("make demo", (RECORDED / "demo.txt").read_text(encoding="utf-8")),
         "jetson": _console(
             "msn-deploy build-engine runs/vgg7_msn.onnx --precision int8 --target orin-nano",
             (RECORDED / "jetson.txt").read_text(encoding="utf-8"),
         ),
         "measured": _measured(),
-        "train-step": step_text.block(RECORDED, RESULTS),
         "authors": _authors(),
         "accuracy": _accuracy(),
         "gap": _gap(),
         "throughput": _throughput(),
         "study": _study(),
         "gan": _gan(),
-        "graphs": graphs_text.block(RECORDED),
         "int8": int8_table.text(),
         "suite": suite_table.text(),
         "control": control.text(RESULTS / "control.json"),
+        "uint8-input": _uint8_input(),
+        "task-peers": task_peers_text.block(json.loads((RECORDED / "task-peers.json").read_text(encoding="utf-8"))),
+        "trained": task_nets.text(),
     }
 
 
@@ -137,7 +147,7 @@ def _throughput() -> str:
     return (
         f"Of the throughput of a bare loop over tensors that lie ready, the trainer reaches {said}. Its loader, with "
         f"crop and flip, gives {loader['ours']['images_per_s'] / 1e3:.0f},000 images of 3x32x32 per second, "
-        f"{' and '.join(others)} ([throughput.json](benchmarks/results/epyc-2-cores/throughput.json))."
+        f"{' and '.join(others)} (`benchmarks/results/epyc-2-cores/throughput.json`)."
     )
 
 
@@ -192,7 +202,7 @@ def _gan() -> str:
             f"images. The folded ONNX generators equal torch within {worst:.1g}, and TensorRT-RTX builds them in FP16 "
             f"({first['engine_weight_bytes'] / 2**20:.1f} MiB of weights).",
             "",
-            "![Samples of the MSNGAN](docs/gan_msn.png) ![Samples of the SNGAN](docs/gan_sn.png)",
+            "![Samples of the MSNGAN](../images/gan_msn.png) ![Samples of the SNGAN](../images/gan_sn.png)",
         ]
     )
 
@@ -223,39 +233,43 @@ def _uint8_input() -> str:
         "frames with channels last, batch 1; median ratio of interleaved rounds with its 95 % interval. `to_input` of "
         "this package prepares the floats; in place: by the fewest passes that numpy has. Outputs differ by at most "
         f"{worst:.1g} of their range. Raw, by `python benchmarks/uint8_input.py`: "
-        "[uint8-input.json](../benchmarks/results/xeon-2-cores/uint8-input.json).",
+        "`benchmarks/results/xeon-2-cores/uint8-input.json`.",
     ]
     return "\n".join(rows)
 
 
-def filled(text: str, blocks: dict[str, str], *, page: str = "README.md") -> str:
-    """Return the text of a page with every generated block replaced."""
-    for name, block in blocks.items():
-        pattern = rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)"
-        text, count = re.subn(
-            pattern, lambda match, block=block: f"{match[1]}{block}\n{match[2]}", text, flags=re.DOTALL
-        )
-        if count != 1:
-            raise SystemExit(f"{page} has {count} blocks called {name}, one is needed")
-    return text
+def filled(text: str, blocks: dict[str, str], *, page: str, used: set[str]) -> str:
+    """Return the text of a page with every generated block replaced; adds their names to `used`."""
+
+    def block(found: re.Match[str]) -> str:
+        name = found[1]
+        if name not in blocks:
+            raise SystemExit(f"{page}: there is no block {name!r}")
+        used.add(name)
+        return f"<!-- begin {name} -->\n{blocks[name]}\n<!-- end {name} -->"
+
+    return re.sub(r"<!-- begin (.+?) -->\n.*?<!-- end \1 -->", block, text, flags=re.DOTALL)
+
+
+def pages() -> dict[Path, str]:
+    """Return every page with the text that it should have: generated as a whole, or with its blocks filled in."""
+    known, used = blocks(), set[str]()
+    whole = {DOCS / name: text() for name, text in WHOLE.items()}
+    others = [ROOT / "README.md", *sorted(set(DOCS.rglob("*.md")) - set(whole))]
+    texts = {path: filled(path.read_text(encoding="utf-8"), known, page=path.name, used=used) for path in others}
+    if lost := known.keys() - used:
+        raise SystemExit(f"no page shows {', '.join(sorted(lost))}")
+    return whole | texts
 
 
 def main() -> None:
-    wanted = {README: filled(README.read_text(encoding="utf-8"), blocks()), GRAPHS: graphs_text.page(ROOT)}
-    measured = {"uint8-input": _uint8_input()}
-    wanted[PREPARATION] = filled(PREPARATION.read_text(encoding="utf-8"), measured, page=PREPARATION.name)
-    wanted[SWEEP] = sweep_text.page(RECORDED / "sweep.json")
-    wanted[NETWORKS] = networks_text.page(RECORDED)
-    wanted[GAP] = gap_text.page()
-    wanted[FINE_TUNING] = tiny_text.page(ROOT)
-    wanted[SIGMA] = sigma_text.page()
-    wanted[STEP] = step_text.page(RECORDED)
-    wanted[TASKS] = filled(task_peers_text.page(ROOT), {"trained": task_nets.text()}, page=TASKS.name)
+    wanted = pages()
+    stale = [path for path, text in wanted.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
     if "--check" in sys.argv[1:]:
-        stale = [path.name for path, text in wanted.items() if path.read_text(encoding="utf-8") != text]
-        raise SystemExit(f"{', '.join(stale)} out of date: make readme" if stale else 0)
-    for path, text in wanted.items():
-        path.write_text(text, encoding="utf-8")
+        names = ", ".join(path.relative_to(ROOT).as_posix() for path in stale)
+        raise SystemExit(f"{names} out of date: make readme" if stale else 0)
+    for path in stale:
+        path.write_text(wanted[path], encoding="utf-8")
 
 
 if __name__ == "__main__":

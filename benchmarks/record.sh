@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Measure what the README claims, on this machine, and put the raw results where the README is generated from.
+# Measure what README and docs claim, on this machine, and put the raw results where they are generated from.
 # Takes a few minutes; nothing else should run meanwhile.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bin="$PWD/.venv/bin"
-machine=$("$bin/python" -c "from msn_deploy.bench import environment as e; print(e.machine_name(e.read_environment()))")
-results="$PWD/benchmarks/results/$machine" # readme.py says which machine's the README shows
+machine=$("$bin/python" -c "from msn_deploy.machine import environment as e; print(e.machine_name(e.read_environment()))")
+results="$PWD/benchmarks/results/$machine" # readme.py says which machine's are shown
 mkdir -p "$results"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -1,4 +1,4 @@
-"""docs/sigma.md, from results/sigma.json and results/robustness.json: is sigma right, what are its bounds worth?"""
+"""docs/background/sigma.md, from sigma.json and robustness.json of results/: is sigma right, what are bounds worth?"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What README.md and docs/training-step.md say of benchmarks/peers/train_step.py and step_profile.py."""
+"""What docs/results/training-step.md says of benchmarks/peers/train_step.py and step_profile.py."""
 
 from __future__ import annotations
 
@@ -16,41 +16,8 @@ NETS = {
 GOAL_TO_BN, GOAL_TO_NONE = 0.90, 1.12
 
 
-def block(recorded: Path, earlier: Path) -> str:
-    """Return README's table: MSN's step and saved memory over BN's, of each network and layout, in float32.
-
-    earlier: the folder of the machine on which the authors' algorithm was measured too.
-    """
-    result = _read(recorded, "train-step.json")
-    rows = [
-        "| a training step of MSN over one of BatchNorm | contiguous | channels_last | saved memory |",
-        "|---|---|---|---|",
-    ]
-    kept, ratios = [], []
-    for net, shown in NETS.items():
-        cases = [_case(result, net, layout, "float32") for layout in ("contiguous", "channels_last")]
-        kept.append(cases[0]["rows"]["msn"]["saved_mib"] / cases[0]["rows"]["bn"]["saved_mib"])
-        ratios += [case["rows"]["msn"]["to_bn"][0] for case in cases]
-        cells = [_spread(case["rows"]["msn"]["to_bn"]) for case in cases]
-        rows.append(f"| {shown}, batch {cases[0]['batch']} | {' | '.join(cells)} | {kept[-1]:.2f} |")
-    authors = [case["rows"]["msn"]["to_authors"][0] for case in _read(earlier, "train-step.json")["cases"]]
-    return "\n".join(
-        [
-            *rows,
-            "",
-            f"Forward, backward and SGD update; {_machine(result)}, float32; median ratio of interleaved steps with "
-            f"its 95 % interval. MSN keeps {min(kept):.2f} to {max(kept):.2f} of BatchNorm's memory for the backward, "
-            f"and its step takes {min(ratios):.2f} to {max(ratios):.2f} of BatchNorm's. Against no norm, in bfloat16, "
-            "compiled, and where the time goes: [docs/training-step.md](docs/training-step.md). The authors' algorithm "
-            "(100 iterations in every forward) was measured beside MSN on an AMD EPYC: there MSN takes "
-            f"{min(authors):.2f} to {max(authors):.2f} of its step "
-            "([train-step.json](benchmarks/results/epyc-2-cores/train-step.json)).",
-        ]
-    )
-
-
-def page(recorded: Path) -> str:
-    """Return docs/training-step.md."""
+def page(recorded: Path, earlier: Path) -> str:
+    """Return docs/results/training-step.md; earlier: of the machine on which the authors' algorithm was measured."""
     result, profile = _read(recorded, "train-step.json"), _read(recorded, "step-profile.json")
     eager = [case for case in result["cases"] if case["form"] == "eager"]
     compiled = [case for case in result["cases"] if case["form"] == "compiled"]
@@ -58,12 +25,14 @@ def page(recorded: Path) -> str:
     to_bn = [case["rows"]["msn"]["to_bn"][0] for case in single]
     to_none = [case["rows"]["msn"]["to_none"][0] for case in single]
     bare = [case["rows"]["none"]["to_bn"][0] for case in single]
+    authors = [case["rows"]["msn"]["to_authors"][0] for case in _read(earlier, "train-step.json")["cases"]]
     within = sum(ratio <= GOAL_TO_BN for ratio in to_bn)
     parts = [
         "# What a training step costs",
         f"Measured by `make train-step` on {_machine(result)}: forward, backward and SGD update of the same network "
         "with no norm, with BatchNorm, SN and MSN, steps interleaved. A ratio is the median with its 95 % interval; "
         "saved memory is what autograd keeps for the backward.",
+        summary(recorded),
         _table(eager),
         "## The goals, and what came out",
         f"The paper says that MSN is about 16 % faster than BatchNorm. The goal here was at most {GOAL_TO_BN:.2f} of "
@@ -82,6 +51,12 @@ def page(recorded: Path) -> str:
         _profile(profile),
         "MSN reads each output for the sum, then reads and writes it for the mean, and does the same with the "
         "gradient; it reads the weight for the power iteration, the division by sigma and the gradient of sigma.",
+        "What MSN costs over SN is the mean and, in DenseNet, the shift of each concatenation. The authors' algorithm "
+        "(100 iterations in every forward) was measured next to MSN on an AMD EPYC: there MSN takes "
+        f"{min(authors):.2f} to {max(authors):.2f} of its step (`benchmarks/results/epyc-2-cores/train-step.json`).",
+        "glibc's allocator ran with `mallopt` set to keep freed memory, for every arm, as `msn-deploy train` sets it. "
+        "By default it gives memory back and takes it again page by page, and which arm that slows most is luck "
+        "(one case without it: `benchmarks/results/epyc-2-cores/train-step-default-malloc.json`).",
         "## Compiled, and on a GPU",
         "`torch.compile` sees one graph without breaks, with one sum and one addition over the activations for each "
         "layer and direction, which a test holds: no more than eager does. On this CPU, in float32:",
@@ -89,11 +64,25 @@ def page(recorded: Path) -> str:
         _bare_compiled(single + compiled),
         "On a machine with a GPU one command measures eager, bfloat16, compiled and CUDA-graph steps within nine "
         "minutes, and a Triton kernel that centres and clamps in one pass:\n\n"
+        "<!-- not run: needs a GPU -->\n"
         "```sh\npython benchmarks/peers/train_step.py --device cuda --out train-step.json\n```\n\n"
         "It has not run on one yet. The kernel is checked by Triton's interpreter "
         "(`TRITON_INTERPRET=1 python benchmarks/peers/centre_relu.py`), and goes into the package if it wins.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def summary(recorded: Path) -> str:
+    """Return one sentence: MSN's saved memory and step over BatchNorm's, eager and in float32."""
+    result = _read(recorded, "train-step.json")
+    arms = [each["rows"] for each in result["cases"] if (each["form"], each["dtype"]) == ("eager", "float32")]
+    kept = [arm["msn"]["saved_mib"] / arm["bn"]["saved_mib"] for arm in arms]
+    steps = [arm["msn"]["to_bn"][0] for arm in arms]
+    return (
+        f"A training step with MSN keeps {min(kept):.2f} to {max(kept):.2f} of BatchNorm's activation memory and takes "
+        f"{min(steps):.2f} to {max(steps):.2f} of its time ({', '.join(NETS.values())}; float32 on "
+        f"{result['threads']} CPU cores)."
+    )
 
 
 def _bare_compiled(cases: list[dict[str, Any]]) -> str:

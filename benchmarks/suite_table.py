@@ -1,4 +1,4 @@
-"""The README's section on the paper's networks side by side, from the committed result of `msn-deploy suite paper`."""
+"""The paper's networks side by side, from the committed result of `msn-deploy suite paper`."""
 
 from __future__ import annotations
 
@@ -16,5 +16,5 @@ def text(result: Path = RESULT) -> str:
         return ""
     index = index_from(json.loads(result.read_text(encoding="utf-8")))
     folder = "/".join(result.parent.parts[-4:])
-    where = f"`msn-deploy suite {index.suite}`, raw samples in [{folder}]({folder})"
+    where = f"`msn-deploy suite {index.suite}`, raw samples in `{folder}`"
     return f"{index.title}: {where}.\n\n{markdown(index)}"

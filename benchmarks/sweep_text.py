@@ -1,4 +1,4 @@
-"""What docs/sweep.md says of the result of sweep.py."""
+"""What docs/results/sweep.md says of the result of sweep.py."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def counts(row: Row) -> bool:
 
 
 def page(result: Path) -> str:
-    """Return docs/sweep.md."""
+    """Return docs/results/sweep.md."""
     value = json.loads(result.read_text(encoding="utf-8"))
     rows: dict[str, Row] = value["cases"]
     table = [
@@ -49,7 +49,7 @@ def page(result: Path) -> str:
             "some negative gains. It counts where torch's own exporter (dynamo, optimised) writes a file that ONNX",
             "Runtime runs with torch's results. Equal: `export` writes one at its default opset, and no output is",
             f"further from torch in float64 than {ALLOWED:g} of its largest value.",
-            f"{versions}. Every case: [sweep.json](../{result.relative_to(result.parents[3])}).",
+            f"{versions}. Every case: `{result.relative_to(result.parents[3])}`.",
             "",
             *table,
             "",

@@ -1,4 +1,4 @@
-"""What INT8 costs a U-Net and a detector in their own metric, and the table of both for docs/tasks.md.
+"""What INT8 costs a U-Net and a detector in their own metric, and the table of both for docs/guides/tasks.md.
 
     python benchmarks/paper.py scenes-unet scenes-detector      # trains; can be stopped and typed again
     python benchmarks/task_nets.py [--work FOLDER]                  # exports, calibrates, evaluates

@@ -1,26 +1,9 @@
-"""What docs/tasks.md says of benchmarks/tasks/peers.py."""
+"""What docs/guides/tasks.md says of benchmarks/tasks/peers.py."""
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
-
-_BLOCK = re.compile(r"(<!-- begin task-peers -->\n).*?(\n<!-- end task-peers -->)", flags=re.DOTALL)
-
-
-def page(root: Path) -> str:
-    """Return docs/tasks.md with the block that is generated from the result."""
-    path = root / "benchmarks" / "results" / "xeon-2-cores" / "task-peers.json"
-    result = json.loads(path.read_text(encoding="utf-8"))
-    text, count = _BLOCK.subn(
-        lambda match: f"{match[1]}{block(result)}{match[2]}", (root / "docs" / "tasks.md").read_text(encoding="utf-8")
-    )
-    if count != 1:
-        raise SystemExit(f"docs/tasks.md has {count} blocks called task-peers, one is needed")
-    return text
 
 
 def block(result: Mapping[str, Any]) -> str:
@@ -53,7 +36,7 @@ def block(result: Mapping[str, Any]) -> str:
             f"The pictures are 96 to 204 pixels wide and high, the detector's input {wide}x{high}, so that every one "
             f"is letterboxed. ultralytics {trained['yolo']['ultralytics']}, torchvision "
             f"{trained['masks']['torchvision'].partition('+')[0]}, ONNX Runtime {versions['onnxruntime']}, pycocotools "
-            f"{versions['pycocotools']}. Raw: [task-peers.json](../benchmarks/results/xeon-2-cores/task-peers.json).",
+            f"{versions['pycocotools']}. Raw: `benchmarks/results/xeon-2-cores/task-peers.json`.",
         ]
     )
 

@@ -40,7 +40,7 @@ from msn_deploy.machine.environment import read_environment
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "benchmarks" / "results" / "tiny-batches.json"
-PLOT = ROOT / "docs" / "tiny-batches.png"
+PLOT = ROOT / "docs" / "images" / "tiny-batches.png"
 _PANELS = {"screen": "10,000 images", "whole": "60,000 images", "field": "fine-tuning, 2,000 images"}
 STAGES = ("rate", "screen", "base", "field", "whole")
 ARMS = {  # the norm, and train.freeze

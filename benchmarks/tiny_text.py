@@ -1,4 +1,4 @@
-"""What docs/fine-tuning.md says of benchmarks/norms.py and benchmarks/tiny_batches.py."""
+"""What docs/guides/fine-tuning.md says of benchmarks/norms.py and benchmarks/tiny_batches.py."""
 
 from __future__ import annotations
 
@@ -26,16 +26,17 @@ _ARMS = {
     "bn-head": "BatchNorm, classifier alone",
     "msn-head": "MSN, classifier alone",
 }
-_TYPE = """```console
-$ msn-deploy train vgg7_msn --data fashion-mnist --out base               # at the desk
-$ msn-deploy train vgg7_msn --data FIELD --weights base/vgg7_msn.safetensors --batch-size 2 --lr 0.0002 --out field
-$ msn-deploy export field/vgg7_msn.safetensors --out field/vgg7_msn.onnx
-$ msn-deploy bench base/vgg7_msn.onnx field/vgg7_msn.onnx                  # says "same graph"
+_TYPE = """<!-- not run: needs images of yours -->
+```sh
+msn-deploy train vgg7_msn --data fashion-mnist --out base               # at the desk
+msn-deploy train vgg7_msn --data FIELD --weights base/vgg7_msn.safetensors --batch-size 2 --lr 0.0002 --out field
+msn-deploy export field/vgg7_msn.safetensors --out field/vgg7_msn.onnx
+msn-deploy bench base/vgg7_msn.onnx field/vgg7_msn.onnx                  # says "same graph"
 ```"""
 
 
 def page(root: Path) -> str:
-    """Return docs/fine-tuning.md."""
+    """Return docs/guides/fine-tuning.md."""
     results = root / "benchmarks" / "results"
     norms = json.loads((results / "norms.json").read_text(encoding="utf-8"))
     path = results / "tiny-batches.json"
@@ -158,8 +159,8 @@ def _accuracy(result: dict[str, Any]) -> list[str]:
         "0.001, 0.003 and 0.01. Test accuracy in %, mean ± deviation (seeds); differences to BatchNorm of the same "
         "seed and batch in points, with a 95 % t-interval from three seeds on. Trainings that are there: "
         f"{made}; {result['cpu_hours']:.1f} of {result['budget_cpu_hours']} CPU hours "
-        f"({result['environment']['cpu']}). Raw: [tiny-batches.json](../benchmarks/results/tiny-batches.json).",
-        "![Accuracy against batch size](tiny-batches.png)",
+        f"({result['environment']['cpu']}). Raw: `benchmarks/results/tiny-batches.json`.",
+        "![Accuracy against batch size](../images/tiny-batches.png)",
     ]
     for title, stage in (
         ("The whole Fashion-MNIST", "whole"),

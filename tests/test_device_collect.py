@@ -1,4 +1,4 @@
-"""`make device-test`: a step that fails or hangs does not end the others, and docs/first-run.md knows each step."""
+"""`make device-test`: a step that fails or hangs does not end the others, and first-run.md knows each step."""
 
 import re
 import runpy
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 REPO = Path(__file__).resolve().parent.parent
-PAGE = REPO / "docs" / "first-run.md"
+PAGE = REPO / "docs" / "guides" / "first-run.md"
 pytestmark = pytest.mark.skipif(not PAGE.is_file(), reason="needs the source tree")
 
 

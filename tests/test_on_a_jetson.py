@@ -1,4 +1,4 @@
-"""docs/on-a-jetson.md: few commands, and the container test runs what it can of them."""
+"""docs/guides/on-a-jetson.md: few commands, and the container test runs what it can of them."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from msn_deploy.machine.containers import GPU_FLAGS, GPU_GROUP_FILES, docker_run
 
 REPO = Path(__file__).resolve().parent.parent
-PAGE = REPO / "docs" / "on-a-jetson.md"
+PAGE = REPO / "docs" / "guides" / "on-a-jetson.md"
 pytestmark = pytest.mark.skipif(not PAGE.is_file(), reason="needs the source tree")
 
 
@@ -47,7 +47,7 @@ def test_the_page_runs_the_image_as_doctor_says():
 
 def test_every_docker_run_line_that_is_printed_keeps_the_cache():
     """HOME is a volume: without a name it goes with `--rm`, and with it what is trusted and what was downloaded."""
-    pages = [REPO / "README.md", REPO / "Dockerfile.jetson", *(REPO / "docs").glob("*.md")]
+    pages = [REPO / "README.md", REPO / "Dockerfile.jetson", *(REPO / "docs").rglob("*.md")]
     lines = [line for page in pages for line in page.read_text().splitlines() if "docker run --rm" in line]
     assert len(lines) >= 4
     for line in (*lines, docker_run()):

@@ -1,4 +1,4 @@
-"""docs/sigma.md says what its results say: constructed results with another outcome give another text."""
+"""docs/background/sigma.md says what its results say: constructed results with another outcome give another text."""
 
 from __future__ import annotations
 

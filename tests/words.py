@@ -1,8 +1,7 @@
 """Turns of phrase that a reader stumbles over, searched for in what users read; run by `make check`.
 
 Read are the README, docs/, CONTRIBUTING, what is unreleased in the CHANGELOG, and every string and docstring of the
-package. What was there before the list is in words_known.txt, which only ever gets shorter: after you mend a phrase,
-`python tests/words.py --shrink` takes it out.
+package. There are no exceptions: write what the list says instead.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-KNOWN = Path(__file__).with_name("words_known.txt")
 AROUND = 3  # words on either side of a phrase that make it one entry
 
 # What is searched for, and what to write.
@@ -45,7 +43,7 @@ PHRASES = {
 
 def texts() -> Iterator[tuple[Path, int, str]]:
     """Yield file, line and text of each paragraph and each string."""
-    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")):
+    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")):
         text = path.read_text(encoding="utf-8")
         if path.name == "CHANGELOG.md":
             text = re.split(r"^## (?!Unreleased)", text, flags=re.M)[0]
@@ -75,36 +73,16 @@ def phrases_of(text: str) -> Iterator[tuple[str, str]]:
                 yield " ".join([*before[-AROUND:], found[0].strip(), *after[:AROUND]]), better
 
 
-def findings() -> dict[str, str]:
-    """Return every phrase that is there now, with where it is and what to write."""
-    return {
-        phrase: f'{path.relative_to(ROOT)}:{line}: "{phrase}". Write: {better}.'
+def complaints() -> list[str]:
+    """Return every phrase that is there, with where it is and what to write."""
+    return [
+        f'{path.relative_to(ROOT)}:{line}: "{phrase}". Write: {better}.'
         for path, line, text in texts()
         for phrase, better in phrases_of(text)
-    }
-
-
-def known() -> list[str]:
-    """Return the phrases that were there before the list."""
-    return KNOWN.read_text(encoding="utf-8").splitlines()
-
-
-def complaints() -> list[str]:
-    """Return what is wrong: phrases that are new, and known ones that are gone."""
-    now, old = findings(), known()
-    gone = [f'{KNOWN.name}: "{phrase}" is gone: python tests/words.py --shrink' for phrase in old if phrase not in now]
-    return [where for phrase, where in now.items() if phrase not in old] + gone
-
-
-def main() -> int:
-    """Print what is wrong, or with `--shrink` take out of the known phrases what is gone."""
-    if "--shrink" in sys.argv:
-        now = findings()
-        KNOWN.write_text("".join(f"{phrase}\n" for phrase in known() if phrase in now), encoding="utf-8")
-    found = complaints()
-    print(*found, sep="\n", end="\n" if found else "")
-    return bool(found)
+    ]
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    found = complaints()
+    print(*found, sep="\n", end="\n" if found else "")
+    sys.exit(bool(found))

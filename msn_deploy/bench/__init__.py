@@ -1,7 +1,7 @@
 """How fast is each model, and is the difference to the baseline real?
 
 `measure` times callables in interleaved blocks, `compare` turns samples into medians, tails, ratios with an interval
-and a verdict, `judge_regression` (in `bench.gate`) holds them against an earlier result, `render_html` (in
+and a verdict, `judge_regression` (in `bench.gate`) compares them with an earlier result, `render_html` (in
 `report.bench`) draws them. Nothing here knows a runtime: an arm is a name and a call.
 """
 

@@ -33,7 +33,7 @@ class GatedModel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gate:
-    """The judgement. limit: 0.03 = 3 % slower. against: what the models were held against."""
+    """The judgement. limit: 0.03 = 3 % slower. against: what the models were compared with."""
 
     limit: float
     against: str
@@ -64,15 +64,17 @@ def parse_limit(text: str) -> float:
 
 
 def judge_baseline(result: BenchResult, *, limit: float) -> Gate:
-    """Hold every arm against the baseline of its own run."""
+    """Compare every arm with the baseline of its own run."""
     ratios = {arm.name: arm.against_baseline for arm in result.arms if arm.name != result.baseline}
     if not ratios:
-        raise InputError("nothing to hold the only model against: name a `--baseline`, or a result with `--against`.")
+        raise InputError(
+            "--fail-if needs something to compare with: name a `--baseline`, or a result with `--against`."
+        )
     return _judged(ratios, limit, against=result.baseline)
 
 
 def judge_regression(result: BenchResult, base: BenchResult, *, limit: float, source: str, seed: int = 0) -> Gate:
-    """Hold every arm against the one of its name in an earlier result, which `source` names.
+    """Compare every arm with the one of its name in an earlier result, which `source` names.
 
     Raises NotComparable (exit 2) that names the first thing in which the two runs differ.
     """

@@ -243,4 +243,4 @@ def _plain(value: Any) -> Any:
         return value.item()
     if isinstance(value, Path):
         return str(value)
-    raise TypeError(f"{type(value).__name__} cannot stand in a benchmark result")
+    raise TypeError(f"{type(value).__name__} cannot be in a benchmark result")

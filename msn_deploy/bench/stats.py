@@ -98,7 +98,7 @@ def ratio_to_baseline(arm: Floats, baseline: Floats, *, seed: int = 0, resamples
 def ratio_between_runs(arm: Floats, base: Floats, *, seed: int = 0, resamples: int = RESAMPLES) -> Ratio:
     """Compare an arm with one of another run, by block medians as in `ratio_to_baseline`; nothing pairs up here.
 
-    The drift of a run does not cancel, so its rounds are no independent witnesses: each run is cut into ten stretches,
+    The drift of a run does not cancel, so its rounds are not independent witnesses: each run is cut into ten stretches,
     and their medians are drawn anew. The cross-check is Mann and Whitney's test on them. What differs between runs as
     a whole, such as where memory happened to lie, is not in the interval unless each run has several builds.
     """
@@ -184,7 +184,7 @@ def verdict_of(ratio: float, low: float, high: float, *, confirmed: bool = True)
 
     SAME: the whole interval lies within 1 +- 0.02 (two one-sided tests of equivalence, 2.5 % each); a difference,
     even a certain one, is too small to matter.
-    FASTER: the whole interval lies below 1, the ratio itself below 0.98, and the other tests agree (confirmed).
+    FASTER: the whole interval is below 1, the ratio itself below 0.98, and the other tests agree (confirmed).
     SLOWER: above 1, above 1.02, and so on.
     AMBIGUOUS: all else. Either the noise hides which is faster, or one is surely faster but whether by more than
     2 % is not settled; measuring longer narrows the interval and ends it.

@@ -49,7 +49,7 @@ class Validity:
 def block_causes(readings: Sequence[Reading], *, pinned_mhz: Mapping[str, float] | None = None) -> list[str | None]:
     """Return for each block why it is dirty, or None; readings: one before every block and one after the last.
 
-    pinned_mhz: clocks that are locked; others are held against their own median over the run.
+    pinned_mhz: clocks that are locked; others are compared with their own median over the run.
     """
     usual = {
         name: float(np.median([each.clocks_mhz[name] for each in readings if name in each.clocks_mhz]))

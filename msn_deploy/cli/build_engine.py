@@ -24,6 +24,7 @@ from msn_deploy.cli.options import (
 )
 from msn_deploy.core.errors import size_text
 from msn_deploy.core.model_info import DEFAULT_METHOD, DEFAULT_SAMPLES
+from msn_deploy.core.optional import install
 from msn_deploy.engine.build_options import DEFAULT_BATCH, BuildOptions, parse_mib
 from msn_deploy.engine.runner import parse_state, sizes_text
 from msn_deploy.engine.tensors import parse_shapes
@@ -208,7 +209,7 @@ def _show_elsewhere(report: EngineReport, there: DeviceBuild) -> None:
     if report.proxy is None and there.plugins:
         output.say("  unchecked  TensorRT-RTX, the builder of this machine, takes no plugins")
     elif report.proxy is None:
-        output.say("  unchecked  no NVIDIA builder here: pip install 'msn-deploy[rtx]' brings TensorRT-RTX")
+        output.say(f"  unchecked  no NVIDIA builder here; TensorRT-RTX is one: {install('rtx')}")
     else:
         seen = report.proxy
         output.say(

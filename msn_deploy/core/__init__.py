@@ -1,1 +1,1 @@
-"""What every room stands on: errors, atomic artifacts, recipes and suites, the metadata of model files, progress."""
+"""What every room builds on: errors, atomic artifacts, recipes and suites, the metadata of model files, progress."""

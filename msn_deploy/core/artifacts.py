@@ -2,7 +2,7 @@
 
 The sidecar of `NAME.engine` is `NAME.plan.json`, that of any other file is `FILE.json`. Both are written first, under
 other names. Then they are published in three steps (old sidecar away, file renamed in, new sidecar renamed in), so a
-killed run leaves the old file, the new file, or no file; never half of one, and never a sidecar that speaks of another
+killed run leaves the old file, the new file, or no file; never half of one, and never a sidecar that describes another
 file. The folder is locked for these steps, so that two writers of one name can't mix theirs. Where a file system has
 no locks, the one that comes last finds out, and fails.
 """
@@ -37,8 +37,8 @@ _swept: set[Path] = set()
 class Parent:
     """What an artifact was made from: its role ("checkpoint", "onnx", "data:train", ...), file name and SHA-256.
 
-    Data is no single file: its `file` is a known name or a folder, its digest is of images, labels and classes as they
-    were loaded, and `read` says how they were loaded, so that the digest can be taken again.
+    Data is not a single file: its `file` is a known name or a folder, its digest is of images, labels and classes as
+    they were loaded, and `read` says how they were loaded, so that the digest can be taken again.
     """
 
     role: str
@@ -54,7 +54,7 @@ class Parent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sidecar:
-    """What stands in the sidecar of one artifact.
+    """The sidecar of one artifact.
 
     kind: "checkpoint", "onnx", "engine", "bench", "report", ... bytes: size of the file. versions: of the tools that
     made it. config: every option that it depends on, defaults too. facts: what was measured while making it.
@@ -323,5 +323,5 @@ def parse_sidecar(side: Path, raw: bytes) -> Sidecar:
     sidecar = record(Sidecar, value, source=f"{side} is not a sidecar of msn-deploy")
     for name in (sidecar.file, *(Path(each.file).name for each in sidecar.parents if not each.is_data)):
         if not is_file_name(name):
-            raise InputError(f"{side} speaks of {shown(name)}, which is not the name of a file beside it.")
+            raise InputError(f"{side} describes {shown(name)}, which is not the name of a file beside it.")
     return sidecar

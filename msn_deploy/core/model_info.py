@@ -61,7 +61,7 @@ class TensorSpec:
     """A named input or output.
 
     dtype: of one element, by numpy's name ("float32", "uint8"), or ONNX's where numpy has none. shape: None for an
-    open size; None in place of the tuple where not even the rank is told.
+    open size; None in place of the tuple where not even the rank is known.
     """
 
     name: str

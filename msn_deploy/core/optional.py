@@ -10,25 +10,33 @@ from types import ModuleType
 from msn_deploy.core.errors import MissingDependency
 from msn_deploy.core.home import home_folder
 
-_EXPORT = "Install it with: pip install 'msn-deploy[export]'"
+
+def install(extra: str) -> str:
+    """Return the command that installs an extra. The package is not on an index yet, so that it needs a checkout."""
+    return f"pip install '.[{extra}]'   (in a checkout of msn-deploy)"
+
+
+_EXTRAS = {
+    "torch": "train",
+    "safetensors": "train",
+    "matplotlib": "train",
+    "onnx": "export",
+    "onnx_ir": "export",
+    "onnxscript": "export",
+    "onnxsim": "export",
+    "cv2": "video",
+    "pycocotools": "detection",
+    "tensorrt_rtx": "rtx",
+}
 _HOW_TO_GET = {
-    "torch": "Install it with: pip install 'msn-deploy[train]'   (workstation only; a Jetson does not need it)",
-    "safetensors": "Install it with: pip install 'msn-deploy[train]'",
-    "onnx": _EXPORT,
-    "onnx_ir": _EXPORT,
-    "onnxscript": _EXPORT,
-    "onnxsim": _EXPORT,
-    "onnxruntime": "Install it with: pip install 'msn-deploy[rtx]' on a workstation, 'msn-deploy[jetson]' on a Jetson",
+    **{module: f"Install it with: {install(extra)}" for module, extra in _EXTRAS.items()},
+    "onnxruntime": f"Install it with: {install('runtime')}, or the extra `jetson` on a Jetson",
     "yaml": "Install it with: pip install pyyaml",
-    "cv2": "Install it with: pip install 'msn-deploy[video]'",
-    "pycocotools": "Install it with: pip install 'msn-deploy[detection]'",
-    "matplotlib": "Install it with: pip install 'msn-deploy[train]'",
     "tensorrt": (
         "On a Jetson it comes with JetPack: sudo apt install tensorrt python3-libnvinfer\n"
         "(a venv needs --system-site-packages; do not pip install tensorrt there)."
     ),
-    "tensorrt_rtx": "Install it with: pip install 'msn-deploy[rtx]'",
-    "pycuda": "Install it on the device with: pip install 'msn-deploy[jetson]'   (compiles against JetPack's CUDA)",
+    "pycuda": f"Install it on the device, where it compiles against JetPack's CUDA: {install('jetson')}",
 }
 
 
@@ -67,7 +75,7 @@ def missing(module: str, *, step: str, cause: str) -> MissingDependency:
 
 
 def version_of(distribution: str) -> str | None:
-    """Return the installed version of a distribution, or None; imports nothing of it."""
+    """Return the installed version of a distribution, or None; does not import it."""
     from importlib import metadata
 
     try:

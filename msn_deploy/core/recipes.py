@@ -79,7 +79,7 @@ class TrainOptions:
     validation: Annotated[StrictFloat, Field(ge=0, le=0.5)] = 0.0
     """Share of the training split that is held out, for `patience` to look at."""
     patience: Annotated[StrictInt, Field(ge=0)] = 0
-    """Stop after so many epochs without a better metric on the held-out images, and keep the best; 0: never."""
+    """Stop after N epochs without a better metric on the held-out images, and keep the best; 0: never."""
     augment: Literal["none", "flip", "crop", "crop-flip"] = "none"
     """Flip left and right, crop after padding by an eighth of the side, or both. Masks and boxes move along."""
     amp: StrictBool = False
@@ -185,7 +185,7 @@ class Recipe:
         return recipe_from_dict({**changed, "data": data or self.data}, source=f"recipe {self.name}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values, as they stand in metadata; `recipe_from_dict` reads them back."""
+        """Return plain values, as in metadata; `recipe_from_dict` reads them back."""
         return {**asdict(self), "input_shape": list(self.input_shape)}
 
 

@@ -66,7 +66,7 @@ def read_source(source: Path, split: str, task: TaskName | None) -> Raw:
         offered = dict.fromkeys(name for _, tasks in found for name in tasks)
         raise InputError(
             f"{source} has no labels for {task}: it is {found[0][0].called}, which has them for {', '.join(offered)}.\n"
-            f"docs/data.md shows how labels for {task} are laid out."
+            f"docs/guides/data.md shows how labels for {task} are laid out."
         )
     if not folder:
         raise InputError(f"{source} is a file of no known format; `--data` takes a folder, .csv, .json, .npz or .yaml.")

@@ -18,6 +18,7 @@ import numpy as np
 
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.home import builtin_folder, user_folder
+from msn_deploy.core.optional import install
 from msn_deploy.data import cifar, svhn
 from msn_deploy.data.decode import open_picture
 from msn_deploy.data.images import DIGITS, Raw
@@ -76,7 +77,7 @@ def download(name: str, split: str) -> Raw:
     except (ImportError, OSError, ValueError) as cause:
         first = (str(cause).splitlines() or [type(cause).__name__])[0]
         places = [str(folder) for folder in _places(name)]
-        package = "" if not isinstance(cause, ImportError) else ", or: pip install 'msn-deploy[data]'"
+        package = "" if not isinstance(cause, ImportError) else f", or: {install('data')}"
         raise InputError(
             f"{name} is not on this machine ({', '.join(places)}) and can't be downloaded: {first}.\n"
             f"Put there {KNOWN[name].files}{package}."

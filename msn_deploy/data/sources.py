@@ -98,8 +98,8 @@ def load_split(
     """Load the "train" or "test" split of a name or a folder, brought to (height, width, channels) by `fit_images`.
 
     Names: NAMES of data.names; a folder of that name in the working directory beats them. Folders and files: those of
-    data.formats, in docs/data.md for people. What the images are like is logged in one line, and what the network will
-    not see of them as a warning.
+    data.formats, in docs/guides/data.md for people. What the images are like is logged in one line, and what the
+    network will not see of them as a warning.
 
     Args:
         source: The name, folder or file.
@@ -150,7 +150,7 @@ def _load(
     if task == "embedding" and raw.task == "classification":
         raw = replace(raw, task=task)
     if task not in (None, raw.task):
-        raise InputError(f"{source} has one class for each image, and no labels for {task}.\nSee docs/data.md.")
+        raise InputError(f"{source} has one class for each image, and no labels for {task}.\nSee docs/guides/data.md.")
     read = {"split": split, **size}
     if isinstance(raw.images, np.ndarray):
         stored = raw.images
@@ -185,7 +185,7 @@ def _raw(source: str, split: str, task: TaskName | None) -> Raw:
     if folder is None or not os.path.exists(folder):
         hint = did_you_mean(source, list(NAMES)) if "/" not in source else "."
         raise InputError(
-            f"no data called {source!r}{hint}\n`--data` takes a name, a folder or a file: see docs/data.md."
+            f"no data called {source!r}{hint}\n`--data` takes a name, a folder or a file: see docs/guides/data.md."
         )
     return read_source(folder, split, task)
 

@@ -103,7 +103,7 @@ def _array(shape: list[int], kind: int, content: memoryview) -> NDArray[np.gener
 
 
 def _elements(data: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """Yield the type and the content of each element; contents of up to 4 bytes may lie in the tag itself."""
+    """Yield the type and the content of each element; contents of up to 4 bytes may be in the tag itself."""
     at = 0
     while at < len(data):
         kind, size = struct.unpack_from("<II", data, at)

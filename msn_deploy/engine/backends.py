@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from msn_deploy.core.errors import InputError, MissingDependency, MissingDevice, shorten
-from msn_deploy.core.optional import require
+from msn_deploy.core.optional import install, require
 from msn_deploy.machine.device import DeviceFacts, target_of, what_machine
 from msn_deploy.machine.targets import Target
 
@@ -87,7 +87,7 @@ def pick_backend(
     if target is not None and not target.jetson and name == "tensorrt":
         raise InputError(
             f"TensorRT builds only for the GPU that it runs on, not for {target.name}.\n"
-            "Leave `--target` away, or take `--backend tensorrt-rtx`."
+            "Leave out `--target`, or take `--backend tensorrt-rtx`."
         )
     if name != "auto":
         candidates = [name]
@@ -107,8 +107,8 @@ def pick_backend(
             return Backend(name=candidate, module=module, version=str(getattr(module, "__version__", "unknown")))
     raise MissingDependency(
         f"`{_STEP}` could not import a TensorRT ({'; '.join(causes)}).\n"
-        "Workstation: pip install 'msn-deploy[rtx]' (builds without a GPU). The full TensorRT can't be installed from "
-        "the package index alone: its sdist fetches from the vendor's own index.\n"
+        f"Workstation, with or without a GPU: {install('rtx')}. The full TensorRT can't be installed from the package "
+        "index alone: its sdist fetches from the vendor's own index.\n"
         "Jetson: it comes with JetPack, never from pip: sudo apt install tensorrt python3-libnvinfer "
         "(a venv needs --system-site-packages)."
     )

@@ -201,13 +201,13 @@ def check_portable(options: BuildOptions, *, rtx: bool, jetson: bool) -> None:
     if options.hardware_compatible and jetson:
         raise InputError(
             "`--hardware-compatible` makes a plan for every desktop GPU from Ampere on; JetPack's TensorRT has no such "
-            "plans.\nLeave it away, and build on each Jetson."
+            "plans.\nLeave it out, and build on each Jetson."
         )
     if rtx and (options.hardware_compatible or options.version_compatible):
         option = "--hardware-compatible" if options.hardware_compatible else "--version-compatible"
         raise InputError(
             f"TensorRT-RTX has no `{option}`: it finishes every plan on the GPU that loads it, and its builder lacks "
-            "the lean runtime.\nLeave it away, or take `--backend tensorrt` on a machine with a GPU."
+            "the lean runtime.\nLeave it out, or take `--backend tensorrt` on a machine with a GPU."
         )
 
 

@@ -131,7 +131,7 @@ class PhaseShare:
         self._best = 0.0
 
     def start(self, name: str, parent: str | None, steps: int) -> None:
-        """Begin a phase of so many steps below a running one."""
+        """Begin a phase of N steps below a running one."""
         self._phases[name] = (parent, max(steps, 1), 0)
 
     def step(self, name: str, step: int) -> None:

@@ -82,7 +82,9 @@ class BuildOptions:
                 "Give `--precision int8 --dla N` with it, or leave it out."
             )
         if self.max_dla_fallback is not None and not 0 <= self.max_dla_fallback <= 100:
-            raise InputError(f"`--max-dla-fallback {self.max_dla_fallback:g}` is no share; 0 to 100 percent are.")
+            raise InputError(
+                f"`--max-dla-fallback {self.max_dla_fallback:g}` is not a share, which is 0 to 100 percent."
+            )
         if self.dla is not None and self.target is not None:
             check_dla(self.target, self.dla)
 
@@ -132,6 +134,6 @@ def parse_mib(text: str) -> int:
     mib = float(found[1]) * (1024 if found[2].upper().startswith("G") else 1) if found else 0.0
     if not mib >= 1:
         raise InputError(
-            f"--workspace-mib {text!r} is no size of 1 MiB or more.\nGive one such as 256, 512MiB or 1GiB."
+            f"--workspace-mib {text!r} is not a size of 1 MiB or more.\nGive one such as 256, 512MiB or 1GiB."
         )
     return int(mib)

@@ -29,7 +29,7 @@ def parse_release(text: str) -> int:
     """Turn "trt-8.6" or "trt-10.3.0" into the number in the header, 8600 or 100300. Raises InputError."""
     found = re.fullmatch(r"trt-(\d{1,2})\.(\d{1,2})(?:\.(\d{1,2}))?", text)
     if found is None:
-        raise InputError(f"`--table {text}` is no TensorRT release.\nGive trt-8.6 (JetPack 6.0) or trt-10.3 (6.2).")
+        raise InputError(f"`--table {text}` is not a TensorRT release.\nGive trt-8.6 (JetPack 6.0) or trt-10.3 (6.2).")
     major, minor, patch = (int(part or 0) for part in found.groups())
     if not 8 <= major <= 10:
         raise InputError(

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, cast
 
 from msn_deploy.core.errors import InputError, MissingDependency, MissingDevice
+from msn_deploy.core.optional import install
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -114,8 +115,8 @@ def open_cuda(*, graphs: bool = False, wait: Wait | None = None, mapped: bool = 
     why = "a CUDA graph needs cuda-bindings" if graphs else "running an engine needs pycuda or cuda-bindings"
     raise MissingDependency(
         f"{why}, which could not be imported ({'; '.join(causes)}).\n"
-        "Install pycuda on a Jetson with: pip install 'msn-deploy[jetson]'   (compiles against JetPack's CUDA)\n"
-        "or cuda-bindings anywhere with: pip install 'msn-deploy[gpu]'   (CUDA 12: pip install 'cuda-bindings==12.*')"
+        f"pycuda, on a Jetson: {install('jetson')}\n"
+        f"cuda-bindings, anywhere: {install('gpu')}; for CUDA 12 also: pip install 'cuda-bindings==12.*'"
     )
 
 
@@ -224,9 +225,7 @@ class PyCuda:
         return int(total - free)
 
     def capture(self, work: Work) -> Work:
-        raise MissingDependency(
-            "pycuda has no CUDA graphs; cuda-bindings has.\nInstall it with: pip install 'msn-deploy[gpu]'"
-        )
+        raise MissingDependency(f"pycuda has no CUDA graphs; cuda-bindings has.\nInstall it with: {install('gpu')}")
 
     @_explained
     def close(self) -> None:

@@ -78,7 +78,7 @@ def check_fallback(plan: DlaPlan, most_percent: float | None) -> None:
         f"{plan.fallback_percent:.1f} % of the multiply-accumulates fall back from DLA to the GPU, at most "
         f"{most_percent:g} % are allowed ({plan.transitions} changes of device).\n"
         f"The largest is {worst.name} ({worst.kind}): {worst.reason}.\n"
-        "Change that layer, allow more with `--max-dla-fallback`, or leave `--dla` away."
+        "Change that layer, allow more with `--max-dla-fallback`, or leave out `--dla`."
     )
 
 
@@ -124,7 +124,7 @@ def no_dla(title: str, cores: int, core: int) -> MissingDevice:
     return MissingDevice(
         f"{title} finds {cores} DLA cores here; core {core} was asked for.\n"
         "TensorRT 10.8 to 11.4.0 and TensorRT-RTX have no DLA; Orin Nano and Thor have none at all.\n"
-        "Leave `--dla` away, or build with the TensorRT of JetPack 5 or 6."
+        "Leave out `--dla`, or build with the TensorRT of JetPack 5 or 6."
     )
 
 

@@ -76,7 +76,7 @@ def layers_from_log(texts: Iterable[str]) -> tuple[Layer, ...]:
 
 
 def layers_from_json(text: str) -> tuple[Layer, ...]:
-    """Read what an engine inspector says in JSON; () if it says nothing of layers.
+    """Read what an engine inspector says in JSON; () if it does not record layers.
 
     Up to TensorRT 10 a tensor has "Format/Datatype", from 11 on "Datatype". A layer is a plain string where the engine
     was built without details.

@@ -142,7 +142,7 @@ def what_is_here() -> Here:
 
 
 def read_plan(path: Path) -> Plan:
-    """Read a plan and its sidecar, and hold them against each other.
+    """Read a plan and its sidecar, and compare them.
 
     Raises InputError: there is no such file, it has no sidecar, one of another version, or one of another file.
     """
@@ -163,7 +163,7 @@ def read_plan(path: Path) -> Plan:
         if size != side.bytes:
             found = f"it has {size} bytes, {name} says {side.bytes}"
         raise InputError(
-            f"{path} is damaged, or was exchanged for another: {found}.\nCopy both files again, or build it again."
+            f"{path} is damaged, or was replaced by another: {found}.\nCopy both files again, or build it again."
         )
     return _described(path, data, side, name)
 

@@ -2,7 +2,7 @@
 
 A plan belongs to one version of TensorRT and one compute capability, and its kernels were chosen by timing them on one
 device. TensorRT itself says "version tag does not match" at best, and runs a plan of a sister device slowly without a
-word. A device other than the plan's is refused, not warned of: a latency measured on it would be no one's.
+word. A device other than the plan's is refused, not warned of: a latency measured on it would describe neither.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _AMPERE = (8, 0)
 
 
 def preflight(path: Path, *, here: Here | None = None, trusting: bool = False, plugins: Sequence[Path] = ()) -> Plan:
-    """Return the plan if it is whole, of the model beside it, made for this machine, and trusted.
+    """Return the plan if it is complete, of the model beside it, made for this machine, and trusted.
 
     Checked in that order; nothing of TensorRT or CUDA is imported. here: found out if not given. trusting: add the plan
     to the local list, and say so. plugins: libraries with operators that it needs. Raises InputError, or

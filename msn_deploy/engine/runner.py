@@ -220,7 +220,7 @@ def outputs_of_images(runner: Runner, batch: NDArray[Any]) -> dict[str, NDArray[
 
 
 def check_images(batch: NDArray[Any], given: TensorSpec, *, name: str) -> None:
-    """Raise InputError if these are no images for a network of that input, or none at all."""
+    """Raise InputError if these are not images for a network of that input, or none at all."""
     input_shape = given.shape or ()
     wanted = "uint8" if given.dtype == "uint8" else "float32"
     if batch.dtype != wanted:

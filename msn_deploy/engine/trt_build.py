@@ -153,7 +153,7 @@ def _configure(trt: Any, backend: Backend, config: Any, options: BuildOptions) -
 
 
 def _too_old(backend: Backend, option: str) -> InputError:
-    return InputError(f"{backend.title} has no `{option}`; TensorRT 8.6 and later do.\nLeave it away.")
+    return InputError(f"{backend.title} has no `{option}`; TensorRT 8.6 and later do.\nLeave it out.")
 
 
 def _aim(trt: Any, config: Any, target: Target | None) -> None:

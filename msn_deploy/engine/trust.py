@@ -76,7 +76,7 @@ def trust(sha256: str, name: str) -> None:
 
 
 def trust_built(sha256: str, name: str) -> None:
-    """Trust a plan that was just built here. It is whole: a list that cannot be written is no more than a warning."""
+    """Trust a plan that was just built here. It is complete: a list that cannot be written is only a warning."""
     try:
         trust(sha256, name)
     except InputError as cause:

@@ -131,7 +131,7 @@ def _spell_out(node: ir.Node) -> None:
 
 
 def _convert(model: ir.Model, old: ir.DataType, new: ir.DataType, but: set[ir.Value]) -> None:
-    """Put one floating type in the place of another; float32 and float64 are meant."""
+    """Replace one floating type by another; float32 and float64 are meant."""
     for graph in model.graphs():
         made = (value for node in graph for value in node.outputs)
         for value in (*graph.inputs, *graph.initializers.values(), *made):

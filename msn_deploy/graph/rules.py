@@ -11,7 +11,7 @@ Each has a table with one small function per operator; operators that are in nei
 The rules are exact in real numbers: a scale passes what is linear and, where it is not negative, what is positively
 homogeneous (ReLU, LeakyReLU, PReLU, max pooling); a shift passes what keeps constants (pooling that covers its input
 evenly, interpolation, cuts along the sides). relu(s * x + t) = s * max(x, -t / s) + t for s > 0, so a shift passes ReLU
-as a Max. A shift before zero padding is no constant behind it: refused.
+as a Max. A shift before zero padding is not a constant behind it: refused.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from msn_deploy.core.model_info import DEFAULT_WORKSPACE_MIB
+from msn_deploy.core.optional import install
 from msn_deploy.machine.containers import GPU_FLAGS, MOUNTED, docker_run, gpu_flags
 from msn_deploy.machine.device import COMPATIBLE_COPY, DeviceFacts, module_of, nodes_to_open, what_machine
 from msn_deploy.machine.files import exists, group_of, read_text
@@ -137,12 +138,12 @@ def _package(name: str, seen: _Machine) -> Check:
     extra = "jetson" if jetson else "export"
     needed = {"onnxruntime": "eval, infer and bench need it", "onnx": "eval, bench and build-engine need it"}
     if name in needed:
-        return _problem(name, "not installed", f"{needed[name]}: pip install 'msn-deploy[{extra}]'")
+        return _problem(name, "not installed", f"{needed[name]}: {install(extra)}")
     if name == "pycuda" and jetson:
         cuda = "" if has_compiler(seen.host.root) else "   (needs nvcc: sudo apt install nvidia-jetpack)"
-        return _warning(name, "not installed", f"Engines run with it: pip install 'msn-deploy[jetson]'{cuda}")
+        return _warning(name, "not installed", f"Engines run with it: {install('jetson')}{cuda}")
     if name == "torch" and not jetson:
-        hint = "train and export need it: pip install 'msn-deploy[train]'; the rest works without."
+        hint = f"train and export need it, the rest works without: {install('train')}"
         return _warning(name, "not installed", hint)
     return _ok(name, "not installed (not needed here)")
 
@@ -163,7 +164,7 @@ def _tensorrt(seen: _Machine) -> Check:
     if seen.facts.jetson:
         hint = "It comes with JetPack: sudo apt install tensorrt python3-libnvinfer   (never pip install it here)"
         return _problem("tensorrt", found, hint)
-    hint = "build-engine needs it: pip install 'msn-deploy[rtx]'   (builds without a GPU); ONNX files run without."
+    hint = f"build-engine needs it, also without a GPU; ONNX files run without: {install('rtx')}"
     return _warning("tensorrt", found, hint)
 
 

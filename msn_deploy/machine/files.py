@@ -1,6 +1,6 @@
 """How are the files of any machine read, without ever raising, stalling or reading gigabytes?
 
-Every path lies below a root that the caller gives, so that a test can describe a machine. What is a device, a pipe or a
+Every path is below a root that the caller gives, so that a test can describe a machine. What is a device, a pipe or a
 folder where a file is expected counts as not there.
 """
 

@@ -120,7 +120,7 @@ class Sensor:
 def read_power_mode(root: Path) -> PowerMode:
     """Return the power mode; a container sees it only if both files are mounted.
 
-    The service notes the number in /var/lib/nvpmodel/status as `pmode:0002`; names stand in /etc/nvpmodel.conf.
+    The service notes the number in /var/lib/nvpmodel/status as `pmode:0002`; names are in /etc/nvpmodel.conf.
     """
     found = re.findall(
         r"<\s*POWER_MODEL\s+ID=([0-9]{1,3})\s+NAME=([^\s<>]{1,40})\s*>", read_text(root / "etc/nvpmodel.conf") or ""
@@ -281,7 +281,7 @@ def _range(name: str, low: Path, high: Path, *, per_mhz: int) -> ClockRange | No
 
 
 def _emc_file(root: Path) -> Path | None:
-    """Return the file with the memory clock in Hz; on Orin it lies in debugfs, which only root may read."""
+    """Return the file with the memory clock in Hz; on Orin it is in debugfs, which only root may read."""
     for name in ("sys/class/devfreq/bwmgr/cur_freq", "sys/kernel/debug/bpmp/debug/clk/emc/rate"):
         if read_number(root / name) is not None:
             return root / name

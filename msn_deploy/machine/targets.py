@@ -221,4 +221,4 @@ def check_dla(target: Target, core: int) -> None:
         )
     have = ", ".join(each.name for each in TARGETS if each.dla_cores)
     title = target.title if target.jetson else target.name
-    raise InputError(f"{title} has no DLA.\nLeave `--dla` away to build for its GPU. Targets with a DLA: {have}.")
+    raise InputError(f"{title} has no DLA.\nLeave out `--dla` to build for its GPU. Targets with a DLA: {have}.")

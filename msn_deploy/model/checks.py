@@ -1,7 +1,7 @@
 """Is a parsed ONNX model whole, of a supported version, and free of numbers that no network works with?
 
 What is refused here would else end in a crash, a hang, all memory used up, or logits that are not numbers; or in the
-message of a library that names none of its cause. Sizes are told by shape inference, before anything runs or folds
+message of a library that names none of its cause. Shape inference gives the sizes, before anything runs or folds
 constants: ONNX Runtime allocates while it loads a file, since it computes there and then what follows from constants.
 """
 

@@ -142,7 +142,7 @@ class _Graph:
         return source in self.maker and len(self.readers[node.input[0]]) == 1 and node.input[0] not in self.outputs
 
     def _source(self, name: str) -> str:
-        """The tensor that lies in memory when `name` is read."""
+        """The tensor that is in memory when `name` is read."""
         while (node := self.maker.get(name)) is not None and node.op_type in (*_VIEWS, "DequantizeLinear"):
             name = node.input[0]
         return name

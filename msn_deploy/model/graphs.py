@@ -206,7 +206,7 @@ def bytes_of(data_type: int, dims: Iterable[int]) -> int:
 
 
 def flaw_of(tensor: TensorProto, *, external: bool = False) -> str | None:
-    """Say how a tensor fails to hold what its dims claim, None if it does; external: its bytes lie elsewhere."""
+    """Say how a tensor fails to hold what its dims claim, None if it does; external: its bytes are in another file."""
     dims = list(tensor.dims)
     bits = bits_of(tensor.data_type)
     if bits is None:

@@ -1,6 +1,6 @@
 """An ONNX file, opened once: what every later stage takes in place of its path.
 
-What the graph itself can tell (types, shapes, precision, norms left, structure) is told by the graph, and never taken
+What the graph itself can tell (types, shapes, precision, norms left, structure) is taken from the graph, and never
 from the metadata: a file that another tool has changed carries our metadata along. What only the metadata can tell
 (classes, preparation, what it was trained on) is kept, and `changed` says that it was written for another graph.
 """

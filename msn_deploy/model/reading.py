@@ -3,7 +3,7 @@
 Both ONNX Runtime and TensorRT read weights that a model keeps in other files, TensorRT without any limit on where
 they lie; and TensorRT-RTX 1.7.1 takes an empty or a text file for a network of no layers. So a file is looked at here
 first, and only its bytes go further. A model may name any file as its weights: weights are merged from the model's own
-folder and from nowhere else, and each size is held against the file before anything is read.
+folder and from nowhere else, and each size is compared with the file before anything is read.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def merge_weights(path: Path, model: ModelProto, *, inside: int) -> tuple[Path, 
             stream.seek(part.offset)
             values = stream.read(part.length)
         if len(values) < part.length:
-            raise InputError(f"{part.file} became shorter while it was read.\nTry again when it is whole.")
+            raise InputError(f"{part.file} became shorter while it was read.\nTry again when it is complete.")
         del tensor.external_data[:]
         tensor.ClearField("data_location")
         tensor.raw_data = values
@@ -97,18 +97,18 @@ class _Part:
 
     @staticmethod
     def of(path: Path, tensor: TensorProto) -> _Part:
-        """Find the part, check that it lies in the folder of `path`, and that it is there in full."""
+        """Find the part, check that it is in the folder of `path`, and that it is there in full."""
         file = _in_own_folder(path, tensor)
         offset, stated = (_number(path, tensor, key) for key in ("offset", "length"))
         flaw = flaw_of(tensor, external=True)
         if flaw is None and tensor.data_type == TensorProto.STRING:
-            flaw = "is of strings, which cannot lie in another file"
+            flaw = "is of strings, which cannot be in another file"
         if flaw is not None:
             raise InputError(f"{path}: the tensor {tensor.name!r} {flaw}.\n{_AGAIN}")
         length = bytes_of(tensor.data_type, tensor.dims)
         if stated not in (None, length):
             raise InputError(
-                f"{path}: the tensor {tensor.name!r} takes {length} bytes, and {stated} are said to lie in "
+                f"{path}: the tensor {tensor.name!r} takes {length} bytes, and {stated} are said to be in "
                 f"{file.name}.\n{_AGAIN}"
             )
         size = file.stat().st_size
@@ -126,7 +126,7 @@ def _in_own_folder(path: Path, tensor: TensorProto) -> Path:
     named = f"{path} keeps the tensor {tensor.name!r} in {location!r}"
     if os.path.isabs(location) or ".." in Path(location).parts or "\0" in location or "\\" in location:
         raise InputError(
-            f"{named}, which is no place in its own folder.\n"
+            f"{named}, which is not in its own folder.\n"
             "Do not trust the file, if it is not yours; if it is, save it again with all files in one folder."
         )
     try:
@@ -157,7 +157,7 @@ def _number(path: Path, tensor: TensorProto, key: str) -> int | None:
 
 
 def _external_tensors(model: ModelProto) -> list[TensorProto]:
-    """Return the tensors whose values lie in other files, in the order of those files' names."""
+    """Return the tensors whose values are in other files, in the order of those files' names."""
     return sorted((each for each in all_tensors(model) if each.data_location == each.EXTERNAL), key=_location_of)
 
 

@@ -36,7 +36,7 @@ def with_sizes(
     own = first.shape[0] if first.shape else None
     if first.shape and (open_batch or batch is not None) and own not in (None, batch):
         said = "`--batch-size dynamic`" if open_batch else f"`--batch-size {batch}`"
-        raise InputError(f"{model.path} has a fixed batch of {own}; {said} asks for another.\nLeave it away.")
+        raise InputError(f"{model.path} has a fixed batch of {own}; {said} asks for another.\nLeave it out.")
     proto = onnx.ModelProto()
     proto.CopyFrom(model.proto)
     named = _named(proto, inputs)

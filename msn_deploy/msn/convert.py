@@ -8,7 +8,7 @@ msn-affine  weight W     gain  a S(W)    running mean (mean - b) / S(W)    shift
 sn          weight a W   scale S(a W)    bias a (b - mean) + beta
 none        weight a W                   bias a (b - mean) + beta
 
-u and v are the first singular pair itself, not an estimate, and scale is a constant: it takes the place of the 1 that
+u and v are the first singular pair itself, not an estimate, and scale is a constant: it replaces the 1 that
 the spectral norm of an MSN or SN layer otherwise is. Arithmetic is done in float64 and rounded once.
 """
 

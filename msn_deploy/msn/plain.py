@@ -97,7 +97,7 @@ def _sigma(original: nn.Module, plain: nn.Module) -> float | None:
 
 
 def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Put a module in the place of the one called `name`, in the mode of the one it replaces."""
+    """Replace the module called `name`, in the mode of the one it replaces."""
     parent, _, last = name.rpartition(".")
     setattr(model.get_submodule(parent), last, module.train(model.get_submodule(name).training))
 
@@ -105,7 +105,7 @@ def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
 def copied(model: nn.Module, *, share: bool = False) -> nn.Module:
     """Copy a model deeply, also one whose older weight_norm hooks keep a computed tensor, which torch does not copy.
 
-    share: let the copy hold the very parameters and buffers that lie in the CPU's memory, for one that is only read.
+    share: let the copy hold the very parameters and buffers that are in the CPU's memory, for one that is only read.
     Raises FoldError for another such tensor.
     """
     shared = {id(each): each for each in (*model.parameters(), *model.buffers()) if share and each.is_cpu}
@@ -138,7 +138,7 @@ def _settled(name: str, module: nn.Module) -> nn.Module:
     chains: dict[str, nn.Module] = dict(module.parametrizations.items())  # type: ignore[union-attr,operator]
     for each in (each for chain in chains.values() for each in chain):  # type: ignore[attr-defined]
         if not isinstance(each, _KNOWN_PARAMETRISATIONS):
-            raise FoldError(f"{name}: {type(each).__name__} is no parametrisation that can be folded.")
+            raise FoldError(f"{name}: {type(each).__name__} is not a parametrisation that can be folded.")
     kind = type(module).__bases__[0]
     if set(chains) != {"weight"} or kind not in LAYERS:
         raise FoldError(f"{name}: a {kind.__name__} with its {', '.join(chains)} parametrised cannot be folded.")

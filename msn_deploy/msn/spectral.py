@@ -36,7 +36,7 @@ def widened(tensor: Tensor) -> Tensor:
 def power_iterate(matrix: Tensor, u: Tensor, v: Tensor, *, steps: int) -> tuple[Tensor, Tensor, Tensor]:
     """Move u (rows,) and v (columns,) in place towards the first singular pair of a matrix (rows, columns).
 
-    v may have any shape of so many elements. steps: at least 1. Return copies of both (v as a vector), which later
+    v may have any shape with that many elements. steps: at least 1. Return copies of both (v as a vector), which later
     calls leave alone, and sigma (), in at least single precision.
     """
     matrix = widened(matrix)

@@ -238,7 +238,7 @@ def write_json(
 def write_html(
     result: BenchResult, out: Path, models: Sequence[Path], *, title: str, stages: Sequence[Mapping[str, Any]] = ()
 ) -> None:
-    """Write the report page, atomically, with a sidecar. models: all that it speaks of, those of `stages` too."""
+    """Write the report page, atomically, with a sidecar. models: all that it describes, those of `stages` too."""
     _publish(out, render_html(result, title=title, stages=stages), "report", models, result)
 
 
@@ -363,7 +363,7 @@ def _cost(model: OpenModel | None, *, batch: int, shapes: Mapping[str, Sequence[
 
 
 def onnx_of(engine: Path) -> Path | None:
-    """Return the ONNX file that an engine was built from, if it lies beside it unchanged."""
+    """Return the ONNX file that an engine was built from, if it is beside it, unchanged."""
     parent = next((each for each in read_sidecar(engine).parents if each.role == "onnx"), None)
     if parent is None:
         return None

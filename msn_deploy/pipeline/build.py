@@ -66,9 +66,9 @@ def build_engine(
 ) -> EngineReport:
     """Build `out` from an ONNX file in the given precision; fp16 and int8 first write NAME.fp16.onnx or NAME.int8.onnx.
 
-    The typed file lies beside `out`. On a DLA whose TensorRT takes no Q/DQ nodes (up to 10.7), INT8 is built from the
-    FP32 file and a calibration table, NAME.int8.cache, which is written with NAME.int8.onnx. For a Jetson that this
-    machine is not, NAME.build.sh takes the place of the engine.
+    The typed file is written next to `out`. On a DLA whose TensorRT takes no Q/DQ nodes (up to 10.7), INT8 is built
+    from the FP32 file and a calibration table, NAME.int8.cache, which is written with NAME.int8.onnx. For a Jetson that
+    this machine is not, NAME.build.sh replaces the engine.
 
     Args:
         onnx: The file; it is opened once.

@@ -114,7 +114,7 @@ def bundle(
     """
     options = options or BuildOptions()
     if not target.jetson:
-        raise InputError(f"{target.name} is no Jetson; a bundle is for one.\n`msn-deploy targets` lists them.")
+        raise InputError(f"{target.name} is not a Jetson; a bundle is for one.\n`msn-deploy targets` lists them.")
     _check_names([out.stem])
     contents: dict[str, bytes | Path] = dict(_run_files(run))
     _check_names(contents)
@@ -231,7 +231,7 @@ def _run_files(run: Path) -> Mapping[str, Path]:
             found[f"models/{sidecar_path(Path(entry.name)).as_posix()}"] = sidecar_path(path)
     for path in found.values():
         if not path.resolve().is_relative_to(run.resolve()):
-            raise InputError(f"{path} is a link out of {run}; a bundle holds what lies in the folder.\nCopy it there.")
+            raise InputError(f"{path} is a link out of {run}; a bundle holds what is in the folder.\nCopy it there.")
     return found
 
 

@@ -30,7 +30,8 @@ def with_bytes(made: Source, *, model: str, layout: str | None, colour: str | No
     if was is None and not made.info.is_generator:
         raise InputError(
             f"it is not known how images are prepared for {model}, so that its graph can't do it.\n"
-            f"Say it: `--preprocess {'|'.join(PRESETS)}`, or --range, --mean, --std, --colour (docs/preparation.md)."
+            f"Say it: `--preprocess {'|'.join(PRESETS)}`, or --range, --mean, --std, --colour; see "
+            "docs/guides/preparation.md."
         )
     was = preprocess_for(made.info, given.spec.shape or (), model=model)
     if given.dtype == "uint8":

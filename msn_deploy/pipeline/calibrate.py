@@ -322,8 +322,8 @@ def outputs_of(model: OpenModel, given: CalibrationInputs, *, most: int) -> dict
 def check_door(model: OpenModel, out: Path) -> None:
     """Refuse, before the work, what gives no file of another precision. Raises InputError.
 
-    That is a name that is no ONNX file's, or the input's own; a file of another precision already; a graph that is not
-    plain ONNX.
+    That is a name that is not an ONNX file's, or the input's own; a file of another precision already; a graph that is
+    not plain ONNX.
     """
     from msn_deploy.model.checks import check_editable
 

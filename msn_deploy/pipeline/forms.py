@@ -1,7 +1,7 @@
 """From a recipe to the model files that a comparison needs: trained, exported, quantised, built; never made twice.
 
-Checkpoints lie in a folder of the user's, or in the cache, there in a folder per recipe; what is made from them lies in
-`models/` beside them. A file counts as there if its sidecar says that this version made it from what lies there now.
+Checkpoints are in a folder of the user's, or in the cache, there in a folder per recipe; what is made from them is in
+`models/` beside them. A file counts as there if its sidecar says that this version made it from what is there now.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ def preprocess_for(info: ModelInfo | None, shape: Sequence[int | None], *, model
         raise InputError(
             f"{model} does not say how images are prepared for it, so that it can't be fed any.\n"
             f"Say it: msn-deploy export {own} --preprocess {'|'.join(PRESETS)} --out NEW.onnx\n"
-            "(or --range, --mean, --std, --colour, --fit: docs/preparation.md)."
+            "(or --range, --mean, --std, --colour, --fit: docs/guides/preparation.md)."
         )
     if prep.shape != tuple(shape[1:]):
         raise InputError(

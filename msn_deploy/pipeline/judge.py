@@ -51,7 +51,7 @@ def judge(
     """Generate as many images as the classifier's test split has (at most `samples`), seeded, and look at both.
 
     Raises InputError if one is not what it should be, if they work on images of another size or kind, or if they were
-    trained on other data and `data` does not say which images both are held against.
+    trained on other data and `data` does not say which images both are compared with.
     """
     torch = require("torch", step="eval of a generator")
     from msn_deploy.nets.dcgan import latents
@@ -99,7 +99,7 @@ def _generator(path: Path) -> tuple[nn.Module, Recipe]:
     from msn_deploy.training import load_checkpoint
 
     if path.suffix != ".safetensors":
-        raise InputError(f"{path} is no checkpoint.\n`--judge` looks at what the checkpoint of a generator makes.")
+        raise InputError(f"{path} is not a checkpoint.\n`--judge` looks at what the checkpoint of a generator makes.")
     model, info = load_checkpoint(path)
     recipe = recipe_from_dict(info.recipe, source=str(path))
     if recipe.gan is None:

@@ -65,7 +65,7 @@ class ExportOptions:
     classes: tuple[str, ...] = ()
     """Names of classes or values, in the order of the numbers."""
     reading: Mapping[str, str] = field(default_factory=dict)
-    """How the task reads the outputs, such as {"head": "yolov8"}; see docs/tasks.md."""
+    """How the task reads the outputs, such as {"head": "yolov8"}; see docs/guides/tasks.md."""
     uint8_input: bool = False
     """Take bytes, and prepare them in the graph."""
     uint8_layout: str | None = None

@@ -1,4 +1,4 @@
-"""`suite`: measure every network of a suite at every batch, one run per case, and go on where an interruption left off.
+"""`suite`: measure every network of a suite at every batch, one run per case; resume where it was interrupted.
 
 A finished case is `NAME.json`, the result of `bench` with its raw samples; its sidecar holds the key, a digest of all
 that it depends on. What has the right key is not measured again. What all cases come to is `suite.json`, with a table

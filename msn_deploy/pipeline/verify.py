@@ -1,7 +1,7 @@
-"""Is every file of a run folder still what its sidecar recorded, and made from what lies there, down to the data?
+"""Is every file of a run folder still what its sidecar recorded, and made from what is there, down to the data?
 
 Files are told apart by their SHA-256, so one that was moved or renamed is still the parent of its children. What is
-named is the cause: a file made from one that is broken is no second fault, it is "stale". Nor is a file damaged that
+named is the cause: a file made from one that is broken is not a second fault, it is "stale". Nor is a file damaged that
 was made from a parent that has been made anew since: it is "outdated".
 """
 
@@ -65,7 +65,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Entry:
-    """One file, by its path from the folder; sidecars have no entry, unless they are damaged or speak of no file.
+    """One file, by its path from the folder; sidecars have no entry, unless they are damaged or describe no file.
 
     sha256: None if it is gone or unreadable. sidecar: what it recorded, None if there is none that can be read.
     """
@@ -85,8 +85,8 @@ class Entry:
 def verify_folder(folder: Path, *, data: DataCheck | None = None) -> list[Finding]:
     """Check every file below a folder against the sidecars, in name order.
 
-    A file is broken if its bytes differ from its sidecar, if its sidecar cannot be read or speaks of a file that is
-    gone, or if its parents go round in a circle. It is outdated if a parent that lies beside it or above it is another
+    A file is broken if its bytes differ from its sidecar, if its sidecar cannot be read or describes a file that is
+    gone, or if its parents go round in a circle. It is outdated if a parent that is beside it or above it is another
     one now. data: checks the images that artifacts name as parents; without it they are not looked at.
     Raises InputError if the folder holds no sidecar.
     """
@@ -274,7 +274,7 @@ def read_folder(folder: Path) -> list[Entry]:
             entries.append(Entry(name=_name(folder, side), sha256=digests.get(owner), verdict="broken", why=why))
     for path in files:
         if path not in covered:
-            why = f"speaks of {sidecars[path].file}, which has another sidecar" if path in sidecars else "no sidecar"
+            why = f"describes {sidecars[path].file}, which has another sidecar" if path in sidecars else "no sidecar"
             entries.append(Entry(name=_name(folder, path), sha256=digests.get(path), verdict="unknown", why=why))
     entries += _odd_ones(folder, {entry.name for entry in entries})
     return sorted(entries, key=lambda entry: entry.name)
@@ -327,7 +327,7 @@ def _find_renamed(sidecars: dict[Path, Sidecar], sides: dict[Path, Path], digest
 
 
 def _place(side: Path, *, plan: bool) -> Path:
-    """Return the file whose sidecar lies at this path."""
+    """Return the file whose sidecar has this path."""
     if plan and side.name.endswith(_PLAN):
         return side.with_name(side.name[: -len(_PLAN)] + ".engine")
     return side.with_suffix("")

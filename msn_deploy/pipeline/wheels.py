@@ -61,7 +61,7 @@ def gather_wheels(
     for at, python in enumerate(pythons):
         progress(at, len(pythons), f"wheels for Python {python}")
         if not re.fullmatch(r"3\.\d{1,2}", python):
-            raise InputError(f"--python {python!r} is no Python version such as 3.10.")
+            raise InputError(f"--python {python!r} is not a Python version such as 3.10.")
         platforms = [word for platform in PLATFORMS for word in ("--platform", platform)]
         options = ["--only-binary=:all:", "--python-version", python, *platforms, *index, "-d", str(folder)]
         _pip("download", *options, "--", *wanted)

@@ -125,7 +125,7 @@ def samples_of(model: ModelProto, images: Images) -> Samples:
 
 
 def count(values: NDArray[np.float32], edge: float) -> NDArray[np.int64]:
-    """Return how many |values| lie in each of BINS equal bins over [0, edge]."""
+    """Return how many |values| are in each of BINS equal bins over [0, edge]."""
     at = np.abs(values.reshape(-1))
     at *= np.float32(BINS / edge)
     return np.bincount(np.minimum(at.astype(np.intp), BINS - 1), minlength=BINS)
@@ -135,7 +135,7 @@ class SingleSample:
     """A network that runs one sample at a time and returns tensors from its inside.
 
     A runtime's kernels may round differently for another batch. What is measured sample by sample, on one graph of
-    batch 1, is the same to the bit whatever batch the model was exported with and in whatever order the samples come.
+    batch 1, is the same bit for bit whatever batch the model was exported with and in whatever order the samples come.
     """
 
     def __init__(self, model: ModelProto, tensors: Sequence[str], rows: Collection[str], load: Load) -> None:

@@ -62,7 +62,8 @@ def _entropy(counts: Counts, percentile: float) -> int:
     Source: S. Migacz, "8-bit Inference with TensorRT", GTC 2017. As NVIDIA's calibrators do, the bin at zero counts as
     its neighbour: zeros, half of what a ReLU gives, are exact at any scale and would only speak for a small one.
     Any other value that many pixels share (a black background behind a convolution) does the same harm, so a range
-    that clips more than one value in a thousand is no candidate: without that, cnn3 on MNIST falls from 99.2 to 90.3 %.
+    that clips more than one value in a thousand is not a candidate: without that, cnn3 on MNIST falls from
+    99.2 to 90.3 %.
     """
     used = len(counts)
     least = max(LEVELS, _percentile(counts, _ENTROPY_KEEPS))

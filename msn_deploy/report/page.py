@@ -117,7 +117,7 @@ def fixed(value: float | None, digits: int) -> str:
 
 
 def decimals_for(values: Iterable[float], *, digits: int = 3) -> int:
-    """Return how many decimals give the smallest positive value so many significant digits."""
+    """Return how many decimals give the smallest positive value that many significant digits."""
     smallest = min((value for value in values if value > 0), default=1.0)
     return min(6, max(0, digits - 1 - math.floor(math.log10(smallest))))
 

@@ -279,7 +279,7 @@ def bars_plot(profile: LayerProfile, name: str, colour: int, width: float, css: 
 
 
 def pareto_plot(points: Sequence[Point], front: Collection[str], width: float, css: str) -> str:
-    """Draw a disc per arm whose area is the size of its file; labels stand in a column of their own order on the right.
+    """Draw a disc per arm whose area is the size of its file; labels have a column of their own order on the right.
 
     On a narrow page they stand below, where there is room, and a number tells which disc they mean.
     """

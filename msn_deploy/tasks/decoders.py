@@ -233,7 +233,7 @@ def _of_rank(array: NDArray[Any], rank: int, way: Way) -> NDArray[Any]:
 def _misfit(way: Way, found: str) -> InputError:
     return InputError(
         f"{way.model} gives {found} for an image, which the head {way.head} does not.\n"
-        "Say which it has: msn-deploy export ... --read head=NAME (docs/tasks.md)."
+        "Say which it has: msn-deploy export ... --read head=NAME (docs/guides/tasks.md)."
     )
 
 

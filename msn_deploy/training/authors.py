@@ -136,7 +136,7 @@ def state_of(tensors: Mapping[str, Tensor], layout: Layout, model: nn.Module) ->
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """Which network of ours a file holds, and where its layers stand there: TRUNK.N for each N of convs, then HEAD.
+    """Which network of ours a file holds, and where its layers are: TRUNK.N for each N of convs, then HEAD.
 
     affine: whether its norms have a weight and a bias. width: channels of the first convolution.
     """
@@ -241,7 +241,7 @@ def layout_of(tensors: Mapping[str, Tensor], path: Path) -> Layout:
 
 
 def require_whole(tensors: Mapping[str, Tensor], layout: Layout, model: nn.Module, path: Path) -> None:
-    """Hold every tensor against `model`, the network of ours that the layout names.
+    """Compare every tensor with `model`, the network of ours that the layout names.
 
     Raises InputError that names the first tensor that is missing, odd, of another shape or type, or of values that
     our layers cannot take up.
@@ -279,7 +279,7 @@ def _problem(name: str, tensor: Tensor, *, spectral: bool) -> str | None:
     if name.endswith(".renorm") and low != 1:
         return f"is {low:g}; our layers have no such factor, so it has to be 1"
     if name.endswith(".running_var") and spectral and not low == high == 1:
-        return f"lies between {low:g} and {high:g}; MSN leaves it at 1, so this is no MSN network"
+        return f"lies between {low:g} and {high:g}; MSN leaves it at 1, so this is not an MSN network"
     if name.endswith(".running_var") and low < 0:
         return f"holds a negative variance, {low:g}"
     if spectral and tensor.dim() > 1 and low == high == 0:

@@ -151,7 +151,7 @@ class _Training(Run):
             if not all(bool(torch.isfinite(value).all()) for value in model.state_dict().values())
         ]
         if ruined or not all(map(math.isfinite, played.values())):
-            weights = f", weights of the {' and the '.join(ruined)} that are no numbers" if ruined else ""
+            weights = f", weights of the {' and the '.join(ruined)} that are not numbers" if ruined else ""
             raise GateError(
                 f"the training diverged in epoch {epoch + 1}: losses {played['d_loss']:.3g} and {played['g_loss']:.3g}"
                 f"{weights}.\n"

@@ -146,7 +146,7 @@ def test_without_an_nvidia_builder_the_file_is_written_and_said_to_be_unchecked(
 
     monkeypatch.setattr("msn_deploy.engine.proxy.pick_backend", missing)
     outcome = build(ok, run_folder, tmp_path, "--target", "orin-nano", precision="fp16")
-    assert "unchecked  no NVIDIA builder here: pip install 'msn-deploy[rtx]'" in outcome.out
+    assert "unchecked  no NVIDIA builder here; TensorRT-RTX is one: pip install '.[rtx]'" in outcome.out
     assert (tmp_path / "net.fp16.build.sh").is_file()
 
 

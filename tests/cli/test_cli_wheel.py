@@ -139,7 +139,7 @@ def test_help_doctor_and_targets(device):
     assert "orin-nano-8gb" in _ok(device("targets"))
     checks = {check["name"]: check for check in json.loads(_ok(device("doctor", "--json")))}
     assert checks["torch"]["verdict"] == "warning"
-    assert "msn-deploy[train]" in checks["torch"]["hint"]
+    assert "'.[train]'" in checks["torch"]["hint"]
     assert "TensorRT-RTX" in checks["tensorrt"]["found"]
 
 
@@ -217,5 +217,5 @@ def test_what_needs_torch_says_what_to_install(device, args, extra):
     assert done.stdout == ""
     assert 1 <= len(done.stderr.splitlines()) <= 3
     assert done.stderr.startswith("msn-deploy: ")
-    assert f"pip install 'msn-deploy[{extra}]'" in done.stderr
+    assert f"pip install '.[{extra}]'" in done.stderr
     assert "Traceback" not in done.stderr

@@ -53,8 +53,8 @@ def test_require_returns_the_module_itself() -> None:
 @pytest.mark.parametrize(
     ("module", "hint"),
     [
-        ("torch", "msn-deploy[train]"),
-        ("onnxruntime.quantization", "msn-deploy[rtx]"),
+        ("torch", "'.[train]'"),
+        ("onnxruntime.quantization", "'.[runtime]'"),
         ("tensorrt", "JetPack"),
         ("no_such_package.deep", "pip install no_such_package"),
     ],

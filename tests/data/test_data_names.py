@@ -77,7 +77,7 @@ def test_without_a_network_the_files_and_their_folder_are_named(elsewhere: Path,
 
 def test_without_the_package_it_is_named_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(InputError, match=r"Put there [\s\S]*or: pip install 'msn-deploy\[data\]'"):
+    with pytest.raises(InputError, match=r"Put there [\s\S]*or: pip install '\.\[data\]'"):
         load_split("svhn", "test", **GRAY)
 
 

@@ -1,7 +1,7 @@
 """On a Jetson: run what could not be proved without one, into one file to send back. `make device-test`.
 
-docs/first-run.md says what to expect of each step. Needs nothing but Python 3.10 and this checkout; a step that fails
-or hangs does not keep the others from running, and the file is written anew after each.
+docs/guides/first-run.md says what to expect of each step. Needs nothing but Python 3.10 and this checkout; a step that
+fails or hangs does not keep the others from running, and the file is written anew after each.
 """
 
 from __future__ import annotations

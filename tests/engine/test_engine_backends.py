@@ -72,7 +72,7 @@ def test_without_any_tensorrt_both_ways_to_get_one_are_named(machine):
         pick_backend("auto", None, machine=machine, load=loader())
     text = str(caught.value)
     assert text.count("\n") == 2
-    for part in ("No module named", "pip install 'msn-deploy[rtx]'", "vendor's own index", "JetPack", "apt install"):
+    for part in ("No module named", "pip install '.[rtx]'", "vendor's own index", "JetPack", "apt install"):
         assert part in text
 
 

@@ -1,4 +1,4 @@
-"""Faked roots of boards and workstations, and docs/boards.md: what doctor, bench and bundle make of each of them.
+"""Faked roots of boards and workstations, and docs/reference/boards.md: what doctor, bench and bundle make of each.
 
 As root and as two users, on the machine itself and in a container that was started as `doctor` says. After a change:
 PYTHONPATH=.:tests python tests/machine/boards.py
@@ -43,7 +43,7 @@ from msn_deploy.machine.state import Probe, find_sensor, pinned_mhz
 from msn_deploy.machine.targets import TARGETS
 from msn_deploy.pipeline import bundle
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "boards.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "boards.md"
 USERS = {"root": (0, ()), "a user of the group": (1000, (VIDEO,)), "a user of no group": (1000, ())}
 # Where the chip itself slows down: zone and degrees Celsius. On the others a clock falls.
 _TOO_HOT = {"nano": ("CPU-therm", 98), "orin-nano": ("cpu-thermal", 99.5), "agx-orin": ("gpu-thermal", 99.5)}
@@ -315,7 +315,7 @@ def look_at(board: Board, folder: Path, *, inside: bool) -> Look:
 
 
 def page(looks: dict[tuple[str, bool], Look]) -> str:
-    """Return docs/boards.md. looks: by title, outside and inside of a container."""
+    """Return docs/reference/boards.md. looks: by title, outside and inside of a container."""
     parts = [_HEAD]
     for board in BOARDS:
         out, ins = (_column(looks[board.title, inside]) for inside in (False, True))

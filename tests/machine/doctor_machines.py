@@ -14,7 +14,7 @@ from pathlib import Path
 from msn_deploy.engine import Check
 from msn_deploy.machine.checks import Host, checks
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "doctor.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "doctor.md"
 GIB = 2**30
 ARM, X86 = "usr/lib/aarch64-linux-gnu", "usr/lib/x86_64-linux-gnu"
 PACKAGES = {"onnxruntime": "1.23.2", "onnx": "1.23.2", "pycuda": "2026.1"}
@@ -302,7 +302,7 @@ MACHINES: dict[str, Machine] = {
         python="3.12.3, .venv/bin/python",
     ),
     "container": Machine(
-        title="arm64 container on a machine that is no Jetson (what `make container-test` runs)",
+        title="arm64 container on a machine that is not a Jetson (what `make container-test` runs)",
         files=memory(23.4, 20.0) | {"run/.containerenv": "", "etc/msn-deploy/base-image": "debian"},
         installed={"onnxruntime": "1.23.2", "onnx": "1.23.2"},
         python="3.11.2, /opt/msn-deploy/bin/python3",
@@ -322,7 +322,7 @@ def judged(name: str, folder: Path) -> list[Check]:
 
 
 def page(folder_for: Callable[[str], Path]) -> str:
-    """Return docs/doctor.md; folder_for: an empty folder for each machine."""
+    """Return docs/reference/doctor.md; folder_for: an empty folder for each machine."""
     parts = [
         "# What `msn-deploy doctor` says\n\n"
         "Of each machine that the tests fake (`tests/machine/doctor_machines.py` writes this page, a test keeps it). "

@@ -1,4 +1,4 @@
-"""What doctor, bench and bundle make of every board; docs/boards.md shows it."""
+"""What doctor, bench and bundle make of every board; docs/reference/boards.md shows it."""
 
 import boards
 import pytest

@@ -26,7 +26,7 @@ def test_the_readme_shows_a_committed_suite_and_nothing_without_one(suite_table,
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps(suite_case.index()), encoding="utf-8")
     where = "benchmarks/results/m/paper"
-    said = f"Made up: `msn-deploy suite paper`, raw samples in [{where}]({where}).\n\n"
+    said = f"Made up: `msn-deploy suite paper`, raw samples in `{where}`.\n\n"
     assert suite_table.text(path) == said + markdown(index_from(suite_case.index()))
     assert suite_table.RESULT.parent.parent == BENCHMARKS / "results" / "epyc-2-cores"
 

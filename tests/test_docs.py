@@ -1,0 +1,200 @@
+"""The README and docs/ cannot rot: commands run, links lead somewhere, what is generated is new, the site builds."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from msn_deploy.cli.app import COMMANDS
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+SECTIONS = ("getting-started", "guides", "reference", "background", "results", "project")
+PAGES = [
+    ROOT / "README.md",
+    *(page for section in SECTIONS for page in sorted((DOCS / section).glob("*.md"))),
+    *sorted(DOCS.glob("*.md")),
+]
+_BLOCK = re.compile(r"((?:^[^\n]*\n)?)^```(\w+)\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
+_NOT_RUN = re.compile(r"<!-- not run: [a-z].{5,60} -->\n")
+
+
+def blocks_of(page: Path, *languages: str) -> Iterator[tuple[str, str]]:
+    """Yield the line before each block of code, and the block."""
+    for before, language, text in _BLOCK.findall(page.read_text(encoding="utf-8")):
+        if language in languages:
+            yield before, text
+
+
+def run(command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run one line with this interpreter in place of `python` and of the console script."""
+    words = shlex.split(command)
+    program = {"msn-deploy": [sys.executable, "-m", "msn_deploy"], "python": [sys.executable]}[words[0]]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [*program, *words[1:]], cwd=cwd, capture_output=True, text=True, timeout=300, env=environment, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as the reader has it: the Python files of all pages, and my_images with real images of two classes."""
+    from PIL import Image
+
+    from msn_deploy.data import load_split
+
+    folder = tmp_path_factory.mktemp("desk")
+    for page in PAGES:
+        for before, text in blocks_of(page, "python"):
+            if not _NOT_RUN.fullmatch(before):
+                (folder / text.split()[1]).write_text(text, encoding="utf-8")
+    split = load_split("digits", "train", height_px=28, width_px=28, channels=1)
+    for name, label in (("cat", 0), ("dog", 1)):
+        (folder / "my_images" / name).mkdir(parents=True)
+        chosen = split.images[split.labels == label][:60]
+        for at, image in enumerate(chosen):
+            Image.fromarray(image[..., 0]).save(folder / "my_images" / name / f"{at}.png")
+    Image.fromarray(split.images[0][..., 0]).save(folder / "digit.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def commands(desk: Path) -> list[tuple[str, subprocess.CompletedProcess[str]]]:
+    """Every command of a console block with what came of it, run on the desk in the order of the pages."""
+    lines = [line[2:] for page in PAGES for _, text in blocks_of(page, "console") for line in text.splitlines()]
+    return [(line, run(line, desk)) for line in lines]
+
+
+def test_every_console_command_runs(desk: Path, commands: list[tuple[str, Any]]) -> None:
+    assert len(commands) >= 12
+    for command, done in commands:
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        assert "Traceback" not in done.stderr
+    for name in ("runs/vgg7_msn.int8.engine", "runs/report.html", "my_net.fp16.engine"):
+        assert (desk / name).stat().st_size > 0
+
+
+@pytest.mark.usefixtures("commands")
+def test_the_same_in_python(desk: Path) -> None:
+    done = run("python chain.py", desk)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+    assert (desk / "net.int8.engine").stat().st_size > 0
+
+
+def test_msn_in_your_own_network_is_twenty_lines_that_run(desk: Path) -> None:
+    lines = [line for line in (desk / "fine_tune.py").read_text(encoding="utf-8").splitlines() if line.strip()]
+    assert len(lines) <= 21  # with the name of the file
+    done = run("python fine_tune.py", desk)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("{'0': 'MSNConv2d', '4': 'MSNConv2d'} {} Sequential")
+    plain = done.stdout.partition("Sequential")[2]
+    assert "Norm" not in plain
+    assert "MSN" not in plain
+
+
+@pytest.mark.usefixtures("commands")
+def test_the_jetson_command_says_what_the_page_shows(desk: Path) -> None:
+    (shown,) = [text for _, text in blocks_of(DOCS / "guides" / "engines.md", "text") if "--target orin-nano" in text]
+    command, *text = shown.splitlines()
+    done = run(command.removeprefix("$ "), desk)
+    assert done.returncode == 0, done.stderr
+    said = [line.rstrip() for line in done.stdout.strip().splitlines()]
+    # What another builder makes of the network differs from release to release of it.
+    assert [line for line in said if "checked" not in line] == [line for line in text if "checked" not in line]
+    assert sum("checked" in line for line in text) == 1
+
+
+@cache
+def options_of(command: str) -> set[str]:
+    help_text = run(f"msn-deploy {command} --help", ROOT)
+    assert help_text.returncode == 0, command
+    return set(re.findall(r"--[a-z][a-z0-9-]*|(?<=\W)-[a-z]\b", help_text.stdout)) | {"--json"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_what_is_not_run_says_why_and_uses_options_that_exist(page: Path) -> None:
+    for before, text in blocks_of(page, "sh"):
+        assert _NOT_RUN.fullmatch(before), f"a block of `sh` needs a line `<!-- not run: WHY -->` before it:\n{text}"
+        for line in text.splitlines():
+            words = shlex.split(line, comments=True)
+            for at, word in enumerate(words):
+                command = words[at + 1] if at + 1 < len(words) else ""
+                if word.rpartition("/")[2] in ("msn-deploy", "msn", "msn_deploy") and command in COMMANDS:
+                    used = {each for each in words[at + 2 :] if re.fullmatch(r"-[a-z]|--[a-z][a-z0-9-]*", each)}
+                    assert used <= options_of(command), line
+
+
+def test_what_is_generated_is_new() -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / "readme.py", "--check"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def _anchors(page: Path) -> set[str]:
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    titles = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
+    slugs = {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
+    return slugs | set(re.findall(r"^::: ([\w.]+)$", text, flags=re.MULTILINE))
+
+
+@pytest.mark.parametrize(
+    "page",
+    [*PAGES, *(ROOT / name for name in ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"))],
+    ids=lambda page: str(page.relative_to(ROOT)),
+)
+def test_links_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith("https://"):
+            continue
+        path, _, anchor = target.partition("#")
+        found = (page.parent / path).resolve() if path else page
+        assert found.is_file(), target
+        if page.is_relative_to(DOCS):
+            assert found.is_relative_to(DOCS), f"{target} is not on the site: name it as code"
+        if anchor:
+            assert anchor in _anchors(found), target
+
+
+def test_the_readme_is_short() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert text.count("\n") <= 200
+    first_screen = text[: text.index("## Quick start")]
+    assert "None of this has run on a Jetson yet" in first_screen
+
+
+def test_the_codes_of_the_fold_are_all_explained() -> None:
+    from msn_deploy.graph.rules import Code
+
+    text = (DOCS / "background" / "folding.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"`([A-Z]+(?:_[A-Z]+)*)`", text)) == set(get_args(Code)) - {""}
+
+
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    pytest.importorskip("zensical", reason="the group `docs` of pyproject.toml is not installed")
+    done = subprocess.run(
+        [sys.executable, "-m", "zensical", "build", "--strict", "--clean"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    built = {page.parent.relative_to(ROOT / "site").as_posix() for page in (ROOT / "site").rglob("index.html")}
+    wanted = {page.relative_to(DOCS).with_suffix("").as_posix() for page in PAGES if page.is_relative_to(DOCS)}
+    assert {"." if name == "index" else name for name in wanted} <= built
+    api = (ROOT / "site" / "reference" / "api" / "index.html").read_text(encoding="utf-8")
+    assert "Args" in api or "Parameters" in api
