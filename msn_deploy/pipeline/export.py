@@ -91,7 +91,7 @@ class ExportReport(ExportFacts):
 
 
 def export_onnx(
-    source: str | nn.Module, out: Path, options: ExportOptions | None = None, **changes: Any
+    source: str | nn.Module, out: str | Path, options: ExportOptions | None = None, **changes: Any
 ) -> ExportReport:
     """Export a network: load it, fold it, certify the folds, simplify, compare every stage with the source, write.
 
@@ -109,7 +109,7 @@ def export_onnx(
         GateError: A fold moves values in float64, or (ParityError) a stage differs from the source (exit 1).
         MissingDependency: A package is not there (exit 3).
     """
-    options = replace(options or ExportOptions(), **changes)
+    options, out = replace(options or ExportOptions(), **changes), Path(out)
     if out.suffix != ".onnx":
         raise InputError(f"{out} has to end in .onnx.")
     if isinstance(source, str) and is_same(out, source):

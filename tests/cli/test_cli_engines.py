@@ -88,7 +88,7 @@ CASES = {
     ),
     "unknown schema": ({}, _schema, {}, 2, "schema 99"),
     "no sidecar": ({}, lambda path: artifacts.sidecar_path(path).unlink(), {}, 2, "has no sidecar net.plan.json"),
-    "damaged": ({}, lambda path: path.write_bytes(b"b plan"), {}, 2, "damaged exchanged"),
+    "damaged": ({}, lambda path: path.write_bytes(b"b plan"), {}, 2, "damaged replaced"),
     "untrusted": ({}, None, {}, 2, "is not trusted --trust"),
 }
 

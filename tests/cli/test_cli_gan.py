@@ -105,7 +105,7 @@ def test_a_judge_looks_at_real_and_generated_images(cli, folder, tmp_path):
         (["infer", "small.safetensors", "x.png"], "is a generator: it takes no images"),
         (["eval", "small.safetensors", "--judge", "small.safetensors"], "small.safetensors is a generator itself"),
         (["eval", "judge.safetensors", "--judge", "judge.safetensors"], "judge.safetensors is a classifier, not a"),
-        (["eval", "small.toml", "--judge", "judge.safetensors"], "small.toml is no checkpoint"),
+        (["eval", "small.toml", "--judge", "judge.safetensors"], "small.toml is not a checkpoint"),
     ],
 )
 def test_what_a_generator_is_not(cli, folder, monkeypatch, args, message):

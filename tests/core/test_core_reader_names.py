@@ -73,6 +73,6 @@ def test_a_suite_writes_below_the_folder_of_results(tmp_path: Path, monkeypatch:
 def test_a_sidecar_speaks_of_files_beside_it_alone(tmp_path: Path, name: str) -> None:
     path = tmp_path / "net.onnx"
     publish(path, b"net", kind="onnx", parents=[Parent(role="onnx", file=name, sha256="0" * 64)])
-    with pytest.raises(InputError, match=r"net\.onnx\.json speaks of .*, which is not the name of a file"):
+    with pytest.raises(InputError, match=r"net\.onnx\.json describes .*, which is not the name of a file"):
         read_sidecar(path)
     assert sidecar_path(path).is_file()

@@ -312,7 +312,7 @@ def test_options_that_cannot_be_are_refused():
         ({"replicates": 0}, "0 engines"),
         ({"replicates": 2, "timing_cache": Path("t")}, "Leave one of"),
         ({"max_dla_fallback": 5}, "Give `--dla N`"),
-        ({"dla": 0, "max_dla_fallback": 101}, "101` is no share"),
+        ({"dla": 0, "max_dla_fallback": 101}, "101` is not a share"),
         ({"dla": 0, "target": find_target("orin-nano")}, "Orin Nano 8GB has no DLA"),
         ({"backend": "cuda"}, "no backend"),
     ):

@@ -60,7 +60,7 @@ def test_releases(text: str, number: int) -> None:
 
 @pytest.mark.parametrize("text", ["8.6", "trt-8", "trt-x.y", "trt-8.6.1.2", "", "trt-8.6 ", "trt-100.3"])
 def test_what_is_no_release(text: str) -> None:
-    with pytest.raises(InputError, match=r"is no TensorRT release.\nGive trt-8.6"):
+    with pytest.raises(InputError, match=r"is not a TensorRT release.\nGive trt-8.6"):
         parse_release(text)
 
 

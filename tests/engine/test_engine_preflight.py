@@ -167,9 +167,9 @@ def test_the_files_are_looked_at_first_and_in_order(forge_plan, orin, tmp_path):
     side.write_bytes(good)
     (tmp_path / "net.int8.onnx").write_bytes(b"a newer model")
     message = refusal(InputError, path, nowhere)
-    assert "net.engine is damaged, or was exchanged for another: it has 12 bytes, net.plan.json says 6" in message
+    assert "net.engine is damaged, or was replaced by another: it has 12 bytes, net.plan.json says 6" in message
     path.write_bytes(b"b plan")
-    assert "damaged, or was exchanged for another: its SHA-256 is" in refusal(InputError, path, nowhere)
+    assert "damaged, or was replaced by another: its SHA-256 is" in refusal(InputError, path, nowhere)
     path.write_bytes(b"a plan")
     message = refusal(InputError, path, nowhere)
     assert "built from another net.int8.onnx than the one beside it" in message

@@ -91,11 +91,11 @@ def test_what_onnx_itself_writes_is_merged(exported: Callable[..., object], tmp_
 )
 def test_a_place_outside_the_folder_is_refused(write: Write, location: str) -> None:
     path = write(location)
-    _refused(path, "which is no place in its own folder")
+    _refused(path, "which is not in its own folder")
 
 
 def test_a_full_path_is_refused_even_into_the_folder(write: Write, tmp_path: Path) -> None:
-    _refused(write(str(tmp_path / "models" / "weights.bin")), "no place in its own folder")
+    _refused(write(str(tmp_path / "models" / "weights.bin")), "not in its own folder")
 
 
 def test_a_link_that_leaves_the_folder_is_refused_and_one_that_stays_is_not(write: Write, tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_what_is_no_file_is_refused(write: Write, location: str, said: str) -> N
         ({"offset": "8e0"}, "'8e0' as its offset"),
         ({"offset": "9" * 400}, "'9{30}' as its offset"),
         ({"length": -1}, "'-1' as its length"),
-        ({"length": 44}, r"'w' takes 48 bytes, and 44 are said to lie in weights\.bin"),
+        ({"length": 44}, r"'w' takes 48 bytes, and 44 are said to be in weights\.bin"),
         ({"kind": TensorProto.DOUBLE}, r"'w' ends at byte 104 of weights\.bin"),
         ({"kind": TensorProto.STRING}, "'w' is of strings"),
         ({"kind": 99}, "element type 99"),

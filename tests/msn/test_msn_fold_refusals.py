@@ -146,7 +146,7 @@ def test_a_parametrisation_of_somebody_elses_is_refused() -> None:
     model = nn.Sequential(nn.Conv2d(IN, OUT, 3))
     parametrize.register_parametrization(model[0], "weight", _Halved())
     model.eval()
-    with pytest.raises(FoldError, match="0: _Halved is no parametrisation that can be folded"):
+    with pytest.raises(FoldError, match="0: _Halved is not a parametrisation that can be folded"):
         fold(model)
 
 

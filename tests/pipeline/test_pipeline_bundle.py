@@ -132,7 +132,7 @@ def test_a_folder_of_nothing_else_is_refused(run, tmp_path):
 
 
 def test_only_a_jetson_gets_a_bundle(run, tmp_path):
-    with pytest.raises(InputError, match="no Jetson"):
+    with pytest.raises(InputError, match="not a Jetson"):
         bundle(run, tmp_path / "b.tar", target=find_target("rtx-sm86"), with_wheels=False)
     with pytest.raises(InputError, match="not a folder"):
         bundle(tmp_path / "gone", tmp_path / "b.tar", target=ORIN_NANO, with_wheels=False)
