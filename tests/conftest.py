@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import hashlib
 import logging
 import os
 import random
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -67,6 +70,28 @@ def logging_as_at_first() -> Iterator[None]:
     _forget_logging()
     yield
     _forget_logging()
+
+
+@pytest.fixture(autouse=True)
+def operators_parsed_once() -> None:
+    """torch.onnx.export parses the source of 500 functions each time, and lists torch's operators 50 times over.
+
+    That is half of an export of a small network, and the suite exports several hundred.
+    """
+    exporter = sys.modules.get("torch.onnx._internal.exporter._registration")
+    if exporter is None or hasattr(exporter, "parsed"):
+        return
+    registry = exporter.ONNXRegistry
+    exporter.parsed = functools.cache(registry.from_torchlib)
+
+    def from_torchlib(**opset: int) -> Any:
+        made = copy.copy(exporter.parsed(**opset))
+        made.functions = {name: list(each) for name, each in made.functions.items()}  # an export may add its own
+        return made
+
+    registry.from_torchlib = staticmethod(from_torchlib)
+    lists = sys.modules["torch._export.utils"]
+    lists._materialize_cpp_cia_ops = functools.cache(lists._materialize_cpp_cia_ops)
 
 
 def _forget_logging() -> None:

@@ -119,7 +119,7 @@ def test_bench_is_asked_where_the_truth_is_known(control: Any, monkeypatch: pyte
         return process
 
     monkeypatch.setattr(control.subprocess, "Popen", watched)
-    result = control.measured(2, 1, 1.5)
+    result = control.measured(2, 1, 0.6)
     assert sorted(each["loaded"] for each in result["runs"]["same"]) == [False, True]
     assert sum(result["verdicts"]["same"].values()) == 2
     (larger,) = result["runs"]["larger"]

@@ -168,7 +168,10 @@ def test_every_way_of_exporting_writes_a_file(bench: Any, tiny: Any, tmp_path: P
     for name, export in timed.ARMS.items():
         export(tiny.BN.source, tmp_path / f"{name}.onnx", 8)
         assert (tmp_path / f"{name}.onnx").stat().st_size > 10_000
-    for name, export in timed.PROCESSES.items():
-        export(f"{timed.resnet18.__file__}:resnet18_32", tmp_path / f"{name}.onnx", 32)
-        assert (tmp_path / f"{name}.onnx").stat().st_size > 40_000_000
+    alone = tmp_path / "alone.py"  # a process of its own finds no module of the benchmarks
+    alone.write_text("from torch import nn\n\ndef net():\n    return nn.Conv2d(3, 128, 5)\n", encoding="utf-8")
+    timed.by_command(f"{alone}:net", tmp_path / "command.onnx", 8)
+    assert (tmp_path / "command.onnx").stat().st_size > 10_000
+    timed.by_script(f"{timed.resnet18.__file__}:resnet18_32", tmp_path / "script.onnx", 32)
+    assert (tmp_path / "script.onnx").stat().st_size > 40_000_000
     assert (tmp_path / "command.fold.json").is_file()
