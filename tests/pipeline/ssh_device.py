@@ -48,7 +48,7 @@ case $SSH_ORIGINAL_COMMAND in
     *"$(cat {folder}/pattern 2>/dev/null || echo nothing)"*) how=$(cat {folder}/how); rm {folder}/pattern ;;
     *) how=run ;;
 esac
-enter() {{ exec chroot {root} /bin/busybox env -i HOME=/root PATH=/usr/bin:/bin sh -c "cd; $SSH_ORIGINAL_COMMAND"; }}
+enter() {{ exec {chroot} {root} /bin/busybox env -i HOME=/root PATH=/usr/bin:/bin sh -c "cd; $SSH_ORIGINAL_COMMAND"; }}
 case $how in
     run) enter ;;
     cut-input) head -c 20000 | (enter); kill -9 $PPID ;;
@@ -79,16 +79,17 @@ class SshDevice:
 @contextmanager
 def ssh_device(folder: Path) -> Iterator[SshDevice]:
     """Start the sshd, end it. Raises RuntimeError with a reason where that is not possible."""
-    programs = {name: shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") for name in ("sshd", "ssh", "busybox")}
+    path = f"{os.environ['PATH']}:/usr/sbin"  # which is not in everyone's
+    programs = {name: shutil.which(name, path=path) for name in ("sshd", "ssh", "busybox", "chroot")}
     if None in programs.values() or os.geteuid() != 0:
         raise RuntimeError("needs root, OpenSSH's server and client, and busybox")
-    root = _root(folder / "root", Path(programs["busybox"]))
+    root = _root(folder / "root", Path(programs["busybox"]), programs["chroot"])
     for name in ("host", "user"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / name], check=True, timeout=60)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     enter = folder / "enter"
-    enter.write_text(ENTER.format(folder=folder, root=root))
+    enter.write_text(ENTER.format(folder=folder, root=root, chroot=programs["chroot"]))
     enter.chmod(0o755)
     (folder / "sshd_config").write_text(
         f"Port {port}\nListenAddress 127.0.0.1\nHostKey {folder}/host\nAuthorizedKeysFile {folder}/user.pub\n"
@@ -115,7 +116,7 @@ def ssh_device(folder: Path) -> Iterator[SshDevice]:
         log.close()
 
 
-def _root(root: Path, busybox: Path) -> Path:
+def _root(root: Path, busybox: Path, chroot: str) -> Path:
     device(root, model=BOARD)
     for name in ("bin", "root", "tmp", "dev", "proc/sys/kernel/random", "usr/bin"):
         (root / name).mkdir(parents=True, exist_ok=True)
@@ -124,7 +125,7 @@ def _root(root: Path, busybox: Path) -> Path:
     for library in re.findall(r"(/\S+\.so\S*)", needed):
         (root / library.lstrip("/")).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(library, root / library.lstrip("/"))
-    subprocess.run(["chroot", root, "/bin/busybox", "--install", "-s", "/bin"], check=True, timeout=60)
+    subprocess.run([chroot, root, "/bin/busybox", "--install", "-s", "/bin"], check=True, timeout=60)
     os.mknod(root / "dev/null", 0o666 | 0o020000, os.makedev(1, 3))
     (root / "dev/null").chmod(0o666)
     (root / "proc/sys/kernel/random/boot_id").write_text("11111111-2222-3333-4444-555555555555\n")
