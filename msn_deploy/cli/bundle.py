@@ -25,6 +25,14 @@ def command(
         typer.Option(help="Python of the device; repeatable.", show_default="3.10 and 3.12"),
     ] = None,
     shapes: Shapes = None,
+    extras: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--with",
+            metavar="cpp",
+            help="Pack too: a C++ project that runs the engines (CMake); repeatable.",
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", callback=new_file, help="File to write.", show_default="RUN-TARGET.tar"),
@@ -50,7 +58,7 @@ def command(
     """
     from msn_deploy.engine import BuildOptions, find_target
     from msn_deploy.engine.tensors import parse_shapes
-    from msn_deploy.pipeline.bundle import bundle
+    from msn_deploy.pipeline.bundle import bundle, find_extras
     from msn_deploy.pipeline.deploy import check, deploy
     from msn_deploy.pipeline.wheels import PYTHONS
 
@@ -71,6 +79,7 @@ def command(
             with_wheels=not no_wheels,
             pythons=tuple(python or PYTHONS),
             options=BuildOptions(shapes=tuple(map(parse_shapes, shapes or ()))),
+            extras=find_extras(extras or ()),
             keep=to is not None,
             progress=progress,
         )

@@ -13,14 +13,15 @@ import os
 import re
 import shlex
 import tarfile
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
 from msn_deploy import __version__
 from msn_deploy.core.artifacts import publish, read_sidecar, sha256_of, sidecar_path
-from msn_deploy.core.errors import InputError
+from msn_deploy.core.errors import InputError, did_you_mean
 from msn_deploy.core.partials import partial_folder
 from msn_deploy.core.progress import Progress, silent
 from msn_deploy.core.reader import record
@@ -32,7 +33,18 @@ from msn_deploy.machine.targets import check_precision
 from msn_deploy.model.opened import OpenModel, open_model
 from msn_deploy.pipeline.verify import read_folder
 from msn_deploy.pipeline.wheels import PYTHONS, gather_wheels
+from msn_deploy.pipeline.with_cpp import cpp_files
 
+Extra = Literal["cpp"]
+EXTRAS: Mapping[Extra, Callable[[Sequence[OpenModel]], Mapping[str, bytes]]] = {"cpp": cpp_files}
+"""What `--with` adds: the files for all models, by their path in the bundle."""
+_EXTRA_LINES: Mapping[Extra, str] = {
+    "cpp": """\
+A C++ program that runs the engines; its folder has to lie outside of this one, in which nothing may be added:
+
+    cmake -S cpp -B ../msn-infer && cmake --build ../msn-infer && ctest --test-dir ../msn-infer
+    ../msn-infer/msn-infer cpp/models/NAME.json engines/NAME.engine IMAGE...""",
+}
 _KINDS = ("onnx", "timing-cache", "calibration-table", "fold-certificate", "device-script")
 SCRIPTS = resources.files("msn_deploy.pipeline") / "bundle_scripts"
 """What runs on a device, in sh."""
@@ -48,7 +60,7 @@ For {title} ({target}), packed by msn-deploy {version}. Nothing here needs a net
     ./build.sh       engines into engines/; refuses any other device
     ./eval.sh DATA   how often each model is right
     ./bench.sh       report/, to be copied back
-
+{more}
 JetPack before 6 has a Python older than 3.10: build.sh and bench.sh drive its trtexec there.
 """
 
@@ -92,6 +104,7 @@ def bundle(
     with_wheels: bool = True,
     options: BuildOptions | None = None,
     pythons: Sequence[str] = PYTHONS,
+    extras: Sequence[Extra] = (),
     keep: bool = False,
     progress: Progress = silent,
 ) -> BundleReport:
@@ -105,12 +118,14 @@ def bundle(
         with_wheels: False packs none: scripts and trtexec only.
         options: How build.sh builds engines; it decides by itself about replicates and the timing cache.
         pythons: Versions of Python on the device.
+        extras: What else to pack, of EXTRAS.
         keep: Take the tarball that is there, if it was packed from the same files.
         progress: Told of the wheels.
 
     Raises:
         InputError: The folder has no ONNX files that the target can use, or one that leaves more than its batch open;
-            a name would have to be quoted in a shell; wheels are missing or must not come along.
+            a name would have to be quoted in a shell; wheels are missing or must not come along; a model does not suit
+            one of the extras.
     """
     options = options or BuildOptions()
     if not target.jetson:
@@ -136,7 +151,10 @@ def bundle(
     contents["options.sh"] = _options([onnx for _, _, onnx in models], target, options).encode()
     contents[LIBRARY] = library_text().encode()
     contents |= {name: (SCRIPTS / name).read_bytes() for name in _SCRIPTS}
-    readme = _README.format(title=target.title, target=target.name, version=__version__)
+    for extra in extras:
+        contents |= EXTRAS[extra]([onnx for _, _, onnx in models])
+    more = "".join(f"\n{_EXTRA_LINES[extra]}\n" for extra in extras)
+    readme = _README.format(title=target.title, target=target.name, version=__version__, more=more)
     contents["README.txt"] = readme.encode()
     config = {
         "target": target.name,
@@ -172,6 +190,17 @@ def bundle(
     if report is None:
         raise InputError(f"{out} was changed while it was written.\nType the same command again.")
     return report
+
+
+def find_extras(names: Iterable[str]) -> tuple[Extra, ...]:
+    """Return the extras of these names, each once. Raises InputError for any other name."""
+    found = list[Extra]()
+    for name in dict.fromkeys(names):
+        known = next((extra for extra in EXTRAS if extra == name), None)
+        if known is None:
+            raise InputError(f"--with {name}: there is no such extra{did_you_mean(name, list(EXTRAS))}")
+        found.append(known)
+    return tuple(found)
 
 
 def _wheels_key(wheels: Path | None) -> str:

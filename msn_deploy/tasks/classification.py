@@ -103,7 +103,7 @@ class Classification:
         check_reading(given, {"output": (), "ending": ENDINGS})
         self.classes = given.classes
         self._model = given.model
-        self._output, self._ending = the_output(given)
+        self.output, self.ending = the_output(given)
         self._named = given.named
 
     def answers(self, outputs: Outputs, placements: Sequence[Placement] | None = None) -> list[ClassAnswer]:
@@ -111,13 +111,13 @@ class Classification:
 
         Raises InputError where there is not one number per class, GateError for numbers that are not finite.
         """
-        scores = scores_of(outputs[self._output], ending=self._ending, name=self._model)
+        scores = scores_of(outputs[self.output], ending=self.ending, name=self._model)
         count = scores.shape[1]
         if self.classes and (count < len(self.classes) or (count > len(self.classes) and not self._named)):
             told = "its names are" if self._named else "the data has"
             hint = "Check the names: `--classes`." if self._named else "Give data with the classes it was trained on."
             raise InputError(
-                f"{self._model} gives {outputs[self._output].shape[1]} numbers per image, for {count} classes; "
+                f"{self._model} gives {outputs[self.output].shape[1]} numbers per image, for {count} classes; "
                 f"{told} {len(self.classes)}.\n{hint}"
             )
         best = np.argsort(-scores, axis=1, kind="stable")[:, :_TOP]

@@ -91,7 +91,7 @@ class Detection:
 
     def __init__(self, given: Given) -> None:
         self.classes = given.classes
-        self._reader = make_reader(given)
+        self.reader = make_reader(given)
 
     def answers(self, outputs: Outputs, placements: Sequence[Placement] | None = None) -> list[DetectionAnswer]:
         """Return the boxes of each image.
@@ -99,7 +99,7 @@ class Detection:
         Without placements, boxes are in pixels of the frame, or in shares of it where the head gives those. Raises
         InputError for arrays that are not of the head, GateError for numbers that are not finite.
         """
-        reader = self._reader
+        reader = self.reader
         count = len(placements) if placements is not None else reader.count(outputs)
         if reader.head.of_all and "output" not in reader.outputs and count != 1:
             raise InputError(

@@ -123,17 +123,18 @@ class Segmentation:
             raise InputError(f"{given.model}: a mask has two classes at least.\nName the background, too.")
         self.classes = given.classes
         self._given = given
-        self._output, self._ending = the_output(given)
-        self._threshold = threshold_read(given)
+        self.output, self.ending = the_output(given)
+        self.layout: str | None = given.reading.get("layout")
+        self.threshold = threshold_read(given)
 
     def answers(self, outputs: Outputs, placements: Sequence[Placement] | None = None) -> list[MaskAnswer]:
         """Return the mask of each image: at the frame's size, or with placements at the image's own.
 
         Raises InputError for outputs that are not of this kind, GateError for numbers that are not finite.
         """
-        maps = outputs[self._output]
+        maps = outputs[self.output]
         require_finite(maps, self._given.model)
-        are_labels = self._ending == "argmax" or maps.dtype.kind in "biu"
+        are_labels = self.ending == "argmax" or maps.dtype.kind in "biu"
         maps = self._labels(maps) if are_labels else self._scores(maps)
         frame = self._given.frame or (maps.shape[-2], maps.shape[-1])
         made = []
@@ -160,8 +161,8 @@ class Segmentation:
 
     def _scores(self, maps: NDArray[Any]) -> NDArray[Any]:
         """Return floats as (N, C, h, w); C: one for each class, or for each but the first."""
-        known, layout = len(self.classes), self._given.reading.get("layout")
-        softmax = self._ending in ("softmax", "log-softmax")
+        known, layout = len(self.classes), self.layout
+        softmax = self.ending in ("softmax", "log-softmax")
         counts: set[int] = {known, known - 1} - ({known - 1} if softmax else set())
         wanted = f"for {known} classes there have to be {known}{'' if softmax else f' or {known - 1}'} channels"
         if not known:
@@ -176,7 +177,7 @@ class Segmentation:
         scores = channels_first(maps, layout, counts - {0}, model=self._given.model, wanted=wanted)
         if scores.shape[1] > 1 and scores.shape[1] != known - 1 and "threshold" in self._given.reading:
             raise InputError(f"{self._given.model} has a channel for each class: there is nothing to hold a threshold.")
-        if scores.shape[1] in (1, known - 1) and self._ending == "unknown":
+        if scores.shape[1] in (1, known - 1) and self.ending == "unknown":
             raise InputError(
                 f"{self._given.model}: its graph is not here to tell probabilities from logits.\n"
                 "Say it: msn-deploy export ... --read ending=sigmoid|logits"
@@ -188,8 +189,8 @@ class Segmentation:
         if len(scores) != 1 and len(scores) != len(self.classes) - 1:
             likeliest: NDArray[np.uint8] = scores.argmax(axis=0).astype(np.uint8)
             return likeliest
-        least = self._threshold
-        if self._ending == "logits":
+        least = self.threshold
+        if self.ending == "logits":
             least = math.log(least / (1 - least))
         return np.where(scores.max(axis=0) < least, 0, 1 + scores.argmax(axis=0)).astype(np.uint8)
 
