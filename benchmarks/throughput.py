@@ -40,7 +40,7 @@ from msn_deploy.nets import build_net
 from msn_deploy.training import keep_freed_memory
 from msn_deploy.training.batches import Batches
 from msn_deploy.training.distributed import World
-from msn_deploy.training.loop import _Training
+from msn_deploy.training.loop import Training
 from msn_deploy.training.optimizer import make_optimizer
 
 CPU = torch.device("cpu")
@@ -57,7 +57,7 @@ def trainer_arms(net: str, norm: str) -> list[Arm]:
     prep = measured_preprocess(split.images)
     info = ModelInfo(net=net, norm=norm, classes=split.classes, preprocess=prep, recipe=recipe.to_dict())
     world = World(rank=0, size=1, device=CPU)
-    run = _Training(
+    run = Training(
         recipe, split, split.first(2), info=info, out=Path(mkdtemp()), limit_train=None, world=world, weights=None
     )
     ready = list(Batches(split, prep, recipe.train, device=CPU).epoch(0))

@@ -33,6 +33,7 @@ _HOME = {
     "load_runner": "msn_deploy.engine",
     "measure": "msn_deploy.bench.measure",
     "quantize": "msn_deploy.quant.quantize",
+    "quantize_aware": "msn_deploy.training.qat",
     "to_fp16": "msn_deploy.quant.precision",
 }
 

@@ -18,5 +18,6 @@ from msn_deploy.pipeline.export import export_onnx as export_onnx
 from msn_deploy.pipeline.load import load as load
 from msn_deploy.quant.precision import to_fp16 as to_fp16
 from msn_deploy.quant.quantize import quantize as quantize
+from msn_deploy.training.qat import quantize_aware as quantize_aware
 
 __version__: str

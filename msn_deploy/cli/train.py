@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,10 +15,17 @@ from msn_deploy.core.errors import InputError
 from msn_deploy.core.optional import require
 
 _WORTH_MORE_ITERATIONS = 0.05  # of the largest singular value
+_DISTILLED = 0.5  # of the loss, with --distill
 
 
 def command(
-    recipe: Annotated[str, typer.Argument(help="Recipe file, or a built-in name such as vgg7_msn.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            metavar="RECIPE|CHECKPOINT",
+            help="Recipe file, or a built-in name such as vgg7_msn; with --quantize, a checkpoint.",
+        ),
+    ],
     norm: Annotated[
         str | None, typer.Option(help="msn, msn-affine, sn, bn, gn, ws, gn-ws or none.", show_default="the recipe's")
     ] = None,
@@ -37,16 +44,34 @@ def command(
     weights: Annotated[
         Path | None, typer.Option(help="Fine-tune: start from a checkpoint of the same network.", show_default="none")
     ] = None,
+    quantize: Annotated[
+        str | None,
+        typer.Option(
+            metavar="int8", help="Train a checkpoint on under INT8; writes NAME_int8.safetensors.", show_default="none"
+        ),
+    ] = None,
+    distill: Annotated[
+        bool, typer.Option("--distill", help="With --quantize: learn from the float network's outputs, too.")
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Resume an interrupted run.")] = False,
     settings: Settings = None,
     json: Json = None,
 ) -> None:
     """Train a recipe; the checkpoint is saved after every epoch."""
     from msn_deploy.core.recipes import load_recipe, with_settings  # pydantic, which --help does not wait for
+    from msn_deploy.pipeline.train_int8 import recipe_for, train_int8
 
-    chosen = load_recipe(recipe).override(
-        norm=norm, data=data, epochs=epochs, batch_size=batch_size, learning_rate=lr, seed=seed
-    )
+    if quantize is not None:
+        _check_quantize(quantize, recipe, norm=norm, weights=weights)
+        base = recipe_for(recipe, data=data)
+    elif distill:
+        raise InputError("`--distill` is of training under INT8.\nAdd `--quantize int8`, or leave it out.")
+    else:
+        base = load_recipe(recipe)
+    chosen = base.override(
+        norm=norm, data=data, epochs=epochs, batch_size=batch_size, learning_rate=lr, seed=seed,
+        distill=_DISTILLED if distill else None,
+    )  # fmt: skip
     chosen = with_settings(chosen, settings or [])
     if weights is not None and chosen.gan is not None:
         raise InputError(f"`--weights` has no part in training a GAN such as {chosen.name}.\nLeave it out.")
@@ -61,13 +86,19 @@ def command(
     checkpoint = out / f"{chosen.name}.safetensors"
     try:
         with output.progress_bar() as progress:
-            run = partial(train, weights=weights) if chosen.gan is None else train_gan
-            result = run(chosen, out=out, device=device, limit_train=limit_train, resume=resume, progress=progress)
+            options: dict[str, Any] = {"limit_train": limit_train, "resume": resume, "progress": progress}
+            if quantize is not None:
+                result = train_int8(recipe, out, chosen, device=device, **options)
+            else:
+                run = partial(train, weights=weights) if chosen.gan is None else train_gan
+                result = run(chosen, out=out, device=device, **options)
     except KeyboardInterrupt:
         if not state.is_file():
-            raise KeyboardInterrupt("interrupted before the end of the first epoch; nothing was written.") from None
+            held = "nothing was written" if quantize is None else "start again without `--resume`"
+            raise KeyboardInterrupt(f"interrupted before the end of the first epoch; {held}.") from None
+        held = "last whole epoch" if quantize is None else "best of start and epochs so far"
         raise KeyboardInterrupt(
-            f"interrupted; {checkpoint} holds the last whole epoch.\nResume with the same command and `--resume`."
+            f"interrupted; {checkpoint} holds the {held}.\nResume with the same command and `--resume`."
         ) from None
     if int(os.environ.get("RANK", "0")):  # torchrun: the first process speaks for all
         return
@@ -95,8 +126,28 @@ def command(
         said = losses
         if name is not None and value is not None:
             said = f"{name.replace('_', ' ', 1)} {metric_text(value, result.unit)}"
-        trained = f"{chosen.net} with {chosen.norm}, {len(history)} epochs on {chosen.data}"
+        trained = f"{chosen.net} with {chosen.norm}, {history[-1]['epoch']} epochs on {chosen.data}"
         output.say(f"{result.checkpoint}: {trained}, {said}")
+        if quantize is not None and name is not None:
+            began = f"calibrated alone {metric_text(history[0][name], result.unit)}"
+            output.say(f"  INT8; {began}; of start and epochs, epoch {metrics['epoch']} is kept")
         if error is not None:
             more = "; `--set train.power_iterations=4` follows it closer" if error > _WORTH_MORE_ITERATIONS else ""
             output.say(f"  sigma off by {error:.2%} at most, in layer {layer}{more}")
+
+
+def _check_quantize(quantize: str, checkpoint: str, *, norm: str | None, weights: Path | None) -> None:
+    """Refuse what `--quantize` has no part in. Raises InputError."""
+    if quantize != "int8":
+        raise InputError(f"--quantize {quantize!r} is not known; int8 is.")
+    if not checkpoint.endswith(".safetensors"):
+        raise InputError(
+            f"`--quantize int8` trains a checkpoint on, and {checkpoint} is not one.\n"
+            f"Train it first: msn-deploy train {checkpoint}; then give its file, runs/NAME.safetensors."
+        )
+    if norm is not None or weights is not None:
+        option = "--norm" if norm is not None else "--weights"
+        raise InputError(f"`{option}` has no part in `--quantize`: the checkpoint has both.\nLeave it out.")
+    require("torch", step="train")
+    require("safetensors", step="train")
+    require("onnx", step="train")

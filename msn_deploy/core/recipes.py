@@ -91,6 +91,8 @@ class TrainOptions:
     freeze: Freeze = "none"
     """statistics: the running mean and variance of BN, and the mean, u and v of MSN, stay as they are and are what
     normalises in training, too. backbone: the classifier alone learns. Both are for fine-tuning."""
+    distill: Annotated[StrictFloat, Field(ge=0, le=1)] = 0.0
+    """Share of the loss that is the distance to the outputs of the float network, in training under INT8."""
     seed: Seed = 0
     """Of initial weights, batch order and augmentation."""
 

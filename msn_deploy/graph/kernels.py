@@ -282,7 +282,7 @@ def _arithmetic(call: Call, a: Array, b: Array) -> Array:
 
 
 _GELU_SLOPE = math.sqrt(2 / math.pi)
-_UNARY: dict[str, Callable[[Call, Tensor], Tensor]] = {
+UNARY: dict[str, Callable[[Call, Tensor], Tensor]] = {
     "Relu": lambda _, x: torch.relu(x),
     "LeakyRelu": lambda call, x: F.leaky_relu(x, call.get("alpha", 0.01)),
     "Elu": lambda call, x: torch.where(x > 0, x, call.get("alpha", 1.0) * torch.expm1(torch.clamp(x, max=0))),
@@ -315,11 +315,12 @@ _UNARY: dict[str, Callable[[Call, Tensor], Tensor]] = {
     "Sin": lambda _, x: torch.sin(x),
     "Cos": lambda _, x: torch.cos(x),
 }
+"""Operators of one tensor, through which gradients flow."""
 
 
-@kernel(*_UNARY)
+@kernel(*UNARY)
 def _unary(call: Call, x: Array) -> Array:
-    return np.asarray(_UNARY[call.operator](call, *floats(x)).numpy())
+    return np.asarray(UNARY[call.operator](call, *floats(x)).numpy())
 
 
 @kernel("PRelu")

@@ -11,24 +11,29 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from msn_deploy.graph.kernels import Array, Call, kernel, tensor
 
 
-@kernel("Upsample")
-def _upsample(call: Call, x: Array, scales: Array | None = None) -> Array:
-    factors = call.given["scales"] if scales is None else scales.tolist()
-    return _resized(x, list(range(x.ndim)), list(factors), None, None, _Ways(call, "asymmetric", "simple"))
+@kernel("Upsample", "Resize")
+def _resize(call: Call, x: Array, *numbers: Array | None) -> Array:
+    exact = x.dtype.kind == "f"
+    made: Array = resize(call, tensor(x if exact else x.astype(np.float64)), *numbers).numpy()
+    if exact:
+        return made
+    if call.get("mode", "nearest") != "nearest":  # as ONNX Runtime does it
+        made = np.clip(np.round(made) if x.dtype.kind in "iu" else made, *_limits(x.dtype))
+    return made.astype(x.dtype)
 
 
-@kernel("Resize")
-def _resize(
-    call: Call,
-    x: Array,
-    second: Array | None = None,
-    third: Array | None = None,
-    sizes: Array | None = None,
-) -> Array:
+def resize(
+    call: Call, x: Tensor, second: Array | None = None, third: Array | None = None, sizes: Array | None = None
+) -> Tensor:
+    """Resize a tensor of floats, through which gradients flow. The numbers are the node's other inputs."""
+    if call.operator == "Upsample":
+        factors = call.given["scales"] if second is None else second.tolist()
+        return _resized(x, list(range(x.ndim)), list(factors), None, None, _Ways(call, "asymmetric", "simple"))
     roi, scales = (None, second) if call.version < 11 else (second, third)
     ways = _Ways(
         call,
@@ -63,11 +68,9 @@ class _Ways:
 
 
 def _resized(
-    x: Array, axes: Sequence[int], scales: Sequence[float], sizes: Sequence[int] | None, roi: Array | None, ways: _Ways
-) -> Array:
-    exact = x.dtype.kind == "f"
-    y: Any = tensor(x if exact else x.astype(np.float64))
-    outside = []
+    y: Tensor, axes: Sequence[int], scales: Sequence[float], sizes: Sequence[int] | None, roi: Array | None, ways: _Ways
+) -> Tensor:
+    x, outside = y, []
     for at, (axis, scale) in enumerate(zip(axes, scales, strict=True)):
         old = x.shape[axis]
         new = math.floor(old * scale) if sizes is None else sizes[at]
@@ -81,12 +84,7 @@ def _resized(
             outside.append((axis, (places < 0) | (places > old - 1)))
     for axis, away in outside:
         y.movedim(axis, 0)[torch.from_numpy(away)] = ways.outside
-    made: Array = y.numpy()
-    if exact:
-        return made
-    if ways.mode != "nearest":  # as ONNX Runtime does it
-        made = np.clip(np.round(made) if x.dtype.kind in "iu" else made, *_limits(x.dtype))
-    return made.astype(x.dtype)
+    return y
 
 
 def _limits(dtype: Any) -> tuple[int, int]:
@@ -161,8 +159,8 @@ def _mixed(x: Any, axis: int, taps: Array, weights: Array) -> Any:
     shape = (-1, *[1] * (x.ndim - 1 - axis))
     total: Any = None
     for at in range(taps.shape[1]):
-        part = x.index_select(axis, torch.from_numpy(np.ascontiguousarray(taps[:, at])))
+        part = x.index_select(axis, torch.from_numpy(np.ascontiguousarray(taps[:, at])).to(x.device))
         if taps.shape[1] > 1:
-            part = part.mul_(torch.from_numpy(np.ascontiguousarray(weights[:, at])).to(x.dtype).reshape(shape))
+            part = part.mul_(torch.from_numpy(np.ascontiguousarray(weights[:, at])).to(x).reshape(shape))
         total = part if total is None else total.add_(part)
     return total

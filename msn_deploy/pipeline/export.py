@@ -137,7 +137,7 @@ def _export(source: str | nn.Module, out: Path, options: ExportOptions, onnxsim:
     compared = partial(rung, truth=truth, classifies=classifies(made.info))
     rungs = [compared(stage, outputs=predict(feeds)) for stage, predict in made.stages.items()]
     certificate, why = None, ""
-    folded = fold_graph(made.graph) if options.fold else None
+    folded = fold_graph(made.graph) if options.fold and not made.as_trained else None
     if folded is not None:
         graph = folded.model
     elif made.graph_is_truth:
@@ -146,6 +146,8 @@ def _export(source: str | nn.Module, out: Path, options: ExportOptions, onnxsim:
         graph = cleaned(made.graph)
     graph = at_opset(graph, opset=options.opset, target=options.target, ours=not made.graph_is_truth)
     file = _file_of(graph, made.info, fold=options.fold)
+    if onnxsim is not None and made.as_trained:
+        onnxsim = None
     if onnxsim is not None:
         onnxsim.start(file.proto, file.data)
     if folded is not None:
@@ -156,7 +158,8 @@ def _export(source: str | nn.Module, out: Path, options: ExportOptions, onnxsim:
             raise
         del folded  # its doubles are as large as the network twice
     if options.fold or not made.graph_is_truth or made.in_graph is not None:
-        rungs.append(compared("graph folded" if options.fold else "onnx", outputs=in_ort(file)(feeds)))
+        stage = "onnx" if certificate is None else "graph folded"
+        rungs.append(compared(stage, outputs=in_ort(file)(feeds)))
     if onnxsim is not None:
         file, why = _simplified(onnxsim, file, made.info, compared, feeds, rungs)
     if options.ladder:

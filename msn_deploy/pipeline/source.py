@@ -126,6 +126,8 @@ class Source:
     """The truth in float64; None for a file of others."""
     graph_is_truth: bool = False
     """Whether the truth is `graph` itself, a file of others."""
+    as_trained: bool = False
+    """Whether the graph was trained as it is, with its Q/DQ pairs: neither folded nor simplified."""
     in_graph: Preprocess | None = None
     """What the graph does itself to bytes; None for a network that takes prepared numbers."""
 
@@ -179,6 +181,8 @@ def _opened(source: str | nn.Module, options: ExportOptions) -> Source:
 
     net, info, inputs, parents = _opened_net(source, options)
     inputs = _with_batch(inputs, options)
+    if info.precision == "int8":
+        return _trained_int8(net, info, inputs, parents, options)
     plain, layers = fold_layers(net, share=True) if options.fold else (net, [])
     predict = _in_torch(net, inputs)
     graph = to_onnx(
@@ -203,6 +207,34 @@ def _opened(source: str | nn.Module, options: ExportOptions) -> Source:
         parents=parents,
         stages=stages,
         layers=tuple(certify_layers(layers)),
+    )
+
+
+def _trained_int8(
+    net: nn.Module,
+    info: ModelInfo,
+    inputs: tuple[ExampleInput, ...],
+    parents: tuple[Parent, ...],
+    options: ExportOptions,
+) -> Source:
+    """Return what was trained under INT8: its graph is the file, but for the batch."""
+    from msn_deploy.model.shapes import with_sizes
+    from msn_deploy.training.graph_net import GraphNet
+
+    assert isinstance(net, GraphNet)
+    if not options.fold or not options.simplify or options.ladder:
+        asked = "--no-fold" if not options.fold else "--ladder" if options.ladder else "--no-simplify"
+        raise InputError(f"the network was folded and quantised before it was trained.\nLeave `{asked}` out.")
+    model = in_memory(net.to_onnx())
+    (only,) = inputs
+    batch = None if only.open[0] else only.shape[0]
+    return Source(
+        graph=with_sizes(model, (), batch=batch).proto,
+        info=info,
+        inputs=inputs,
+        predict=_in_torch(net, inputs),
+        parents=parents,
+        as_trained=True,
     )
 
 

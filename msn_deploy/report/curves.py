@@ -54,7 +54,7 @@ def write_curves(history: Sequence[Mapping[str, Any]], path: Path, *, log: Path 
 
     log: the file of the history, to be named as the parent.
     """
-    names = [key for key, value in history[0].items() if isinstance(value, float) and "seconds" not in key]
+    names = [key for key, value in history[-1].items() if isinstance(value, float) and "seconds" not in key]
     panels = []
     metrics = [key for key in names if key.startswith(("test_", "validation_"))]
     titles = dict.fromkeys(key.split("_", 1)[1] for key in metrics)  # each metric, the task's own first
@@ -63,7 +63,7 @@ def write_curves(history: Sequence[Mapping[str, Any]], path: Path, *, log: Path 
         *((_heading(title), [key for key in metrics if key.split("_", 1)[1] == title]) for title in titles),
         ("Logits", [key for key in names if key.endswith("logit")]),
     ):
-        lines = {key: [(entry["epoch"], entry[key]) for entry in history] for key in keys}
+        lines = {key: [(entry["epoch"], entry[key]) for entry in history if key in entry] for key in keys}
         if lines:
             panels.append(Panel(title=title, x="epoch", y=title.lower() if title.istitle() else title, lines=lines))
     picture = line_chart(panels)

@@ -1,5 +1,7 @@
 """Checkpoints: safetensors files whose header says how to rebuild the network and prepare its input.
 
+One that was trained under INT8 holds its graph beside its weights, for it is not the network of its recipe any more.
+
 Until a training is done, the state to resume it from is next to its checkpoint, written after every epoch.
 Nothing here unpickles.
 """
@@ -70,6 +72,13 @@ def load_checkpoint(path: Path) -> tuple[nn.Module, ModelInfo]:
         )
     info = info_from_json(metadata[METADATA_KEY], source=str(path))
     recipe, classes = recipe_from_dict(info.recipe, source=str(path)), len(info.classes)
+    if info.precision == "int8":
+        from msn_deploy.training.graph_net import net_of_state  # late: it imports onnx, which others do not need
+
+        quantised = net_of_state(tensors, str(path))
+        _require_fit(quantised.state_dict(), tensors, str(path))
+        fill(quantised, tensors, str(path))
+        return quantised.eval(), info
     # What the recipe asks for is compared with what is there before a network of that size is built.
     try:
         sketch = sketch_net(recipe, classes=classes)

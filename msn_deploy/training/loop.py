@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from msn_deploy.core.artifacts import Parent, publish
 from msn_deploy.core.errors import GateError, InputError
@@ -39,6 +39,7 @@ from msn_deploy.training.checkpoint import (
     save_state,
 )
 from msn_deploy.training.distributed import World, join
+from msn_deploy.training.labels import Labels
 from msn_deploy.training.losses import loss_of
 from msn_deploy.training.optimizer import (
     averaged,
@@ -114,10 +115,9 @@ def train(
         MissingDevice: There is no CUDA device (exit 3).
         GateError: Loss or outputs are no longer finite (exit 1).
     """
-    training = load_split(recipe.data, "train", task=recipe.task, **recipe.image_size).first(limit_train)
-    testing = load_split(recipe.data, "test", task=recipe.task, **recipe.image_size)
-    if training.classes != testing.classes:
-        raise InputError(f"{recipe.data}: training has classes {training.classes}, the test {testing.classes}.")
+    if recipe.train.distill:
+        raise InputError("train.distill is of training under INT8.\nAdd `--quantize int8`, or leave it out.")
+    training, testing = splits_of(recipe, limit_train)
     info = ModelInfo(
         net=recipe.net,
         norm=recipe.norm,
@@ -129,13 +129,22 @@ def train(
         recipe=recipe.to_dict(),
     )
     with join(device) as world:
-        run = _Training(
+        run = Training(
             recipe, training, testing, info=info, out=out, limit_train=limit_train, world=world, weights=weights
         )
         run.start(resume=resume)
         with run.claimed():
             run.fit(progress if world.leads else silent, observer)
     return run.result()
+
+
+def splits_of(recipe: Recipe, limit_train: int | None) -> tuple[Split, Split]:
+    """Load what a recipe learns from, at most `limit_train` images of it, and what it is tested on."""
+    training = load_split(recipe.data, "train", task=recipe.task, **recipe.image_size).first(limit_train)
+    testing = load_split(recipe.data, "test", task=recipe.task, **recipe.image_size)
+    if training.classes != testing.classes:
+        raise InputError(f"{recipe.data}: training has classes {training.classes}, the test {testing.classes}.")
+    return training, testing
 
 
 class Run:
@@ -206,7 +215,7 @@ class Run:
         return TrainResult(checkpoint=self.checkpoint, info=self.info, history=self.history)
 
 
-class _Training(Run):
+class Training(Run):
     """The moving parts of one training."""
 
     def __init__(
@@ -220,13 +229,9 @@ class _Training(Run):
         options, prep = recipe.train, info.preprocess
         assert prep is not None
         self.testing, self.loss = Judge(testing, recipe, info), loss_of(recipe)
-        model = build_net(recipe, classes=len(training.classes))
-        if weights is not None:
-            if is_same(weights, self.checkpoint):
-                raise InputError(f"{weights} is what the training would write.\nChoose another `--out`.")
-            start_from(model, weights)
-        freeze(model, options.freeze)
-        self.model = self.placed(model)
+        if weights is not None and is_same(weights, self.checkpoint):
+            raise InputError(f"{weights} is what the training would write.\nChoose another `--out`.")
+        self.model = self.placed(self.network(len(training.classes), weights))
         learned, held_out = divided(training, options.validation)
         self.held_out = Judge(held_out, recipe, info) if len(held_out.labels) else None
         self.tested: Scored | None = None
@@ -240,9 +245,21 @@ class _Training(Run):
             self.parts = {**self.parts, "average": self.average}
         self.measured = ("train_loss", "test_", *(["validation_"] if self.held_out is not None else []))
 
+    def network(self, classes: int, weights: Path | None) -> nn.Module:
+        """Return the network as it is before its first step."""
+        model = build_net(self.recipe, classes=classes)
+        if weights is not None:
+            start_from(model, weights)
+        freeze(model, self.recipe.train.freeze)
+        return model
+
+    def step_loss(self, outputs: Tensor, images: Tensor, labels: Labels) -> Tensor:
+        """Return what a step makes smaller, of outputs in float32."""
+        return self.loss(outputs, labels)
+
     def start(self, *, resume: bool) -> None:
         super().start(resume=resume)
-        if self.history and not self._goes_on():
+        if self.history and not self.goes_on():
             raise InputError(f"{self.state} is of a training that is done.\nStart without `--resume`.")
 
     def fit(self, progress: Progress, observer: Observer | None) -> None:
@@ -250,25 +267,25 @@ class _Training(Run):
         if observer is not None:
             observer.begin(self.model)
         if self.history and self.world.leads:  # resumed: killed between the state and what belongs to it?
-            self._publish(self.model if self.average is None else self.average.module)
-        while self._goes_on():
+            self.publish_epoch(self.model if self.average is None else self.average.module)
+        while self.goes_on():
             began = time.perf_counter()
             loss = self._epoch(len(self.history), shared, progress, observer)
             trained = time.perf_counter() - began
             served = (
                 self.model if self.average is None else settled(self.average, frozen=self.recipe.train.freeze != "none")
             )
-            entry = self._evaluated(served, loss)
+            entry = self.evaluated(served, loss)
             seconds = {"train_seconds": round(trained, 3), "seconds": round(time.perf_counter() - began, 3)}
             self.history.append({**entry, **seconds})
             if observer is not None:
                 observer.after_epoch(self.history[-1])
             if not self.world.leads:
                 continue
-            if self._goes_on():
+            if self.goes_on():
                 self.save()
-            self._publish(served)
-        self.info = self._described(self._best())
+            self.publish_epoch(served)
+        self.info = self.described(self.best())
         if self.world.leads:
             remove_state(self.state)
 
@@ -284,7 +301,7 @@ class _Training(Run):
             self.optimizer.zero_grad()
             with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=options.amp):
                 outputs = shared(images)
-            loss = self.loss(outputs.float(), labels)
+            loss = self.step_loss(outputs.float(), images, labels)
             torch.autograd.backward(loss)
             if options.clip_norm:
                 nn.utils.clip_grad_norm_(self.model.parameters(), options.clip_norm)
@@ -297,7 +314,7 @@ class _Training(Run):
             progress(at + 1, options.epochs * steps, self._note(epoch))
         return float(self.world.mean(total)) / steps
 
-    def _evaluated(self, model: nn.Module, loss: float) -> dict[str, Any]:
+    def evaluated(self, model: nn.Module, loss: float) -> dict[str, Any]:
         """Return the history's entry of the epoch that has just been trained. Raises GateError if it diverged."""
         tested = self.tested = self.testing.scored(model)
         epoch, rate = len(self.history) + 1, self.recipe.train.learning_rate
@@ -307,33 +324,34 @@ class _Training(Run):
                 "images without a finite output.\n"
                 f"Lower the learning rate, for example `--lr {rate / 3:.2g}`."
             )
-        entry: dict[str, Any] = {"epoch": epoch, "train_loss": loss, **_named("test", tested)}
+        entry: dict[str, Any] = {"epoch": epoch, "train_loss": loss, **named("test", tested)}
         if self.held_out is not None:
-            entry |= _named("validation", self.held_out.scored(model))
+            entry |= named("validation", self.held_out.scored(model))
         if errors := sigma_errors(model):
             layer = max(errors, key=lambda name: abs(errors[name]))
             entry |= {"sigma_error": abs(errors[layer]), "sigma_layer": layer}
         return entry
 
-    def _publish(self, served: nn.Module) -> None:
+    def publish_epoch(self, served: nn.Module) -> None:
+        """Write what belongs to the last epoch."""
         self.publish_history()
-        if self._best() == len(self.history) - 1:
-            self.publish_network(served, self._described(self._best()))
+        if self.best() == len(self.history) - 1:
+            self.publish_network(served, self.described(self.best()))
 
-    def _best(self) -> int:
+    def best(self) -> int:
         """Return the index of the epoch to keep: the last, or with `patience` the best on the held-out images."""
         last = len(self.history) - 1
         if not self.recipe.train.patience:
             return last
         sign = -1 if is_error(self.recipe.task) else 1
-        return max(range(last + 1), key=lambda at: (sign * _metric(self.history[at], "validation"), -at))
+        return max(range(last + 1), key=lambda at: (sign * metric_of(self.history[at], "validation"), -at))
 
-    def _goes_on(self) -> bool:
+    def goes_on(self) -> bool:
         options, done = self.recipe.train, len(self.history)
-        is_stale = bool(options.patience and done) and done - 1 - self._best() >= options.patience
+        is_stale = bool(options.patience and done) and done - 1 - self.best() >= options.patience
         return done < options.epochs and not is_stale
 
-    def _described(self, at: int) -> ModelInfo:
+    def described(self, at: int) -> ModelInfo:
         """Return the info of the network as it was after an epoch, with what is the same in every run."""
         entry = self.history[at].items()
         metrics = {key: value for key, value in entry if "seconds" not in key and not isinstance(value, str)}
@@ -348,11 +366,11 @@ class _Training(Run):
         return replace(super().result(), metric=f"test_{self.tested.metric}", unit=self.tested.unit)
 
 
-def _named(split: str, scored: Scored) -> dict[str, float]:
+def named(split: str, scored: Scored) -> dict[str, float]:
     """Return metrics as the history has them, that of the task first."""
     return {f"{split}_{name}": value for name, value in ({scored.metric: scored.value} | scored.others).items()}
 
 
-def _metric(entry: Mapping[str, Any], split: str) -> float:
+def metric_of(entry: Mapping[str, Any], split: str) -> float:
     """Return the task's metric of an entry of the history."""
     return float(next(value for key, value in entry.items() if key.startswith(f"{split}_")))

@@ -47,7 +47,7 @@ def test_a_training_that_is_killed_twice(small_recipe: Callable[..., Recipe], tm
 def _killed_at_publish(recipe: Recipe, out: Path) -> None:
     from msn_deploy.training import loop
 
-    loop._Training._publish = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign,assignment]
+    loop.Training.publish_epoch = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign,assignment]
     train(recipe, out=out, device="cpu", limit_train=IMAGES)
 
 

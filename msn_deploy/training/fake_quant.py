@@ -1,0 +1,129 @@
+"""Rounding to INT8 in training: what Q/DQ nodes compute, with gradients for what is rounded and for the step size.
+
+LSQ (Esser et al., 2020, arXiv 1902.08153): a value within the range passes its gradient on, one beyond it does not;
+the step size learns from how far each value was rounded (equation 3), times 1 / sqrt(N * 127) (section 2.2).
+
+Step sizes have four significant bits, biases are multiples of the product of the steps that they are added to. All
+products and sums of a layer are then exact in float32 as well, up to 2^24, and every runtime makes the same numbers of
+the same file: with any other step a value in the middle between two levels, rounded in another order, becomes another
+level in one runtime than in the next.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+LARGEST = 127
+"""Of INT8; weights have it on both sides."""
+_BITS = 4  # significant ones of a step size: it is off by 1/16 at most
+_LEAST = 1e-30  # of a step size, which is positive
+
+
+def rounded_step(scale: Tensor) -> Tensor:
+    """Return the nearest number with four significant bits, for each."""
+    mantissa, exponent = torch.frexp(scale)
+    return torch.ldexp(torch.round(mantissa * 2**_BITS) / 2**_BITS, exponent)
+
+
+def on_grid(bias: Tensor, unit: Tensor) -> Tensor:
+    """Return the nearest multiples of the unit; gradients pass."""
+    with torch.no_grad():
+        moved = torch.round(bias / unit) * unit - bias
+    return bias + moved
+
+
+class _Rounding(torch.autograd.Function):
+    """x to the nearest of `scale` times low..high."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, low: int, share: float) -> Tensor:
+        level = x / scale
+        ctx.save_for_backward(level, scale)
+        ctx.low, ctx.share = low, share
+        return level.round().clamp_(low, LARGEST).mul_(scale)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        (gradient,) = gradients
+        level, scale = ctx.saved_tensors
+        kept = level.round().clamp_(ctx.low, LARGEST)
+        inside = (level >= ctx.low) & (level <= LARGEST)
+        of_step = torch.where(inside, kept - level, kept).mul_(gradient)
+        return gradient * inside, of_step.sum_to_size(scale.shape) * ctx.share, None, None
+
+
+class Step(nn.Module):
+    """A step size, or one for each channel, learned as its logarithm: it stays positive, and moves in proportion."""
+
+    def __init__(self, scale: Tensor) -> None:
+        super().__init__()
+        self.log = nn.Parameter(scale.clamp_min(_LEAST).log())
+
+    def forward(self) -> Tensor:
+        """Return the step, with gradients of the exact one."""
+        exact = self.log.exp()
+        with torch.no_grad():
+            moved = rounded_step(exact) - exact
+        return exact + moved
+
+
+class Activation(nn.Module):
+    """Tensors with one scale, as their Q/DQ pairs give them on."""
+
+    def __init__(self, scale: Tensor) -> None:
+        super().__init__()
+        self.step = Step(rounded_step(scale))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Round a batch (N, ...)."""
+        features = max(1, x[:1].numel())
+        made: Tensor = _Rounding.apply(x, self.step(), -LARGEST - 1, 1 / math.sqrt(features * LARGEST))  # type: ignore[no-untyped-call]
+        return made
+
+
+class Learned(nn.Module):
+    """A constant of a graph that learns, in units of its own size.
+
+    An optimizer that moves all parameters by about the same (Adam) moves then each by the same share of what it is.
+    """
+
+    def __init__(self, value: Tensor, size: Tensor | None = None) -> None:
+        super().__init__()
+        size = value.abs().max() if size is None else size
+        size = torch.where(size > 0, size, torch.ones_like(size))
+        self.size: Tensor
+        self.register_buffer("size", size)
+        self.value = nn.Parameter(value / size)
+
+    def forward(self) -> Tensor:
+        """Return the constant."""
+        return self.value * self.size
+
+
+class Weight(nn.Module):
+    """A weight that is stored as INT8. scale: broadcasts to it."""
+
+    def __init__(self, weight: Tensor, scale: Tensor) -> None:
+        super().__init__()
+        dims = [at for at in range(weight.dim()) if scale.dim() == 0 or scale.shape[at] == 1]
+        largest = weight.abs().amax(dims, keepdim=scale.dim() > 0)
+        self.exact = Learned(weight, largest)
+        step = rounded_step(scale)
+        # Rounded up where the largest weight would not fit: to the next of four bits.
+        self.step = Step(torch.where(step < scale, rounded_step(scale * (1 + 2.0**-_BITS)), step))
+
+    def stored(self) -> Tensor:
+        """Return what INT8 keeps of it, in steps."""
+        level: Tensor = self.exact() / self.step()
+        return level.round().clamp(-LARGEST, LARGEST).to(torch.int8)
+
+    def forward(self) -> Tensor:
+        """Return the weight as it is after INT8."""
+        weight, step = self.exact(), self.step()
+        share = 1 / math.sqrt(weight.numel() / step.numel() * LARGEST)
+        made: Tensor = _Rounding.apply(weight, step, -LARGEST, share)  # type: ignore[no-untyped-call]
+        return made
