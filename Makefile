@@ -39,9 +39,10 @@ $(VENV)/.installed: $(VENV)/.demo
 	$(PIP) --quiet --editable '.[data,detection,export,rtx]' --group dev
 	touch $@
 
-# NVIDIA's bindings of four TensorRT releases, for the tests. Without them those are skipped; the next call tries again.
+# NVIDIA's bindings of four TensorRT releases, for the tests, and the schema of Triton's configurations, which tritonclient
+# holds (without what it needs, to run). Without them those are skipped; the next call tries again.
 $(VENV)/.bindings: $(VENV)/.installed tests/engine/trt_bindings.py
-	if $(BIN)/python tests/engine/trt_bindings.py $(VENV)/bindings; then touch $@; fi
+	if $(PIP) --no-deps tritonclient && $(BIN)/python tests/engine/trt_bindings.py $(VENV)/bindings; then touch $@; fi
 
 # At most five minutes on two cores after the installation.
 demo: $(VENV)/.demo

@@ -29,8 +29,9 @@ def command(
         list[str] | None,
         typer.Option(
             "--with",
-            metavar="cpp",
-            help="Pack too: a C++ project that runs the engines (CMake); repeatable.",
+            metavar="cpp|deepstream|triton",
+            help="Pack too: a C++ project that runs the engines, configurations of DeepStream's nvinfer, a model "
+            "repository for Triton; repeatable.",
         ),
     ] = None,
     out: Annotated[

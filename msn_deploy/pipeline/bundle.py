@@ -34,9 +34,15 @@ from msn_deploy.model.opened import OpenModel, open_model
 from msn_deploy.pipeline.verify import read_folder
 from msn_deploy.pipeline.wheels import PYTHONS, gather_wheels
 from msn_deploy.pipeline.with_cpp import cpp_files
+from msn_deploy.pipeline.with_deepstream import deepstream_files
+from msn_deploy.pipeline.with_triton import triton_files
 
-Extra = Literal["cpp"]
-EXTRAS: Mapping[Extra, Callable[[Sequence[OpenModel]], Mapping[str, bytes]]] = {"cpp": cpp_files}
+Extra = Literal["cpp", "deepstream", "triton"]
+EXTRAS: Mapping[Extra, Callable[[Sequence[OpenModel], BuildOptions], Mapping[str, bytes]]] = {
+    "cpp": cpp_files,
+    "deepstream": deepstream_files,
+    "triton": triton_files,
+}
 """What `--with` adds: the files for all models, by their path in the bundle."""
 _EXTRA_LINES: Mapping[Extra, str] = {
     "cpp": """\
@@ -44,6 +50,8 @@ A C++ program that runs the engines; its folder has to lie outside of this one, 
 
     cmake -S cpp -B ../msn-infer && cmake --build ../msn-infer && ctest --test-dir ../msn-infer
     ../msn-infer/msn-infer cpp/models/NAME.json engines/NAME.engine IMAGE...""",
+    "deepstream": "Gst-nvinfer's configurations for the engines, with a pipeline to try: deepstream/README.txt",
+    "triton": "A model repository of Triton from the engines, in DIR: sh triton/repository.sh DIR",
 }
 _KINDS = ("onnx", "timing-cache", "calibration-table", "fold-certificate", "device-script")
 SCRIPTS = resources.files("msn_deploy.pipeline") / "bundle_scripts"
@@ -152,7 +160,7 @@ def bundle(
     contents[LIBRARY] = library_text().encode()
     contents |= {name: (SCRIPTS / name).read_bytes() for name in _SCRIPTS}
     for extra in extras:
-        contents |= EXTRAS[extra]([onnx for _, _, onnx in models])
+        contents |= EXTRAS[extra]([onnx for _, _, onnx in models], options)
     more = "".join(f"\n{_EXTRA_LINES[extra]}\n" for extra in extras)
     readme = _README.format(title=target.title, target=target.name, version=__version__, more=more)
     contents["README.txt"] = readme.encode()

@@ -24,7 +24,7 @@ from msn_deploy.data.images import fit_image
 from msn_deploy.data.names import folder_of
 from msn_deploy.data.preprocess import to_input
 from msn_deploy.data.scenes import read_scenes
-from msn_deploy.engine import OrtRunner
+from msn_deploy.engine import BuildOptions, OrtRunner
 from msn_deploy.engine.runner import image_input, outputs_of_images
 from msn_deploy.model.opened import OpenModel
 from msn_deploy.pipeline.evaluate import given_of, require_task
@@ -43,7 +43,7 @@ _MOST_BYTES = 1 << 26
 _FEW = 4
 
 
-def cpp_files(models: Sequence[OpenModel]) -> dict[str, bytes]:
+def cpp_files(models: Sequence[OpenModel], options: BuildOptions) -> dict[str, bytes]:
     """Return the files of the project by their path in the bundle, with settings and checks for each model.
 
     Raises InputError for a model whose file does not say its task or how images are prepared, and for a task that the

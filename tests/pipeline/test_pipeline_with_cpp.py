@@ -26,6 +26,7 @@ from msn_deploy.data.images import fit_image
 from msn_deploy.data.names import folder_of
 from msn_deploy.data.preprocess import to_input
 from msn_deploy.data.scenes import read_scenes
+from msn_deploy.engine import BuildOptions
 from msn_deploy.model.opened import open_model
 from msn_deploy.pipeline import with_cpp
 from msn_deploy.pipeline.infer import infer
@@ -550,11 +551,11 @@ def test_files_are_those_that_cmake_looks_for(tmp_path):
     models = [
         open_model(kind(tmp_path / f"{kind.__name__}.fp32.onnx"), step="test") for kind in (classifier, segmenter)
     ]
-    files = with_cpp.cpp_files(models)
+    files = with_cpp.cpp_files(models, BuildOptions())
     assert {"cpp/CMakeLists.txt", "cpp/engine.cpp", "cpp/prepare.cu", "cpp/check/segmenter.fp32/3.pgm"} < set(files)
     for name in ("classifier.fp32", "segmenter.fp32"):
         assert {f"cpp/models/{name}.json", f"cpp/check/{name}.json", f"cpp/check/{name}.bin"} < set(files)
-    assert with_cpp.cpp_files(models) == files
+    assert with_cpp.cpp_files(models, BuildOptions()) == files
     built = set(re.findall(r"\w+\.(?:cpp|cu)\b", files["cpp/CMakeLists.txt"].decode()))
     assert built == {each.name for each in with_cpp.SOURCES.iterdir() if each.name.endswith((".cpp", ".cu"))}
 
@@ -562,12 +563,12 @@ def test_files_are_those_that_cmake_looks_for(tmp_path):
 def test_what_is_not_read_there_is_refused(tmp_path):
     bare = network(tmp_path / "bare.onnx", "classification")
     with pytest.raises(InputError, match="--preprocess"):
-        with_cpp.cpp_files([open_model(bare, step="test")])
+        with_cpp.cpp_files([open_model(bare, step="test")], BuildOptions())
     content = classifier(tmp_path / "net.onnx").read_bytes()
     depth = tmp_path / "depth.onnx"
     depth.write_bytes(content.replace(b'"task": "classification"', b'"task": "multi-label"   '))
     with pytest.raises(InputError, match="multi-label"):
-        with_cpp.cpp_files([open_model(depth, step="test")])
+        with_cpp.cpp_files([open_model(depth, step="test")], BuildOptions())
 
 
 def test_records_end_before_they_get_too_large(tmp_path):
