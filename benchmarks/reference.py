@@ -79,7 +79,7 @@ def blocks() -> dict[str, str]:
         "row-keys": _keys(suites.Row),
         "file-kinds": _kinds(),
         "names": _names(names),
-        "api": "\n\n".join(f"::: msn_deploy.{name}" for name in names),
+        "api": "\n\n".join(f"::: {_place(name)}" for name in names),
         "targets": _targets(),
         "jetpacks": _jetpacks(),
         "exit-codes": _exit_codes(),
@@ -209,8 +209,14 @@ def _names(names: list[str]) -> str:
     rows = []
     for name in names:
         text = " ".join((inspect.getdoc(getattr(msn_deploy, name)) or "").split("\n\n")[0].split())
-        rows.append((f"[`{name}`](#msn_deploy.{name})", _first_sentence(text)))
+        rows.append((f"[`{name}`](#{_place(name)})", _first_sentence(text)))
     return _table(("name", "what it is"), rows)
+
+
+def _place(name: str) -> str:
+    """Return where a public name is defined; `msn_deploy.convert` alone could also be the module of that name."""
+    thing = getattr(msn_deploy, name)
+    return f"{thing.__module__}.{thing.__qualname__}"
 
 
 def _first_sentence(text: str) -> str:

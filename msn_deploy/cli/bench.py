@@ -18,7 +18,7 @@ from msn_deploy.pipeline.bench_request import BenchRequest
 
 
 def _gate_file(path: Path | None) -> Path | None:
-    """Refuse, before the work, to replace a file that is not a gate's, such as a model. Raises InputError."""
+    """Fail early: refuse to replace a file that is not a gate's, such as a model. Raises InputError."""
     if path is not None and path.suffix not in (".md", ".xml"):
         raise InputError(f"{path} is written as .md (--markdown) or .xml (--junit).\nGive it that ending.")
     return new_file(path)

@@ -213,7 +213,7 @@ def _show_elsewhere(report: EngineReport, there: DeviceBuild) -> None:
     else:
         seen = report.proxy
         output.say(
-            f"  checked    with {seen.builder}, {seen.target} in its place: {seen.layers} layers, "
+            f"  checked    with {seen.builder} for {seen.target} as a stand-in: {seen.layers} layers, "
             f"{seen.int8_convs} INT8 convolutions, weights {size_text(seen.weight_memory_bytes)}"
         )
     if there.dla is not None:

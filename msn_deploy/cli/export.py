@@ -247,7 +247,7 @@ def _say_folds(certificate: Certificate) -> None:
     rules = Counter(norm.rule for norm in certificate.norms if norm.rule != "kept")
     told = [f"{count} {rule}" for rule, count in sorted(rules.items())]
     worst = certificate.worst
-    told_worst = f"in float64 values of {worst.of:.2g} move by {worst.difference:.1g} at most"
+    told_worst = f"largest change {worst.difference:.1g} (of values up to {worst.of:.2g}), in float64"
     if not worst.of:  # every operator is the one that it was
         told_worst = "nothing that is computed changed"
     output.say(f"  norms      {', '.join(told) or 'none to fold'}; {told_worst}")

@@ -20,7 +20,7 @@ MINIMUM_SECONDS = 0.5  # ten rounds of two blocks of 25 ms: fewer give no interv
 
 
 def new_file(path: Path | None) -> Path | None:
-    """Refuse, before the work, a path that could not be written after it. Raises InputError."""
+    """Fail early if the output path cannot be written. Raises InputError."""
     if path is None or str(path) == "-":
         return path
     if os.path.isdir(path):

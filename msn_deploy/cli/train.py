@@ -126,7 +126,8 @@ def command(
         said = losses
         if name is not None and value is not None:
             said = f"{name.replace('_', ' ', 1)} {metric_text(value, result.unit)}"
-        trained = f"{chosen.net} with {chosen.norm}, {history[-1]['epoch']} epochs on {chosen.data}"
+        length = f"{history[-1]['epoch']} epoch{'s' * (history[-1]['epoch'] != 1)}"
+        trained = f"{chosen.net} with {chosen.norm}, {length} on {chosen.data}"
         output.say(f"{result.checkpoint}: {trained}, {said}")
         if quantize is not None and name is not None:
             began = f"calibrated alone {metric_text(history[0][name], result.unit)}"

@@ -80,7 +80,7 @@ def download(name: str, split: str) -> Raw:
         package = "" if not isinstance(cause, ImportError) else f", or: {install('data')}"
         raise InputError(
             f"{name} is not on this machine ({', '.join(places)}) and can't be downloaded: {first}.\n"
-            f"Put there {KNOWN[name].files}{package}."
+            f"Put these files into one of the folders: {KNOWN[name].files}{package}."
         ) from cause
     return from_hub(loaded, name)
 

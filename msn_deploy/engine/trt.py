@@ -184,7 +184,7 @@ class TrtRunner:
         self._engine = self._runtime.deserialize_cuda_engine(plan.data)
         if self._engine is None:
             raise InputError(
-                f"{self._title} does not load {self.path}: {self._said('it gave no reason')}.\n"
+                f"{self._title} does not load {self.path}: {self._said('no reason given')}.\n"
                 "Build it again here with `msn-deploy build-engine`."
             )
 
@@ -192,7 +192,7 @@ class TrtRunner:
         self._context = self._new_context(trt, rtx_graph=rtx_graph)
         if self._context is None:
             raise MissingDevice(
-                f"{self._title} cannot set {self.path} up: {self._said('it gave no reason')}.\n"
+                f"{self._title} cannot set {self.path} up: {self._said('no reason given')}.\n"
                 "Most often the GPU has too little memory. Close other programs, or build for a smaller `--batch-size`."
             )
 
@@ -390,7 +390,7 @@ class TrtRunner:
     def _must(self, done: bool, what: str) -> None:
         if not done:
             raise CudaError(
-                f"{self._title} could not {what} with {self.path}: {self._said('it gave no reason')}.\n"
+                f"{self._title} could not {what} with {self.path}: {self._said('no reason given')}.\n"
                 "`msn-deploy doctor` shows what is here."
             )
 

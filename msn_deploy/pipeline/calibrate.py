@@ -95,7 +95,7 @@ class CalibrationOptions:
     leave_out: Sequence[str] = ()
     """Names of layers that stay in FP16 in any case."""
     use_cache: bool = True
-    """Take scales that were calibrated before, where all that they depend on is the same."""
+    """Reuse cached scales, if all that they depend on is the same."""
     sufficiency: bool = False
     """Also measure how the scales drift with fewer images."""
     table: str | None = None
@@ -320,7 +320,7 @@ def outputs_of(model: OpenModel, given: CalibrationInputs, *, most: int) -> dict
 
 
 def check_door(model: OpenModel, out: Path) -> None:
-    """Refuse, before the work, what gives no file of another precision. Raises InputError.
+    """Fail early for what gives no file of another precision. Raises InputError.
 
     That is a name that is not an ONNX file's, or the input's own; a file of another precision already; a graph that is
     not plain ONNX.

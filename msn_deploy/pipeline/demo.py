@@ -88,7 +88,8 @@ def _one_network(
     from msn_deploy.training import train
 
     recipe = load_recipe(recipe_name).override(epochs=epochs)
-    tell(f"{network}: training {recipe.name} for {recipe.train.epochs} epochs on {recipe.data}")
+    length = f"{recipe.train.epochs} epoch{'s' * (recipe.train.epochs != 1)}"
+    tell(f"{network}: training {recipe.name} for {length} on {recipe.data}")
     checkpoint = train(recipe, out=out, progress=progress).checkpoint
     trained = evaluate(checkpoint)
     rows = [_stage(network, "checkpoint", checkpoint, trained)]

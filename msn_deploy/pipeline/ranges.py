@@ -132,7 +132,7 @@ def look_up(parts: Mapping[str, Any]) -> Found:
     if nearest is None or _likeness(nearest.parts, parts) == 0:
         return Found(entry=None, said="no cached scales for this model")
     changed = [_change(part, nearest.parts.get(part), parts[part]) for part in PARTS]
-    return Found(entry=None, said="cached scales do not fit: " + "; ".join(filter(None, changed)))
+    return Found(entry=None, said="no cached scales fit: " + "; ".join(filter(None, changed)))
 
 
 def store(parts: Mapping[str, Any], values: Mapping[str, Any]) -> None:

@@ -65,7 +65,8 @@ def study(
         parents: list[Parent] = []
         for norm in norms:
             chosen = recipe.override(norm=norm)
-            tell(f"training {chosen.name} for {chosen.train.epochs} epochs on {chosen.data}")
+            epochs = chosen.train.epochs
+            tell(f"training {chosen.name} for {epochs} epoch{'s' * (epochs != 1)} on {chosen.data}")
             probe = Dynamics(every=every)
             trained = train(chosen, out=out, device=device, limit_train=limit_train, progress=progress, observer=probe)
             probe.finish()

@@ -98,7 +98,7 @@ def test_int8_for_an_orin_writes_the_typed_file_and_a_script(ok, run_folder, tmp
     for words in (
         "an engine for Jetson Orin Nano 8GB (sm_87) is built on that device",
         "the exact TensorRT version, and TensorRT-RTX has no sm_87 target",
-        "rtx-sm86 in its place",
+        "for rtx-sm86 as a stand-in",
         " 3 INT8 convolutions",
         "\n  ./net.int8.build.sh\n",
         "\n  msn-deploy build-engine cnn3_msn.int8.onnx --precision int8 --target orin-nano-8gb --out net.int8.engine",

@@ -33,7 +33,7 @@ def test_train_options_reach_the_checkpoint(ok, tmp_path):
 
     options = ["--norm", "msn-affine", "--epochs", 1, "--batch-size", 16, "--lr", 0.002, "--seed", 3]
     outcome = ok("train", "cnn3_bn", *options, "--limit-train", 64, "--device", "cpu", "--out", tmp_path)
-    assert "cnn3 with msn-affine, 1 epochs on digits" in outcome.out
+    assert "cnn3 with msn-affine, 1 epoch on digits" in outcome.out
     _, info = load_checkpoint(tmp_path / "cnn3_msn_affine.safetensors")
     chosen = info.recipe["train"]
     assert (info.norm, chosen["epochs"], chosen["batch_size"], chosen["learning_rate"], chosen["seed"]) == (

@@ -83,5 +83,5 @@ def test_a_model_whose_data_are_not_here_says_where_to_put_them(
         assert done.code == 2
         assert "svhn is not on this machine" in done.err
         assert f"{tmp_path}/data/svhn" in done.err
-        assert "Put there train_32x32.mat and test_32x32.mat" in done.err
+        assert "Put these files into one of the folders: train_32x32.mat and test_32x32.mat" in done.err
         assert "pip install '.[data]'" in done.err

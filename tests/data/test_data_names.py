@@ -71,13 +71,13 @@ def test_without_a_network_the_files_and_their_folder_are_named(elsewhere: Path,
     assert f"{elsewhere}/own/{name}" in message
     assert f"{elsewhere}/cache/msn-deploy/data/{name}" in message
     assert "can't be downloaded" in message
-    assert f"Put there {names.KNOWN[name].files}" in message
+    assert f"Put these files into one of the folders: {names.KNOWN[name].files}" in message
     assert len(message.splitlines()) <= 3
 
 
 def test_without_the_package_it_is_named_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(InputError, match=r"Put there [\s\S]*or: pip install '\.\[data\]'"):
+    with pytest.raises(InputError, match=r"Put these files [\s\S]*or: pip install '\.\[data\]'"):
         load_split("svhn", "test", **GRAY)
 
 
@@ -134,7 +134,7 @@ def test_without_a_network_the_hub_is_not_asked_again_and_again(
         load_dataset=load_dataset, logging=types.SimpleNamespace(set_verbosity_error=lambda: None)
     )
     monkeypatch.setitem(sys.modules, "datasets", fake)
-    with pytest.raises(InputError, match=r"can't be downloaded: no such host\.\nPut there"):
+    with pytest.raises(InputError, match=r"can't be downloaded: no such host\.\nPut these files"):
         load_split("mnist", "test", **GRAY)
     assert seen == [("test", None if reachable else "1")]
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # so that what the code set is taken back with the fixture's

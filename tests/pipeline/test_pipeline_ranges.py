@@ -60,7 +60,7 @@ def test_each_part_flipped_once_is_a_miss_that_names_it(part: str, value: Any, w
     store(KEY, {"ranges": RANGES})
     found = look_up({**KEY, part: value})
     assert found.entry is None
-    assert found.said == f"cached scales do not fit: {words}"
+    assert found.said == f"no cached scales fit: {words}"
 
 
 def test_every_part_is_flipped() -> None:
@@ -72,7 +72,7 @@ def test_the_nearest_entry_is_the_one_to_compare_with() -> None:
     store({**KEY, "method": {"name": "minmax"}}, {"ranges": RANGES})
     store({**KEY, "model": "e" * 64, "images": "f" * 64}, {"ranges": RANGES})
     said = look_up(KEY).said
-    assert said == "cached scales do not fit: method changed (name minmax -> percentile, percentile None -> 99.99)"
+    assert said == "no cached scales fit: method changed (name minmax -> percentile, percentile None -> 99.99)"
     other = {**KEY, "model": "9" * 64, "images": "8" * 64}
     assert look_up(other).said == "no cached scales for this model"
 
