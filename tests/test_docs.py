@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -102,6 +104,25 @@ def test_msn_in_your_own_network_is_twenty_lines_that_run(desk: Path) -> None:
     plain = done.stdout.partition("Sequential")[2]
     assert "Norm" not in plain
     assert "MSN" not in plain
+
+
+def test_the_way_from_photos_to_an_application_is_short_and_its_program_is_right(
+    desk: Path, commands: list[tuple[str, Any]]
+) -> None:
+    page = DOCS / "guides" / "photos.md"
+    steps = [line for _, text in blocks_of(page, "console", "sh") for line in text.splitlines()]
+    assert 0 < len(steps) <= 15
+    (program,) = [text for _, text in blocks_of(page, "python")]
+    assert len([line for line in program.splitlines() if line.strip()]) <= 21  # with the name of the file
+    (done,) = [done for line, done in commands if line == "python photo_app.py"]
+    first, told = done.stdout.splitlines()
+    assert json.loads(first)["photo"] == "my_images/cat/0.png"
+    right, total = map(int, re.findall(r"\d+", told))
+    assert total == 120
+    assert right > 90
+    with tarfile.open(desk / "photos.tar") as archive:
+        names = {each.name for each in archive}
+    assert {"photos/build.sh", "photos/cpp/models/net.int8.json", "photos/deepstream/net.int8.txt"} <= names
 
 
 @pytest.mark.usefixtures("commands")
