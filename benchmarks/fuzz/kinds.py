@@ -61,6 +61,7 @@ KINDS: dict[str, Kind] = {
         lines=(
             "export in/c.safetensors --no-simplify --out out/x.onnx",
             "eval in/c.safetensors --samples 16",
+            "info in/c.safetensors",
             "eval in/c.safetensors --samples 16 --json out/eval.json",
             "infer in/c.safetensors in/digit.png",
             "train in/r.toml --weights in/c.safetensors --epochs 1 --samples 16 --out out",
@@ -75,7 +76,7 @@ KINDS: dict[str, Kind] = {
         lines=(
             *("export in/m.onnx --no-simplify --out out/x.onnx",) * 3,
             "export in/m.onnx --out out/x.onnx",
-            *(f"eval in/m.onnx {_ONNX}", "eval in/m.onnx --samples 16") * 2,
+            *(f"eval in/m.onnx {_ONNX}", "eval in/m.onnx --samples 16", "info in/m.onnx") * 2,
             *(f"calibrate in/m.onnx {_ONNX} --method minmax --out out/q.onnx",) * 2,
             "infer in/m.onnx in/digit.png --save out",
             "build-engine in/m.onnx --target orin-nano-8gb --precision fp16 --out out/e.engine",
@@ -104,7 +105,13 @@ KINDS: dict[str, Kind] = {
             _HOME,
         ),
         changed=r"in/e\.(engine|plan\.json)",
-        lines=("eval in/e.engine", "infer in/e.engine in/digit.png", "bench in/e.engine --seconds 0.5", "verify in"),
+        lines=(
+            "eval in/e.engine",
+            "info in/e.engine",
+            "infer in/e.engine in/digit.png",
+            "bench in/e.engine --seconds 0.5",
+            "verify in",
+        ),
         weight=6,
     ),
     "bench": Kind(

@@ -21,6 +21,7 @@ COMMANDS = {
     "demo": "the whole chain on bundled real data, a few minutes on two CPU cores",
     "train": "train a recipe: RECIPE is a file or a built-in name such as vgg7_msn",
     "study": "train a recipe with several norms and compare what happens inside",
+    "recipes": "list the built-in recipes, or print one to start your own with",
     "import-checkpoint": "convert a checkpoint published by the MSN paper's authors",
     "export": "fold a checkpoint or a network of your own and write one checked ONNX file",
     "calibrate": "quantise an ONNX file to INT8 on real images",
@@ -28,13 +29,17 @@ COMMANDS = {
     "eval": "measure the accuracy of a checkpoint, ONNX file or engine",
     "bench": "measure latency, side by side, against a baseline",
     "suite": "train, export and measure all networks of a benchmark suite, resumably",
-    "infer": "classify images",
+    "infer": "show what a model says of images, videos or arrays",
+    "info": "say what a model file is and what it was made from",
     "verify": "check every file of a run folder, and what each was made from",
     "bundle": "pack a run for a Jetson without a network: models, wheels, scripts",
     "targets": "list the devices that engines are built for",
     "doctor": "check this machine: packages, TensorRT, driver, memory",
 }
-_EVERYWHERE = """Anywhere on the line:
+_EVERYWHERE = """`msn-deploy help COMMAND` shows its options, `msn-deploy version` what is installed,
+`msn-deploy --install-completion` makes the Tab key complete commands and options.
+
+Anywhere on the line:
   -q, --quiet     no progress, no warnings; results and errors only
   -v, --verbose   also what is logged on the way
   --debug         show the traceback of an error (also MSN_DEPLOY_DEBUG=1)
@@ -66,6 +71,19 @@ _OLD_SPELLINGS = {
     "build-engine": {"--batch": "--batch-size"},
     "bench": {"--batch": "--batch-size", "--provider": "--device"},
 }
+_PACKAGES = (
+    "torch",
+    "onnx",
+    "onnxruntime",
+    "onnxsim",
+    "tensorrt",
+    "tensorrt_rtx",
+    "pycuda",
+    "typer",
+    "numpy",
+    "pillow",
+)
+_COMPLETE = "_MSN_DEPLOY_COMPLETE"  # the shells' question, by typer's rule for the name of a program
 _JSON_WAS_A_FLAG = ("doctor", "infer", "targets", "verify")  # what follows it there may be an argument
 
 
@@ -118,8 +136,15 @@ def _run(args: list[str], *, quiet: bool, verbose: bool, debug: bool) -> int:
 
     try:
         name = args[0] if args else "--help"
-        if name in ("-h", "--help", "--version"):
-            sys.stdout.write(f"msn-deploy {__version__}\n" if name == "--version" else help_text())
+        if name == "help" and args[1:2] and not args[1].startswith("-"):
+            args = name, *_ = [args[1], "--help"]
+        if _COMPLETE in os.environ or name in ("--install-completion", "--show-completion"):
+            code = _complete(args)
+        elif name in ("-h", "--help", "help"):
+            sys.stdout.write(help_text())
+            code = 0
+        elif name in ("--version", "version"):
+            sys.stdout.write(f"msn-deploy {__version__}\n" + (_versions() if name == "version" else ""))
             code = 0
         elif name in COMMANDS:
             code = _call(name, _respelled(name, args[1:]), quiet=quiet, verbose=verbose)
@@ -168,6 +193,29 @@ def _respelled(name: str, args: list[str]) -> list[str]:
         if arg == "--json" and following != "-" and not is_path:
             words.append("-")
     return words + args[end:]
+
+
+def _versions() -> str:
+    """Return a line for Python and each package that the commands use, where it is installed."""
+    from msn_deploy.machine.libraries import installed_version
+
+    found = {"python": sys.version.split()[0], **{name: installed_version(name) for name in _PACKAGES}}
+    return "".join(f"  {name:<14}{version or 'not installed'}\n" for name, version in found.items())
+
+
+def _complete(args: Sequence[str]) -> int:
+    """Let typer answer the shell, which asks by an environment variable, or set the shell up to ask."""
+    import typer
+
+    app = typer.Typer(rich_markup_mode=None)
+    for name, about in COMMANDS.items():
+        module = importlib.import_module(f"msn_deploy.cli.{name.replace('-', '_')}")
+        app.command(name, help=about)(module.command)
+    try:
+        app(args=list(args), prog_name="msn-deploy")
+    except SystemExit as done:
+        return int(done.code or 0)
+    return 0
 
 
 def _call(name: str, args: list[str], *, quiet: bool, verbose: bool) -> int:

@@ -46,6 +46,7 @@ _OBEYED = re.compile(
 )
 _MOST_LINES, _MOST_CHARACTERS, _LEAST_CHARACTERS = 3, 580, 180  # of a message; what a line keeps of it at least
 _CUT = " [...] "
+_GUESSES, _SHOWN = 6, 15  # names in a message: of what may have been meant, and of all that are known
 
 
 def tamed(text: str) -> str:
@@ -165,9 +166,16 @@ class InvalidMeasurement(MsnDeployError):
 
 
 def did_you_mean(word: str, known: Sequence[str]) -> str:
-    """Return "; did you mean X?" or the list of what is known, to finish an error message."""
-    close = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; known are: {', '.join(known)}."
+    """Return "; did you mean X?" or what is known, to finish an error message.
+
+    Names that begin with the word come first, then the nearest one, then all names, of which a few are shown.
+    """
+    longer = [name for name in known if len(word) > 2 and name.startswith(word)]
+    close = longer[:_GUESSES] or difflib.get_close_matches(word, known, n=1)
+    if close:
+        return f"; did you mean {' or '.join(map(repr, close))}?"
+    more = f" and {len(known) - _SHOWN} more" if len(known) > _SHOWN else ""
+    return f"; known are: {', '.join(known[:_SHOWN])}{more}."
 
 
 def size_text(count: float | None) -> str:

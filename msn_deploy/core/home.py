@@ -60,7 +60,12 @@ def read_toml(name_or_path: str, folder: str) -> tuple[Path, dict[str, Any]]:
         known = sorted(file.stem for file in place.glob("*.toml"))
         if name_or_path not in known:
             what = "suite" if folder == "suites" else "recipe"
+            if "/" in name_or_path or path.suffix == ".toml":
+                raise InputError(f"{shown(name_or_path)} does not exist.\nGive a TOML file, or the name of a {what}.")
             near = did_you_mean(name_or_path[:100], known)
-            raise InputError(f"unknown {what} {shown(name_or_path)}{near}\nA path to a TOML file works too.")
+            all_of_them = "`msn-deploy recipes` lists all; a" if folder == "models" else "A"
+            raise InputError(
+                f"unknown {what} {shown(name_or_path)}{near}\n{all_of_them} path to a TOML file works too."
+            )
         path = place / f"{name_or_path}.toml"
     return path, parse_toml(read_input(path, "settings"), source=str(path))

@@ -243,6 +243,8 @@ def with_settings(recipe: Recipe, settings: Sequence[str]) -> Recipe:
         section, _, name = key.rpartition(".")
         if not name or not text or (section and not isinstance(changed.get(section), dict)):
             raise InputError(f"`--set {setting}` is not KEY=VALUE with a key of a recipe, such as train.ema=0.99.")
+        if not section and name not in changed and name in changed["train"]:
+            raise InputError(f"`--set {setting}`: {name} is a key of the training.\nType `--set train.{key}={text}`.")
         (changed[section] if section else changed)[name] = value
     return recipe_from_dict(changed, source=f"`{' '.join(f'--set {each}' for each in settings)}`")
 

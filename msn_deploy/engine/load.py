@@ -17,6 +17,8 @@ from msn_deploy.engine.trt import TrtRunner
 from msn_deploy.model.opened import OpenModel, open_model
 
 Opened: TypeAlias = OpenModel | Plan
+RUNNABLE = (".onnx", ".engine", ".safetensors")
+"""How the names of model files end; the last is a checkpoint, which torch runs."""
 _STEP = "running an ONNX file"
 
 
@@ -30,10 +32,10 @@ def open_runnable(path: Path, *, trust: bool = False, plugins: Sequence[Path] = 
     if suffix == ".engine":
         return preflight(path, trusting=trust, plugins=plugins)
     if suffix != ".onnx":
-        raise InputError(
-            f"{path} cannot be run: its name ends in {suffix or 'nothing'!r}; .onnx and .engine files are accepted.\n"
-            "Make one with `msn-deploy export`."
-        )
+        if not os.path.exists(path):
+            raise InputError(f"{path} does not exist.\nGive a file that ends in {', '.join(RUNNABLE)}.")
+        what = "is a folder" if os.path.isdir(path) else "cannot be run by that name"
+        raise InputError(f"{path} {what}.\nGive a file that ends in {', '.join(RUNNABLE)}.")
     if plugins:
         raise InputError(f"`--plugins` gives TensorRT operators, and {path} is not an engine.\nLeave it out.")
     return open_model(path, step=_STEP)

@@ -272,6 +272,9 @@ def _body_of(node: NodeProto, schema: Any, version: int, scope: Scope) -> Functi
 def _raised(model: ModelProto, opset: int) -> ModelProto:
     """Return the model in a later opset, by onnx's converter."""
     written = opset_of(model)
+    newest = onnx.defs.onnx_opset_version()
+    if opset > newest:
+        raise OpsetError(f"onnx {onnx.__version__} knows opsets up to {newest}, not {opset}.\nTry `--opset {written}`.")
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)
     kept = next(_not_converted(model, opset), None)

@@ -43,10 +43,11 @@ def parse(path: Path) -> tuple[bytes, ModelProto]:
         model = onnx.load_model_from_string(data)
     except Exception as cause:  # protobuf's DecodeError; its class differs between protobuf implementations
         raise InputError(
-            f"{path} is not an ONNX model, or was cut off: its {len(data)} bytes do not parse.\n{_looks_like(data)}"
+            f"{path} is not an ONNX model, or was cut off: its {len(data)} bytes do not parse.\n"
+            f"{_looks_like(data, path)}"
         ) from cause
     if not model.graph.node or not model.graph.output:
-        raise InputError(f"{path} holds no network: {len(model.graph.node)} nodes.\n{_looks_like(data)}")
+        raise InputError(f"{path} holds no network: {len(model.graph.node)} nodes.\n{_looks_like(data, path)}")
     return data, model
 
 
@@ -166,8 +167,10 @@ def _location_of(tensor: TensorProto) -> str:
     return next((entry.value for entry in tensor.external_data if entry.key == "location"), "unnamed")
 
 
-def _looks_like(data: bytes) -> str:
+def _looks_like(data: bytes, path: Path) -> str:
     """Say what a file is instead, by its first bytes, and what to do about it."""
+    if data[8:10] == b'{"':  # after eight bytes that count those of the header: safetensors
+        return f"It begins like a checkpoint. Export it first: msn-deploy export {shlex.quote(str(path))}"
     for start, what in _KINDS.items():
         if data.startswith(start):
             return f"It begins like {what}."

@@ -287,6 +287,8 @@ def _opened_net(
     source: str | nn.Module, options: ExportOptions
 ) -> tuple[nn.Module, ModelInfo, tuple[ExampleInput, ...], tuple[Parent, ...]]:
     """Return a network in evaluation mode, what is known of it, its inputs, and the files that it came from."""
+    if isinstance(source, str) and source.endswith(".py"):
+        raise InputError(f"{source} is a Python file.\nGive the function that makes the network too: {source}:FACTORY")
     if isinstance(source, str) and ".py:" not in source:
         return _checkpoint(Path(source), options)
     from msn_deploy.nets.registry import net_from_file

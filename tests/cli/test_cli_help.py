@@ -22,6 +22,7 @@ CONTRACT = {
         "--resume",
     ],
     "study": ["--norms", "--data", "--epochs", "--seed", "--out", "--json"],
+    "recipes": ["--json"],
     "import-checkpoint": ["--out", "--json"],
     "export": [
         "--weights",
@@ -68,6 +69,7 @@ CONTRACT = {
     ],
     "suite": ["--out", "--seconds", "--threads", "--runs", "--prepare", "--plan", "--json"],
     "infer": [],
+    "info": ["--json"],
     "verify": [],
     "bundle": ["--target", "--wheels", "--no-wheels", "--python", "--out", "--to", "--data"],
     "targets": [],

@@ -14,6 +14,7 @@ ACCEPTED = {
     "train": "--norm= --data= --epochs= --batch-size= --lr= --seed= --device= --limit-train= --out= -o= --resume! "
     "--set= --json=",
     "study": "--norms= --data= --epochs= --seed= --device= --limit-train= --every= --set= --out= -o= --json=",
+    "recipes": "--json=",
     "import-checkpoint": "--out= -o= --json=",
     "export": "--out= -o= --weights= --input-shape= --batch= --opset= --simplify! --no-simplify! --fold! --no-fold! "
     "--require-fully-folded! --ladder! --json=",
@@ -27,6 +28,7 @@ ACCEPTED = {
     "--energy! --layers! --trust! --json= --html= --against= --fail-if= --markdown= --junit=",
     "suite": "--out= -o= --seconds= --threads= --runs= --prepare! --plan! --json=",
     "infer": "--threads= --trust! --json!",
+    "info": "--json=",
     "verify": "--data! --no-data! --json!",
     "bundle": "--target= --wheels= --no-wheels! --python= --out= -o= --json=",
     "targets": "--json!",
