@@ -157,6 +157,14 @@ def test_what_is_not_run_says_why_and_uses_options_that_exist(page: Path) -> Non
                     assert used <= options_of(command), line
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_within_a_sentence_use_options_that_exist(page: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    for command, rest in re.findall(rf"`(?:msn-deploy )?({'|'.join(COMMANDS)})( [^`]*)`", text):
+        used = set(re.findall(r"(?<= )--[a-z][a-z0-9-]*", rest))
+        assert used <= options_of(command), f"{command}{rest}"
+
+
 def test_what_is_generated_is_new() -> None:
     done = subprocess.run(
         [sys.executable, ROOT / "benchmarks" / "readme.py", "--check"], capture_output=True, text=True, check=False
