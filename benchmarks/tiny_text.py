@@ -42,24 +42,23 @@ def page(root: Path) -> str:
     path = results / "tiny-batches.json"
     runs = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     parts = [
-        "# Fine-tuning in the field, and batches of 1 to 4",
-        "A network that is trained on a device sees few images, and batches of 1 to 4 are all that fits. This page "
-        "says what to type, what it takes, what to freeze, and how the norms compare there.",
+        "# Fine-tuning, and batches of 1 to 4",
+        "A network that is trained on a device sees few images, and only batches of 1 to 4 fit. This page says what to "
+        "type, what it takes, what to freeze, and how the norms compare.",
         "## What to type",
         _TYPE,
-        "`--weights` starts from a checkpoint of the same network (or from any file of weights that fits it): with "
-        "another number of classes the classifier starts anew, and that is said; whatever else does not fit is named, "
-        "exit code 2. Nothing is unpickled. Images are prepared with the mean and the deviation of the checkpoint, as "
-        "what runs in the field does. `--resume` works as without `--weights`. The learning rate of the trainings "
-        "below is a tenth of that from scratch, times the square root of the batch over 64.",
+        "`--weights` starts from a checkpoint of the same network, or from any file of weights that fits it. If the "
+        "number of classes differs, the classifier starts anew, and a message says so. Anything else that does not fit "
+        "is named (exit code 2). Nothing is unpickled. Images are prepared with the mean and the deviation of the "
+        "checkpoint, as on the device. `--resume` works as without `--weights`. The trainings below use a tenth of the "
+        "learning rate from scratch, times the square root of the batch over 64.",
         "`--set train.freeze=statistics` keeps the running statistics of the norms (mean and variance of BN; mean, u "
         "and v of MSN) and normalises by them in training, too. `--set train.freeze=backbone` trains the classifier "
         "alone.",
         "## What goes back to the device",
-        "The same graph with other weights: the structural hash in both files is equal, `bench` "
-        "says so of the two, the latency is that of before, and a TensorRT timing cache of the first build serves "
-        "the second (`build-engine --timing-cache`), for it holds times of layers by shape and type. INT8 ranges are "
-        "those of the old weights: calibrate again.",
+        "The same graph with other weights. The structural hash of both files is equal, `bench` says so, and the "
+        "latency stays the same. A TensorRT timing cache of the first build serves the second (`build-engine --timing-cache`), "
+        "because it holds times of layers by shape and type. INT8 ranges belong to the old weights: calibrate again.",
         "## Memory",
         *_memory(norms),
         "## What each norm costs behind the export",
@@ -89,7 +88,7 @@ def _memory(norms: dict[str, Any]) -> list[str]:
     over = [batch for batch, ours, theirs in zip(batches, msn, bn, strict=True) if ours > theirs]
     said = (
         f"With a batch of {' or '.join(map(str, over))} MSN keeps more than BN here: the weight divided by sigma is "
-        "kept beside the weight, and with so few and small images that is more than the activations which BN keeps "
+        "kept next to the weight, and with few and small images that is more than the activations which BN keeps "
         "twice. "
         if over
         else ""
