@@ -48,8 +48,8 @@ as Euclidean norms.
 - At most: the factors of all operations, multiplied along the network. The factor of a convolution is its norm as a map
   of whole images of the size that it sees, zero padding included, by power iteration (which comes from below).
 - At most, by matrices: the factor of a convolution is the norm of its weight as a matrix, which is what MSN divides by.
-  It is multiplied by the root of the number of windows that a pixel is in: 3 for a 3x3 kernel. So `W / sigma` bounds such a
-  convolution by 3, not by 1.
+  It is multiplied by the root of the number of windows that a pixel is in: 3 for a 3x3 kernel.
+  So `W / sigma` bounds such a convolution by 3, not by 1.
 
 {bounds}
 

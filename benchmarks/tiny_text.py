@@ -57,8 +57,9 @@ def page(root: Path) -> str:
         "alone.",
         "## What goes back to the device",
         "The same graph with other weights. The structural hash of both files is equal, `bench` says so, and the "
-        "latency stays the same. A TensorRT timing cache of the first build serves the second (`build-engine --timing-cache`), "
-        "because it holds times of layers by shape and type. INT8 ranges belong to the old weights: calibrate again.",
+        "latency stays the same. A TensorRT timing cache of the first build serves the second (`build-engine "
+        "--timing-cache`), because it holds times of layers by shape and type. INT8 ranges belong to the old weights: "
+        "calibrate again.",
         "## Memory",
         *_memory(norms),
         "## What each norm costs behind the export",
