@@ -15,6 +15,7 @@ import graphs_text
 import int8_table
 import networks_text
 import pitch
+import qat_table
 import reference
 import sigma_text
 import step_text
@@ -61,6 +62,7 @@ def blocks() -> dict[str, str]:
         "study": _study(),
         "gan": _gan(),
         "int8": int8_table.text(),
+        "qat": qat_table.text(),
         "suite": suite_table.text(),
         "control": control.text(RESULTS / "control.json"),
         "uint8-input": _uint8_input(),

@@ -233,6 +233,7 @@ def _trained_int8(
         info=info,
         inputs=inputs,
         predict=_in_torch(net, inputs),
+        exact=_in_double(net, inputs),
         parents=parents,
         as_trained=True,
     )

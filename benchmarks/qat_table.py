@@ -1,0 +1,87 @@
+"""From the measurements of qat.py to tables: what calibration loses, what training under INT8 wins back, MSN and BN."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).resolve().parent / "results" / "qat"
+HEAD = [
+    "| case | norm, seeds | float | calibrated loses | trained loses | won back | epoch kept | CPU minutes |",
+    "|---|---|---|---|---|---|---|---|",
+]
+ENOUGH, WANTED = 0.5, 80.0  # points that calibration loses, and the share that training is to win back
+
+
+def read(folder: Path = RESULTS) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """Return the runs of each case and arm, by seed."""
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for path in sorted(folder.glob("*.json")):
+        run = json.loads(path.read_text(encoding="utf-8"))
+        title = run["title"] + ", distilled" * run["distilled"]
+        found.setdefault((title, run["arm"]), []).append(run)
+    return {key: sorted(runs, key=lambda run: int(run["seed"])) for key, runs in found.items()}
+
+
+def interval(values: list[float]) -> tuple[float, float | None]:
+    """Return the mean and half of the 95 % t-interval over the seeds, None for fewer than three."""
+    from scipy import stats
+
+    mean = statistics.mean(values)
+    if len(values) < 3:
+        return mean, None
+    return mean, float(stats.t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
+
+
+def lost(runs: list[dict[str, Any]], name: str) -> tuple[float, float | None]:
+    """Return how many points a precision loses against float, seed by seed."""
+    return interval([100 * (run["float"] - run[name]) for run in runs])
+
+
+def text(folder: Path = RESULTS) -> str:
+    """Return the table, and what of it misses its goal."""
+    runs = read(folder)
+    if not runs:
+        return "Not measured yet: `python benchmarks/qat.py`."
+    lines, missed = list(HEAD), list[str]()
+    for (title, arm), each in runs.items():
+        before, after = lost(each, "ptq"), lost(each, "qat")
+        is_hard = before[0] > ENOUGH and before[0] > (before[1] or 0.0)
+        share = 100 * (1 - after[0] / before[0]) if is_hard else None
+        too_little = share is not None and share < WANTED
+        if len(each) > 2 and (too_little or after[0] - before[0] > (after[1] or 0.0)):
+            missed.append(f"{title}, {arm}")
+        epochs = ", ".join(str(run["epoch"]) for run in each)
+        minutes = statistics.mean(run["cpu_minutes"] for run in each)
+        value = 100 * statistics.mean(run["float"] for run in each)
+        back = f"{share:.0f} %" if share is not None else "-"
+        lines.append(
+            f"| {title} ({each[0]['metric']}) | {arm}, {len(each)} | {value:.2f} | {_said(before)} | {_said(after)} "
+            f"| {back} | {epochs} | {minutes:.1f} |"
+        )
+    worst = max(run["apart"] for each in runs.values() for run in each)
+    images = {run["images"] for each in runs.values() for run in each}
+    lines += [
+        "",
+        "Points of the metric, mean over the seeds (95 % interval from three seeds on). Won back: where calibration "
+        f"loses more than {ENOUGH} points and more than its interval. Epoch 0 is the calibrated start. The exported "
+        f"files differ from the training's own outputs by {worst:.0e} of their range at most, on whole test splits of "
+        f"{min(images)} images or more.",
+    ]
+    if missed:
+        lines += [
+            "",
+            f"Less than {WANTED:.0f} % won back, or worse than calibration beyond the interval: {'; '.join(missed)}.",
+        ]
+    return "\n".join(lines)
+
+
+def _said(value: tuple[float, float | None]) -> str:
+    mean, half = value
+    return f"{mean:.2f}" if half is None else f"{mean:.2f} ({mean - half:+.2f} to {mean + half:+.2f})"
+
+
+if __name__ == "__main__":
+    print(text())
