@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import accuracy
+import at_once_text
 import control
 import gap_text
 import graphs_text
@@ -66,6 +67,8 @@ def blocks() -> dict[str, str]:
         "suite": suite_table.text(),
         "control": control.text(RESULTS / "control.json"),
         "uint8-input": _uint8_input(),
+        "load-threads": at_once_text.load_threads(RECORDED),
+        "video": at_once_text.video(RECORDED),
         "task-peers": task_peers_text.block(json.loads((RECORDED / "task-peers.json").read_text(encoding="utf-8"))),
         "trained": task_nets.text(),
     }

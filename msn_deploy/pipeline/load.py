@@ -22,7 +22,7 @@ from msn_deploy.data.frame import Placement, placement
 from msn_deploy.data.images import fit_image
 from msn_deploy.pipeline.evaluate import ImageModel, open_image_model
 from msn_deploy.tasks.arrays import Arrays, arrays_of
-from msn_deploy.tasks.task import Answer
+from msn_deploy.tasks.task import Answer, Outputs
 
 
 class Model:
@@ -75,16 +75,27 @@ class Model:
 
         name: of the picture, for InputError.
         """
-        batch = self._model.prepared(fit_image(pixels, name=name, **self._model.prep.image_size)[np.newaxis])
+        outputs, latency_ms = self.ran(self.prepared(pixels, name=name))
+        return self.read(outputs, pixels), latency_ms
+
+    def prepared(self, pixels: NDArray[np.uint8], *, name: str) -> NDArray[Any]:
+        """Return the input that pixels (H, W) or (H, W, 3) make; name: of the picture, for InputError."""
+        return self._model.prepared(fit_image(pixels, name=name, **self._model.prep.image_size)[np.newaxis])
+
+    def ran(self, batch: NDArray[Any]) -> tuple[Outputs, float]:
+        """Run the network; returns its outputs and how many milliseconds that took."""
         with self._running:
             began = time.perf_counter()
             outputs = self._model.run(batch)
-            latency_ms = (time.perf_counter() - began) * 1e3
+            return outputs, (time.perf_counter() - began) * 1e3
+
+    def read(self, outputs: Outputs, pixels: NDArray[np.uint8]) -> Answer | Arrays:
+        """Return what outputs say of the pixels that they were made of."""
         if self._task is None:
             (arrays,) = arrays_of(outputs, 1)
-            return arrays, latency_ms
+            return arrays
         (answer,) = self._task.answers(outputs, [self._whole(pixels)])
-        return answer, latency_ms
+        return answer
 
     def close(self) -> None:
         """Free what the runtime holds; the model cannot be called afterwards."""

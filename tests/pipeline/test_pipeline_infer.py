@@ -11,6 +11,7 @@ from PIL import Image
 from msn_deploy.core.errors import GateError, InputError, MissingDependency
 from msn_deploy.core.model_info import METADATA_KEY, ModelInfo, Preprocess
 from msn_deploy.pipeline.evaluate import evaluate
+from msn_deploy.pipeline.flow import Meter
 from msn_deploy.pipeline.infer import Told, infer
 
 
@@ -91,10 +92,14 @@ def opencv(monkeypatch):
         def read(self):
             return (True, self.frames.pop(0)) if self.frames else (False, None)
 
+        def get(self, what):
+            return 2.0
+
         def release(self):
             opened.append("released")
 
-    monkeypatch.setitem(sys.modules, "cv2", SimpleNamespace(VideoCapture=Capture))
+    cv2 = SimpleNamespace(VideoCapture=Capture, getBuildInformation=lambda: "GStreamer: NO", CAP_PROP_FRAME_COUNT=7)
+    monkeypatch.setitem(sys.modules, "cv2", cv2)
     return opened
 
 
@@ -107,7 +112,10 @@ def films(tmp_path, monkeypatch):
 
 
 def test_frames_of_a_video_and_of_a_camera(model, opencv, films, tmp_path):
-    answers = list(infer(model, [Path("film.mp4"), Path("camera:2")]))
+    meter = Meter()
+    *answers, last = infer(model, [Path("film.mp4"), Path("camera:2")], meter=meter)
+    assert "camera:2 is gone: it gave 2 frames" in last.error
+    assert (meter.items, set(meter.shares())) == (5, {"decode", "prepare", "inference", "drawing"})
     assert [(a.image, label(a)) for a in answers] == [
         ("film.mp4#0", "red"), ("film.mp4#1", "blue"), ("camera:2#0", "red"), ("camera:2#1", "blue"),
     ]  # fmt: skip
@@ -119,7 +127,7 @@ def test_frames_of_a_video_and_of_a_camera(model, opencv, films, tmp_path):
     ["http://127.0.0.1/film.mp4", "videotestsrc ! filesink location=film.mp4", "camera:/dev/video0", "camera:"],
 )
 def test_addresses_and_commands_are_not_given_to_opencv(model, opencv, source):
-    with pytest.raises(InputError, match=r"does not exist|names no camera"):
+    with pytest.raises(InputError, match=r"does not exist|does not name a camera"):
         infer(model, [Path(source)])
     assert opencv == []
 
@@ -131,7 +139,7 @@ def test_a_video_without_frames(model, opencv, films):
 
 def test_a_video_without_opencv(model, monkeypatch):
     monkeypatch.setitem(sys.modules, "cv2", None)
-    with pytest.raises(MissingDependency, match=r"msn-deploy\[video\]"):
+    with pytest.raises(MissingDependency, match=r"\.\[video\]"):
         infer(model, [Path("film.mp4")])
 
 

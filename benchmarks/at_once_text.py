@@ -1,0 +1,43 @@
+"""Sentences on what was measured with several things at once: threads that share a model, stages of a video."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+
+def load_threads(recorded: Path) -> str:
+    result = json.loads((recorded / "load-threads.json").read_text(encoding="utf-8"))
+    cases = result["cases"]
+    wrong, answers = (sum(case[key] for case in cases) for key in ("wrong", "answers"))
+    gains = "; ".join(
+        f"{case['network']}, {case['threads'] or 'all'} {'thread' if case['threads'] == 1 else 'cores'} a run: "
+        f"{case['gain'][0]:.2f} ({case['gain'][1]:.2f} to {case['gain'][2]:.2f})"
+        for case in cases
+    )
+    return (
+        f"Eight threads that share one ONNX file give the answers of one thread ({wrong} of {answers} differ), and "
+        f"answer this many times as many pictures per second, on {result['environment']['cores_usable']} cores that "
+        f"other programs used as well: {gains}. By `python benchmarks/load_threads.py`, raw: "
+        "`benchmarks/results/xeon-2-cores/load-threads.json`."
+    )
+
+
+def video(recorded: Path) -> str:
+    result = json.loads((recorded / "video.json").read_text(encoding="utf-8"))
+    done, work, wait = (result[name] for name in ("infer", "work", "wait"))
+    in_place = done["frames"] - done["out_of_order"]
+    return (
+        f"On a made video of {done['frames']:,} frames of 320x240 and a small network, {in_place:,} frames came out "
+        f"at their place, {done['per_s']:.0f} per second, and the process grew by {done['growth_mib']} MiB after the "
+        "first quarter, on two cores that other programs used as well. With all four stages made equally long by "
+        "waiting, as for a camera, a GPU or a hardware decoder, frames came "
+        f"{_times(wait)} as fast as in a loop, over parts of the video. With stages that keep a core busy for all of "
+        f"their time they came {_times(work)} as fast: four such stages share two cores. By "
+        "`python benchmarks/video.py`, raw: `benchmarks/results/xeon-2-cores/video.json`."
+    )
+
+
+def _times(case: dict) -> str:
+    ratio, low, high = case["ratio"]
+    return f"{ratio:.1f} times ({low:.1f} to {high:.1f})"
