@@ -51,14 +51,41 @@ def msn_cpu(tmp_path_factory):
         done = subprocess.run(words, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 
-    def run(*words: Any) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run([str(folder / "msn-cpu"), *map(str, words)], capture_output=True, text=True, timeout=300)
+    def run(*words: Any, program: Path = folder / "msn-cpu") -> subprocess.CompletedProcess[str]:
+        done = subprocess.run([str(program), *map(str, words)], capture_output=True, text=True, timeout=300)
         assert done.returncode in (0, 1, 2, 3), done.stderr
         assert "Sanitizer" not in done.stderr
         assert "runtime error" not in done.stderr
         return done
 
+    run.folder = folder
     return run
+
+
+@pytest.fixture(scope="module")
+def kernels(msn_cpu):
+    """Build the kernels of prepare.cu for the CPU; return the program that compares what they make."""
+    folder: Path = msn_cpu.folder / "shim"
+    folder.mkdir()
+    here = Path(__file__).parent
+    for name in ("cuda_runtime.h", "cuda_runtime_api.h", "cuda_fp16.h"):
+        (folder / name).write_text(f'#include "{here / "cuda_shim.h"}"\n')
+    text, count = re.subn(
+        r"(\w+)<<<(.+?), block, 0, stream>>>\(", r"over(\2, block, \1)(", (with_cpp.SOURCES / "prepare.cu").read_text()
+    )
+    assert count == 2
+    (folder / "prepare.cpp").write_text(text)
+    flags = ["-std=c++17", "-Wall", "-Wextra", "-Werror", "-ffp-contract=off", "-fsanitize=address,undefined"]
+    sources = [str(folder / "prepare.cpp"), str(here / "kernels_on_cpu.cpp")]
+    words = ["g++", *flags, f"-I{folder}", f"-I{with_cpp.SOURCES}", *sources, str(msn_cpu.folder / "libmsn.a")]
+    for libraries in (["-lpng", "-ljpeg"], ["-lpng"], ["-ljpeg"], []):  # as CMake found them
+        done = subprocess.run(
+            [*words, *libraries, "-o", str(folder / "kernels")], capture_output=True, text=True, timeout=600
+        )
+        if done.returncode == 0:
+            break
+    assert done.returncode == 0, done.stderr[-2000:]
+    return folder / "kernels"
 
 
 def bundled_images() -> list[np.ndarray]:
@@ -169,7 +196,7 @@ def recorded(folder: Path, entries: list[dict[str, Any]], outputs: bytes = b"") 
 
 
 @pytest.mark.parametrize("at", range(len(PREPS)))
-def test_every_way_into_the_frame_gives_the_same_bytes(msn_cpu, tmp_path, at):
+def test_every_way_into_the_frame_gives_the_same_bytes(msn_cpu, kernels, tmp_path, at):
     rng = np.random.default_rng(at)
     channels, colour = ((1, ""), (3, "rgb"), (3, "bgr"), (3, "grey"))[at % 4]
     dtype = ("float32", "float16", "uint8")[at % 3]
@@ -198,8 +225,11 @@ def test_every_way_into_the_frame_gives_the_same_bytes(msn_cpu, tmp_path, at):
                 "answer": {**top[0], "top": top},
             }
         )
-    done = msn_cpu("check", settings_of(tmp_path, prep, dtype=dtype), recorded(tmp_path, entries, scores.tobytes()))
+    settings, check = settings_of(tmp_path, prep, dtype=dtype), recorded(tmp_path, entries, scores.tobytes())
+    done = msn_cpu("check", settings, check)
     assert done.returncode == 0, done.stderr
+    on_gpu = msn_cpu(settings, check, program=kernels)
+    assert int(on_gpu.stdout) == len(entries), on_gpu.stderr
 
 
 PLAIN = Preprocess(height_px=40, width_px=32, channels=3, mean=(0.0,) * 3, std=(1 / 255,) * 3)
