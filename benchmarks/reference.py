@@ -31,7 +31,10 @@ KINDS = {
     "bundle": ("`NAME.tar` of `bundle`", "models, recipes, wheels and scripts for a device"),
     "fold-certificate": ("`NAME.fold.json`", "each norm with its rule or code, sigma, and how far its outputs moved"),
     "calibration-table": ("`--table`", "scales for TensorRT 8 to 10 and for a DLA"),
-    "checkpoint": ("`NAME.safetensors`", "weights, the recipe, metrics, how images are prepared"),
+    "checkpoint": (
+        "`NAME.safetensors`",
+        "weights, the recipe, metrics, how images are prepared; trained under INT8, its graph, too",
+    ),
     "curves": ("`NAME.curves.png`", "loss and accuracy by epoch"),
     "engine": ("`NAME.engine`, with `NAME.plan.json`", "what TensorRT runs; the sidecar says for which machine"),
     "gate": ("`--junit`, `--markdown` of `bench`", "the verdict of a gate for CI"),

@@ -148,14 +148,16 @@ def _checkpoint(path: Path) -> ModelFacts:
         != size
     ):
         raise InputError(f"{path} is not a whole safetensors file: it was cut off.\nCopy it again, or train again.")
+    info = info_from_json(metadata[METADATA_KEY], source=str(path))
+    learned = [shape for each, shape in zip(tensors, shapes, strict=True) if each.get("dtype") != "U8"]  # the graph
     return ModelFacts(
         file=str(path),
         kind="checkpoint",
         bytes=size,
         sha256=sha256_of(path, "weights"),
-        precision="fp32",
-        weights=sum(math.prod(shape) for shape in shapes),
-        info=info_from_json(metadata[METADATA_KEY], source=str(path)),
+        precision=info.precision,
+        weights=sum(math.prod(shape) for shape in learned),
+        info=info,
         made_from=_parents(path),
     )
 

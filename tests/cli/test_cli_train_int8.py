@@ -34,6 +34,7 @@ def test_from_a_checkpoint_to_an_engine_whose_layers_are_all_int8(ok: Any, base:
     assert "export" in told.err
     out = tmp_path / "net.onnx"
     ok("export", checkpoint, "--out", out)
+    assert json.loads(ok("info", checkpoint, "--json", "-").out)["precision"] == "int8"
     ok("eval", checkpoint)
     ok("eval", out)
     model = open_model(out, step="test")

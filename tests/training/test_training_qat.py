@@ -41,7 +41,16 @@ pytestmark = pytest.mark.slow
 def float_net(tmp_path_factory: pytest.TempPathFactory, small_recipe: Callable[..., Recipe]) -> Path:
     """A narrow cnn3 with MSN that knows most of its digits."""
     recipe = small_recipe("cnn3", "msn", width=4, epochs=2)
-    return train(recipe, out=tmp_path_factory.mktemp("float"), device="cpu").checkpoint
+    return train(recipe, out=tmp_path_factory.mktemp("float"), device="cpu", limit_train=768).checkpoint
+
+
+@pytest.fixture(scope="module")
+def calibrated(float_net: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What post-training quantisation makes of it."""
+    folder = tmp_path_factory.mktemp("calibrated")
+    export_onnx(str(float_net), folder / "full.onnx", simplify=False)
+    calibrate(folder / "full.onnx", folder / "ptq.onnx", use_cache=False)
+    return folder / "ptq.onnx"
 
 
 OPTIONS: dict[str, Any] = {"device": "cpu", "limit_train": 256}
@@ -76,13 +85,11 @@ def _nodes(path: Path) -> list[tuple[str, tuple[str, ...]]]:
 
 
 def test_the_file_is_that_of_the_training_on_the_whole_test_split(
-    float_net: Path, trained: TrainResult, tmp_path: Path
+    calibrated: Path, trained: TrainResult, tmp_path: Path
 ) -> None:
-    full, ptq, qat = (tmp_path / f"{name}.onnx" for name in ("full", "ptq", "qat"))
-    export_onnx(str(float_net), full)
-    calibrate(full, ptq, use_cache=False)
+    qat = tmp_path / "qat.onnx"
     export_onnx(str(trained.checkpoint), qat)
-    assert _nodes(qat) == _nodes(ptq)  # one placement
+    assert _nodes(qat) == _nodes(calibrated)  # one placement
     opened = open_model(qat, step="test")
     assert opened.precision == "int8"
     assert opened.info is not None
@@ -102,14 +109,11 @@ def test_the_file_is_that_of_the_training_on_the_whole_test_split(
 
 
 def test_it_starts_from_calibrated_ranges_and_keeps_the_best_by_held_out_images(
-    float_net: Path, trained: TrainResult, again: Callable[..., TrainResult], tmp_path: Path
+    calibrated: Path, trained: TrainResult, again: Callable[..., TrainResult], tmp_path: Path
 ) -> None:
     start = trained.history[0]
     assert [entry["epoch"] for entry in trained.history] == [0, 1, 2]
-    full, ptq = tmp_path / "full.onnx", tmp_path / "ptq.onnx"
-    export_onnx(str(float_net), full, dynamic_batch=True)
-    calibrate(full, ptq, use_cache=False)
-    assert start["test_accuracy"] == pytest.approx(evaluate(ptq).value, abs=0.011)
+    assert start["test_accuracy"] == pytest.approx(evaluate(calibrated).value, abs=0.011)
     goodness = [(entry["validation_accuracy"], -entry["held_out_loss"]) for entry in trained.history]
     assert trained.info.metrics["epoch"] == goodness.index(max(goodness)) > 0
     spoiled = again(tmp_path / "spoiled", learning_rate=10.0, epochs=1)
@@ -165,7 +169,7 @@ def test_networks_that_say_where_are_trained_and_exported(net: str, tmp_path: Pa
     (tmp_path / "data").mkdir()
     data = str(write_rectangles(tmp_path / "data"))
     recipe = replace(load_recipe(f"{net}_bn"), data=data, width=4, input_shape=(1, 3, 32, 32))
-    recipe = recipe.override(epochs=4, batch_size=4, learning_rate=0.02)
+    recipe = recipe.override(epochs=1, batch_size=4, learning_rate=0.02)
     checkpoint = train(recipe, out=tmp_path / "float", device="cpu").checkpoint
     with pytest.raises(InputError, match="--data"):
         recipe_for(checkpoint)  # what only the file says is not read
