@@ -205,6 +205,22 @@ def test_the_readme_is_short() -> None:
     assert "None of this has run on a Jetson yet" in first_screen
 
 
+def test_every_target_of_make_that_is_named_exists() -> None:
+    targets = set(re.findall(r"^([a-z][a-z0-9-]*):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
+    for page in PAGES:
+        named = set(re.findall(r"(?:`|^)make ([a-z][a-z0-9-]*)", page.read_text(encoding="utf-8"), flags=re.MULTILINE))
+        assert named <= targets, page
+
+
+def test_a_release_has_one_version_and_one_date() -> None:
+    from msn_deploy import __version__
+
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    version, date = re.findall(r"^## (\d+\.\d+\.\d+) - (\d{4}-\d\d-\d\d)$", changes, flags=re.MULTILINE)[0]
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert (version, f"version: {version}\n" in citation, f'"{date}"' in citation) == (__version__, True, True)
+
+
 def test_the_codes_of_the_fold_are_all_explained() -> None:
     from msn_deploy.graph.rules import Code
 
