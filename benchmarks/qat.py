@@ -208,16 +208,52 @@ def apart(checkpoint: Path, onnx: Path, data: str) -> float:
     return worst / (high - low)
 
 
+def engine_of(onnx: Path) -> dict[str, Any]:
+    """Build a file with TensorRT-RTX, without images: how many layers it places in INT8, and which are not built so."""
+    from msn_deploy.engine import BuildOptions
+    from msn_deploy.machine.targets import find_target
+    from msn_deploy.model.opened import open_model
+    from msn_deploy.pipeline.build import build_engine
+    from msn_deploy.quant.placement import WEIGHTED
+
+    graph = open_model(onnx, step="benchmarks/qat.py").proto.graph
+    options = BuildOptions(backend="tensorrt-rtx", target=find_target("rtx-sm86"))
+    built = build_engine(onnx, onnx.with_suffix(".engine"), precision="int8", options=options).engine
+    assert built is not None
+    placed = sum(node.op_type in WEIGHTED for node in graph.node)
+    return {
+        "builder": f"TensorRT-RTX {built.backend_version}",
+        "placed": placed,
+        "not_int8": [layer.name for layer in built.not_int8],
+    }
+
+
+def build_engines(work: Path) -> None:
+    """Add to each result whose file is still there what TensorRT-RTX makes of it."""
+    for path in sorted(RESULTS.glob("*.json")):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        label = result["case"] + "-distilled" * result["distilled"]
+        onnx = work / "qat" / f"{label}-int8" / f"{result['arm']}-{result['seed']}" / "qat.onnx"
+        if "engine" not in result and onnx.is_file():
+            write_json(path, {**result, "engine": engine_of(onnx)})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cases", nargs="*", default=list(CASES), choices=list(CASES), metavar="CASE")
+    parser.add_argument("cases", nargs="*", default=list(CASES), metavar="CASE", help=", ".join(CASES))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--data", action="append", default=[], metavar="NAME=FOLDER", help="where a data set lies")
     parser.add_argument("--work", type=Path, default=HERE.parent / "runs" / "paper")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--distill", action="store_true", help="learn from the float network, too; other results")
+    parser.add_argument("--engines", action="store_true", help="only build what is measured with TensorRT-RTX")
     options = parser.parse_args()
+    if unknown := set(options.cases) - CASES.keys():
+        parser.error(f"no case {min(unknown)}; there are {', '.join(CASES)}")
+    if options.engines:
+        build_engines(options.work)
+        return
     import torch
 
     from msn_deploy.training import keep_freed_memory
