@@ -1,6 +1,6 @@
 """How many images per second does ONNX Runtime take with 1, 2 and 4 queries in flight, and does `bench` say so?
 
-    python benchmarks/in_flight.py [--seconds S] [--block-ms MS] [--only NETWORK] [--out FILE]
+    python benchmarks/in_flight.py [--seconds S] [--block-ms MS] [--only NETWORK] [--batches 1,8,32] [--out FILE]
 
 bench      what `bench --profile throughput` counts: the sum of the lanes' rates over whole queries
 by hand    threads that call one session in a loop and count; the count over the time between two looks at it, once all
@@ -30,9 +30,10 @@ import onnxruntime
 import torch
 
 from msn_deploy.bench.load import LoadedBlock
-from msn_deploy.bench.measure import Arm, ArmFacts, MeasureOptions, measure
+from msn_deploy.bench.measure import Arm, ArmFacts, MeasureOptions, Samples, measure
 from msn_deploy.bench.stats import mean_interval, ratio_to_baseline
 from msn_deploy.core.artifacts import write_json
+from msn_deploy.core.errors import InvalidMeasurement
 from msn_deploy.core.recipes import load_recipe
 from msn_deploy.engine import load_runner
 from msn_deploy.machine.environment import read_environment
@@ -49,9 +50,9 @@ NETWORKS = {
     "VGG7": lambda: build_net(replace(load_recipe("vgg7_msn"), input_shape=SHAPE), classes=10).eval(),
     "ResNet-18": resnet18_32,
 }
-BATCHES = (1, 8, 32)
 IN_FLIGHT = (1, 2, 4)
 WITHIN = 0.05
+LOOK_S = 0.02
 FEEDS = 16
 
 
@@ -62,7 +63,7 @@ class ByHand:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        self._feeds, self.in_flight = feeds, in_flight
+        self._feeds, self.in_flight, self._ns_per_query = feeds, in_flight, 1e6
 
     def block(self, queries: int, settle: int, clock: Any) -> LoadedBlock:
         counts, stop = [0] * self.in_flight, False
@@ -78,14 +79,15 @@ class ByHand:
         for worker in workers:
             worker.start()
         while min(counts) < settle:
-            time.sleep(0.0005)
+            time.sleep(LOOK_S)  # one that looks all the time has its threads put back on a busy core sooner
         begin, before = time.perf_counter_ns(), sum(counts)
-        while sum(counts) < before + queries:
-            time.sleep(0.0005)
+        while sum(counts) == before:
+            time.sleep(queries * self._ns_per_query / 1e9)
         whole, answered = time.perf_counter_ns() - begin, sum(counts) - before
         stop = True
         for worker in workers:
             worker.join()
+        self._ns_per_query = whole / answered
         return LoadedBlock(samples=[whole // answered], ns_per_query=whole / answered)
 
 
@@ -94,6 +96,15 @@ def exported(network: str, batch: int, folder: Path) -> Path:
     path = folder / f"{network}-{batch}.onnx"
     export_onnx(NETWORKS[network](), path, input_shape=(batch, *SHAPE[1:]))
     return path
+
+
+def measured(arms: list[Arm], options: MeasureOptions) -> Samples:
+    """Measure for as long as ten rounds take, if that is longer than asked for."""
+    while True:
+        try:
+            return measure(arms, options=options)
+        except InvalidMeasurement:
+            options = replace(options, seconds=2 * options.seconds)
 
 
 def compared(path: Path, batch: int, in_flight: int, options: MeasureOptions) -> dict[str, Any]:
@@ -111,7 +122,7 @@ def compared(path: Path, batch: int, in_flight: int, options: MeasureOptions) ->
         Arm(name="by hand", run=alone_query, load=by_hand),
         Arm(name="alone", run=alone_query),
     ]
-    taken = measure(arms, options=options)
+    taken = measured(arms, options)
     found = {
         each.name: np.array(
             [[block.ns_per_query for block in each.loaded] or [np.mean(block) for block in each.blocks]]
@@ -145,13 +156,14 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20, help="measured time per arm and case, s")
     parser.add_argument("--block-ms", type=float, default=250)
     parser.add_argument("--only", default="", help="a network's name")
+    parser.add_argument("--batches", default="1,8,32")
     parser.add_argument("--out", type=Path, help="write the JSON here instead of printing it")
     asked = parser.parse_args()
     options = MeasureOptions(seconds=asked.seconds, block_ms=asked.block_ms, warmup_seconds=1, warmup_queries=8)
     cases = []
     with TemporaryDirectory() as folder:
         for network in NETWORKS:
-            for batch in BATCHES if asked.only in ("", network) else ():
+            for batch in map(int, asked.batches.split(",")) if asked.only in ("", network) else ():
                 path = exported(network, batch, Path(folder))
                 for in_flight in IN_FLIGHT:
                     row = {"network": network, **compared(path, batch, in_flight, options)}

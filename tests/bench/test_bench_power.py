@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 from fake_sysfs import WHOLE, FakeJetson
+from test_bench_load import Server, ServerLane
 
+from msn_deploy.bench.load import QueuedLoad
 from msn_deploy.bench.measure import Arm
 from msn_deploy.bench.power import MIN_UPDATES, measure_energy
 from msn_deploy.core.errors import InvalidMeasurement, MissingDevice
@@ -31,6 +33,30 @@ def test_a_known_wattage_gives_known_millijoules_above_idle(kind: str, tmp_path:
         assert (each.sensor_period_ms, each.idle_w) == (50.496 if kind == "thor" else 20, pytest.approx(4.0))
         assert MIN_UPDATES <= each.updates <= 3.0 / 0.020  # each update is read once, however short a query
         assert each.source == "on-module sensor, indicative"
+
+
+def test_under_load_the_energy_is_that_of_a_query_among_several(tmp_path: Path) -> None:
+    """Two at a time take 8 ms each, and 10 W: a query is 4 ms of that."""
+    board = FakeJetson(tmp_path, "orin-nano")
+    server = Server(8_000_000, at_once=2)
+
+    class BoardLane(ServerLane):
+        def collect(self) -> None:
+            board.set_watts(10.0)
+            server.now = max(server.now, board.now)
+            super().collect()
+            board.now = server.now
+
+    load = QueuedLoad([BoardLane(server) for _ in range(2)])
+    sensor = find_sensor(board.root)
+
+    def sleep(seconds: float) -> None:
+        board.sleep(seconds)
+        server.now = board.now
+
+    arm = Arm(name="a", run=lambda: None, load=load)
+    found = measure_energy([arm], sensor, seconds=3.0, clock=board.clock, sleep=sleep)["a"]
+    assert found.mj == pytest.approx((10 - 4) * 4.0, rel=0.02)
 
 
 def test_the_interval_is_as_wide_as_the_windows_differ(tmp_path: Path) -> None:

@@ -7,9 +7,12 @@ from dataclasses import replace
 import pytest
 from bench_results import NAMES, realistic
 
+from msn_deploy.bench.rates import Alone, Rate, Soak, SoakPoint, Throughput
 from msn_deploy.bench.stats import Ratio
 from msn_deploy.bench.validity import Validity
 from msn_deploy.cli.bench_show import shortened, show
+from msn_deploy.engine.layer_times import Stages
+from msn_deploy.machine.usage import Usage
 
 
 def printed(capsys, result):
@@ -109,6 +112,65 @@ def test_nothing_of_what_was_not_measured(capsys):
     validity = Validity(blocks=120, dirty_blocks=1, causes={"x": 1})
     dirty = printed(capsys, replace(realistic(("cnn3_msn",), plain=True), validity=validity))
     assert "1 of 120 blocks dropped: 1 x" in dirty
+
+
+def loaded(names=NAMES):
+    """A result under load that says all there is."""
+    alone = Alone(
+        rate=Rate(per_s=517.26, interval=(515.0, 519.5)), median_ms=1.931, threads=6, gain=1.873,
+        gain_interval=(1.86, 1.885),
+    )  # fmt: skip
+    points = tuple(
+        SoakPoint(
+            at_s=6.0 * at, per_s=960.0 - at, hottest_c=60.0 + at / 10, clocks_mhz={"gpu": 918.0 - at}, watts=9.0,
+            cause=None,
+        )
+        for at in range(300)
+    )  # fmt: skip
+    soak = Soak(
+        seconds=1800.0, power_mode="25W (id 1)", at_first=960.1, sustained=Rate(per_s=712.4, interval=(705.2, 719.6)),
+        throttled_after_s=420.0, throttled_by="gpu clock below 75% of 918 MHz", slower_after_s=600.0, points=points,
+    )  # fmt: skip
+    throughput = Throughput(
+        in_flight=4,
+        rate=Rate(per_s=968.83, interval=(960.2, 977.5)),
+        alone=alone,
+        usage=Usage(cores=1.234, gpu=0.87, host_mib=345.6, shared_mib=2345.6),
+        stages=Stages(copy_in_ms=0.12, compute_ms=1.55, copy_out_ms=0.013, runs=50),
+        soak=soak,
+    )
+    result = realistic(names)
+    arms = tuple(
+        replace(arm, throughput=throughput, ns_per_query=tuple(1e9 / 968.83 for _ in arm.samples_ns))
+        for arm in result.arms
+    )
+    return replace(
+        result, arms=arms, profile=replace(result.profile, name="throughput", measures="rate", streams=4, batch=8)
+    )
+
+
+def test_all_that_is_known_of_a_model_under_load_fits(capsys):
+    lines = printed(capsys, loaded())
+    assert lines[0].split() == ["model", "images/s", "95", "%", "interval", "p50", "p95", "p99", "ratio", "verdict"]
+    assert "968.83  960.20 to 977.50" in lines[2]
+    text = " ".join(" ".join(lines).split())
+    for said in (
+        "one at a time 517.26 images/s (1.931 ms a query, 6 threads); 4 in flight give 1.873 times as many (1.860 to 1",
+        "1.23 cores busy, GPU 87% busy, at most 346 MiB of this process, at most 2346 MiB of the board",
+        "copy in 0.120, compute 1.550, copy out 0.013, together 1.683 ms of the GPU for one query alone",
+        "soak of 30 min in power mode 25W (id 1): 960.10 images/s at first, 712.40 sustained (705.20 to 719.60)",
+        "throttled from 7 min on (gpu clock below 75% of 918 MHz); slower by 5 % from 10 min on; at most 90 ",
+        "gpu 619 to 918 MHz",
+        "1.25 mJ per image; 10 mJ per query",
+        "4 in flight, batch 8",
+    ):
+        assert said in text, said
+
+
+def test_one_model_alone_has_no_ratio(capsys):
+    result = loaded(("cnn3_msn",))
+    lines = printed(capsys, result)
+    assert lines[0].split() == ["model", "images/s", "95", "%", "interval", "p50", "p95", "p99"]
 
 
 def test_shortened():

@@ -78,6 +78,12 @@ def test_rows_go_there_and_back_and_the_gpu_says_how_long(driver):
     assert driver.memory == {}
 
 
+def test_memory_in_use_is_what_is_not_free(driver):
+    cuda = open_cuda()
+    assert cuda.used_bytes() == 3 << 30
+    cuda.close()
+
+
 def test_pycuda_frees_all_before_its_context_goes_and_releases_it_once(pycuda):
     one, two = open_cuda(), open_cuda()
     round_trip(one)
