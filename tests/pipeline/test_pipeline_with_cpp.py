@@ -35,6 +35,7 @@ from msn_deploy.tasks.task import Given
 
 pytestmark = pytest.mark.slow
 ABC = ("a", "b", "c")
+HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
@@ -67,25 +68,28 @@ def kernels(msn_cpu):
     """Build the kernels of prepare.cu for the CPU; return the program that compares what they make."""
     folder: Path = msn_cpu.folder / "shim"
     folder.mkdir()
-    here = Path(__file__).parent
     for name in ("cuda_runtime.h", "cuda_runtime_api.h", "cuda_fp16.h"):
-        (folder / name).write_text(f'#include "{here / "cuda_shim.h"}"\n')
+        (folder / name).write_text(f'#include "{HERE / "cuda_shim.h"}"\n')
     text, count = re.subn(
         r"(\w+)<<<(.+?), block, 0, stream>>>\(", r"over(\2, block, \1)(", (with_cpp.SOURCES / "prepare.cu").read_text()
     )
     assert count == 2
     (folder / "prepare.cpp").write_text(text)
+    return linked(msn_cpu.folder, "kernels", folder / "prepare.cpp", HERE / "kernels_on_cpu.cpp", f"-I{folder}")
+
+
+def linked(folder: Path, name: str, *sources: Path | str) -> Path:
+    """Build a program on what msn-cpu is built of."""
     flags = ["-std=c++17", "-Wall", "-Wextra", "-Werror", "-ffp-contract=off", "-fsanitize=address,undefined"]
-    sources = [str(folder / "prepare.cpp"), str(here / "kernels_on_cpu.cpp")]
-    words = ["g++", *flags, f"-I{folder}", f"-I{with_cpp.SOURCES}", *sources, str(msn_cpu.folder / "libmsn.a")]
+    words = ["g++", *flags, f"-I{with_cpp.SOURCES}", *map(str, sources), str(folder / "libmsn.a")]
     for libraries in (["-lpng", "-ljpeg"], ["-lpng"], ["-ljpeg"], []):  # as CMake found them
         done = subprocess.run(
-            [*words, *libraries, "-o", str(folder / "kernels")], capture_output=True, text=True, timeout=600
+            [*words, *libraries, "-o", str(folder / name)], capture_output=True, text=True, timeout=600
         )
         if done.returncode == 0:
             break
     assert done.returncode == 0, done.stderr[-2000:]
-    return folder / "kernels"
+    return folder / name
 
 
 def bundled_images() -> list[np.ndarray]:
@@ -141,6 +145,49 @@ def close(one: Any, other: Any) -> bool:
     if isinstance(one, list):
         return len(one) == len(other) and all(map(close, one, other))
     return abs(one - other) <= 1e-12 * max(1, abs(other)) if isinstance(one, float | int) else one == other
+
+
+@pytest.fixture
+def served(msn_cpu, forge_plan, tmp_path):
+    """Return a function that runs msn-infer on an engine of a network: its outputs are those recorded."""
+    program = msn_cpu.folder / "msn-infer"
+    if not program.exists():
+        linked(msn_cpu.folder, program.name, with_cpp.SOURCES / "infer.cpp", HERE / "engine_standin.cpp")
+
+    def serve(path: Path, *words: Any, check: bool = False) -> subprocess.CompletedProcess[str]:
+        model = open_model(path, step="test")
+        network = with_cpp.Network(model)
+        settings, recorded_in = write(tmp_path, path, with_cpp.check_images(network.prep))
+        engine = forge_plan(str(recorded_in).encode())
+        side = engine.with_name("net.plan.json")
+        side.write_text(side.read_text().replace(hashlib.sha256(b"the model").hexdigest(), model.sha256))
+        given = ["--check", recorded_in] if check else []
+        return msn_cpu(*given, settings, engine, *words, program=program)
+
+    return serve
+
+
+@pytest.mark.parametrize("kind", [classifier, detector, segmenter])
+def test_the_program_prints_the_lines_of_infer(served, tmp_path, kind):
+    path = kind(tmp_path / "net.onnx")
+    assert served(path, check=True).stdout.startswith("4 of 4 images")
+    images = [*sorted((tmp_path / "net").iterdir()), tmp_path / "missing.png"]
+    done = served(path, *images)
+    assert done.returncode == 2, done.stderr
+    told = [each.to_json() for each in infer(path, images)]
+    for line, python in zip(map(json.loads, done.stdout.splitlines()), told, strict=True):
+        assert list(line) == list(python)
+        assert line.pop("latency_ms") == (1.5 if python.pop("latency_ms") else 0)
+        assert bool(line.pop("error")) == bool(python.pop("error"))
+        assert close(line, python)
+
+
+def test_words_that_are_not_options_are_refused(served, tmp_path):
+    path = classifier(tmp_path / "net.onnx")
+    for words in ((), ("--fast", "a.png"), ("a.png", "--plugins"), ("--plugins", "x.so", "a.png")):
+        assert served(path, *words).returncode == 2
+    for words in (("--gpu-prepare",), ("--no-sidecar",)):
+        assert served(path, *words, tmp_path / "net" / "0.ppm").returncode == 0
 
 
 def test_what_differs_is_found(msn_cpu, tmp_path):

@@ -64,7 +64,8 @@ int infer(const Words& words, Engine& engine, const Settings& settings) {
         double took_ms = 0;
         std::string error;
         try {
-            for (const auto& [key, value] : told(image, engine, settings, words.gpu, took_ms).members()) line.add(key, value);
+            const Json said = told(image, engine, settings, words.gpu, took_ms);
+            for (const auto& [key, value] : said.members()) line.add(key, value);
         } catch (const Error& cause) {
             if (cause.code != 2) throw;  // of the network or the GPU, not of the image
             error = std::string(cause.what()).substr(0, std::string(cause.what()).find('\n'));
