@@ -23,6 +23,7 @@ from typing import Any, Literal, Protocol
 from msn_deploy.bench.load import Load, LoadedBlock
 from msn_deploy.core.artifacts import Parent
 from msn_deploy.core.errors import InputError, InvalidMeasurement
+from msn_deploy.core.model_info import Runtime
 from msn_deploy.core.progress import Progress, silent
 from msn_deploy.core.reader import record
 from msn_deploy.machine.state import Reading
@@ -50,6 +51,8 @@ class ArmFacts:
     net: str | None = None
     norm: str | None = None
     precision: str | None = None
+    runtime: Runtime | None = None
+    """What its INT8 is laid out for."""
     folded: bool | None = None
     graph: str | None = None
     """The structural hash of its graph."""
@@ -68,6 +71,8 @@ class ArmFacts:
     """How many queries at a time; None: one."""
     threads: int | None = None
     """Of the runtime, where that is not what the profile says."""
+    note: str | None = None
+    """What one has to know to read its times."""
     others: Mapping[str, Any] = field(default_factory=dict)
     """What another version, or a script of one's own, has noted besides; JSON values."""
 

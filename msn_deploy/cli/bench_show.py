@@ -57,6 +57,9 @@ def show(result: BenchResult) -> None:
         if names[1:]:
             _say(f"same graph: {', '.join(names)}; a difference between them is noise, not the network")
     for arm in result.arms:
+        if arm.facts.note is not None:
+            _say(f"{shortened(arm.name, _COLUMNS // 2)}: {arm.facts.note}")
+    for arm in result.arms:
         if arm.energy is not None:
             _say(f"{shortened(arm.name, _COLUMNS // 2)}: {energy_text(arm.energy)}")
     _show_steadiness(result)

@@ -45,6 +45,13 @@ def command(
     sufficiency: Annotated[
         bool, typer.Option("--sufficiency", help="Also report how scales change with fewer images.")
     ] = False,
+    runtime: Annotated[
+        str,
+        typer.Option(
+            metavar="tensorrt|onnxruntime",
+            help="What runs the file: engines, or ONNX Runtime on a CPU (what is left out stays in FP32 there).",
+        ),
+    ] = "tensorrt",
     table: Annotated[
         str | None,
         typer.Option(help="Also write NAME.cache for TensorRT 8 to 10 and the FP32 file: trt-8.6, trt-10.3."),
@@ -77,9 +84,12 @@ def command(
             use_cache=cache,
             sufficiency=sufficiency,
             table=table,
+            runtime=runtime,
             progress=progress,
         )
-    if output.emit(report, json, made_from=[report.path], then=("build-engine", report.path, "--precision", "int8")):
+    for_engines = report.runtime == "tensorrt"
+    then = ("build-engine", report.path, "--precision", "int8") if for_engines else ("bench", onnx, report.path)
+    if output.emit(report, json, made_from=[report.path], then=then):
         return
     output.say(f"{report.path}: {size_text(report.bytes)}, {report.bytes / report.bytes_fp32:.2f} of FP32")
     output.say(f"  {report.scales} activation scales ({report.method}) from {report.samples} samples")
@@ -121,11 +131,12 @@ def show_fidelity(report: PrecisionReport) -> None:
 def show_verdict(report: PrecisionReport) -> None:
     """Say which layers are not INT8, and what the budget came to."""
     layers = ", ".join(report.left_out[:4]) + (", ..." if len(report.left_out) > 4 else "")
+    other = "FP32" if report.runtime == "onnxruntime" else "FP16"
     from msn_deploy.tasks.task import metric_text
 
     verdict = report.verdict
     if verdict is not None:
-        mixed = f"verdict {verdict.kind}{f' ({layers} in FP16)' if layers else ''}"
+        mixed = f"verdict {verdict.kind}{f' ({layers} in {other})' if layers else ''}"
         if (found := verdict.metric) is not None:
             int8, fp32 = (metric_text(value, found.unit) for value in (found.int8, found.fp32))
             output.say(f"  {mixed}: {found.name} {int8}, FP32 {fp32}")
@@ -146,7 +157,7 @@ def show_verdict(report: PrecisionReport) -> None:
         for each in verdict.ranking[:4]:
             output.say(f"  {each.layer}: {each.sqnr_db:.1f} dB with INT8 in this layer alone")
     elif layers:
-        output.say(f"  left out of INT8, in FP16: {layers}")
+        output.say(f"  left out of INT8, in {other}: {layers}")
     for name in report.dead:
         output.say(f"  {name} is 0 on all samples: it has the range 1, and zero stays exact")
     for name in report.transposed:

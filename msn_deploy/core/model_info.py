@@ -23,6 +23,7 @@ Interpolation = Literal["bilinear", "bicubic", "nearest"]
 Colour = Literal["rgb", "bgr", "grey"]
 Layout = Literal["NCHW", "NHWC"]
 Precision = Literal["fp32", "fp16", "int8"]
+Runtime = Literal["tensorrt", "onnxruntime"]
 TaskName = Literal[
     "classification",
     "multi-label",
@@ -37,6 +38,7 @@ TASKS: tuple[TaskName, ...] = get_args(TaskName)
 NORMS: tuple[NormName, ...] = get_args(NormName)
 FITS: tuple[Fit, ...] = get_args(Fit)
 INPUT_TYPES = ("float32", "float16", "uint8", "int8", "int32", "int64", "bool")
+RUNTIMES: tuple[Runtime, ...] = get_args(Runtime)
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 # Of all methods of calibration the one that is never the worst: benchmarks/results/int8.json.
@@ -229,6 +231,7 @@ class ModelInfo:
     PRECISIONS. folded: no normalisation is left. data: name or folder it was trained on. recipe: the recipe as a
     dict, complete enough to rebuild the network. metrics: such as test_accuracy (0 to 1). graph: structural hash of an
     ONNX graph, equal where only weights differ; empty for a checkpoint.
+    runtime: of an INT8 graph, one of RUNTIMES: what its Q/DQ nodes are laid out for; else "".
     task: one of TASKS, or "" where the file does not say what its outputs mean. reading: how the task reads them, such
     as {"head": "yolov8"}; what is usual is left out.
     """
@@ -243,6 +246,7 @@ class ModelInfo:
     recipe: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, int | float] = field(default_factory=dict)
     graph: str = ""
+    runtime: str = ""
     task: str = ""
     reading: dict[str, str | int | float | bool] = field(default_factory=dict)
     schema: int = SCHEMA
@@ -259,6 +263,8 @@ class ModelInfo:
     def to_json(self) -> str:
         """Serialise, keys sorted, so that equal infos give equal bytes."""
         value = asdict(self) | {"preprocess": self.preprocess and self.preprocess.to_dict()}
+        if not self.runtime:
+            del value["runtime"]
         return json.dumps(value, sort_keys=True)
 
     def with_precision(self, precision: str) -> ModelInfo:

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
-from msn_deploy.model.graphs import all_tensors, nodes_of_model
+from msn_deploy.core.model_info import Runtime
+from msn_deploy.model.graphs import all_graphs, all_tensors, constants_of, nodes_of_model
 
 _FLOATING = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 _QUANTISED = (TensorProto.INT8, TensorProto.UINT8)
@@ -45,6 +46,29 @@ def precision_of(model: ModelProto) -> str:
         if node.op_type == "Cast":
             casts_to_half |= any(each.name == "to" and each.i == half for each in node.attribute)
     return "fp16" if casts_to_half or any(tensor.data_type == half for tensor in all_tensors(model)) else "fp32"
+
+
+def runtime_of(model: ModelProto) -> Runtime | None:
+    """Return what the INT8 of a graph is laid out for; None for a graph without INT8.
+
+    "tensorrt": Q/DQ pairs of symmetric INT8, around float biases. "onnxruntime": all else (UINT8, zero points that are
+    not zero, INT32 biases, operators that compute in integers themselves), which TensorRT does not take.
+    """
+    found: Runtime | None = None
+    constants = {name: tensor for graph in all_graphs(model) for name, tensor in constants_of(graph).items()}
+    for node in nodes_of_model(model):
+        if not _INTEGER.search(node.op_type):
+            continue
+        found = "tensorrt"
+        zero = constants.get(node.input[2]) if len(node.input) > 2 else None
+        stored = constants.get(node.input[0])
+        if (
+            node.op_type not in ("QuantizeLinear", "DequantizeLinear")
+            or (zero is not None and (zero.data_type == TensorProto.UINT8 or numpy_helper.to_array(zero).any()))
+            or (stored is not None and stored.data_type == TensorProto.INT32)
+        ):
+            return "onnxruntime"
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from msn_deploy.core.artifacts import Parent
 from msn_deploy.core.errors import InputError
-from msn_deploy.core.model_info import METADATA_KEY, ModelInfo, TensorSpec, info_from_json
+from msn_deploy.core.model_info import METADATA_KEY, ModelInfo, Runtime, TensorSpec, info_from_json
 from msn_deploy.core.optional import require
 
 if TYPE_CHECKING:
@@ -59,6 +59,13 @@ class OpenModel:
         return precision_of(self.proto)
 
     @cached_property
+    def runtime(self) -> Runtime | None:
+        """What its INT8 is laid out for; None: it has none."""
+        from msn_deploy.model.identity import runtime_of
+
+        return runtime_of(self.proto)
+
+    @cached_property
     def structure(self) -> str:
         """The structural hash: equal for graphs that differ in names, node order and weights alone."""
         from msn_deploy.model.identity import structural_hash
@@ -77,11 +84,17 @@ class OpenModel:
 
     @cached_property
     def info(self) -> ModelInfo | None:
-        """What the metadata says, with precision, folded and graph as the graph itself tells them; None: nothing."""
+        """What the metadata says, with precision, runtime, folded and graph as the graph tells them; None: nothing."""
         if self.stored_info is None:
             return None
         folded = self.stored_info.folded and not self.norms
-        return replace(self.stored_info, precision=self.precision, folded=folded, graph=self.structure)
+        return replace(
+            self.stored_info,
+            precision=self.precision,
+            runtime=self.runtime or "",
+            folded=folded,
+            graph=self.structure,
+        )
 
     @property
     def in_words(self) -> str:
@@ -134,15 +147,15 @@ def made_model(path: Path, proto: ModelProto, data: bytes) -> OpenModel:
 
 
 def with_info(model: ModelProto, info: ModelInfo) -> bytes:
-    """Serialise a graph with the info, and the hash of this very graph, as its only metadata; set in place too.
+    """Serialise a graph with the info as its only metadata, with hash and runtime of this very graph; in place too.
 
     Equal graphs and infos give equal bytes.
     """
     from onnx import helper
 
-    from msn_deploy.model.identity import structural_hash
+    from msn_deploy.model.identity import runtime_of, structural_hash
 
-    info = replace(info, graph=structural_hash(model))
+    info = replace(info, graph=structural_hash(model), runtime=runtime_of(model) or "")
     del model.metadata_props[:]
     helper.set_model_props(model, {METADATA_KEY: info.to_json()})
     return bytes(model.SerializeToString(deterministic=True))

@@ -41,6 +41,10 @@ from msn_deploy.report.gate_text import junit, markdown
 if TYPE_CHECKING:
     from msn_deploy.model.cost import Cost
 
+_FLOATS = (
+    "its INT8 is laid out for TensorRT; ONNX Runtime on a CPU computes such a file in floats, so this time says "
+    "nothing about INT8. For a CPU: `msn-deploy calibrate FP32.onnx --runtime onnxruntime`"
+)
 _VERSIONS = ("onnxruntime", "onnx", "numpy", "pillow")
 
 
@@ -73,6 +77,7 @@ class _Row:
             norm=info.norm if info else None,
             folded=info.folded if info else None,
             accuracy=accuracy,
+            note=_FLOATS if (told.runtime, self.provider) == ("tensorrt", "cpu") else None,
         )
 
 

@@ -26,10 +26,13 @@ from msn_deploy.tasks.task import Score, metric_text
 if TYPE_CHECKING:
     from onnx import ModelProto
 
+    from msn_deploy.quant.layout import Layout
+
 CHUNK = 32  # samples per run of an open batch
 _RANKED = 256  # images that rank the layers
 _MOST_PRUNED = 16  # layers left out that are tried one by one: each costs a run over all images
 _Z95 = 1.959964
+_NO_FP16 = "Nothing was written. Keep the FP32 file, or take other data or another `--method`."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,18 +149,25 @@ def paired_drop(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> tuple[fl
 
 
 def int8_graph(
-    model: ModelProto, ranges: Mapping[str, float], maxima: Mapping[str, float], left_out: Collection[str]
+    model: ModelProto,
+    ranges: Mapping[str, float],
+    maxima: Mapping[str, float],
+    left_out: Collection[str],
+    layout: Layout | None = None,
 ) -> tuple[ModelProto, dict[str, str]]:
     """Return the INT8 graph whose `left_out` layers work in FP16, and those of them that stay in FP32, with the reason.
 
-    ranges: of what is quantised; maxima: largest magnitudes of all activations, which FP16 has to hold.
+    ranges: of what is quantised; maxima: largest magnitudes of all activations, which FP16 has to hold. layout: None is
+    TensorRT's; on a CPU all that is left out stays in FP32, for ONNX Runtime has no kernels in FP16 there.
     """
     from msn_deploy.quant.fp32_nodes import needs_fp32
+    from msn_deploy.quant.layout import TENSORRT
     from msn_deploy.quant.precision import in_fp16
     from msn_deploy.quant.quantize import quantize
 
-    int8 = quantize(model, ranges, leave_out=left_out)
-    if not left_out:
+    layout = layout or TENSORRT
+    int8 = quantize(model, ranges, leave_out=left_out, layout=layout)
+    if not left_out or layout.runtime == "onnxruntime":
         return int8, {}
     kept = {name: why for name, why in needs_fp32(model, maxima).items() if name in left_out}
     half = [name for name in left_out if name not in kept]
@@ -180,14 +190,16 @@ def within_budget(
     runs: Sequence[Feeds],
     judge: Callable[[Iterable[Feeds]], Score],
     max_drop: Allowed,
+    layout: Layout | None = None,
     progress: Progress = silent,
 ) -> tuple[ModelProto, Verdict]:
     """Return the graph with the fewest layers left out whose metric drops by at most `max_drop`.
 
-    runs: of all images; the first of them rank the layers. judge: from the outputs of each run to the metric.
+    runs: of all images; the first of them rank the layers. judge: from the outputs of each run to the metric. layout:
+    see `int8_graph`.
     Raises GateError (exit 1) if no INT8 is within the budget, and says what FP16 loses.
     """
-    return _DropBudget(model, ranges, maxima, runs, judge, max_drop, progress).found()
+    return _DropBudget(model, ranges, maxima, layout, runs, judge, max_drop, progress).found()
 
 
 def within_sqnr(
@@ -197,6 +209,7 @@ def within_sqnr(
     *,
     runs: Sequence[Feeds],
     min_sqnr_db: float,
+    layout: Layout | None = None,
     progress: Progress = silent,
 ) -> tuple[ModelProto, Verdict]:
     """Return the graph with the fewest layers left out of which every float output keeps `min_sqnr_db` on all runs.
@@ -204,7 +217,7 @@ def within_sqnr(
     Raises GateError (exit 1) if no INT8 is within the budget, and says what FP16 keeps; InputError (exit 2) for a
     network without a float output.
     """
-    return _SqnrBudget(model, ranges, maxima, runs, min_sqnr_db, progress).found()
+    return _SqnrBudget(model, ranges, maxima, layout, runs, min_sqnr_db, progress).found()
 
 
 class _Search:
@@ -215,11 +228,18 @@ class _Search:
         model: ModelProto,
         ranges: Mapping[str, float],
         maxima: Mapping[str, float],
+        layout: Layout | None,
         ranked_on: Sequence[Feeds],
         progress: Progress,
     ) -> None:
+        from msn_deploy.quant.layout import TENSORRT
+
         self.model, self.ranges, self.maxima, self.progress = model, ranges, maxima, progress
-        self.ranked_on = ranked_on
+        self.layout, self.ranked_on = layout or TENSORRT, ranked_on
+
+    def int8(self, left_out: Collection[str]) -> tuple[ModelProto, dict[str, str]]:
+        """See `int8_graph`."""
+        return int8_graph(self.model, self.ranges, self.maxima, left_out, self.layout)
 
     def found(self) -> tuple[ModelProto, Verdict]:
         if self.fits(()):
@@ -244,15 +264,16 @@ class _Search:
 
     def ranking(self) -> tuple[Sensitivity, ...]:
         """Rank the layers by the SQNR of the outputs with that layer alone in INT8, the worst first."""
-        from msn_deploy.quant.placement import place
         from msn_deploy.quant.quantize import quantize
 
         truth = self.outputs(self.model, self.ranked_on)
-        layers = place(self.model).layers
+        layers = self.layout.place(self.model).layers
         found = []
         for done, layer in enumerate(layers):
             others = [each for each in layers if each != layer]
-            outputs = self.outputs(quantize(self.model, self.ranges, leave_out=others), self.ranked_on)
+            outputs = self.outputs(
+                quantize(self.model, self.ranges, leave_out=others, layout=self.layout), self.ranked_on
+            )
             found.append(Sensitivity(layer=layer, sqnr_db=worst_sqnr(truth, outputs)))
             self.progress(done + 1, len(layers), "ranking layers")
         return tuple(sorted(found, key=lambda each: each.sqnr_db))
@@ -301,11 +322,12 @@ class _SqnrBudget(_Search):
         model: ModelProto,
         ranges: Mapping[str, float],
         maxima: Mapping[str, float],
+        layout: Layout | None,
         runs: Sequence[Feeds],
         least_db: float,
         progress: Progress,
     ) -> None:
-        super().__init__(model, ranges, maxima, runs, progress)
+        super().__init__(model, ranges, maxima, layout, runs, progress)
         self.least_db = least_db
         self.truth = self.outputs(model, runs, "FP32")
         if not any(array.dtype.kind == "f" for array in self.truth.values()):
@@ -316,7 +338,7 @@ class _SqnrBudget(_Search):
         return self._sqnr(left_out) >= self.least_db
 
     def result(self, left_out: Collection[str], ranking: tuple[Sensitivity, ...]) -> tuple[ModelProto, Verdict]:
-        graph, in_fp32 = int8_graph(self.model, self.ranges, self.maxima, left_out)
+        graph, in_fp32 = self.int8(left_out)
         return graph, Verdict(
             kind="MIXED" if left_out else "INT8",
             left_out=tuple(left_out),
@@ -329,17 +351,22 @@ class _SqnrBudget(_Search):
 
     def only_fp16(self, order: list[str]) -> str:
         best = self._sqnr(order[:-1]) if len(order) > 1 else self._sqnr(())
+        found = (
+            f"INT8 keeps {self._sqnr(()):.1f} dB of the worst output, and {best:.1f} dB with all layers "
+            f"but one left out; {self.least_db:g} dB is asked for."
+        )
+        if self.layout.runtime == "onnxruntime":
+            return f"verdict FP32: {found}\n{_NO_FP16}"
         fp16 = worst_sqnr(self.truth, self.outputs(self.half(), self.ranked_on, "FP16"))
         return (
-            f"verdict FP16: INT8 keeps {self._sqnr(()):.1f} dB of the worst output, and {best:.1f} dB with all layers "
-            f"but one left out; {self.least_db:g} dB is asked for. FP16 keeps {fp16:.1f} dB.\n"
+            f"verdict FP16: {found} FP16 keeps {fp16:.1f} dB.\n"
             "Nothing was written. Take `build-engine --precision fp16`, other data, or another `--method`."
         )
 
     def _sqnr(self, left_out: Collection[str]) -> float:
         key = frozenset(left_out)
         if key not in self.sqnr:
-            graph, _ = int8_graph(self.model, self.ranges, self.maxima, left_out)
+            graph, _ = self.int8(left_out)
             note = f"INT8, {len(key)} layers left out" if key else "INT8"
             self.sqnr[key] = worst_sqnr(self.truth, self.outputs(graph, self.ranked_on, note))
         return self.sqnr[key]
@@ -351,12 +378,14 @@ class _DropBudget(_Search):
         model: ModelProto,
         ranges: Mapping[str, float],
         maxima: Mapping[str, float],
+        layout: Layout | None,
         runs: Sequence[Feeds],
         judge: Callable[[Iterable[Feeds]], Score],
         max_drop: Allowed,
         progress: Progress,
     ) -> None:
-        super().__init__(model, ranges, maxima, runs[: max(1, _RANKED // max(1, rows_of(runs[0])))], progress)
+        ranked_on = runs[: max(1, _RANKED // max(1, rows_of(runs[0])))]
+        super().__init__(model, ranges, maxima, layout, ranked_on, progress)
         self.runs, self.judge = runs, judge
         self.fp32 = self._judged(model, "FP32")
         self.allowed = max_drop.of(self.fp32)
@@ -367,7 +396,7 @@ class _DropBudget(_Search):
 
     def result(self, left_out: Collection[str], ranking: tuple[Sensitivity, ...]) -> tuple[ModelProto, Verdict]:
         score = self._score(left_out)
-        graph, in_fp32 = int8_graph(self.model, self.ranges, self.maxima, left_out)
+        graph, in_fp32 = self.int8(left_out)
         return graph, Verdict(
             kind="MIXED" if left_out else "INT8",
             left_out=tuple(left_out),
@@ -386,18 +415,25 @@ class _DropBudget(_Search):
         )
 
     def only_fp16(self, order: list[str]) -> str:
-        tried = [self._score(()), self._score(order[:-1] if len(order) > 1 else ()), self._judged(self.half(), "FP16")]
-        int8, best, fp16 = (metric_text(drop_of(self.fp32, each), each.unit) for each in tried)
+        int8, best = (self._worse(self._score(each)) for each in ((), order[:-1] if len(order) > 1 else ()))
+        found = (
+            f"INT8 makes {self.fp32.metric} worse by {int8}, and still by {best} with all layers but one "
+            f"left out; {metric_text(self.allowed, self.fp32.unit)} is allowed."
+        )
+        if self.layout.runtime == "onnxruntime":
+            return f"verdict FP32: {found}\n{_NO_FP16}"
         return (
-            f"verdict FP16: INT8 makes {self.fp32.metric} worse by {int8}, and still by {best} with all layers but one "
-            f"left out; {metric_text(self.allowed, self.fp32.unit)} is allowed. FP16 makes it worse by {fp16}.\n"
+            f"verdict FP16: {found} FP16 makes it worse by {self._worse(self._judged(self.half(), 'FP16'))}.\n"
             "Nothing was written. Take `build-engine --precision fp16`, other images, or another `--method`."
         )
+
+    def _worse(self, score: Score) -> str:
+        return metric_text(drop_of(self.fp32, score), score.unit)
 
     def _score(self, left_out: Collection[str]) -> Score:
         key = frozenset(left_out)
         if key not in self.scores:
-            graph, _ = int8_graph(self.model, self.ranges, self.maxima, left_out)
+            graph, _ = self.int8(left_out)
             self.scores[key] = self._judged(graph, f"INT8, {len(key)} layers left out" if key else "INT8")
         return self.scores[key]
 

@@ -91,6 +91,8 @@ def build_engine(
     calibration = replace(calibration or CalibrationOptions(), **settings)
     options = replace(options or BuildOptions(), precision=precision)
     target, machine = options.target, machine or what_machine()
+    if calibration.runtime != "tensorrt":
+        raise InputError(f"an engine can't be built from what is laid out for {calibration.runtime}.\nLeave it out.")
     budget = calibration.max_drop is not None or calibration.min_sqnr is not None
     if (budget or calibration.leave_out) and precision != "int8":
         raise InputError(
@@ -105,6 +107,11 @@ def build_engine(
         site = choose_site(options, precision, machine=machine)
     with claimed(out):
         model = open_model(onnx, step="build-engine")
+        if model.runtime == "onnxruntime":
+            raise InputError(
+                f"{onnx} is laid out for ONNX Runtime on a CPU; TensorRT does not take its UINT8 and INT32 numbers.\n"
+                "Give the FP32 file that it was made from: `--precision int8` lays the same scales out for TensorRT."
+            )
         options.ranges(model)  # what it refuses is told before a calibration
         quantised = None
         tensorrt = None if options.dla is None else _table_reader(model, options, precision, site)

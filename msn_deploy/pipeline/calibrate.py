@@ -10,8 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msn_deploy.core.artifacts import Artifact, publish_together
-from msn_deploy.core.errors import InputError
-from msn_deploy.core.model_info import DEFAULT_METHOD, DEFAULT_PERCENTILE, DEFAULT_SAMPLES, ModelInfo
+from msn_deploy.core.errors import InputError, did_you_mean
+from msn_deploy.core.model_info import (
+    DEFAULT_METHOD,
+    DEFAULT_PERCENTILE,
+    DEFAULT_SAMPLES,
+    RUNTIMES,
+    ModelInfo,
+    Runtime,
+)
 from msn_deploy.core.opening import is_same
 from msn_deploy.core.progress import Progress, silent
 from msn_deploy.data.feeds import ImageSamples, is_feeds, runs_of
@@ -34,6 +41,7 @@ from msn_deploy.tasks.scoring import score_of
 if TYPE_CHECKING:
     from onnx import ModelProto
 
+    from msn_deploy.quant.layout import Layout
     from msn_deploy.quant.sufficiency import Drift
 
 VERSIONS = ("onnx", "onnxruntime", "numpy", "pillow")
@@ -48,7 +56,7 @@ class PrecisionReport:
     FP16 is not enough for, each with the reason. dead: tensors that are 0 on all samples, and so have no scale of their
     own. transposed: transposed convolutions in INT8, which not every TensorRT has a kernel for. warnings: what is
     doubtful about the samples. cache: what the calibration cache said. drift: of the scales with fewer images, if asked
-    for. table: the calibration table for TensorRT, if asked for.
+    for. table: the calibration table for TensorRT, if asked for. runtime: what an INT8 file is laid out for.
     """
 
     path: Path
@@ -67,6 +75,7 @@ class PrecisionReport:
     cache: str = ""
     drift: tuple[Drift, ...] = ()
     table: Path | None = None
+    runtime: Runtime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,9 +109,15 @@ class CalibrationOptions:
     """Also measure how the scales drift with fewer images."""
     table: str | None = None
     """Also write NAME.cache, a calibration table for the FP32 file and this release of TensorRT, such as "trt-8.6"."""
+    runtime: Runtime = "tensorrt"
+    """What the file is laid out for: engines, or ONNX Runtime on a CPU. What is left out there stays in FP32."""
 
     def __post_init__(self) -> None:
         check_method(self.method, self.percentile)
+        if self.runtime not in RUNTIMES:
+            raise InputError(f"unknown runtime {self.runtime!r}{did_you_mean(self.runtime, RUNTIMES)}")
+        if self.table is not None and self.runtime != "tensorrt":
+            raise InputError("`--table` is for TensorRT.\nLeave it out, or leave `--runtime` out.")
         if self.table is not None:
             parse_release(self.table)
         given = {"--max-drop": self.max_drop, "--min-sqnr": self.min_sqnr, "--leave-out": self.leave_out or None}
@@ -148,14 +163,17 @@ def calibrated(
     """Do what `calibrate` does to an opened model; return the report, and the model that was written."""
     from msn_deploy.model.graphs import activations  # late, as are the next: they import onnx
     from msn_deploy.quant.fp32_nodes import fold_constants
-    from msn_deploy.quant.placement import name_of, place, require_layers
+    from msn_deploy.quant.histograms import extremes
+    from msn_deploy.quant.layout import Layout
+    from msn_deploy.quant.placement import name_of, require_layers
 
     check_door(model, out)
     info = model.info
     if options.max_drop is not None:
         _require_metric(model)
     proto = fold_constants(_at_least_13(model), load=run_on_one_thread)
-    placement = place(proto, leave_out=options.leave_out)
+    layout = Layout(runtime=options.runtime)
+    placement = layout.place(proto, leave_out=options.leave_out)
     require_layers(placement, left_out=bool(options.leave_out))
     given = calibration_inputs(model, options.data, samples=options.samples, seed=options.seed, state=options.state)
     if len(given.samples) < MINIMUM_SAMPLES:
@@ -174,18 +192,28 @@ def calibrated(
     truth = outputs_of(model, given, most=DEFAULT_SAMPLES)
     require_finite(truth, source=str(model.path))
     ranges = measure(placement.tensors, sufficiency=options.sufficiency)
+    if layout.runtime == "onnxruntime":
+        found = extremes(proto, given.samples, placement.tensors, load=run_on_one_thread, progress=progress)
+        layout = replace(layout, extremes=found)
     budget = options.max_drop is not None or options.min_sqnr is not None
-    maxima = measure(activations(proto), method="minmax").values if budget or options.leave_out else {}
+    in_fp16 = (budget or options.leave_out) and layout.runtime == "tensorrt"
+    maxima = measure(activations(proto), method="minmax").values if in_fp16 else {}
     verdict, left_out = None, tuple(options.leave_out)
     if options.max_drop is not None:
-        graph, verdict = _within_drop(model, proto, ranges.values, maxima, options, progress)
+        graph, verdict = _within_drop(model, proto, ranges.values, maxima, layout, options, progress)
     elif options.min_sqnr is not None:
         runs = list(given.runs(DEFAULT_SAMPLES, most=CHUNK))
         graph, verdict = within_sqnr(
-            proto, ranges.values, maxima, runs=runs, min_sqnr_db=options.min_sqnr, progress=progress
+            proto,
+            ranges.values,
+            maxima,
+            runs=runs,
+            min_sqnr_db=options.min_sqnr,
+            layout=layout,
+            progress=progress,
         )
     else:
-        graph, in_fp32 = int8_graph(proto, ranges.values, maxima, left_out)
+        graph, in_fp32 = int8_graph(proto, ranges.values, maxima, left_out, layout)
     if verdict is not None:
         left_out, in_fp32 = verdict.left_out, verdict.in_fp32
     content = with_info(graph, (info or ModelInfo(net="custom", norm="custom")).with_precision("int8"))
@@ -201,6 +229,7 @@ def calibrated(
         table = format_table({name: size for name, size in scales.items() if size}, parse_release(options.table))
     config = {
         "precision": "int8",
+        "runtime": options.runtime,
         "data": given.source,
         "method": options.method,
         "percentile": options.percentile,
@@ -212,6 +241,9 @@ def calibrated(
         "preprocess": given.preprocess,
         "recipe": {} if info is None else info.recipe,
     }
+    if layout.runtime == "onnxruntime":
+        transposed = (node for node in proto.graph.node if node.op_type == "ConvTranspose")
+        in_fp32 |= {name_of(node): "ONNX Runtime has no INT8 kernel for a ConvTranspose" for node in transposed}
     dead = tuple(name for name, size in placement.shared(ranges.values).items() if not size)
     facts = {
         "ranges": ranges.values,
@@ -260,6 +292,7 @@ def calibrated(
         cache=ranges.cache,
         drift=ranges.drift,
         table=table_path,
+        runtime=options.runtime,
     )
     return report, made
 
@@ -288,6 +321,7 @@ def _within_drop(
     proto: ModelProto,
     ranges: dict[str, float],
     maxima: dict[str, float],
+    layout: Layout,
     options: CalibrationOptions,
     progress: Progress,
 ) -> tuple[ModelProto, Verdict]:
@@ -307,6 +341,7 @@ def _within_drop(
         runs=runs,
         judge=lambda made: score_of(task, test.labels, prep, zip(map(rows_of, runs), made, strict=True)),
         max_drop=as_allowed(options.max_drop),
+        layout=layout,
         progress=progress,
     )
 

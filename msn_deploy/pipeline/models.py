@@ -8,6 +8,7 @@ from pathlib import Path
 
 from msn_deploy.core.artifacts import sha256_of
 from msn_deploy.core.errors import InputError
+from msn_deploy.core.model_info import Runtime
 from msn_deploy.engine import Runner, open_runnable, runner_of
 from msn_deploy.engine.cuda import Wait
 from msn_deploy.engine.load import Opened
@@ -26,6 +27,8 @@ class Described:
     """The structural hash of its graph, or of the graph that an engine was built from."""
     norms_left: int | None
     """How many normalisation layers the graph of an ONNX file has."""
+    runtime: Runtime | None = None
+    """What the INT8 of an ONNX file is laid out for."""
     changed: bool = False
     """Another tool has changed the graph: what the file says of itself was written for another one."""
 
@@ -79,6 +82,7 @@ class ModelFile:
                 precision=model.precision,
                 graph=model.structure,
                 norms_left=model.norms,
+                runtime=model.runtime,
                 changed=model.changed,
             )
         return Described(

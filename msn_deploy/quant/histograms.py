@@ -118,6 +118,20 @@ def smallest(model: ModelProto, samples: Samples, tensors: Sequence[str], *, loa
     return found
 
 
+def extremes(
+    model: ModelProto, samples: Samples, tensors: Sequence[str], *, load: Load, progress: Progress = silent
+) -> dict[str, tuple[float, float]]:
+    """Return the smallest and the largest value of each tensor, over all samples."""
+    network = SingleSample(model, tensors, samples.rows, load)
+    found = dict.fromkeys(tensors, (math.inf, -math.inf))
+    for at, sample in enumerate(samples, 1):
+        for name, value in network.run(sample).items():
+            low, high = found[name]
+            found[name] = (min(low, float(value.min(initial=low))), max(high, float(value.max(initial=high))))
+        progress(at, len(samples), "calibrating: signs")
+    return found
+
+
 def samples_of(model: ModelProto, images: Images) -> Samples:
     """Return images (N, C, H, W) as samples for a network with a single input."""
     name, _ = only_input(inputs_of(model), source="the model")

@@ -31,12 +31,14 @@ class Placement:
     """Where the pairs go in one graph.
 
     layers: names of the nodes whose weights become INT8, in graph order. reads: the inputs that get a pair. scale_of:
-    for each tensor with a pair, the name of the group that has one scale.
+    for each tensor with a pair, the name of the group that has one scale. made: those of them that are quantised where
+    they are made, so that whoever reads them reads INT8; for TensorRT none.
     """
 
     layers: tuple[str, ...]
     reads: frozenset[Read]
     scale_of: Mapping[str, str]
+    made: frozenset[str] = frozenset()
 
     @property
     def tensors(self) -> tuple[str, ...]:
@@ -71,18 +73,13 @@ def place(model: ModelProto, *, leave_out: Collection[str] = ()) -> Placement:
         for node in graph.node
         if node.op_type in WEIGHTED and node.input[1] in floats and node.input[0] not in constants
     }
-    unknown = sorted(set(leave_out) - set(weighted.values()))
-    if unknown:
-        raise InputError(
-            f"there is no layer {unknown[0]!r} to leave out.\nThe layers are {', '.join(list(weighted.values())[:8])}"
-            f"{', ...' if len(weighted) > 8 else ''}."
-        )
+    check_leave_out(leave_out, weighted.values())
     quantised = {output for output, name in weighted.items() if name not in leave_out}
     reads: set[Read] = {(output, 0) for output in quantised}
     reads |= _shortcuts(graph.node, weighted, quantised, constants)
     readers = _readers(graph.node)
     kept = {value.name for value in graph.output}
-    scale_of = _Groups()
+    scale_of = Groups()
     for node in reversed(graph.node):  # what reads a tensor stands behind what makes it
         made = node.output[0]
         if (
@@ -104,6 +101,16 @@ def place(model: ModelProto, *, leave_out: Collection[str] = ()) -> Placement:
         reads=frozenset(reads),
         scale_of={name: scale_of.find(name) for name in tensors},
     )
+
+
+def check_leave_out(leave_out: Collection[str], layers: Collection[str]) -> None:
+    """Raise InputError for a layer to leave out that is not there."""
+    unknown = sorted(set(leave_out) - set(layers))
+    if unknown:
+        raise InputError(
+            f"there is no layer {unknown[0]!r} to leave out.\nThe layers are {', '.join(list(layers)[:8])}"
+            f"{', ...' if len(layers) > 8 else ''}."
+        )
 
 
 def require_layers(placement: Placement, *, left_out: bool) -> None:
@@ -150,7 +157,7 @@ def _read(node: NodeProto, index: int) -> Read:
     return node.output[0], index
 
 
-class _Groups:
+class Groups:
     """Tensors that have one scale: a forest, each tree a group."""
 
     def __init__(self) -> None:

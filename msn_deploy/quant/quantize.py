@@ -1,12 +1,12 @@
-"""INT8 as explicit Q/DQ nodes that every TensorRT from 8.5 on takes.
+"""INT8 as explicit Q/DQ nodes, laid out for every TensorRT from 8.5 on, or for ONNX Runtime on a CPU.
 
-Symmetric, zero points 0, scale = range / 127. Weights are stored as INT8, one scale per output channel; activations
-have one scale per tensor; biases stay float (TensorRT rejects INT32 ones). Where pairs go: placement.py.
+Weights are stored as symmetric INT8, one scale per output channel; activations have one scale per tensor. For TensorRT
+they are symmetric too, and biases stay float (it rejects INT32 ones); for ONNX Runtime see layout.py. Where pairs go:
+placement.py and ort_placement.py.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -18,29 +18,35 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper
 from msn_deploy.core.errors import InputError
 from msn_deploy.model.checks import check_valid
 from msn_deploy.model.graphs import constants_of, drop_unread_constants
-from msn_deploy.quant.placement import WEIGHTED, Placement, name_of, place, require_layers
+from msn_deploy.quant.layout import LARGEST, TENSORRT, Layout
+from msn_deploy.quant.placement import WEIGHTED, Placement, name_of, require_layers
 
-_LARGEST = 127  # of INT8, on both sides: -128 has no counterpart
-_DEAD = 1.0  # the range of a tensor that is 0 on all samples: exact at any scale, and not lost if it wakes up
+_MOST_BIAS = 2**30  # of INT32: the products that are added to it take the other half
 
 
 def quantize(
-    model: ModelProto, ranges: Mapping[str, float], *, leave_out: Collection[str] = (), per_channel: bool = True
+    model: ModelProto,
+    ranges: Mapping[str, float],
+    *,
+    leave_out: Collection[str] = (),
+    per_channel: bool = True,
+    layout: Layout = TENSORRT,
 ) -> ModelProto:
     """Return an INT8 Q/DQ copy of an FP32 graph.
 
     ranges: largest magnitude per activation tensor, from `calibrate_ranges`; 0 for one that was never anything else,
     which gets the range 1. leave_out: names of layers that stay
-    float, with their inputs. per_channel=False gives each weight one scale, for comparison. Raises InputError if the
-    graph holds nothing to quantise, is quantised already, or a range is missing, negative or infinite.
+    float, with their inputs. per_channel=False gives each weight one scale, for comparison. layout: what the file is
+    for. Raises InputError if the graph holds nothing to quantise, is quantised already, or a range is missing, negative
+    or infinite.
     """
     if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.node):
         raise InputError("the graph is quantised already.\nCalibrate the FP32 file it was made from.")
-    placement = place(model, leave_out=leave_out)
+    placement = layout.place(model, leave_out=leave_out)
     require_layers(placement, left_out=bool(leave_out))
     result = onnx.ModelProto()
     result.CopyFrom(model)
-    _Quantiser(result, placement, placement.shared(ranges), per_channel=per_channel).run()
+    _Quantiser(result, layout, placement, ranges, per_channel=per_channel).run()
     check_valid(result, source="the quantised graph")
     return result
 
@@ -49,60 +55,103 @@ class _Quantiser:
     """Rewrites one graph in place."""
 
     def __init__(
-        self, model: ModelProto, placement: Placement, ranges: Mapping[str, float], *, per_channel: bool
+        self,
+        model: ModelProto,
+        layout: Layout,
+        placement: Placement,
+        ranges: Mapping[str, float],
+        *,
+        per_channel: bool,
     ) -> None:
-        self.graph, self.placement, self.ranges, self.per_channel = model.graph, placement, ranges, per_channel
+        self.graph, self.layout, self.placement, self.per_channel = model.graph, layout, placement, per_channel
+        self.grids = layout.grids(placement, ranges)
         self.weights = constants_of(model.graph)
         self.nodes: list[NodeProto] = []
-        self.made: dict[tuple[str, int | None], str] = {}  # (tensor or weight, axis): its dequantised twin
+        self.pairs: dict[str, str] = {}  # a tensor that goes through INT8, and its dequantised twin
+        self.stored: dict[tuple[str, int | None, bytes], str] = {}  # a weight, by axis and scales, likewise
 
     def run(self) -> None:
-        layers = set(self.placement.layers)
+        layers, kept = set(self.placement.layers), {value.name for value in self.graph.output}
         for node in self.graph.node:
+            source = node.input[0] if node.input else ""
             for index, name in enumerate(node.input):
-                if (node.output[0], index) in self.placement.reads:
+                if (node.output[0], index) in self.placement.reads or name in self.placement.made:
                     node.input[index] = self._activation(name)
             if node.op_type in WEIGHTED and name_of(node) in layers:
-                node.input[1] = self._weight(node)
+                self._weigh(node, source)
             self.nodes.append(node)
+            for index, name in enumerate(node.output):
+                if name in self.placement.made & kept:  # the output is what was dequantised
+                    node.output[index] = f"{name}_unquantized"
+                    self._pair(name, node.output[index], name)
         del self.graph.node[:]
         self.graph.node.extend(self.nodes)
         drop_unread_constants(self.graph)  # the float weights that are INT8 now
 
     def _activation(self, name: str) -> str:
         """Return the tensor that has gone through INT8; the pair is made before its first reader."""
-        if (name, None) not in self.made:
-            largest = self.ranges[name] or _DEAD
-            if not 0 < largest < math.inf:
-                raise InputError(f"{name} has the range {largest}: nothing to scale by.")
-            scale, zero = self._scale(name, np.asarray(largest / _LARGEST, np.float32))
-            self._node("QuantizeLinear", [name, scale, zero], f"{name}_quantized")
-            self._node("DequantizeLinear", [f"{name}_quantized", scale, zero], f"{name}_dequantized")
-            self.made[name, None] = f"{name}_dequantized"
-        return self.made[name, None]
+        return self.pairs.get(name) or self._pair(name, name, f"{name}_dequantized")
 
-    def _weight(self, node: NodeProto) -> str:
-        """Return the weight of a layer, stored as INT8, dequantised."""
+    def _pair(self, name: str, given: str, made: str) -> str:
+        grid = self.grids[name]
+        scale, zero = self._scale(name, grid.scale, grid.zero)
+        self._node("QuantizeLinear", [given, scale, zero], f"{name}_quantized")
+        self._node("DequantizeLinear", [f"{name}_quantized", scale, zero], made)
+        self.pairs[name] = made
+        return made
+
+    def _weigh(self, node: NodeProto, source: str) -> None:
+        """Store the weight of a layer that reads `source` as INT8, and its bias as INT32 if the layout has it so."""
         name = node.input[1]
         weight = numpy_helper.to_array(self.weights[name])
         axis = _output_axis(node, weight.ndim) if self.per_channel else None
-        key = (name, -1 if axis is None else axis)
-        if key not in self.made:
-            label = name if not any(each == name for each, _ in self.made) else f"{name}_axis{key[1]}"
-            others = tuple(each for each in range(weight.ndim) if each != axis)
-            largest = np.abs(weight).max(axis=None if axis is None else others, keepdims=axis is not None)
-            # A channel of zeros has no scale of its own; any will do.
-            scale = np.where(largest > 0, largest / _LARGEST, 1.0).astype(np.float32)
-            stored = np.clip(np.rint(weight / scale), -_LARGEST, _LARGEST).astype(np.int8)
-            self._constant(f"{label}_quantized", stored)
-            names = self._scale(label, scale.reshape(-1 if axis is not None else ()))
-            self._node("DequantizeLinear", [f"{label}_quantized", *names], f"{label}_dequantized", axis=axis)
-            self.made[key] = f"{label}_dequantized"
-        return self.made[key]
+        others = tuple(each for each in range(weight.ndim) if each != axis)
+        largest = np.abs(weight).max(axis=None if axis is None else others, keepdims=axis is not None)
+        scale = largest / LARGEST
+        bias = node.input[2] if self.layout.quantises_biases and len(node.input) > 2 else ""
+        if bias:
+            floats, step = numpy_helper.to_array(self.weights[bias]), self.grids[source].scale
+            reach = np.abs(floats) / (np.float64(step) * _MOST_BIAS)  # the least scale in which INT32 holds it
+            scale = np.maximum(scale, reach.max(initial=0) if axis is None else reach.reshape(scale.shape))
+        # A channel of zeros has no scale of its own; any will do.
+        scale = np.where(scale > 0, scale, 1.0).astype(np.float32)
+        node.input[1] = self._weight(name, weight, scale, axis)
+        if bias:
+            node.input[2] = self._bias(bias, floats, step * scale.reshape(-1 if axis is not None else ()))
 
-    def _scale(self, name: str, scale: NDArray[np.float32]) -> tuple[str, str]:
+    def _bias(self, name: str, floats: NDArray[np.float32], scale: NDArray[np.float32]) -> str:
+        """Return a bias, stored as INT32, dequantised."""
+        key = (name, None, scale.tobytes())
+        if key not in self.stored:
+            label = self._label(name, "bias")
+            self._constant(f"{label}_quantized", np.rint(floats / np.float64(scale)).astype(np.int32))
+            self._constant(f"{label}_scale", scale)
+            axis = 0 if scale.ndim else None
+            self._node("DequantizeLinear", [f"{label}_quantized", f"{label}_scale"], f"{label}_dequantized", axis=axis)
+            self.stored[key] = f"{label}_dequantized"
+        return self.stored[key]
+
+    def _weight(self, name: str, weight: NDArray[np.float32], scale: NDArray[np.float32], axis: int | None) -> str:
+        """Return a weight, stored as INT8, dequantised."""
+        key = (name, axis, scale.tobytes())
+        if key not in self.stored:
+            label = self._label(name, f"axis{axis}")
+            stored = np.clip(np.rint(weight / scale), -LARGEST, LARGEST).astype(np.int8)
+            self._constant(f"{label}_quantized", stored)
+            flat = scale.reshape(-1 if axis is not None else ())
+            names = self._scale(label, flat, np.zeros(flat.shape, np.int8))
+            self._node("DequantizeLinear", [f"{label}_quantized", *names], f"{label}_dequantized", axis=axis)
+            self.stored[key] = f"{label}_dequantized"
+        return self.stored[key]
+
+    def _label(self, name: str, kind: str) -> str:
+        """Return what the stored form of a constant is called: one that is read in several scales has several."""
+        forms = sum(each == name for each, _, _ in self.stored)
+        return name if not forms else f"{name}_{kind}{f'_{forms}' if forms > 1 else ''}"
+
+    def _scale(self, name: str, scale: NDArray[np.float32], zero: NDArray[np.generic]) -> tuple[str, str]:
         self._constant(f"{name}_scale", scale)
-        self._constant(f"{name}_zero_point", np.zeros(scale.shape, np.int8))
+        self._constant(f"{name}_zero_point", zero)
         return f"{name}_scale", f"{name}_zero_point"
 
     def _constant(self, name: str, value: NDArray[np.generic]) -> None:

@@ -16,15 +16,19 @@ import pytest
 from PIL import Image
 
 import msn_deploy
+from msn_deploy.bench import MeasureOptions, to_json
 from msn_deploy.core.artifacts import read_sidecar
-from msn_deploy.core.errors import InputError
+from msn_deploy.core.errors import GateError, InputError
 from msn_deploy.core.model_info import ModelInfo, Preprocess
 from msn_deploy.data import load_split
 from msn_deploy.data.preprocess import measured_preprocess
 from msn_deploy.engine.calibration_table import parse_table
-from msn_deploy.model.opened import with_info
+from msn_deploy.model.opened import open_model, with_info
+from msn_deploy.pipeline.bench import bench
+from msn_deploy.pipeline.build import build_engine
 from msn_deploy.pipeline.calibrate import CalibrationOptions, calibrate
 from msn_deploy.pipeline.ranges import cache_folder
+from msn_deploy.report.bench import render_html
 
 pytestmark = pytest.mark.slow
 
@@ -260,3 +264,59 @@ def test_options_that_cannot_be_are_refused_before_a_file_is_opened(wrong: dict[
     assert "does not exist" not in str(caught.value)
     with pytest.raises(InputError, match="does not exist"):
         calibrate(tmp_path / "nowhere.onnx", tmp_path / "out.onnx")
+
+
+def test_the_same_ranges_are_laid_out_for_onnx_runtime(files: dict[str, Path], tmp_path: Path) -> None:
+    trt = calibrate(files["1"], tmp_path / "trt.onnx", samples=110)
+    ort = calibrate(files["1"], tmp_path / "ort.onnx", samples=110, runtime="onnxruntime")
+    shared, all_of_it = _ranges(trt.path), _ranges(ort.path)
+    assert {name: all_of_it[name] for name in shared} == shared
+    assert all_of_it.keys() > shared.keys()  # what the layers make besides
+    assert (trt.runtime, ort.runtime) == ("tensorrt", "onnxruntime")
+    made = [open_model(report.path, step="test") for report in (trt, ort)]
+    assert [model.stored_info.runtime for model in made if model.stored_info] == ["tensorrt", "onnxruntime"]
+    assert trt.parity is not None
+    assert ort.parity is not None
+    assert ort.parity.sqnr_db > trt.parity.sqnr_db - 1
+    assert read_sidecar(ort.path).config["runtime"] == "onnxruntime"
+
+
+def test_layers_that_a_budget_leaves_out_stay_in_fp32_on_a_cpu(files: dict[str, Path], tmp_path: Path) -> None:
+    out = tmp_path / "ort.onnx"
+    plain = calibrate(files["1"], out, samples=110, runtime="onnxruntime").parity
+    assert plain is not None
+    report = calibrate(files["1"], out, samples=110, runtime="onnxruntime", min_sqnr=plain.sqnr_db + 1)
+    assert report.verdict is not None
+    assert report.verdict.kind == "MIXED"
+    assert report.left_out
+    model = open_model(out, step="test")
+    assert "Cast" not in {node.op_type for node in model.proto.graph.node}
+    with pytest.raises(GateError, match=r"(?s)^verdict FP32: INT8 keeps [\d.]+ dB .*Keep the FP32 file"):
+        calibrate(files["1"], out, samples=110, runtime="onnxruntime", min_sqnr=300.0)
+
+
+def test_what_is_for_tensorrt_alone_and_what_is_no_runtime_are_refused(files: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"`--table` is for TensorRT"):
+        CalibrationOptions(runtime="onnxruntime", table="trt-8.6")
+    with pytest.raises(InputError, match="unknown runtime 'onnx'"):
+        CalibrationOptions(runtime="onnx")  # type: ignore[arg-type]
+    out = tmp_path / "ort.onnx"
+    calibrate(files["1"], out, samples=110, runtime="onnxruntime")
+    with pytest.raises(InputError, match="laid out for ONNX Runtime on a CPU"):
+        build_engine(out, tmp_path / "x.engine", precision="int8")
+    with pytest.raises(InputError, match="laid out for onnxruntime"):
+        build_engine(files["1"], tmp_path / "x.engine", precision="int8", runtime="onnxruntime")
+
+
+def test_a_benchmark_says_what_a_file_for_tensorrt_cannot_tell_on_a_cpu(files: dict[str, Path], tmp_path: Path) -> None:
+    made = [tmp_path / "tensorrt.onnx", tmp_path / "onnxruntime.onnx"]
+    for out in made:
+        calibrate(files["1"], out, samples=110, runtime=out.stem)
+    options = MeasureOptions(seconds=0.05, block_ms=1.0, warmup_seconds=0.0)
+    result = bench([files["1"], *made], options=options, threads=1)
+    notes = [arm.facts.note for arm in result.arms]
+    assert [note is None for note in notes] == [True, False, True]
+    assert "--runtime onnxruntime" in str(notes[1])
+    assert [arm.facts.runtime for arm in result.arms] == [None, "tensorrt", "onnxruntime"]
+    assert json.loads(to_json(result))["arms"][1]["facts"]["note"] == notes[1]
+    assert render_html(result, title="t").count(str(notes[1]).split("`")[0]) >= 1

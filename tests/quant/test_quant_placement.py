@@ -11,30 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import ModelProto, numpy_helper
+from text_graphs import graph
 
 from msn_deploy.core.errors import InputError
 from msn_deploy.quant.placement import place
 from msn_deploy.quant.quantize import quantize
-
-_WEIGHTS = {"w": (4, 4, 3, 3), "v": (4, 4, 3, 3), "k": (3, 4, 1, 1), "wide": (4, 8, 1, 1), "b": (4,), "z": (1, 4, 8, 8)}
-
-
-_SHORT = {"conv(": "Conv<pads=[1,1,1,1]>(", "pool(": "MaxPool<kernel_shape=[2,2], strides=[2,2]>("}
-
-
-def graph(body: str, *, outputs: str = "y") -> ModelProto:
-    """A graph in ONNX's text form, (1, 4, 8, 8) in; conv and pool are short for a padded Conv and a MaxPool of 2x2."""
-    text = f"g (float[1,4,8,8] x) => ({', '.join(f'float[N,C,H,W] {name}' for name in outputs.split())}) {{{body}}}"
-    for short, written in _SHORT.items():
-        text = text.replace(short, written)
-    model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]>\n{text}')
-    rng = np.random.default_rng(3)
-    read = {name for node in model.graph.node for name in node.input}
-    for name, shape in _WEIGHTS.items():
-        if name in read:
-            value = rng.uniform(-0.5, 0.5, shape).astype(np.float32)
-            model.graph.initializer.append(numpy_helper.from_array(value, name))
-    return model
 
 
 def reads(model: ModelProto, **options: Any) -> dict[str, str]:
