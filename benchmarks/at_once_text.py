@@ -38,6 +38,37 @@ def video(recorded: Path) -> str:
     )
 
 
+def in_flight(recorded: Path) -> str:
+    result = json.loads((recorded / "in-flight.json").read_text(encoding="utf-8"))
+    rows = [
+        "| network | batch | in flight | images/s | to one at a time | to a loop by hand |",
+        "|---|---|---|---|---|---|",
+        *(
+            f"| {case['network']} | {case['batch']} | {case['in_flight']} | {_interval(case['bench'], 0)} "
+            f"| {_interval(case['gain_over_alone'], 2)} | {_interval(case['bench_to_by_hand'], 3)} |"
+            for case in result["cases"]
+        ),
+    ]
+    within = sum(case["within_5_percent"] for case in result["cases"])
+    return "\n".join(
+        [
+            *rows,
+            "",
+            f"ONNX Runtime {result['environment']['versions']['onnxruntime']} on "
+            f"{result['environment']['cores_usable']} cores that other programs used as well (load average "
+            f"{result['environment']['load_average'][0]:.0f}), 32x32 images, 95 % intervals. The last column is the "
+            "rate that `bench` counts over that of a loop of threads written by hand: the goal is within 5 % of 1, "
+            f"interval included, which {within} of {len(result['cases'])} reach on this busy machine. `make in-flight` "
+            "on an idle one measures all batches; raw: `benchmarks/results/xeon-2-cores/in-flight.json`.",
+        ]
+    )
+
+
+def _interval(values: list[float], digits: int) -> str:
+    middle, low, high = values
+    return f"{middle:,.{digits}f} ({low:,.{digits}f} to {high:,.{digits}f})"
+
+
 def _times(case: dict) -> str:
     ratio, low, high = case["ratio"]
     return f"{ratio:.1f} times ({low:.1f} to {high:.1f})"

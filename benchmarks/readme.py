@@ -69,6 +69,7 @@ def blocks() -> dict[str, str]:
         "uint8-input": _uint8_input(),
         "load-threads": at_once_text.load_threads(RECORDED),
         "video": at_once_text.video(RECORDED),
+        "in-flight": at_once_text.in_flight(RECORDED),
         "task-peers": task_peers_text.block(json.loads((RECORDED / "task-peers.json").read_text(encoding="utf-8"))),
         "trained": task_nets.text(),
     }

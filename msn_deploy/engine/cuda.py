@@ -12,8 +12,8 @@ import atexit
 import ctypes
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, cast
 
@@ -61,7 +61,11 @@ class Pair:
 
 
 class Cuda(Protocol):
-    """One stream on the first GPU. All methods raise CudaError; all are called from the thread that opened it."""
+    """One stream on the first GPU. All methods raise CudaError.
+
+    All are called from the thread that opened it, where its context is current; from another one, at another time,
+    within `here`.
+    """
 
     stream: int
 
@@ -87,6 +91,10 @@ class Cuda(Protocol):
 
     def capture(self, work: Work) -> Work:
         """Record what `work` queues, without running it; returns what queues the recording, which replaces the last."""
+        ...
+
+    def here(self) -> AbstractContextManager[None]:
+        """Make the context current in this thread, another one than that which opened it, meanwhile."""
         ...
 
     def close(self) -> None:
@@ -227,6 +235,15 @@ class PyCuda:
     def capture(self, work: Work) -> Work:
         raise MissingDependency(f"pycuda has no CUDA graphs; cuda-bindings has.\nInstall it with: {install('gpu')}")
 
+    @contextmanager
+    def here(self) -> Iterator[None]:
+        context = PyCuda._context
+        context.push()
+        try:
+            yield
+        finally:
+            context.pop()
+
     @_explained
     def close(self) -> None:
         atexit.unregister(self.close)
@@ -252,9 +269,9 @@ class BindingsCuda:
                 flags = int(self._call("cuDevicePrimaryCtxGetState", device))
                 if flags & _WAIT_BITS != WAITS[wait]:
                     self._call("cuDevicePrimaryCtxSetFlags", device, flags & ~_WAIT_BITS | WAITS[wait])
-            context = self._call("cuDevicePrimaryCtxRetain", device)
+            self._context = self._call("cuDevicePrimaryCtxRetain", device)
             self._later("cuDevicePrimaryCtxRelease", device)
-            self._call("cuCtxPushCurrent", context)
+            self._call("cuCtxPushCurrent", self._context)
             self._later("cuCtxPopCurrent")
             self._stream = self._call("cuStreamCreate", _NON_BLOCKING)
             self._later("cuStreamDestroy", self._stream)
@@ -342,6 +359,14 @@ class BindingsCuda:
         graph, self._graph = self._graph, None
         if graph is not None:
             self._call("cuGraphExecDestroy", graph)
+
+    @contextmanager
+    def here(self) -> Iterator[None]:
+        self._call("cuCtxPushCurrent", self._context)
+        try:
+            yield
+        finally:
+            self._call("cuCtxPopCurrent")
 
     def close(self) -> None:
         atexit.unregister(self.close)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import atexit
 import math
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, Protocol
 
 from msn_deploy.core.errors import InputError, MissingDependency, MissingDevice, shorten
@@ -66,9 +67,9 @@ class Context(Protocol):
 class TrtRunner:
     """A plan in TensorRT or TensorRT-RTX, with one stream and page-locked buffers for its largest inputs.
 
-    last_gpu_ms: what the network alone took on the GPU in the last run, ms, without the copies. To be used from the
-    thread that made it, which can keep a query in flight on each of several: `another`, `submit`, `collect`. Give it a
-    plan that `preflight` returned: loading one runs the code in it.
+    last_gpu_ms: what the network alone took on the GPU in the last run, ms, without the copies. Any thread may `run`
+    it, one at a time; all else is for the thread that made it, which can keep a query in flight on each of several
+    runners: `another`, `submit`, `collect`. Give it a plan that `preflight` returned: loading one runs the code in it.
     """
 
     # From loading to `close`; each points into the next.
@@ -113,6 +114,7 @@ class TrtRunner:
         else:  # the engine tells what goes wrong to the one that it was loaded with
             self._logger, self._messages = beside._logger, beside._messages
         self._trt = trt
+        self._thread = get_ident()
         self._asked = (plan, cuda_graph, wait, mapped, cuda)
         self._profiler: Any = None
         self._title = f"{TITLES[plan.backend]} {trt.__version__}"
@@ -257,8 +259,10 @@ class TrtRunner:
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """See Runner. Raises InputError also for shapes outside the range that the engine was built for."""
-        self.submit(feeds)
-        return self.collect()
+        elsewhere = get_ident() != self._thread
+        with self._cuda.here() if elsewhere else nullcontext():
+            self.submit(feeds)
+            return self.collect()
 
     def submit(self, feeds: Mapping[str, NDArray[Any]]) -> None:
         """Queue a run and return at once; `collect` has to follow before the next. Raises as `run`."""

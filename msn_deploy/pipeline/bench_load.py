@@ -76,8 +76,8 @@ def load_of(runner: Runner, feeds: Sequence[Feeds], *, streams: int, copies: boo
 def bound_query(runner: OrtRunner, feeds: Sequence[Feeds]) -> Query:
     """Return a call that runs the next of the feeds, which are checked here and not in every query.
 
-    Lines of Python beside a network are slow, since its weights have driven them out of the caches: on VGG7 the checks
-    of a runner take 6 % of a query. A loop that is written by hand has none.
+    Lines of Python beside a network are slow, since its weights have driven them out of the caches, and a loop that is
+    written by hand has none.
     """
     turn = itertools.cycle([runner.bound(each) for each in feeds])
     return lambda: next(turn)()

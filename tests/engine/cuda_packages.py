@@ -79,6 +79,10 @@ class PyCudaDriver(ModuleType):
                 driver.said("push")
                 driver.stack, self.current = driver.stack + 1, True
 
+            def pop(self):
+                driver.said("pop")
+                driver.stack -= 1
+
             def detach(self):
                 assert self.current, "detached while another is current"
                 driver.stack, self.valid = driver.stack - 1, False

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import get_ident
 from types import SimpleNamespace
 
 import numpy as np
@@ -37,6 +39,7 @@ class Gpu:
         self.mapped = False
         self.is_open = True
         self.stream, self.is_taken = 4711, False
+        self.current_in = {get_ident()}  # threads
         self.streams = {self.stream: self}
 
     def __call__(self, *, graphs, wait=None, mapped=False):
@@ -52,6 +55,7 @@ class Gpu:
 
     def _check(self, call):
         assert self.is_open, f"{call} after close"
+        assert get_ident() in self.current_in, f"{call} in a thread without the context"
         if self.refuse == call:
             raise CudaError(f"CUDA says {call} failed: out of memory.")
 
@@ -78,6 +82,14 @@ class Gpu:
             target[:rows] = source[:rows]
 
         self.queue(work)
+
+    @contextmanager
+    def here(self):
+        entered = get_ident() not in self.current_in
+        self.current_in.add(get_ident())
+        yield
+        if entered:
+            self.current_in.remove(get_ident())
 
     def used_bytes(self):
         return 3 << 30

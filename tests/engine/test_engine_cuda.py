@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
 
 import numpy as np
@@ -76,6 +77,21 @@ def test_rows_go_there_and_back_and_the_gpu_says_how_long(driver):
     cuda.close()
     cuda.close()
     assert driver.memory == {}
+
+
+def test_the_context_is_current_in_another_thread_while_it_is_needed_and_no_longer(driver):
+    cuda = open_cuda()
+
+    def elsewhere():
+        before = list(driver.log)
+        with cuda.here():
+            inside = driver.log[len(before) :]
+        return inside, driver.log[len(before) + len(inside) :]
+
+    with ThreadPoolExecutor(1) as pool:
+        entered, left = pool.submit(elsewhere).result()
+    assert (entered, left) in ((["push"], ["pop"]), (["cuCtxPushCurrent"], ["cuCtxPopCurrent"]))
+    cuda.close()
 
 
 def test_memory_in_use_is_what_is_not_free(driver):

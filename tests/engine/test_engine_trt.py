@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -316,6 +317,17 @@ def test_a_runner_that_nobody_closes_is_closed_at_the_end(monkeypatch):
     assert calls == [runner.close]
     calls[0]()
     assert gpu.log == ["context", "engine", "runtime", "cuda"]
+
+
+def test_another_thread_may_run_it_at_another_time():
+    runner, gpu, _ = load()
+    with ThreadPoolExecutor(2) as pool:
+        for seed in range(4):
+            batch = images(4, seed)
+            made = pool.submit(runner.run, {"x": batch}).result()
+            np.testing.assert_allclose(made["logits"], logits(batch), atol=1e-4)
+    assert len(gpu.current_in) == 1, "no thread keeps the context"
+    runner.close()
 
 
 # From a file
