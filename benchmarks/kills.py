@@ -94,7 +94,9 @@ class Command:
 
 BUILD = "" if importlib.util.find_spec("tensorrt_rtx") else "--target orin-nano-8gb"
 COMMANDS = [
-    Command("train", f"cnn3_msn {TRAINING} --out {{out}} --json {{out}}/train.json", ("--seed 1", "--seed 2")),
+    Command(
+        "train", f"cnn3_msn {TRAINING} --overwrite --out {{out}} --json {{out}}/train.json", ("--seed 1", "--seed 2")
+    ),
     Command("calibrate", "{in}/net.onnx --out {out}/net.int8.onnx", ("--samples 48", "--samples 32")),
     Command("export", "{in}/cnn3_msn.safetensors --out {out}/net.onnx", ("--opset 17", "--opset 18")),
     Command(
@@ -362,7 +364,7 @@ def one_kill(place: Place, command: Command, number: int, seed: int) -> dict[str
     partial = [path for name in ("out", "tmp") for path in (place.case / name).rglob("*")]
     row["partial"] = sum(is_partial(path.relative_to(place.case)) for path in partial)
     if command.name == "train" and (place.out / "cnn3_msn.state.safetensors").is_file() and draw.random() < 0.5:
-        line, row["resumed"] = [*line, "--resume"], True
+        line, row["resumed"] = ["--resume" if word == "--overwrite" else word for word in line], True
     began = time.monotonic()
     _, row["rerun"] = place.run(line)
     place.base[command.name] = known, time.monotonic() - began, steps  # the machine may be busier or idler than before

@@ -53,12 +53,22 @@ def command(
     distill: Annotated[
         bool, typer.Option("--distill", help="With --quantize: learn from the float network's outputs, too.")
     ] = False,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the files that are written.", show_default="the recipe's")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume an interrupted run.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Start again where a run of that name is; it is lost.")
+    ] = False,
     settings: Settings = None,
     json: Json = None,
 ) -> None:
     """Train a recipe; the checkpoint is saved after every epoch."""
-    from msn_deploy.core.recipes import load_recipe, with_settings  # pydantic, which --help does not wait for
+    from msn_deploy.core.recipes import (
+        load_recipe,
+        recipe_from_dict,
+        with_settings,
+    )  # pydantic, which --help does not wait for
     from msn_deploy.pipeline.train_int8 import recipe_for, train_int8
 
     if quantize is not None:
@@ -73,6 +83,14 @@ def command(
         distill=_DISTILLED if distill else None,
     )  # fmt: skip
     chosen = with_settings(chosen, settings or [])
+    if name is not None:
+        chosen = recipe_from_dict({**chosen.to_dict(), "name": name}, source="`--name`")
+    state = out / f"{chosen.name}.state.safetensors"
+    checkpoint = out / f"{chosen.name}.safetensors"
+    if resume and overwrite:
+        raise InputError("`--resume` goes on with a run and `--overwrite` loses it.\nGive one of them.")
+    if not resume and not overwrite:
+        _require_none(checkpoint, state)
     if weights is not None and chosen.gan is not None:
         raise InputError(f"`--weights` has no part in training a GAN such as {chosen.name}.\nLeave it out.")
     require("torch", step="train")
@@ -82,8 +100,6 @@ def command(
     from msn_deploy.training import keep_freed_memory, train, train_gan
 
     keep_freed_memory()
-    state = out / f"{chosen.name}.state.safetensors"
-    checkpoint = out / f"{chosen.name}.safetensors"
     try:
         with output.progress_bar() as progress:
             options: dict[str, Any] = {"limit_train": limit_train, "resume": resume, "progress": progress}
@@ -105,13 +121,13 @@ def command(
     log = out / f"{chosen.name}.history.jsonl"
     write_curves(result.history, out / f"{chosen.name}.curves.png", log=log)
     metrics, history = result.info.metrics, result.history
-    name, value = result.metric, metrics.get(result.metric or "")
+    metric, value = result.metric, metrics.get(result.metric or "")
     kept = next(entry for entry in history if entry["epoch"] == metrics["epoch"])  # with `patience` not the last
     error, layer = kept.get("sigma_error"), kept.get("sigma_layer")
     if not output.emit(
         {
             "checkpoint": str(result.checkpoint),
-            "metric": name,
+            "metric": metric,
             "value": value,
             "accuracy": metrics.get("test_accuracy"),
             "sigma_error": error,
@@ -124,17 +140,26 @@ def command(
     ):
         losses = ", ".join(f"{key} {metrics[key]:.3f}" for key in ("d_loss", "g_loss") if key in metrics)
         said = losses
-        if name is not None and value is not None:
-            said = f"{name.replace('_', ' ', 1)} {metric_text(value, result.unit)}"
+        if metric is not None and value is not None:
+            said = f"{metric.replace('_', ' ', 1)} {metric_text(value, result.unit)}"
         length = f"{history[-1]['epoch']} epoch{'s' * (history[-1]['epoch'] != 1)}"
         trained = f"{chosen.net} with {chosen.norm}, {length} on {chosen.data}"
         output.say(f"{result.checkpoint}: {trained}, {said}")
-        if quantize is not None and name is not None:
-            began = f"calibrated alone {metric_text(history[0][name], result.unit)}"
+        if quantize is not None and metric is not None:
+            began = f"calibrated alone {metric_text(history[0][metric], result.unit)}"
             output.say(f"  INT8; {began}; of start and epochs, epoch {metrics['epoch']} is kept")
         if error is not None:
             more = "; `--set train.power_iterations=4` follows it closer" if error > _WORTH_MORE_ITERATIONS else ""
             output.say(f"  sigma off by {error:.2%} at most, in layer {layer}{more}")
+
+
+def _require_none(checkpoint: Path, state: Path) -> None:
+    """Raise InputError where a run lies that this one would replace: hours of it may be lost by one line."""
+    others = "`--overwrite` starts again, `--name NAME` keeps both."
+    if os.path.exists(state):
+        raise InputError(f"{state} is an unfinished run.\n`--resume` continues it, {others}")
+    if os.path.exists(checkpoint):
+        raise InputError(f"{checkpoint} already exists.\n{others}")
 
 
 def _check_quantize(quantize: str, checkpoint: str, *, norm: str | None, weights: Path | None) -> None:

@@ -101,6 +101,8 @@ class _Training(Run):
             self._require_finite(epoch, played)
             entry = {"epoch": epoch + 1, **played, **self._judged(epoch)}
             self.history.append({**entry, "seconds": round(time.perf_counter() - began, 3)})
+            losses = (f"{key.replace('_', ' ')} {played[key]:.3f}" for key in ("d_loss", "g_loss"))
+            self.tell(*losses, f"{self.history[-1]['seconds']:.1f} s")
             if epoch + 1 < options.epochs:
                 self.save()
             self._publish()

@@ -7,6 +7,7 @@ until the last epoch is done, the state that `resume` continues from (`NAME.stat
 from __future__ import annotations
 
 import json
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -52,6 +53,8 @@ from msn_deploy.training.optimizer import (
 )
 from msn_deploy.training.score import READINGS, Judge, Scored, is_error
 from msn_deploy.training.weights import prepared_as, start_from, weights_parent
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,6 +196,12 @@ class Run:
         """Write what `start` takes up."""
         save_state(self.state, self.recipe, self.parents, self.history, self.parts)
 
+    def tell(self, *said: str) -> None:
+        """Log what the last epoch came to, in one line that the command line shows."""
+        if self.world.leads:
+            epoch, of = self.history[-1]["epoch"], self.recipe.train.epochs
+            _LOG.info("%s epoch %d/%d: %s", self.recipe.name, epoch, of, ", ".join(said), extra={"note": True})
+
     def claimed(self) -> AbstractContextManager[None]:
         """Be the only training of that name in the folder. Raises InputError."""
         return claimed(self.checkpoint) if self.world.leads else nullcontext()
@@ -278,6 +287,13 @@ class Training(Run):
             entry = self.evaluated(served, loss)
             seconds = {"train_seconds": round(trained, 3), "seconds": round(time.perf_counter() - began, 3)}
             self.history.append({**entry, **seconds})
+            self.tell(
+                f"loss {loss:.3f}",
+                *([f"test {self.tested.text()}"] if self.tested is not None else []),
+                f"lr {self.optimizer.param_groups[0]['lr']:.2g}",
+                f"{len(self.batches) * self.recipe.train.batch_size / trained:,.0f} images/s",
+                f"{seconds['seconds']:.1f} s",
+            )
             if observer is not None:
                 observer.after_epoch(self.history[-1])
             if not self.world.leads:

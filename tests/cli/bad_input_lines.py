@@ -154,7 +154,7 @@ TABLE = [
     ("export net.py:fails --input-shape 1,3,8,8", 2, "net.py:fails raised KeyError"),
     ("eval m.onnx --accuracy", 2, "No such option --accuracy msn-deploy eval --help"),
     # arguments that are missing or too many
-    ("train", 2, "Missing argument 'recipe' msn-deploy train --help"),
+    ("train", 2, "Missing argument 'RECIPE|CHECKPOINT' msn-deploy train --help"),
     ("export", 2, "Missing argument 'source'"),
     ("calibrate", 2, "Missing argument 'onnx'"),
     ("build-engine", 2, "Missing argument 'onnx'"),

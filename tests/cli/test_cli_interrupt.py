@@ -93,7 +93,7 @@ def test_ctrl_c_before_the_first_epoch_promises_nothing(cli, ok, tmp_path, monke
         raise KeyboardInterrupt
 
     monkeypatch.setattr(msn_deploy.training, "train", interrupted)
-    outcome = cli("train", "cnn3_msn", "--out", tmp_path)
+    outcome = cli("train", "cnn3_msn", "--overwrite", "--out", tmp_path)
     assert outcome.code == 130
     assert outcome.err == "msn-deploy: interrupted before the end of the first epoch; nothing was written.\n"
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

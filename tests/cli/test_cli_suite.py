@@ -140,7 +140,7 @@ def test_a_kill_loses_the_case_that_ran_and_no_more(start, again, place):
 
 def test_a_model_that_changed_is_measured_again_and_the_other_is_not(ok, again, place):
     before = bytes_of(place / "out")
-    ok("train", "cnn3_msn", "--epochs", 1, "--seed", 5, "--set", "width=2", "--out", place / "runs")
+    ok("train", "cnn3_msn", "--epochs", 1, "--seed", 5, "--overwrite", "--set", "width=2", "--out", place / "runs")
     outcome = again()
     assert outcome.code == 0, outcome
     assert steps_said(outcome) == ["export cnn3_msn.b1.onnx, folded", "measure msn-b1"]
@@ -204,7 +204,19 @@ def test_a_case_that_cannot_be_measured_costs_no_other(cli, place):
 
 
 def test_a_checkpoint_of_another_network_is_refused(cli, ok, place):
-    ok("train", "cnn3_msn", "--epochs", 1, "--limit-train", 64, "--set", "width=3", "--out", place / "runs")
+    ok(
+        "train",
+        "cnn3_msn",
+        "--epochs",
+        1,
+        "--limit-train",
+        64,
+        "--set",
+        "width=3",
+        "--overwrite",
+        "--out",
+        place / "runs",
+    )
     outcome = cli("suite", place / "two.toml", "--out", place / "out", "--runs", place / "runs")
     assert outcome.code == 2
     assert "is of another network: width 3, 2 is wanted" in outcome.err

@@ -20,7 +20,7 @@ def test_train_says_the_metric_of_the_task(ok: Any, tmp_path: Path) -> None:
     told = json.loads(outcome.out)
     assert (told["metric"], told["accuracy"]) == ("test_mIoU", None)
     assert told["value"] == told["history"][0]["test_mIoU"]
-    said = ok("train", "unet_msn", *small, *out).out
+    said = ok("train", "unet_msn", *small, *out, "--overwrite").out
     assert f"test mIoU {told['value']:.2%}" in said
 
 

@@ -131,7 +131,7 @@ def test_weights_that_the_last_step_ruined_are_not_saved(
             self.optimizers[which].param_groups[0]["params"][0].data.fill_(float("nan"))
 
     monkeypatch.setattr(gan._Training, "_step", step)
-    with pytest.raises(GateError, match=rf"in epoch 1: losses \d\S* and \d\S*, weights of the {name} that are no num"):
+    with pytest.raises(GateError, match=rf"in epoch 1: losses \d\S* and \d\S*, weights of the {name} that are not num"):
         _train(recipe, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
