@@ -13,7 +13,7 @@ import typer
 from msn_deploy.cli import output
 from msn_deploy.cli.options import (
     Json,
-    Out,
+    new_file,
     parse_batch,
     parse_classes,
     parse_input,
@@ -37,7 +37,16 @@ _MOST_NAMES = 5  # that a line lists
 
 def command(
     source: Annotated[str, typer.Argument(help="CHECKPOINT.safetensors, FILE.py:FACTORY or OTHER.onnx.")],
-    out: Out = Path("model.onnx"),
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            callback=new_file,
+            help="File to write.",
+            show_default="SOURCE.onnx beside the source; OTHER.folded.onnx",
+        ),
+    ] = None,
     weights: Annotated[
         Path | None, typer.Option(help="Weights for FILE.py:FACTORY (.safetensors, or a .pt state dict).")
     ] = None,
@@ -197,7 +206,7 @@ def command(
         ladder=ladder,
         nms=nms,
     )
-    report = export_onnx(source, out, options)
+    report = export_onnx(source, out or _beside(source), options)
     if output.emit(report, json, made_from=[report.path], then=_next(report)):
         return
     operators = ", ".join(f"{count} {name}" for name, count in report.operators.items())
@@ -220,6 +229,12 @@ def command(
     output.say(f"  against the source, on {report.parity_on}:")
     rows = [row for each in report.ladder for row in _rows(each)]
     output.show_table(rows, head=("stage", "max diff", "mean diff", "cosine", "SQNR", "same top-1"))
+
+
+def _beside(source: str) -> Path:
+    """Return where the file goes if nobody says: never over the source."""
+    path = Path(source.rpartition(":")[0] if ".py:" in source else source)
+    return path.with_suffix(".folded.onnx" if path.suffix == ".onnx" else ".onnx")
 
 
 def _next(report: ExportReport) -> Sequence[object]:

@@ -88,7 +88,7 @@ def command(
     state = out / f"{chosen.name}.state.safetensors"
     checkpoint = out / f"{chosen.name}.safetensors"
     if resume and overwrite:
-        raise InputError("`--resume` goes on with a run and `--overwrite` loses it.\nGive one of them.")
+        raise InputError("`--resume` continues a run and `--overwrite` loses it.\nGive one of them.")
     if not resume and not overwrite:
         _require_none(checkpoint, state)
     if weights is not None and chosen.gan is not None:

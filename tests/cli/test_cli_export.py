@@ -106,3 +106,18 @@ def test_export_of_a_file_that_takes_bytes(ok, run_folder, tmp_path):
     assert result["preprocess"]["mean"] == [0.0]
     accuracy = [json.loads(ok("eval", each, "--json", "-").out)["accuracy"] for each in (source, out)]
     assert accuracy[0] == accuracy[1]
+
+
+@pytest.mark.parametrize(
+    ("source", "beside"),
+    [
+        ("runs/net.safetensors", "runs/net.onnx"),
+        ("a b/net.v2.safetensors", "a b/net.v2.onnx"),
+        ("nets/my_net.py:build", "nets/my_net.onnx"),
+        ("other.onnx", "other.folded.onnx"),
+    ],
+)
+def test_the_file_lies_beside_its_source_and_never_over_it(source, beside):
+    from msn_deploy.cli.export import _beside
+
+    assert str(_beside(source)) == beside
