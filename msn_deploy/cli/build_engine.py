@@ -115,7 +115,6 @@ def command(
     from msn_deploy.pipeline.budget import parse_drop, parse_sqnr
     from msn_deploy.pipeline.build import build_engine
 
-    stem = onnx.stem.removesuffix(f".{precision}")
     options = BuildOptions(
         precision=precision,
         target=None if target == "auto" else find_target(target),
@@ -138,7 +137,7 @@ def command(
     with output.progress_bar() as progress:
         report = build_engine(
             onnx,
-            out or onnx.with_name(f"{stem}.{precision}{'' if dla is None else f'.dla{dla}'}.engine"),
+            out,
             precision=precision,
             data=data,
             method=method,

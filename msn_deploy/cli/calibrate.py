@@ -75,7 +75,7 @@ def command(
     with output.progress_bar() as progress:
         report = calibrate(
             onnx,
-            out or onnx.with_name(f"{onnx.stem}.int8.onnx"),
+            out,
             **chosen,
             state=dict(map(parse_state, state or ())),
             max_drop=None if max_drop is None else parse_drop(max_drop),

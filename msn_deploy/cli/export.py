@@ -206,7 +206,7 @@ def command(
         ladder=ladder,
         nms=nms,
     )
-    report = export_onnx(source, out or _beside(source), options)
+    report = export_onnx(source, out, options)
     if output.emit(report, json, made_from=[report.path], then=_next(report)):
         return
     operators = ", ".join(f"{count} {name}" for name, count in report.operators.items())
@@ -229,12 +229,6 @@ def command(
     output.say(f"  against the source, on {report.parity_on}:")
     rows = [row for each in report.ladder for row in _rows(each)]
     output.show_table(rows, head=("stage", "max diff", "mean diff", "cosine", "SQNR", "same top-1"))
-
-
-def _beside(source: str) -> Path:
-    """Return where the file goes if nobody says: never over the source."""
-    path = Path(source.rpartition(":")[0] if ".py:" in source else source)
-    return path.with_suffix(".folded.onnx" if path.suffix == ".onnx" else ".onnx")
 
 
 def _next(report: ExportReport) -> Sequence[object]:

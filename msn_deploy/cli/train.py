@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,11 +10,8 @@ import typer
 
 from msn_deploy.cli import output
 from msn_deploy.cli.options import AtMost, Device, Json, Settings, new_folder
-from msn_deploy.core.errors import InputError
-from msn_deploy.core.optional import require
 
 _WORTH_MORE_ITERATIONS = 0.05  # of the largest singular value
-_DISTILLED = 0.5  # of the loss, with --distill
 
 
 def command(
@@ -64,50 +60,23 @@ def command(
     json: Json = None,
 ) -> None:
     """Train a recipe; the checkpoint is saved after every epoch."""
-    from msn_deploy.core.recipes import (
-        load_recipe,
-        recipe_from_dict,
-        with_settings,
-    )  # pydantic, which --help does not wait for
-    from msn_deploy.pipeline.train_int8 import recipe_for, train_int8
-
-    if quantize is not None:
-        _check_quantize(quantize, recipe, norm=norm, weights=weights)
-        base = recipe_for(recipe, data=data)
-    elif distill:
-        raise InputError("`--distill` is of training under INT8.\nAdd `--quantize int8`, or leave it out.")
-    else:
-        base = load_recipe(recipe)
-    chosen = base.override(
-        norm=norm, data=data, epochs=epochs, batch_size=batch_size, learning_rate=lr, seed=seed,
-        distill=_DISTILLED if distill else None,
-    )  # fmt: skip
-    chosen = with_settings(chosen, settings or [])
-    if name is not None:
-        chosen = recipe_from_dict({**chosen.to_dict(), "name": name}, source="`--name`")
-    state = out / f"{chosen.name}.state.safetensors"
-    checkpoint = out / f"{chosen.name}.safetensors"
-    if resume and overwrite:
-        raise InputError("`--resume` continues a run and `--overwrite` loses it.\nGive one of them.")
-    if not resume and not overwrite:
-        _require_none(checkpoint, state)
-    if weights is not None and chosen.gan is not None:
-        raise InputError(f"`--weights` has no part in training a GAN such as {chosen.name}.\nLeave it out.")
-    require("torch", step="train")
-    require("safetensors", step="train")
-    from msn_deploy.report.curves import write_curves
+    from msn_deploy.pipeline.train import chosen_recipe, train  # pydantic, which --help does not wait for
     from msn_deploy.tasks.task import metric_text
-    from msn_deploy.training import keep_freed_memory, train, train_gan
 
-    keep_freed_memory()
+    choice: dict[str, Any] = {
+        **{"norm": norm, "data": data, "epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed},
+        **{"name": name, "settings": settings or [], "weights": weights, "quantize": quantize, "distill": distill},
+    }
+    chosen = chosen_recipe(recipe, **choice)
+    state, checkpoint, log = (
+        out / f"{chosen.name}{ending}" for ending in (".state.safetensors", ".safetensors", ".history.jsonl")
+    )
     try:
         with output.progress_bar() as progress:
-            options: dict[str, Any] = {"limit_train": limit_train, "resume": resume, "progress": progress}
-            if quantize is not None:
-                result = train_int8(recipe, out, chosen, device=device, **options)
-            else:
-                run = partial(train, weights=weights) if chosen.gan is None else train_gan
-                result = run(chosen, out=out, device=device, **options)
+            result = train(
+                recipe, out, **choice, device=device, samples=limit_train, resume=resume, overwrite=overwrite,
+                progress=progress,
+            )  # fmt: skip
     except KeyboardInterrupt:
         if not state.is_file():
             held = "nothing was written" if quantize is None else "start again without `--resume`"
@@ -118,8 +87,6 @@ def command(
         ) from None
     if int(os.environ.get("RANK", "0")):  # torchrun: the first process speaks for all
         return
-    log = out / f"{chosen.name}.history.jsonl"
-    write_curves(result.history, out / f"{chosen.name}.curves.png", log=log)
     metrics, history = result.info.metrics, result.history
     metric, value = result.metric, metrics.get(result.metric or "")
     kept = next(entry for entry in history if entry["epoch"] == metrics["epoch"])  # with `patience` not the last
@@ -151,29 +118,3 @@ def command(
         if error is not None:
             more = "; `--set train.power_iterations=4` follows it closer" if error > _WORTH_MORE_ITERATIONS else ""
             output.say(f"  sigma off by {error:.2%} at most, in layer {layer}{more}")
-
-
-def _require_none(checkpoint: Path, state: Path) -> None:
-    """Raise InputError where a run lies that this one would replace: hours of it may be lost by one line."""
-    others = "`--overwrite` starts again, `--name NAME` keeps both."
-    if os.path.exists(state):
-        raise InputError(f"{state} is an unfinished run.\n`--resume` continues it, {others}")
-    if os.path.exists(checkpoint):
-        raise InputError(f"{checkpoint} already exists.\n{others}")
-
-
-def _check_quantize(quantize: str, checkpoint: str, *, norm: str | None, weights: Path | None) -> None:
-    """Refuse what `--quantize` has no part in. Raises InputError."""
-    if quantize != "int8":
-        raise InputError(f"--quantize {quantize!r} is not known; int8 is.")
-    if not checkpoint.endswith(".safetensors"):
-        raise InputError(
-            f"`--quantize int8` trains a checkpoint on, and {checkpoint} is not one.\n"
-            f"Train it first: msn-deploy train {checkpoint}; then give its file, runs/NAME.safetensors."
-        )
-    if norm is not None or weights is not None:
-        option = "--norm" if norm is not None else "--weights"
-        raise InputError(f"`{option}` has no part in `--quantize`: the checkpoint has both.\nLeave it out.")
-    require("torch", step="train")
-    require("safetensors", step="train")
-    require("onnx", step="train")

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from msn_deploy.bench import Arm, BenchResult, compare, from_json, measure
+from msn_deploy.bench import Arm, BenchResult, from_json
 from msn_deploy.bench import to_json as bench_json
+from msn_deploy.bench.compare import compare
 from msn_deploy.bench.gate import Gate
 from msn_deploy.bench.layers import LayerProfile, limits_of
-from msn_deploy.bench.measure import ArmFacts, Watch
+from msn_deploy.bench.measure import ArmFacts, Watch, measure
 from msn_deploy.bench.power import measure_energy
 from msn_deploy.bench.profile import Profile, options_for, preset
 from msn_deploy.bench.soak import soak
@@ -82,7 +84,7 @@ class _Row:
 
 
 def bench(
-    models: Sequence[Path] | BenchRequest,
+    models: Sequence[str | os.PathLike[str]] | BenchRequest,
     *,
     root: Path = Path("/"),
     progress: Progress = silent,
@@ -110,7 +112,7 @@ def bench(
         MissingDevice: Hardware that is not here.
         InvalidMeasurement: Too poor conditions to measure at all, or outputs that are not finite.
     """
-    asked = models if isinstance(models, BenchRequest) else BenchRequest(models=models, **request)
+    asked = models if isinstance(models, BenchRequest) else BenchRequest(models=[*map(Path, models)], **request)
     options = asked.options or options_for(asked.profile, None)
     sensor = find_sensor(root) if asked.energy else None
     named, further = asked.rows(), asked.further_builds()
@@ -187,6 +189,9 @@ def bench(
         result = with_throughput(result, taken, batch=batch, pinned_mhz=pinned)
         return _under_load(result, asked, firsts, rows, root=root, progress=progress)
     return _with_layers(result, rows, threads=threads, root=root, progress=progress) if asked.layers else result
+
+
+benchmark = bench  # by this name in the package, where `bench` is the room
 
 
 def _under_load(

@@ -5,6 +5,7 @@ Where the engine can only be built on another machine, the file and a script tha
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -54,8 +55,8 @@ class EngineReport:
 
 
 def build_engine(
-    onnx: str | Path,
-    out: str | Path,
+    onnx: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
     *,
     precision: str = "fp32",
     options: BuildOptions | None = None,
@@ -72,7 +73,7 @@ def build_engine(
 
     Args:
         onnx: The file; it is opened once.
-        out: The engine; the name ends in .engine.
+        out: The engine; the name ends in .engine. None: NAME.PRECISION.engine beside the ONNX file.
         precision: One of PRECISIONS.
         options: What is chosen about the build.
         calibration: What is chosen about the calibration; for fp16 `data` and `state` alone count.
@@ -85,11 +86,14 @@ def build_engine(
         GateError: Too much accuracy or DLA would be lost (exit 1).
         MissingDevice, MissingDependency: What is not here (exit 3).
     """
-    onnx, out = Path(onnx), Path(out)
+    onnx = Path(onnx)
     if precision not in PRECISIONS:
         raise InputError(f"unknown precision {precision!r}{did_you_mean(precision, PRECISIONS)}")
     calibration = replace(calibration or CalibrationOptions(), **settings)
     options = replace(options or BuildOptions(), precision=precision)
+    core = "" if options.dla is None else f".dla{options.dla}"
+    named = f"{onnx.stem.removesuffix(f'.{precision}')}.{precision}{core}.engine"
+    out = onnx.with_name(named) if out is None else Path(out)
     target, machine = options.target, machine or what_machine()
     if calibration.runtime != "tensorrt":
         raise InputError(f"an engine can't be built from what is laid out for {calibration.runtime}.\nLeave it out.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -129,8 +130,8 @@ class CalibrationOptions:
 
 
 def calibrate(
-    onnx: str | Path,
-    out: str | Path,
+    onnx: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
     options: CalibrationOptions | None = None,
     *,
     progress: Progress = silent,
@@ -140,7 +141,7 @@ def calibrate(
 
     Args:
         onnx: The FP32 file.
-        out: Where to write; the name ends in .onnx.
+        out: Where to write; the name ends in .onnx. None: NAME.int8.onnx beside the FP32 file.
         options: What is chosen about the calibration.
         progress: Told how far it is.
         **settings: Fields of CalibrationOptions, over those of `options`: `samples=128, method="entropy"`.
@@ -154,7 +155,9 @@ def calibrate(
         MissingDependency: A package is missing (exit 3).
     """
     options = replace(options or CalibrationOptions(), **settings)
-    return calibrated(open_model(Path(onnx), step="calibrate"), Path(out), options, progress=progress)[0]
+    path = Path(onnx)
+    out = path.with_name(f"{path.stem}.int8.onnx") if out is None else Path(out)
+    return calibrated(open_model(path, step="calibrate"), out, options, progress=progress)[0]
 
 
 def calibrated(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -95,7 +96,7 @@ class ImageModel:
 
 
 def evaluate(
-    model: Path, *, data: str | None = None, samples: int | None = None, threads: int | None = None,
+    model: str | os.PathLike[str], *, data: str | None = None, samples: int | None = None, threads: int | None = None,
     trust: bool = False, plugins: Sequence[Path] = (), progress: Progress = silent,
 ) -> Evaluation:  # fmt: skip
     """Measure a model by its task's metric on the test split of `data`, or of what it was trained on.
@@ -103,6 +104,7 @@ def evaluate(
     trust: load an engine from elsewhere. plugins: libraries with operators that an engine needs. Raises InputError
     (exit 2), GateError (exit 1) for outputs that are not finite, MissingDependency or MissingDevice (exit 3).
     """
+    model = Path(model)
     opened = open_image_model(model, threads, trust=trust, plugins=plugins)
     name = require_task(opened.info, model=str(model))
     split = split_for(opened.info, opened.prep, data, "test", task=name, lazy=True).first(samples)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -91,7 +92,10 @@ class ExportReport(ExportFacts):
 
 
 def export_onnx(
-    source: str | nn.Module, out: str | Path, options: ExportOptions | None = None, **changes: Any
+    source: str | os.PathLike[str] | nn.Module,
+    out: str | os.PathLike[str] | None = None,
+    options: ExportOptions | None = None,
+    **changes: Any,
 ) -> ExportReport:
     """Export a network: load it, fold it, certify the folds, simplify, compare every stage with the source, write.
 
@@ -100,7 +104,7 @@ def export_onnx(
 
     Args:
         source: A checkpoint, FILE.py:FACTORY, another ONNX file, or a network in evaluation mode.
-        out: Where the ONNX file goes.
+        out: Where the ONNX file goes; None: SOURCE.onnx beside the source, or OTHER.folded.onnx.
         options: None takes the defaults of ExportOptions.
         **changes: Fields of ExportOptions, in place of those of `options`.
 
@@ -109,7 +113,9 @@ def export_onnx(
         GateError: A fold moves values in float64, or (ParityError) a stage differs from the source (exit 1).
         MissingDependency: A package is not there (exit 3).
     """
-    options, out = replace(options or ExportOptions(), **changes), Path(out)
+    options = replace(options or ExportOptions(), **changes)
+    source = os.fspath(source) if isinstance(source, os.PathLike) else source
+    out = beside(source) if out is None else Path(out)
     if out.suffix != ".onnx":
         raise InputError(f"{out} has to end in .onnx.")
     if isinstance(source, str) and is_same(out, source):
@@ -119,6 +125,17 @@ def export_onnx(
 
     with simplifier() if options.fold and options.simplify else contextlib.nullcontext() as onnxsim:
         return _export(source, out, options, onnxsim)
+
+
+export = export_onnx
+
+
+def beside(source: str | nn.Module) -> Path:
+    """Return where the file goes if nobody says: never over the source. Raises InputError for a network in memory."""
+    if not isinstance(source, str):
+        raise InputError("a network in memory has no file to write next to.\nGive `out`.")
+    path = Path(source.rpartition(":")[0] if ".py:" in source else source)
+    return path.with_suffix(".folded.onnx" if path.suffix == ".onnx" else ".onnx")
 
 
 def _export(source: str | nn.Module, out: Path, options: ExportOptions, onnxsim: Simplifier | None) -> ExportReport:

@@ -82,7 +82,7 @@ class Entry:
         return self.verdict != "unknown"
 
 
-def verify_folder(folder: Path, *, data: DataCheck | None = None) -> list[Finding]:
+def verify_folder(folder: str | os.PathLike[str], *, data: DataCheck | None = None) -> list[Finding]:
     """Check every file below a folder against the sidecars, in name order.
 
     A file is broken if its bytes differ from its sidecar, if its sidecar cannot be read or describes a file that is
@@ -90,6 +90,7 @@ def verify_folder(folder: Path, *, data: DataCheck | None = None) -> list[Findin
     one now. data: checks the images that artifacts name as parents; without it they are not looked at.
     Raises InputError if the folder holds no sidecar.
     """
+    folder = Path(folder)
     if not os.path.isdir(folder):
         raise InputError(f"{folder} is not a folder.\n`verify` takes the output folder of a run.")
     entries = read_folder(folder)

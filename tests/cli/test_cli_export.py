@@ -118,6 +118,6 @@ def test_export_of_a_file_that_takes_bytes(ok, run_folder, tmp_path):
     ],
 )
 def test_the_file_lies_beside_its_source_and_never_over_it(source, beside):
-    from msn_deploy.cli.export import _beside
+    from msn_deploy.pipeline.export import beside as made
 
-    assert str(_beside(source)) == beside
+    assert str(made(source)) == beside
