@@ -12,9 +12,11 @@ from msn_deploy.bench import MeasureOptions, Profile, Samples, compare
 from msn_deploy.bench.layers import LayerProfile, Limits
 from msn_deploy.bench.measure import ArmFacts, ArmSamples, _block_order
 from msn_deploy.bench.power import Energy
-from msn_deploy.engine.layer_times import LayerTime
+from msn_deploy.bench.rates import Alone, Rate, Soak, SoakPoint, Throughput
+from msn_deploy.engine.layer_times import LayerTime, Stages
 from msn_deploy.machine.environment import Environment
 from msn_deploy.machine.state import Reading
+from msn_deploy.machine.usage import Usage
 from msn_deploy.model.cost import Cost
 
 NAMES = ("densenet_bn_unfolded", "densenet_bn", "densenet_producer", "densenet_producer.int8")
@@ -73,6 +75,41 @@ def realistic(names=NAMES, *, rounds=60, queries=14, dirty=32, plain=False):
     if plain:
         return result
     return replace(result, arms=tuple(replace(arm, layers=layers_of(arm.median_ms)) for arm in result.arms))
+
+
+def loaded(names=NAMES):
+    """A result under load that says all there is."""
+    alone = Alone(
+        rate=Rate(per_s=517.26, interval=(515.0, 519.5)), median_ms=1.931, threads=6, gain=1.873,
+        gain_interval=(1.86, 1.885),
+    )  # fmt: skip
+    points = tuple(
+        SoakPoint(
+            at_s=6.0 * at, per_s=960.0 - at, hottest_c=60.0 + at / 10, clocks_mhz={"gpu": 918.0 - at}, watts=9.0,
+            cause=None,
+        )
+        for at in range(300)
+    )  # fmt: skip
+    soak = Soak(
+        seconds=1800.0, power_mode="25W (id 1)", at_first=960.1, sustained=Rate(per_s=712.4, interval=(705.2, 719.6)),
+        throttled_after_s=420.0, throttled_by="gpu clock below 75% of 918 MHz", slower_after_s=600.0, points=points,
+    )  # fmt: skip
+    throughput = Throughput(
+        in_flight=4,
+        rate=Rate(per_s=968.83, interval=(960.2, 977.5)),
+        alone=alone,
+        usage=Usage(cores=1.234, gpu=0.87, host_mib=345.6, shared_mib=2345.6),
+        stages=Stages(copy_in_ms=0.12, compute_ms=1.55, copy_out_ms=0.013, runs=50),
+        soak=soak,
+    )
+    result = realistic(names)
+    arms = tuple(
+        replace(arm, throughput=throughput, ns_per_query=tuple(1e9 / 968.83 for _ in arm.samples_ns))
+        for arm in result.arms
+    )
+    return replace(
+        result, arms=arms, profile=replace(result.profile, name="throughput", measures="rate", streams=4, batch=8)
+    )
 
 
 def layers_of(ms, *, count=40):

@@ -5,14 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from bench_results import NAMES, realistic
+from bench_results import NAMES, loaded, realistic
 
-from msn_deploy.bench.rates import Alone, Rate, Soak, SoakPoint, Throughput
 from msn_deploy.bench.stats import Ratio
 from msn_deploy.bench.validity import Validity
 from msn_deploy.cli.bench_show import shortened, show
-from msn_deploy.engine.layer_times import Stages
-from msn_deploy.machine.usage import Usage
 
 
 def printed(capsys, result):
@@ -112,41 +109,6 @@ def test_nothing_of_what_was_not_measured(capsys):
     validity = Validity(blocks=120, dirty_blocks=1, causes={"x": 1})
     dirty = printed(capsys, replace(realistic(("cnn3_msn",), plain=True), validity=validity))
     assert "1 of 120 blocks dropped: 1 x" in dirty
-
-
-def loaded(names=NAMES):
-    """A result under load that says all there is."""
-    alone = Alone(
-        rate=Rate(per_s=517.26, interval=(515.0, 519.5)), median_ms=1.931, threads=6, gain=1.873,
-        gain_interval=(1.86, 1.885),
-    )  # fmt: skip
-    points = tuple(
-        SoakPoint(
-            at_s=6.0 * at, per_s=960.0 - at, hottest_c=60.0 + at / 10, clocks_mhz={"gpu": 918.0 - at}, watts=9.0,
-            cause=None,
-        )
-        for at in range(300)
-    )  # fmt: skip
-    soak = Soak(
-        seconds=1800.0, power_mode="25W (id 1)", at_first=960.1, sustained=Rate(per_s=712.4, interval=(705.2, 719.6)),
-        throttled_after_s=420.0, throttled_by="gpu clock below 75% of 918 MHz", slower_after_s=600.0, points=points,
-    )  # fmt: skip
-    throughput = Throughput(
-        in_flight=4,
-        rate=Rate(per_s=968.83, interval=(960.2, 977.5)),
-        alone=alone,
-        usage=Usage(cores=1.234, gpu=0.87, host_mib=345.6, shared_mib=2345.6),
-        stages=Stages(copy_in_ms=0.12, compute_ms=1.55, copy_out_ms=0.013, runs=50),
-        soak=soak,
-    )
-    result = realistic(names)
-    arms = tuple(
-        replace(arm, throughput=throughput, ns_per_query=tuple(1e9 / 968.83 for _ in arm.samples_ns))
-        for arm in result.arms
-    )
-    return replace(
-        result, arms=arms, profile=replace(result.profile, name="throughput", measures="rate", streams=4, batch=8)
-    )
 
 
 def test_all_that_is_known_of_a_model_under_load_fits(capsys):

@@ -9,6 +9,8 @@ import shutil
 import subprocess
 import sys
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,10 +31,12 @@ from msn_deploy.engine import (  # noqa: E402
 )
 from msn_deploy.engine.build import choose_site  # noqa: E402
 from msn_deploy.engine.cuda import BindingsCuda, CudaError, PyCuda  # noqa: E402
+from msn_deploy.engine.layer_times import time_stages  # noqa: E402
 from msn_deploy.engine.preflight import preflight  # noqa: E402
 from msn_deploy.engine.trt import TrtRunner  # noqa: E402
 from msn_deploy.machine.device import first_gpu  # noqa: E402
 from msn_deploy.model.opened import open_model  # noqa: E402
+from msn_deploy.pipeline.bench_load import load_of  # noqa: E402
 
 GPU = first_gpu()
 LARGEST = 8
@@ -153,6 +157,38 @@ def test_two_runners_live_side_by_side_and_close_in_any_order(built, kind):
     one.close()
     assert_close(run_images(two, given), built / "open.engine", given)
     two.close()
+
+
+@pytest.mark.parametrize("cuda_graph", [False, True], ids=["plain", "graph"])
+@pytest.mark.parametrize("name", ["open", "four"])
+def test_queries_in_flight_on_several_streams_do_not_mix(built, name, cuda_graph):
+    path = built / f"{name}.engine"
+    runner = TrtRunner(preflight(path), cuda_graph=cuda_graph)
+    runners = [runner, runner.another(), runner.another()]
+    (given,) = runner.inputs
+    for turn in range(5):
+        batches = [images(4, seed=10 * turn + at) for at in range(3)]
+        for each, batch in zip(runners, batches, strict=True):
+            each.submit({given.name: batch})
+        for each, batch in zip(reversed(runners), reversed(batches), strict=True):
+            assert_close(next(iter(each.collect().values())), path, batch)
+    load = load_of(runner, [{given.name: images(4)}], streams=3, copies=True, root=Path("/"))
+    block = load.block(300, 1)
+    assert len(block.samples) == 300
+    assert block.usage.device_mib > 100
+    stages = time_stages(runner, [{given.name: images(4)}])
+    assert min(stages.copy_in_ms, stages.compute_ms, stages.copy_out_ms) > 0
+    for each in runners:
+        each.close()
+
+
+def test_another_thread_runs_an_engine(built, kind):
+    runner, given = load(built / "four.engine", kind), images(4)
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(4):
+            assert_close(pool.submit(run_images, runner, given).result(), built / "four.engine", given)
+    assert_close(run_images(runner, given), built / "four.engine", given)
+    runner.close()
 
 
 def test_load_runner_takes_an_engine_built_here(built):

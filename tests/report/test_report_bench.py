@@ -7,7 +7,7 @@ import re
 
 import pytest
 from bench_report_page import THREE, Page, result_of
-from bench_results import NAMES, realistic
+from bench_results import NAMES, loaded, realistic
 
 from msn_deploy.pipeline.bench import write_html
 from msn_deploy.report.bench import front_of, render_html
@@ -145,6 +145,13 @@ def bands_of(html):
     found = re.findall(r'<rect x="([\d.]+)" y="[\d.]+" width="([\d.]+)" height="[\d.]+" class="dirty"/>', html)
     spans = [(float(left), float(left) + float(width)) for left, width in found]
     return spans[: len(spans) // 2]
+
+
+def test_rates_under_load_have_a_table_of_their_own():
+    text = Page(render_html(loaded(), title="t")).text
+    assert "4 queries in flight at a time" in text
+    assert "969 960 to 978 517 1.873 1.23 346" in " ".join(text.split())
+    assert "Under load" not in render_html(realistic(), title="t")
 
 
 def test_dirty_blocks_are_shaded_over_all_arms_and_counted_in_the_table():
