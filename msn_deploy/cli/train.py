@@ -79,7 +79,7 @@ def command(
             )  # fmt: skip
     except KeyboardInterrupt:
         if not state.is_file():
-            held = "nothing was written" if quantize is None else "start again without `--resume`"
+            held = "nothing was written" if quantize is None else "start again with `--overwrite`"
             raise KeyboardInterrupt(f"interrupted before the end of the first epoch; {held}.") from None
         held = "last whole epoch" if quantize is None else "best of start and epochs so far"
         raise KeyboardInterrupt(

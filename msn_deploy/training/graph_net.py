@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,12 +19,13 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 from torch import Tensor, nn
 
-from msn_deploy.core.errors import InputError
+from msn_deploy.core.errors import InputError, first_line
 from msn_deploy.graph.kernels import Call
 from msn_deploy.model.checks import check_model
 from msn_deploy.model.graphs import constants_of, drop_unread_constants
 from msn_deploy.model.opened import inputs_of
 from msn_deploy.model.opset import opset_of
+from msn_deploy.model.reading import refuse_external
 from msn_deploy.quant.placement import place
 from msn_deploy.quant.quantize import quantize
 from msn_deploy.training.fake_quant import Activation, Learned, Weight, on_grid
@@ -257,8 +259,18 @@ def net_of_state(tensors: Mapping[str, Tensor], source: str) -> GraphNet:
         model = onnx.load_model_from_string(graph.numpy().tobytes())
     except Exception as cause:  # protobuf's DecodeError; its class differs between protobuf implementations
         raise InputError(f"the graph in {source} is not ONNX.\nTrain it again, or copy it again.") from cause
+    refuse_external(Path(source), model)
     check_model(model, source=f"the graph in {source}")
-    return GraphNet(model)
+    try:
+        return GraphNet(model)
+    except (
+        LookupError,
+        ValueError,
+        TypeError,
+        RuntimeError,
+        ArithmeticError,
+    ) as cause:  # nodes that are not as quant/ places them
+        raise InputError(f"the graph in {source} is not of an INT8 network here: {first_line(cause)}.") from cause
 
 
 def _with_initializers(model: ModelProto) -> ModelProto:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -197,6 +198,32 @@ def test_a_state_dict_holds_the_network() -> None:
     for state, said in (({}, "no graph"), ({"graph": torch.tensor([1, 2], dtype=torch.uint8)}, "not ONNX")):
         with pytest.raises(InputError, match=said):
             net_of_state(state, "x.safetensors")
+
+
+def test_a_graph_in_a_state_dict_reads_no_other_file(tmp_path: Path) -> None:
+    """It is as foreign as any file."""
+    model = _concat()
+    net = quantised_net(model, dict.fromkeys(place(model).tensors, 4.0))
+    (tmp_path / "secret").write_bytes(bytes(range(8)))
+    graph = net.to_onnx()
+    tensor = next(each for each in graph.graph.initializer if each.name == "bc")
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", str(tmp_path / "secret")), ("length", "8")):
+        tensor.external_data.add(key=key, value=value)
+    state = {"graph": torch.frombuffer(bytearray(graph.SerializeToString()), dtype=torch.uint8)}
+    with pytest.raises(InputError, match="another file"):
+        net_of_state(state, "x.safetensors")
+
+
+def test_a_damaged_graph_in_a_state_dict_is_a_message() -> None:
+    model = _concat()
+    graph = quantised_net(model, dict.fromkeys(place(model).tensors, 4.0)).to_onnx()
+    scale = next(each for each in graph.graph.initializer if each.name == "wa_scale")
+    scale.CopyFrom(numpy_helper.from_array(np.ones(3, np.float32), "wa_scale"))  # of four channels
+    state = {"graph": torch.frombuffer(bytearray(graph.SerializeToString()), dtype=torch.uint8)}
+    with pytest.raises(InputError, match=r"x\.safetensors"):
+        net_of_state(state, "x.safetensors")
 
 
 def test_what_is_not_trained_is_refused_by_name() -> None:
