@@ -28,6 +28,7 @@ _HOME = {
     "calibrate": "msn_deploy.pipeline.calibrate",
     "compare": "msn_deploy.bench.compare",
     "convert": "msn_deploy.msn",
+    "diff": "msn_deploy.pipeline.diff",
     "evaluate": "msn_deploy.pipeline.evaluate",
     "export": "msn_deploy.pipeline.export",
     "export_onnx": "msn_deploy.pipeline.export",

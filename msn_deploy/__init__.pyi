@@ -16,6 +16,7 @@ from msn_deploy.msn import fold as fold
 from msn_deploy.pipeline.bench import benchmark as benchmark
 from msn_deploy.pipeline.build import build_engine as build_engine
 from msn_deploy.pipeline.calibrate import calibrate as calibrate
+from msn_deploy.pipeline.diff import diff as diff
 from msn_deploy.pipeline.evaluate import evaluate as evaluate
 from msn_deploy.pipeline.export import export as export
 from msn_deploy.pipeline.export import export_onnx as export_onnx

@@ -28,6 +28,7 @@ COMMANDS = {
     "build-engine": "build a TensorRT engine in FP32, FP16 or INT8",
     "eval": "measure the accuracy of a checkpoint, ONNX file or engine",
     "bench": "measure latency, side by side, against a baseline",
+    "diff": "compare two files tensor by tensor: where they begin to differ, and how much",
     "suite": "train, export and measure all networks of a benchmark suite, resumably",
     "infer": "show what a model says of images, videos or arrays",
     "info": "say what a model file is and what it was made from",

@@ -13,11 +13,11 @@ from msn_deploy.core.model_info import ModelInfo
 from msn_deploy.model.feeds import Array, Feeds, rows_of
 
 STAGES = ("layers folded", "onnx", "graph folded", "simplified", "fp16", "int8")
-_FLOAT_LIMIT, _LEAST_LARGEST = 1e-4, 1e-3  # of an output's largest value, which counts as the second at least
+FLOAT_LIMIT, LEAST_LARGEST = 1e-4, 1e-3  # of an output's largest value, which counts as the second at least
 _ROUNDINGS = 4  # of the source in float32, which another order of the same sums may be off by
 _FEWEST_EQUAL = 0.999  # of integers: an argmax of two that are equal but for rounding may fall either way
 # Half precision has 11 bits (66 dB), INT8 about 7 per tensor (42 dB) before errors add up over layers.
-_LEAST_SQNR_DB = {"fp16": 40.0, "int8": 15.0}
+LEAST_SQNR_DB = {"fp16": 40.0, "int8": 15.0}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +95,7 @@ def allowing(rung: Rung, lost: Mapping[str, float]) -> Rung:
 
     lost: of each output, the largest difference between the source in float32 and in float64.
     """
-    if rung.passed or rung.stage in _LEAST_SQNR_DB:
+    if rung.passed or rung.stage in LEAST_SQNR_DB:
         return rung
     outputs = tuple(_allowing(each, _ROUNDINGS * lost.get(each.name, 0.0)) for each in rung.outputs)
     worst = max(outputs, key=lambda each: (not each.passed, each.worst))
@@ -148,13 +148,13 @@ def _difference(stage: str, name: str, truth: Array, output: Array | None) -> Ou
         sqnr_db = float(10 * np.log10(np.square(a).sum() / power)) if power else math.inf
         cosine = float((a * b).sum() / np.sqrt(np.square(a).sum() * np.square(b).sum())) if a.any() and b.any() else 1.0
     worst, equal = float(difference.max()), float((difference == 0).mean())
-    least = _LEAST_SQNR_DB.get(stage)
+    least = LEAST_SQNR_DB.get(stage)
     if truth.dtype.kind != "f":
         limit, kept = f"{_FEWEST_EQUAL:.1%} equal", equal >= _FEWEST_EQUAL or least is not None
     elif least is not None:
         limit, kept = f"at least {least:g} dB", sqnr_db >= least
     else:
-        allowed = _FLOAT_LIMIT * max(_LEAST_LARGEST, float(np.abs(a).max()))
+        allowed = FLOAT_LIMIT * max(LEAST_LARGEST, float(np.abs(a).max()))
         limit, kept = f"at most {allowed:.2g}", worst <= allowed
     return OutputDifference(
         name=name,

@@ -19,7 +19,7 @@ from msn_deploy.bench.power import measure_energy
 from msn_deploy.bench.profile import Profile, options_for, preset
 from msn_deploy.bench.soak import soak
 from msn_deploy.bench.throughput import ALONE, under_load, with_throughput
-from msn_deploy.core.artifacts import parent_of, publish, read_sidecar, sha256_of
+from msn_deploy.core.artifacts import parent_of, publish
 from msn_deploy.core.errors import InputError, did_you_mean
 from msn_deploy.core.opening import read_input
 from msn_deploy.core.progress import Progress, silent
@@ -36,7 +36,7 @@ from msn_deploy.model.opened import OpenModel, open_model
 from msn_deploy.pipeline.bench_inputs import BenchInputs, batch_of, check_finite, inputs_of
 from msn_deploy.pipeline.bench_load import bound_query, load_of, threads_under_load
 from msn_deploy.pipeline.bench_request import BenchRequest
-from msn_deploy.pipeline.models import ModelFile, open_file
+from msn_deploy.pipeline.models import ModelFile, onnx_of, open_file
 from msn_deploy.report.bench import render_html
 from msn_deploy.report.gate_text import junit, markdown
 
@@ -370,12 +370,3 @@ def _cost(model: OpenModel | None, *, batch: int, shapes: Mapping[str, Sequence[
     from msn_deploy.model.cost import cost_of  # late: it imports onnx, which a device that times engines can lack
 
     return cost_of(model.proto, batch=batch, shapes=shapes)
-
-
-def onnx_of(engine: Path) -> Path | None:
-    """Return the ONNX file that an engine was built from, if it is beside it, unchanged."""
-    parent = next((each for each in read_sidecar(engine).parents if each.role == "onnx"), None)
-    if parent is None:
-        return None
-    path = engine.with_name(Path(parent.file).name)
-    return path if path.is_file() and sha256_of(path) == parent.sha256 else None

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from msn_deploy.core.artifacts import sha256_of
+from msn_deploy.core.artifacts import read_sidecar, sha256_of
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.model_info import Runtime
 from msn_deploy.engine import Runner, open_runnable, runner_of
@@ -104,3 +104,12 @@ def open_file(path: Path, *, trust: bool = False, plugins: Sequence[Path] = ()) 
             raise InputError(f"`--plugins` gives TensorRT operators, and {path} is not an engine.\nLeave it out.")
         return ModelFile(path, None)
     return ModelFile(path, open_runnable(path, trust=trust, plugins=plugins))
+
+
+def onnx_of(engine: Path) -> Path | None:
+    """Return the ONNX file that an engine was built from, if it is beside it, unchanged."""
+    parent = next((each for each in read_sidecar(engine).parents if each.role == "onnx"), None)
+    if parent is None:
+        return None
+    path = engine.with_name(Path(parent.file).name)
+    return path if path.is_file() and sha256_of(path) == parent.sha256 else None

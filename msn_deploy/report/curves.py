@@ -1,11 +1,11 @@
-"""Line charts as PNG files, the same bytes each time; pages have charts of their own (see plots.line_plot)."""
+"""Line charts as PNG or SVG files, the same bytes each time; pages have charts of their own (see plots.line_plot)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from msn_deploy.core.artifacts import parent_of, publish
 from msn_deploy.core.optional import require
@@ -16,18 +16,19 @@ CURVE_VERSIONS = ("matplotlib", "numpy")
 _COLUMNS = 2
 
 
-def line_chart(panels: Sequence[Panel]) -> bytes:
-    """Draw panels, two in a row; return the bytes of a PNG file. Raises MissingDependency."""
+def line_chart(panels: Sequence[Panel], *, kind: Literal["png", "svg"] = "png") -> bytes:
+    """Draw panels, two in a row; return the bytes of a picture. Raises MissingDependency."""
     figures = require("matplotlib.figure", step="drawing curves")
     matplotlib = require("matplotlib", step="drawing curves")
     columns = min(_COLUMNS, len(panels))
     rows = -(-len(panels) // columns)
-    with matplotlib.rc_context({"font.size": 9}):
+    with matplotlib.rc_context({"font.size": 9, "svg.hashsalt": "msn-deploy"}):
         figure = figures.Figure(figsize=(4.4 * columns, 2.9 * rows), layout="constrained")
         for at, panel in enumerate(panels):
             _draw(figure.add_subplot(rows, columns, at + 1), panel)
         stream = BytesIO()
-        figure.savefig(stream, format="png", dpi=110, metadata={"Software": None})
+        unsaid = {"Software": None} if kind == "png" else {"Creator": None, "Date": None}
+        figure.savefig(stream, format=kind, dpi=110, metadata=unsaid)
     return stream.getvalue()
 
 

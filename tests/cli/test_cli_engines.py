@@ -21,7 +21,8 @@ from msn_deploy.engine.trust import trust, trusted
 from msn_deploy.machine.device import Gpu
 from msn_deploy.model.cost import cost_of
 from msn_deploy.model.opened import open_model
-from msn_deploy.pipeline.bench import bench, onnx_of
+from msn_deploy.pipeline.bench import bench
+from msn_deploy.pipeline.models import onnx_of
 
 NATIVE = {"tensorrt", "tensorrt_rtx", "pycuda", "cuda"}
 
@@ -307,3 +308,23 @@ def test_doctor_names_the_stale_engines_of_a_folder_and_rebuilds_them(cli, forge
 def test_doctor_rebuilds_folders_alone(cli, arguments):
     outcome = cli("doctor", *arguments, "--rebuild")
     assert (outcome.code, "msn-deploy doctor RUN --rebuild" in outcome.err) == (2, True)
+
+
+def test_diff_compares_an_engine_by_its_outputs_and_looks_into_the_file_that_it_was_built_from(
+    cli, engine, run_folder, tmp_path
+):
+    reference = run_folder / "cnn3_msn.onnx"
+    report = json.loads(cli("diff", engine, reference, "--samples", 2, "--json", "-").out)
+    assert report["inside"] == str(run_folder / "cnn3_msn.int8.onnx")
+    assert report["tensors"]
+    assert report["disturbed_db"] == float("inf")  # the engine itself was not disturbed
+    text = " ".join(cli("diff", engine, reference, "--samples", 2).out.split())
+    assert "Marking an engine's tensors as outputs would change what it fuses" in text
+    for name in ("cnn3_msn.int8.engine", "cnn3_msn.int8.engine.json", "cnn3_msn.int8.plan.json"):
+        if (run_folder / name).exists():
+            shutil.copy(run_folder / name, tmp_path)
+    outcome = cli("diff", tmp_path / engine.name, reference, "--samples", 2, "--json", "-")
+    alone = json.loads(outcome.out)
+    assert (alone["inside"], alone["tensors"]) == ("", [])
+    assert alone["outputs"] == report["outputs"]
+    assert "its outputs alone are compared" in outcome.err

@@ -67,6 +67,7 @@ CONTRACT = {
         "--markdown",
         "--junit",
     ],
+    "diff": ["--data", "--samples", "--all", "--plot", "--trust", "--plugins", "--json"],
     "suite": ["--out", "--seconds", "--threads", "--runs", "--prepare", "--plan", "--json"],
     "infer": [],
     "info": ["--json"],
