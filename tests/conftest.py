@@ -8,6 +8,7 @@ import hashlib
 import logging
 import os
 import random
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -92,6 +93,14 @@ def operators_parsed_once() -> None:
     registry.from_torchlib = staticmethod(from_torchlib)
     lists = sys.modules["torch._export.utils"]
     lists._materialize_cpp_cia_ops = functools.cache(lists._materialize_cpp_cia_ops)
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Let SIGINT interrupt: what a shell has started in the background ignores it, and so would the tests."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def _forget_logging() -> None:

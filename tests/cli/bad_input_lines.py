@@ -160,7 +160,7 @@ TABLE = [
     ("build-engine", 2, "Missing argument 'onnx'"),
     ("eval", 2, "Missing argument 'model'"),
     ("bench", 2, "Missing argument 'models'"),
-    ("infer m.onnx", 2, "Missing argument 'images'"),
+    ("infer m.onnx", 2, "Missing argument 'IMAGES'"),
     ("verify", 2, "Missing argument 'folder'"),
     ("eval m.onnx m.onnx", 2, "unexpected extra argument"),
     ("eval m.onnx --data", 2, "--data requires an argument"),

@@ -29,6 +29,7 @@ ACCEPTED = {
     "suite": "--out= -o= --seconds= --threads= --runs= --prepare! --plan! --json=",
     "infer": "--threads= --trust! --json!",
     "info": "--json=",
+    "diff": "--data= --samples= --all! --plot= --trust! --plugins= --json=",
     "verify": "--data! --no-data! --json!",
     "bundle": "--target= --wheels= --no-wheels! --python= --out= -o= --json=",
     "targets": "--json!",

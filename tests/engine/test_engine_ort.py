@@ -309,7 +309,9 @@ def test_a_closed_runner_does_not_run(save, batch):
 def test_other_files_are_refused_by_what_they_are(tmp_path):
     checkpoint = tmp_path / "net.pt"
     checkpoint.write_bytes(b"x")
-    with pytest.raises(InputError, match=r"'\.pt'; \.onnx and \.engine files are accepted"):
+    with pytest.raises(
+        InputError, match=r"net\.pt cannot be run by that name.\nGive a file that ends in \.onnx, \.engine, "
+    ):
         load_runner(checkpoint)
     engine = tmp_path / "net.engine"
     with pytest.raises(InputError, match="does not exist"):

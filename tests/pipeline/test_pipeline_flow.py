@@ -122,6 +122,7 @@ def test_a_source_that_fails_and_one_that_is_left_are_both_closed():
     assert closed == [7, -1]
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_ends_all_stages_and_the_source():
     ended = []
 

@@ -110,6 +110,7 @@ def test_a_camera_that_vanishes_ends_with_what_is_known(camera, colours, capsys)
     assert "the bottleneck is " in printed.err
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_ends_a_camera_cleanly(camera, colours, capsys, tmp_path):
     camera.count = 10**6
     stopped = threading.Event()
