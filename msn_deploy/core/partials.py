@@ -58,7 +58,7 @@ def partial_folder(parent: Path | None = None) -> Iterator[Path]:
 
     What killed runs have left beside it is removed first. Raises InputError where it can't be made.
     """
-    parent = Path(tempfile.gettempdir()) if parent is None else parent
+    parent = _temporary() if parent is None else parent
     sweep(parent)
     try:
         path, handle = _made(parent, is_folder=True)
@@ -71,6 +71,18 @@ def partial_folder(parent: Path | None = None) -> Iterator[Path]:
     finally:
         shutil.rmtree(path, ignore_errors=True)  # what an orphan still writes there goes with the next sweep
         os.close(handle)
+
+
+def _temporary() -> Path:
+    """Return the machine's folder for temporary files.
+
+    Where Python looks for one itself, it writes a file into it to try it, and a run that is killed then leaves that.
+    """
+    if tempfile.tempdir is None:
+        wanted = (*filter(None, map(os.environ.get, ("TMPDIR", "TEMP", "TMP"))), "/tmp", "/var/tmp")
+        usable = (each for each in wanted if os.path.isdir(each) and os.access(each, os.W_OK | os.X_OK))
+        tempfile.tempdir = next(map(os.path.abspath, usable), None)
+    return Path(tempfile.gettempdir())
 
 
 def sweep(folder: Path) -> None:

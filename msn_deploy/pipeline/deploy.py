@@ -13,10 +13,9 @@ import shlex
 import shutil
 import subprocess
 import tarfile
-import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
@@ -31,6 +30,7 @@ from msn_deploy.core.errors import (
     MsnDeployError,
     size_text,
 )
+from msn_deploy.core.partials import partial_folder
 from msn_deploy.core.progress import Progress, silent
 from msn_deploy.pipeline.bundle import SCRIPTS, BundleReport
 
@@ -175,12 +175,13 @@ class _Device:
     def __init__(self, to: str, ssh: Sequence[str], tell: Callable[[str], None]) -> None:
         self.to, self.tell = to, tell
         self._ssh = [*ssh, *_ALIVE]
-        self._scratch = tempfile.TemporaryDirectory(prefix="msn-")  # short: a socket's path has 104 characters at most
-        self._socket = Path(self._scratch.name) / "ssh"
+        self._stack = ExitStack()
+        self._scratch = self._stack.enter_context(partial_folder())
+        self._socket = self._scratch / "ssh"  # short: a socket's path has 104 characters at most
         self._master: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> _Device:
-        errors = Path(self._scratch.name) / "errors"
+        errors = self._scratch / "errors"
         # With ControlPersist of the user's own configuration, ssh would go into the background and end here.
         options = ["-M", "-N", "-o", "ControlPersist=no", "-S", str(self._socket)]
         command = [*self._ssh, *options, "--", self.to]
@@ -188,7 +189,7 @@ class _Device:
             with errors.open("wb") as stream:
                 self._master = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=stream)
         except OSError as cause:
-            self._scratch.cleanup()
+            self._stack.close()
             raise MissingDependency(
                 f"{self._ssh[0]} does not start: {cause.strerror}.\nInstall it with: sudo apt install openssh-client"
             ) from None
@@ -204,7 +205,7 @@ class _Device:
         if self._master is not None:
             self._master.terminate()
             self._master.wait()
-        self._scratch.cleanup()
+        self._stack.close()
 
     def start(
         self, script: str, *words: str, stdin: int | None = None, merged: bool = False
@@ -318,8 +319,8 @@ def _push(device: _Device, bundle: BundleReport, name: str, there: int, progress
 def _fetch(device: _Device, folder: str, report: Path) -> Step:
     """Bring the report here, whole or not at all."""
     report.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{report.name}.", dir=report.parent) as scratch:
-        packed, unpacked = Path(scratch) / "report.tar", Path(scratch) / "report"
+    with partial_folder(report.parent) as scratch:
+        packed, unpacked = scratch / "report.tar", scratch / "report"
         with device.start('cd "$1" && exec tar cf - report', folder) as process, packed.open("wb") as stream:
             assert process.stdout is not None
             shutil.copyfileobj(process.stdout, stream)
@@ -329,13 +330,13 @@ def _fetch(device: _Device, folder: str, report: Path) -> Step:
             return Step(name="fetch", state="failed", code=process.returncode, said="".join(said.splitlines()[-1:]))
         try:
             with tarfile.open(packed) as archive:
-                unpack(archive, Path(scratch))
+                unpack(archive, scratch)
         except tarfile.TarError as cause:
             raise InputError(
                 f"what {device.to} sent is not a report: {cause}.\n"
                 f"`ssh {device.to} true` has to say nothing: what it says stands before the report."
             ) from None
-        before = Path(scratch) / "before"
+        before = scratch / "before"
         if report.exists():
             report.rename(before)
         try:

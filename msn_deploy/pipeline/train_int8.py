@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.model_info import DEFAULT_METHOD, DEFAULT_PERCENTILE, DEFAULT_SAMPLES
+from msn_deploy.core.partials import partial_folder
 from msn_deploy.core.progress import Progress, silent
 from msn_deploy.core.recipes import Recipe, recipe_from_dict
 from msn_deploy.engine.ort import run_on_one_thread
@@ -66,8 +66,8 @@ def train_int8(
         if each.name not in _CHOSEN and getattr(chosen, each.name) != getattr(own, each.name):
             raise InputError(f"{each.name} is that of the network in {checkpoint}, and stays.\nLeave it out.")
     check_options(chosen)
-    with tempfile.TemporaryDirectory() as folder:
-        exported = Path(folder) / "float.onnx"
+    with partial_folder() as folder:
+        exported = folder / "float.onnx"
         export_onnx(str(checkpoint), exported, dynamic_batch=True, simplify=False)
         model = open_model(exported, step="train")
     graph = fold_constants(model.proto, load=run_on_one_thread)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from threading import Event, Thread
@@ -251,3 +252,27 @@ def test_a_thread_that_holds_a_folder_may_hold_it_again(tmp_path: Path) -> None:
     handle = os.open(tmp_path, os.O_RDONLY)
     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go of
     os.close(handle)
+
+
+def test_no_file_is_written_to_try_the_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    tries: list[str] = []
+    monkeypatch.setattr(
+        "os.open", lambda path, *how, real=os.open, **more: tries.append(path) or real(path, *how, **more)
+    )
+    with partial_folder() as folder:
+        assert _names(tmp_path) == [folder.name]
+        assert set(map(str, tries)) == {str(folder)}  # to lock it
+
+
+@pytest.mark.parametrize("missing", ["gone", "file"])
+def test_a_temporary_folder_that_cannot_be_used_gives_way_to_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / missing))
+    monkeypatch.setenv("TEMP", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    with partial_folder() as folder:
+        assert folder.parent == tmp_path
