@@ -6,7 +6,6 @@ Nothing here is measured. `benchmarks/readme.py` fills the blocks into the pages
 from __future__ import annotations
 
 import ast
-import importlib
 import inspect
 import json
 import re
@@ -14,11 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import typer
 from pydantic import TypeAdapter
 
 import msn_deploy
 from msn_deploy.cli.app import COMMANDS
+from msn_deploy.cli.help import about, default_of, group_of, load_command, names_of, usage_of
 from msn_deploy.core import errors, recipes, suites
 from msn_deploy.machine.jetpacks import JETPACKS
 from msn_deploy.machine.targets import TARGETS
@@ -61,7 +60,6 @@ VARIABLES = {
     "WORLD_SIZE": "Set by `torchrun`: number of processes.",
     "LOCAL_RANK": "Set by `torchrun`: number of the GPU.",
 }
-_PLACEHOLDERS = {"int": "N", "float": "X", "str": "TEXT"}
 INHERITED = {
     "TMPDIR": "Folder for temporary files.",
     "NO_COLOR": "If set, no colours on a terminal.",
@@ -99,45 +97,17 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
-def command_of(name: str) -> Any:
-    """Return a command as typer sees it, with `params`."""
-    module = importlib.import_module(f"msn_deploy.cli.{name.replace('-', '_')}")
-    app = typer.Typer(add_completion=False, rich_markup_mode=None)
-    app.command(help=module.command.__doc__)(module.command)
-    return typer.main.get_command(app)
-
-
 def _command(name: str) -> str:
-    command = command_of(name)
-    arguments = [each for each in command.params if each.param_type_name == "argument"]
-    options = [each for each in command.params if each.param_type_name == "option" and "--help" not in each.opts]
-    usage = " ".join([f"msn-deploy {name}", *(_metavar(each) for each in arguments), "[OPTIONS]" * bool(options)])
-    rows = [(f"`{_metavar(each)}`", each.help or "", "") for each in arguments]
-    rows += [(_option(each), each.help or "", _default(each)) for each in options]
-    table = _table(("option", "what it does", "default"), rows)
-    return f"## {name}\n\n{inspect.cleandoc(command.help)}\n\n```text\n{usage}\n```\n\n{table}"
-
-
-def _metavar(argument: Any) -> str:
-    name = (argument.metavar or argument.name).upper()
-    name = name if argument.nargs == 1 else f"{name}..."
-    return name if argument.required else f"[{name}]"
-
-
-def _option(option: Any) -> str:
-    names = ", ".join(f"`{name}`" for name in (*option.opts, *option.secondary_opts))
-    if option.is_flag:
-        return names
-    kind = option.bare_type().removeprefix("list[").rstrip("]")
-    return f"{names} {option.metavar or _PLACEHOLDERS.get(kind, kind.upper())}"
-
-
-def _default(option: Any) -> str:
-    if isinstance(option.show_default, str):
-        return option.show_default
-    value = option.default
-    empty = value is None or value is False or value == [] or callable(value)
-    return "" if empty else f"`{value}`"
+    command = load_command(name)
+    parts = [f"## {name}", inspect.cleandoc(command.help), f"```text\nmsn-deploy {name} {usage_of(command)}\n```"]
+    groups: dict[str, list[tuple[str, ...]]] = {"": []}
+    for each in command.params:
+        if "--help" not in each.opts:
+            row = (f"`{names_of(each)}`", about(each), default_of(each))
+            groups.setdefault(group_of(each), []).append(row)
+    for title, rows in groups.items():
+        parts += [f"**{title}**"] * bool(title) + [_table(("option", "what it does", "default"), rows)]
+    return "\n\n".join([*parts, f"<!-- not run: it shows how a line is typed -->\n```sh\n{command.epilog}\n```"])
 
 
 def _keys(record: Any) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import gc
-import importlib
 import io
 import os
 import re
@@ -17,10 +16,10 @@ from typing import Any
 
 from msn_deploy import __version__
 
+_GROUPS = {"demo": "The chain", "bench": "Measure and look", "bundle": "Devices"}  # each begins with this command
 COMMANDS = {
     "demo": "the whole chain on bundled real data, a few minutes on two CPU cores",
     "train": "train a recipe: RECIPE is a file or a built-in name such as vgg7_msn",
-    "study": "train a recipe with several norms and compare what happens inside",
     "recipes": "list the built-in recipes, or print one to start your own with",
     "import-checkpoint": "convert a checkpoint published by the MSN paper's authors",
     "export": "fold a checkpoint or a network of your own and write one checked ONNX file",
@@ -29,6 +28,7 @@ COMMANDS = {
     "eval": "measure the accuracy of a checkpoint, ONNX file or engine",
     "bench": "measure latency, side by side, against a baseline",
     "diff": "compare two files tensor by tensor: where they begin to differ, and how much",
+    "study": "train a recipe with several norms and compare what happens inside",
     "suite": "train, export and measure all networks of a benchmark suite, resumably",
     "infer": "show what a model says of images, videos or arrays",
     "info": "say what a model file is and what it was made from",
@@ -117,11 +117,14 @@ def _mend_streams() -> None:
 
 def help_text() -> str:
     """Return what `msn-deploy --help` prints."""
-    lines = [f"  {name:<19}{about}" for name, about in COMMANDS.items()]
+    lines = []
+    for name, about in COMMANDS.items():
+        lines += [f"\n{group}:"] if (group := _GROUPS.get(name)) else []
+        lines.append(f"  {name:<19}{about}")
     usage = (
         "Usage: msn-deploy COMMAND [OPTIONS] ...\n\nTrain, fold, quantise, build and measure small CNNs for a Jetson.\n"
     )
-    return "\n".join([usage, "Commands, in the order of the pipeline:", *lines, "", _EVERYWHERE])
+    return "\n".join([usage.rstrip("\n"), *lines, "", _EVERYWHERE])
 
 
 def _take(args: list[str], *flags: str) -> bool:
@@ -208,10 +211,11 @@ def _complete(args: Sequence[str]) -> int:
     """Let typer answer the shell, which asks by an environment variable, or set the shell up to ask."""
     import typer
 
+    from msn_deploy.cli.help import add_command
+
     app = typer.Typer(rich_markup_mode=None)
-    for name, about in COMMANDS.items():
-        module = importlib.import_module(f"msn_deploy.cli.{name.replace('-', '_')}")
-        app.command(name, help=about)(module.command)
+    for name in COMMANDS:
+        add_command(app, name)
     try:
         app(args=list(args), prog_name="msn-deploy")
     except SystemExit as done:
@@ -223,15 +227,11 @@ def _call(name: str, args: list[str], *, quiet: bool, verbose: bool) -> int:
     import typer
 
     from msn_deploy.cli import output
+    from msn_deploy.cli.help import load_command
     from msn_deploy.core.errors import InputError
 
-    module = importlib.import_module(f"msn_deploy.cli.{name.replace('-', '_')}")
-    app = typer.Typer(
-        add_completion=False, rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]}
-    )
-    app.command(help=module.command.__doc__)(module.command)
+    command = load_command(name)
     output.start(quiet=quiet, verbose=verbose)
-    command = typer.main.get_command(app)
     try:
         # Not command.main(), which swallows Ctrl-C and broken pipes, and the messages that they carry here.
         with command.make_context(f"msn-deploy {name}", args) as context:

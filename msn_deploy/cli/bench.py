@@ -16,6 +16,16 @@ from msn_deploy.engine.runner import parse_state
 from msn_deploy.engine.tensors import parse_shapes
 from msn_deploy.pipeline.bench_request import BenchRequest
 
+_LOAD = "Load and profile"
+_GATE = "Gate for CI"
+_MORE = "What else to measure"
+EXAMPLES = """
+msn-deploy bench runs/vgg7_bn.onnx runs/vgg7_msn.onnx
+msn-deploy bench runs/vgg7_msn.onnx --baseline auto --html report.html
+msn-deploy bench net.engine --profile throughput --streams 2 --batch-size 8
+msn-deploy bench net.onnx --against before.json --fail-if slower:3%
+"""
+
 
 def _gate_file(path: Path | None) -> Path | None:
     """Fail early: refuse to replace a file that is not a gate's, such as a model. Raises InputError."""
@@ -31,9 +41,11 @@ def command(
         typer.Option(help="Compare with this file; auto: make BN's rows from a RECIPE.", show_default="the first"),
     ] = None,
     provider: Annotated[
-        str, typer.Option("--device", help="Where ONNX files run: cpu, cuda or tensorrt.")
+        str, typer.Option("--device", help="Where ONNX files run.", metavar="cpu|cuda|tensorrt")
     ] = BenchRequest.provider,
-    compiled: Annotated[bool, typer.Option("--compile", help="Run checkpoints compiled by torch, too.")] = False,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Run checkpoints compiled by torch, too.", rich_help_panel=_MORE)
+    ] = False,
     runs: Annotated[
         Path | None, typer.Option(help="With --baseline auto: take and keep checkpoints here.", show_default="a cache")
     ] = None,
@@ -43,7 +55,9 @@ def command(
     data: Annotated[
         str | None,
         typer.Option(
-            help="Known name or folder of images; or .npz or .npy feeds.", show_default="the model's own, or random"
+            metavar="DATA",
+            help="Known name or folder of images; or .npz or .npy feeds.",
+            show_default="the model's own, or random",
         ),
     ] = None,
     shapes: Annotated[
@@ -60,29 +74,55 @@ def command(
         ),
     ] = None,
     profile: Annotated[
-        str, typer.Option(help="Timing profile: single-stream, mlperf, throughput, trtexec-10, trtexec-11.")
+        str,
+        typer.Option(
+            help="Timing profile: single-stream, mlperf, throughput, trtexec-10, trtexec-11.",
+            metavar="NAME",
+            rich_help_panel=_LOAD,
+        ),
     ] = BenchRequest.profile,
     streams: Annotated[
         int | None,
         typer.Option(
-            metavar="N", min=1, help="Queries in flight at a time (throughput).", show_default="2; trtexec-* 1"
+            metavar="N",
+            min=1,
+            help="Queries in flight at a time (throughput).",
+            show_default="2; trtexec-* 1",
+            rich_help_panel=_LOAD,
         ),
     ] = None,
     soak: Annotated[
         str | None,
         typer.Option(
-            metavar="TIME", help="Then keep each model under load, as in 30m (throughput): heat, clocks, rate."
+            metavar="TIME",
+            help="Then keep each model under load, as in 30m (throughput): heat, clocks, rate.",
+            rich_help_panel=_LOAD,
         ),
     ] = None,
-    cuda_graph: Annotated[bool, typer.Option("--cuda-graph", help="Replay each engine from a CUDA graph.")] = False,
+    cuda_graph: Annotated[
+        bool, typer.Option("--cuda-graph", help="Replay each engine from a CUDA graph.", rich_help_panel=_LOAD)
+    ] = False,
     wait: Annotated[
         str | None,
-        typer.Option(help="How engines wait for the GPU: spin or sleep.", show_default="the profile's, spin"),
+        typer.Option(
+            help="How engines wait for the GPU.",
+            show_default="the profile's, spin",
+            metavar="spin|sleep",
+            rich_help_panel=_LOAD,
+        ),
     ] = None,
-    mapped: Annotated[bool, typer.Option("--mapped", help="Run engines on mapped buffers (zero-copy), too.")] = False,
-    builds: Annotated[int, typer.Option(min=1, help="Load each model N times.")] = BenchRequest.builds,
-    energy: Annotated[bool, typer.Option("--energy", help="Measure energy per query too (Jetson).")] = False,
-    layers: Annotated[bool, typer.Option("--layers", help="Time each model's layers afterwards.")] = False,
+    mapped: Annotated[
+        bool, typer.Option("--mapped", help="Run engines on mapped buffers (zero-copy), too.", rich_help_panel=_LOAD)
+    ] = False,
+    builds: Annotated[
+        int, typer.Option(min=1, help="Load each model N times.", rich_help_panel=_MORE)
+    ] = BenchRequest.builds,
+    energy: Annotated[
+        bool, typer.Option("--energy", help="Measure energy per query too (Jetson).", rich_help_panel=_MORE)
+    ] = False,
+    layers: Annotated[
+        bool, typer.Option("--layers", help="Time each model's layers afterwards.", rich_help_panel=_MORE)
+    ] = False,
     trust: Trust = False,
     plugins: Plugins = None,
     state: Annotated[
@@ -93,13 +133,24 @@ def command(
     ] = None,
     json: Json = None,
     html: Annotated[Path | None, typer.Option("--html", callback=new_text, help="Write the report page.")] = None,
-    against: Annotated[Path | None, typer.Option(help="Compare every model with this earlier --json.")] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="Compare every model with this earlier --json.", rich_help_panel=_GATE)
+    ] = None,
     fail_if: Annotated[
         str | None,
-        typer.Option(help="Exit 1 if slower than --against, or else than the baseline.", show_default="slower:3%"),
+        typer.Option(
+            help="Exit 1 if slower than --against, or else than the baseline.",
+            show_default="slower:3%",
+            metavar="slower:X%",
+            rich_help_panel=_GATE,
+        ),
     ] = None,
-    markdown: Annotated[Path | None, typer.Option(callback=_gate_file, help="Write the gate as Markdown.")] = None,
-    junit: Annotated[Path | None, typer.Option(callback=_gate_file, help="Write the gate as JUnit XML.")] = None,
+    markdown: Annotated[
+        Path | None, typer.Option(callback=_gate_file, help="Write the gate as Markdown.", rich_help_panel=_GATE)
+    ] = None,
+    junit: Annotated[
+        Path | None, typer.Option(callback=_gate_file, help="Write the gate as JUnit XML.", rich_help_panel=_GATE)
+    ] = None,
 ) -> None:
     """Measure latency side by side, in interleaved blocks, against a baseline.
 

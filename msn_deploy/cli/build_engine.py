@@ -34,13 +34,21 @@ if TYPE_CHECKING:
     from msn_deploy.engine import BuildReport, DeviceBuild, DlaPlan
     from msn_deploy.pipeline.build import EngineReport
 
+_SIZES = "Sizes"
+_BUILDER = "Builder"
+_DLA = "DLA"
+EXAMPLES = """
+msn-deploy build-engine runs/vgg7_msn.onnx
+msn-deploy build-engine runs/vgg7_msn.onnx --precision int8 --max-drop 0.5pp
+msn-deploy build-engine runs/vgg7_msn.int8.onnx --target orin-nano
+"""
 _DEFAULT = BuildOptions()
 _ROWS = 12  # of the fallback table; the sidecar holds all
 
 
 def command(
     onnx: Annotated[Path, typer.Argument(help="ONNX file from `export` or `calibrate`.")],
-    precision: Annotated[str, typer.Option(help="fp32, fp16 or int8.")] = "fp16",
+    precision: Annotated[str, typer.Option(help="Precision of the layers.", metavar="fp32|fp16|int8")] = "fp16",
     data: DataOrFeeds = None,
     method: Method = DEFAULT_METHOD,
     samples: Samples = DEFAULT_SAMPLES,
@@ -48,8 +56,10 @@ def command(
     max_drop: MaxDrop = None,
     min_sqnr: MinSqnr = None,
     leave_out: LeaveOut = None,
-    target: Annotated[str, typer.Option(help="Device; `msn-deploy targets` lists them.")] = "auto",
-    backend: Annotated[str, typer.Option(help="auto, tensorrt or tensorrt-rtx.")] = _DEFAULT.backend,
+    target: Annotated[str, typer.Option(help="Device; `msn-deploy targets` lists them.", metavar="NAME")] = "auto",
+    backend: Annotated[
+        str, typer.Option(help="Which TensorRT builds it.", metavar="auto|tensorrt|tensorrt-rtx")
+    ] = _DEFAULT.backend,
     batch: Annotated[
         int | None,
         typer.Option(
@@ -57,11 +67,17 @@ def command(
             min=1,
             help="Maximum batch size (dynamic-batch files only).",
             show_default=str(DEFAULT_BATCH),
+            rich_help_panel=_SIZES,
         ),
     ] = None,
-    min_batch: Annotated[int, typer.Option(min=1, help="Minimum batch size, likewise.")] = _DEFAULT.min_batch,
+    min_batch: Annotated[
+        int, typer.Option(min=1, help="Minimum batch size, likewise.", rich_help_panel=_SIZES)
+    ] = _DEFAULT.min_batch,
     opt_batch: Annotated[
-        int | None, typer.Option(min=1, help="Batch size to optimise for, likewise.", show_default="the largest")
+        int | None,
+        typer.Option(
+            min=1, help="Batch size to optimise for, likewise.", show_default="the largest", rich_help_panel=_SIZES
+        ),
     ] = None,
     shapes: Shapes = None,
     plugins: Plugins = None,
@@ -72,29 +88,59 @@ def command(
             "--workspace",
             metavar="SIZE",
             help="Scratch memory of the builder: MiB, or 512MiB, 1GiB.",
+            rich_help_panel=_BUILDER,
         ),
     ] = str(_DEFAULT.workspace_mib),
-    timing_cache: Annotated[Path | None, typer.Option(help="Timing cache to read and write.")] = None,
+    timing_cache: Annotated[
+        Path | None, typer.Option(help="Timing cache to read and write.", rich_help_panel=_BUILDER)
+    ] = None,
     optimization_level: Annotated[
-        int | None, typer.Option(min=0, max=5, help="How long to search for kernels.", show_default="TensorRT's own")
+        int | None,
+        typer.Option(
+            min=0,
+            max=5,
+            help="How long to search for kernels.",
+            show_default="TensorRT's own",
+            rich_help_panel=_BUILDER,
+        ),
     ] = None,
     version_compatible: Annotated[
-        bool, typer.Option("--version-compatible", help="An engine that later TensorRT releases load too; slower.")
+        bool,
+        typer.Option(
+            "--version-compatible",
+            help="An engine that later TensorRT releases load too; slower.",
+            rich_help_panel=_BUILDER,
+        ),
     ] = False,
     hardware_compatible: Annotated[
-        bool, typer.Option("--hardware-compatible", help="An engine for every desktop GPU from Ampere on; slower.")
+        bool,
+        typer.Option(
+            "--hardware-compatible",
+            help="An engine for every desktop GPU from Ampere on; slower.",
+            rich_help_panel=_BUILDER,
+        ),
     ] = False,
-    dla: Annotated[int | None, typer.Option(min=0, help="DLA core to build for; the GPU takes the rest.")] = None,
+    dla: Annotated[
+        int | None, typer.Option(min=0, help="DLA core to build for; the GPU takes the rest.", rich_help_panel=_DLA)
+    ] = None,
     max_dla_fallback: Annotated[
         float | None,
-        typer.Option(min=0, max=100, help="Fail if more multiply-accumulates than this leave the DLA, percent."),
+        typer.Option(
+            min=0,
+            max=100,
+            help="Fail if more multiply-accumulates than this leave the DLA, percent.",
+            rich_help_panel=_DLA,
+        ),
     ] = None,
     calibration_table: Annotated[
         Path | None,
-        typer.Option(help="Scales for INT8 on a DLA up to TensorRT 10.7, from `calibrate --table`; or give --data."),
+        typer.Option(
+            help="Scales for INT8 on a DLA up to TensorRT 10.7, from `calibrate --table`; or give --data.",
+            rich_help_panel=_DLA,
+        ),
     ] = None,
     replicates: Annotated[
-        int, typer.Option(min=1, help="Engines to build: NAME.engine, NAME.r2.engine, ...")
+        int, typer.Option(min=1, help="Engines to build: NAME.engine, NAME.r2.engine, ...", rich_help_panel=_BUILDER)
     ] = _DEFAULT.replicates,
     out: Annotated[
         Path | None,

@@ -12,17 +12,24 @@ from msn_deploy.cli import output
 from msn_deploy.cli.options import Json, Shapes, new_file
 from msn_deploy.core.errors import InputError, size_text
 
+EXAMPLES = """
+msn-deploy bundle runs --target orin-nano
+msn-deploy bundle runs --target orin-nx --with cpp --to user@jetson
+"""
+
 
 def command(
     run: Annotated[Path, typer.Argument(help="Output folder of a run, with ONNX files.")],
-    target: Annotated[str, typer.Option(help="Jetson that it is for; `msn-deploy targets` lists them.")],
+    target: Annotated[
+        str, typer.Option(help="Jetson that it is for; `msn-deploy targets` lists them.", metavar="NAME")
+    ],
     wheels: Annotated[
         Path | None, typer.Option(help="Folder of wheels to take.", show_default="downloaded by pip")
     ] = None,
     no_wheels: Annotated[bool, typer.Option("--no-wheels", help="Pack none: scripts and trtexec only.")] = False,
     python: Annotated[
         list[str] | None,
-        typer.Option(help="Python of the device; repeatable.", show_default="3.10 and 3.12"),
+        typer.Option(help="Python of the device; repeatable.", show_default="3.10 and 3.12", metavar="X.Y"),
     ] = None,
     shapes: Shapes = None,
     extras: Annotated[
@@ -45,7 +52,9 @@ def command(
             help="Push it over your ssh, install, build, evaluate and measure there, and fetch the report.",
         ),
     ] = None,
-    data: Annotated[str | None, typer.Option(help="With --to: what `eval` takes there, a name or a folder.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="With --to: what `eval` takes there, a name or a folder.", metavar="DATA")
+    ] = None,
     replicates: Annotated[int, typer.Option(min=1, help="With --to: engines of each model.")] = 1,
     report_to: Annotated[
         Path | None,

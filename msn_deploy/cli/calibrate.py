@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from msn_deploy.cli import output
-from msn_deploy.cli.options import DataOrFeeds, Json, LeaveOut, MaxDrop, MinSqnr, State, new_file
+from msn_deploy.cli.options import INT8, DataOrFeeds, Json, LeaveOut, MaxDrop, MinSqnr, State, new_file
 from msn_deploy.core.errors import size_text
 from msn_deploy.core.model_info import DEFAULT_METHOD, DEFAULT_PERCENTILE, DEFAULT_SAMPLES
 from msn_deploy.engine.runner import parse_state
@@ -16,34 +16,68 @@ from msn_deploy.engine.runner import parse_state
 if TYPE_CHECKING:
     from msn_deploy.pipeline.calibrate import PrecisionReport
 
+_CACHE = "Scales of other images"
+EXAMPLES = """
+msn-deploy calibrate runs/vgg7_msn.onnx
+msn-deploy calibrate net.onnx --data photos --max-drop 0.5pp
+msn-deploy calibrate net.onnx --data photos --runtime onnxruntime
+"""
+
 
 def command(
     onnx: Annotated[Path, typer.Argument(help="FP32 ONNX file from `export`.")],
     data: DataOrFeeds = None,
     recipe: Annotated[
-        str | None, typer.Option(help="TOML file, or name of one: digits, mnist, fashion-mnist, image-folder.")
+        str | None,
+        typer.Option(
+            help="TOML file, or name of one: digits, mnist, fashion-mnist, image-folder.", metavar="FILE|NAME"
+        ),
     ] = None,
     method: Annotated[
-        str | None, typer.Option(help="entropy, minmax, percentile or mse.", show_default=DEFAULT_METHOD)
+        str | None,
+        typer.Option(
+            help="entropy, minmax, percentile or mse.",
+            show_default=DEFAULT_METHOD,
+            metavar="NAME",
+            rich_help_panel=INT8,
+        ),
     ] = None,
     percentile: Annotated[
         float | None,
-        typer.Option(help="Percentile for `--method percentile`.", show_default=str(DEFAULT_PERCENTILE)),
+        typer.Option(
+            help="Percentile for `--method percentile`.", show_default=str(DEFAULT_PERCENTILE), rich_help_panel=INT8
+        ),
     ] = None,
     samples: Annotated[
-        int | None, typer.Option(min=1, help="Images or samples to calibrate on.", show_default=str(DEFAULT_SAMPLES))
+        int | None,
+        typer.Option(
+            min=1,
+            help="Images or samples to calibrate on.",
+            show_default=str(DEFAULT_SAMPLES),
+            metavar="N",
+            rich_help_panel=INT8,
+        ),
     ] = None,
     seed: Annotated[
         int | None,
-        typer.Option(min=0, max=2**32 - 1, help="Seed for drawing samples at random.", show_default="evenly spread"),
+        typer.Option(
+            min=0,
+            max=2**32 - 1,
+            help="Seed for drawing samples at random.",
+            show_default="evenly spread",
+            rich_help_panel=INT8,
+        ),
     ] = None,
     state: State = None,
     max_drop: MaxDrop = None,
     min_sqnr: MinSqnr = None,
     leave_out: LeaveOut = None,
-    cache: Annotated[bool, typer.Option("--cache/--no-cache", help="Reuse cached scales.")] = True,
+    cache: Annotated[
+        bool, typer.Option("--cache/--no-cache", help="Reuse cached scales.", rich_help_panel=_CACHE)
+    ] = True,
     sufficiency: Annotated[
-        bool, typer.Option("--sufficiency", help="Also report how scales change with fewer images.")
+        bool,
+        typer.Option("--sufficiency", help="Also report how scales change with fewer images.", rich_help_panel=_CACHE),
     ] = False,
     runtime: Annotated[
         str,
@@ -54,7 +88,9 @@ def command(
     ] = "tensorrt",
     table: Annotated[
         str | None,
-        typer.Option(help="Also write NAME.cache for TensorRT 8 to 10 and the FP32 file: trt-8.6, trt-10.3."),
+        typer.Option(
+            help="Also write NAME.cache for TensorRT 8 to 10 and the FP32 file: trt-8.6, trt-10.3.", metavar="trt-X.Y"
+        ),
     ] = None,
     out: Annotated[
         Path | None,

@@ -12,6 +12,11 @@ from msn_deploy.cli.bench_show import show
 from msn_deploy.cli.options import Json, Seconds, new_folder
 from msn_deploy.core.errors import size_text
 
+EXAMPLES = """
+msn-deploy demo
+msn-deploy demo --epochs 2 --seconds 1 --out quick
+"""
+
 
 def command(
     out: Annotated[Path, typer.Option("--out", "-o", callback=new_folder, help="Folder for everything.")] = Path(

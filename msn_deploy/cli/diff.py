@@ -14,6 +14,10 @@ from msn_deploy.cli.options import DataOrFeeds, Json, Plugins, Trust, new_file
 if TYPE_CHECKING:
     from msn_deploy.pipeline.diff import Difference, DiffReport, TensorDifference
 
+EXAMPLES = """
+msn-deploy diff runs/vgg7_msn.int8.onnx runs/vgg7_msn.onnx
+msn-deploy diff net.engine net.onnx --data photos --plot diff.svg
+"""
 _SHOWN = 10
 _ROUNDING_DB = 100.0  # what float32 loses by another order of the same sums is beyond
 

@@ -13,6 +13,11 @@ from msn_deploy.core.errors import InputError
 from msn_deploy.core.opening import open_input
 from msn_deploy.machine.checks import checks
 
+EXAMPLES = """
+msn-deploy doctor
+msn-deploy doctor runs/vgg7_msn.onnx
+"""
+
 
 def command(
     model: Annotated[

@@ -13,6 +13,11 @@ from msn_deploy.cli.options import AtMost, Data, Json, Plugins, Threads, Trust
 if TYPE_CHECKING:
     from msn_deploy.pipeline.judge import Judgement
 
+EXAMPLES = """
+msn-deploy eval runs/vgg7_msn.int8.onnx
+msn-deploy eval net.onnx --data photos --json -
+"""
+
 
 def command(
     model: Annotated[Path, typer.Argument(help="Checkpoint, ONNX file or engine.")],

@@ -30,6 +30,11 @@ if TYPE_CHECKING:
     from msn_deploy.model.parity import Rung
     from msn_deploy.pipeline.export import ExportReport
 
+EXAMPLES = """
+msn-deploy export runs/vgg7_msn.safetensors
+msn-deploy export my_net.py:build --weights net.pt --input-shape 1,3,32,32
+msn-deploy export yolov8n.onnx --task detection --preprocess yolo
+"""
 _IMAGES = "Images"
 _TASK = "Task"
 _MOST_NAMES = 5  # that a line lists
@@ -51,7 +56,7 @@ def command(
         Path | None, typer.Option(help="Weights for FILE.py:FACTORY (.safetensors, or a .pt state dict).")
     ] = None,
     input_shape: Annotated[
-        str | None, typer.Option(help="N,C,H,W of the only input; needed for FILE.py:FACTORY.")
+        str | None, typer.Option(help="N,C,H,W of the only input; needed for FILE.py:FACTORY.", metavar="N,C,H,W")
     ] = None,
     inputs: Annotated[
         list[str] | None,
@@ -67,6 +72,7 @@ def command(
             "--data",
             help="What to compare on: .npz or .npy files, or images.",
             show_default="the known name that the model was trained on, else random numbers",
+            metavar="DATA",
         ),
     ] = None,
     batch: Annotated[

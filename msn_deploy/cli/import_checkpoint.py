@@ -11,6 +11,10 @@ from msn_deploy.cli import output
 from msn_deploy.cli.options import Json, new_file
 from msn_deploy.core.optional import require
 
+EXAMPLES = """
+msn-deploy import-checkpoint model.t7 --out runs/model.safetensors
+"""
+
 
 def command(
     file: Annotated[Path, typer.Argument(help="A .t7 file of github.com/AntixK/mean-spectral-norm.")],

@@ -15,6 +15,12 @@ from msn_deploy.core.errors import InputError
 if TYPE_CHECKING:
     from msn_deploy.pipeline.flow import Meter
 
+EXAMPLES = """
+msn-deploy infer runs/vgg7_msn.onnx photo.jpg
+msn-deploy infer net.engine photos --save drawn
+msn-deploy infer net.engine camera:0 --display
+"""
+
 
 def command(
     model: Annotated[Path, typer.Argument(help="Checkpoint, ONNX file or engine.")],

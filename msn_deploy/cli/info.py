@@ -11,6 +11,10 @@ from msn_deploy.cli import output
 from msn_deploy.cli.options import Json
 from msn_deploy.core.errors import size_text
 
+EXAMPLES = """
+msn-deploy info runs/vgg7_msn.onnx
+"""
+
 
 def command(
     model: Annotated[Path, typer.Argument(help="Checkpoint, ONNX file or engine.")],

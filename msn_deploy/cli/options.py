@@ -16,6 +16,7 @@ from msn_deploy.core.model_info import INPUT_TYPES, TASKS, InputOption, TaskName
 from msn_deploy.core.opening import read_input
 from msn_deploy.core.reader import decoded, parse_json
 
+INT8 = "INT8"  # the group of options that place it
 MINIMUM_SECONDS = 0.5  # ten rounds of two blocks of 25 ms: fewer give no interval
 
 
@@ -62,7 +63,10 @@ def new_text(path: Path | None) -> Path | None:
 Data = Annotated[
     str | None,
     typer.Option(
-        "--data", help="Known name or folder of images.", show_default="the known name that the model was trained on"
+        "--data",
+        help="Known name or folder of images.",
+        show_default="the known name that the model was trained on",
+        metavar="DATA",
     ),
 ]
 DataOrFeeds = Annotated[
@@ -71,6 +75,7 @@ DataOrFeeds = Annotated[
         "--data",
         help="Known name or folder of images; for any other network arrays: .npz (one per input), .npy, a folder.",
         show_default="the known name that the model was trained on",
+        metavar="DATA",
     ),
 ]
 Json = Annotated[
@@ -79,7 +84,7 @@ Json = Annotated[
         "--json", metavar="PATH", callback=new_text, help="Write the result to this file as JSON; - for stdout."
     ),
 ]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+Device = Annotated[str, typer.Option("--device", help="Where to compute.", metavar="auto|cpu|cuda")]
 AtMost = Annotated[
     int | None, typer.Option("--samples", metavar="N", min=1, help="Use at most N images.", show_default="all")
 ]
@@ -107,8 +112,18 @@ Plugins = Annotated[
 ]
 Out = Annotated[Path, typer.Option("--out", "-o", callback=new_file, help="File to write.")]
 Seconds = Annotated[float, typer.Option("--seconds", min=MINIMUM_SECONDS, help="Measured time per model, s.")]
-Method = Annotated[str, typer.Option("--method", help="How ranges are chosen: entropy, minmax, percentile or mse.")]
-Samples = Annotated[int, typer.Option("--samples", min=1, help="Images to calibrate on.")]
+Method = Annotated[
+    str,
+    typer.Option(
+        "--method",
+        help="How ranges are chosen: entropy, minmax, percentile or mse.",
+        metavar="NAME",
+        rich_help_panel=INT8,
+    ),
+]
+Samples = Annotated[
+    int, typer.Option("--samples", min=1, help="Images to calibrate on.", metavar="N", rich_help_panel=INT8)
+]
 
 MaxDrop = Annotated[
     str | None,
@@ -116,6 +131,7 @@ MaxDrop = Annotated[
         "--max-drop",
         metavar="0.5pp|2%|0.3dB",
         help="What INT8 may cost of the task's metric; the fewest layers it takes stay in FP16.",
+        rich_help_panel=INT8,
     ),
 ]
 State = Annotated[
@@ -129,12 +145,15 @@ State = Annotated[
 MinSqnr = Annotated[
     str | None,
     typer.Option(
-        "--min-sqnr", metavar="30dB", help="What each output keeps against FP32; the fewest layers stay in FP16."
+        "--min-sqnr",
+        metavar="30dB",
+        help="What each output keeps against FP32; the fewest layers stay in FP16.",
+        rich_help_panel=INT8,
     ),
 ]
 LeaveOut = Annotated[
     list[str] | None,
-    typer.Option("--leave-out", metavar="LAYER", help="A layer that stays in FP16; repeatable."),
+    typer.Option("--leave-out", metavar="LAYER", help="A layer that stays in FP16; repeatable.", rich_help_panel=INT8),
 ]
 
 

@@ -9,6 +9,11 @@ import typer
 from msn_deploy.cli import output
 from msn_deploy.cli.options import Json
 
+EXAMPLES = """
+msn-deploy recipes
+msn-deploy recipes vgg7_msn > my.toml
+"""
+
 
 def command(
     name: Annotated[str | None, typer.Argument(help="Print this one, to start a file of your own with.")] = None,

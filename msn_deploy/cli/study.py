@@ -15,10 +15,15 @@ from msn_deploy.core.optional import require
 if TYPE_CHECKING:
     from msn_deploy.report.study import Studied
 
+EXAMPLES = """
+msn-deploy study cnn3_msn
+msn-deploy study vgg7_msn --norms bn,msn --epochs 4 --out study
+"""
+
 
 def command(
     recipe: Annotated[str, typer.Argument(help="Recipe file, or a built-in name such as cnn3_msn.")],
-    norms: Annotated[str, typer.Option(help="Norms to train, comma-separated.")] = "bn,sn,msn",
+    norms: Annotated[str, typer.Option(help="Norms to train, comma-separated.", metavar="A,B,...")] = "bn,sn,msn",
     data: Annotated[str | None, typer.Option(help="Known name or folder.", show_default="the recipe's")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the data.", show_default="the recipe's")] = None,
     seed: Annotated[

@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from msn_deploy.core.suites import Suite
     from msn_deploy.report.suite import SuiteArm, SuiteCase, SuiteIndex
 
+EXAMPLES = """
+msn-deploy suite smoke
+msn-deploy suite my_suite.toml --plan
+"""
+
 
 def command(
     suite: Annotated[str, typer.Argument(help="TOML file, or a built-in name: smoke, paper, jetson.")],

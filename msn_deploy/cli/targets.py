@@ -10,6 +10,10 @@ from msn_deploy.engine import TARGETS
 from msn_deploy.machine.jetpacks import JETPACKS
 from msn_deploy.machine.targets import Target
 
+EXAMPLES = """
+msn-deploy targets
+"""
+
 
 def command(json: Json = None) -> None:
     """List the devices that engines are built for, with what they can do."""

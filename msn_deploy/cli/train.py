@@ -11,6 +11,15 @@ import typer
 from msn_deploy.cli import output
 from msn_deploy.cli.options import AtMost, Device, Json, Settings, new_folder
 
+_TRAINING = "Training"
+_START = "Where to start from"
+_RUN = "Files of the run"
+EXAMPLES = """
+msn-deploy train vgg7_msn
+msn-deploy train cnn3_msn --data my_images --epochs 20 --name mine
+msn-deploy train vgg7_msn --resume
+msn-deploy train runs/vgg7_msn.safetensors --quantize int8 --distill
+"""
 _WORTH_MORE_ITERATIONS = 0.05  # of the largest singular value
 
 
@@ -23,38 +32,71 @@ def command(
         ),
     ],
     norm: Annotated[
-        str | None, typer.Option(help="msn, msn-affine, sn, bn, gn, ws, gn-ws or none.", show_default="the recipe's")
+        str | None,
+        typer.Option(
+            help="msn, msn-affine, sn, bn, gn, ws, gn-ws or none.",
+            show_default="the recipe's",
+            metavar="NAME",
+            rich_help_panel=_TRAINING,
+        ),
     ] = None,
-    data: Annotated[str | None, typer.Option(help="Known name or folder.", show_default="the recipe's")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the data.", show_default="the recipe's")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images per step.", show_default="the recipe's")] = None,
-    lr: Annotated[float | None, typer.Option(help="Peak learning rate.", show_default="the recipe's")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Known name or folder.", show_default="the recipe's", metavar="DATA")
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Passes over the data.", show_default="the recipe's", rich_help_panel=_TRAINING)
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images per step.", show_default="the recipe's", rich_help_panel=_TRAINING)
+    ] = None,
+    lr: Annotated[
+        float | None, typer.Option(help="Peak learning rate.", show_default="the recipe's", rich_help_panel=_TRAINING)
+    ] = None,
     seed: Annotated[
-        int | None, typer.Option(help="Random seed for weights and shuffling.", show_default="the recipe's")
+        int | None,
+        typer.Option(
+            help="Random seed for weights and shuffling.", show_default="the recipe's", rich_help_panel=_TRAINING
+        ),
     ] = None,
     device: Device = "auto",
     limit_train: AtMost = None,
-    out: Annotated[Path, typer.Option("--out", "-o", callback=new_folder, help="Folder for the checkpoint.")] = Path(
-        "runs"
-    ),
+    out: Annotated[
+        Path, typer.Option("--out", "-o", callback=new_folder, help="Folder for the checkpoint.", rich_help_panel=_RUN)
+    ] = Path("runs"),
     weights: Annotated[
-        Path | None, typer.Option(help="Fine-tune: start from a checkpoint of the same network.", show_default="none")
+        Path | None,
+        typer.Option(
+            help="Fine-tune: start from a checkpoint of the same network.", show_default="none", rich_help_panel=_START
+        ),
     ] = None,
     quantize: Annotated[
         str | None,
         typer.Option(
-            metavar="int8", help="Train a checkpoint on under INT8; writes NAME_int8.safetensors.", show_default="none"
+            metavar="int8",
+            help="Train a checkpoint on under INT8; writes NAME_int8.safetensors.",
+            show_default="none",
+            rich_help_panel=_START,
         ),
     ] = None,
     distill: Annotated[
-        bool, typer.Option("--distill", help="With --quantize: learn from the float network's outputs, too.")
+        bool,
+        typer.Option(
+            "--distill", help="With --quantize: learn from the float network's outputs, too.", rich_help_panel=_START
+        ),
     ] = False,
     name: Annotated[
-        str | None, typer.Option(help="Name of the files that are written.", show_default="the recipe's")
+        str | None,
+        typer.Option(
+            help="Name of the files that are written.",
+            show_default="the recipe's",
+            metavar="NAME",
+            rich_help_panel=_RUN,
+        ),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Resume an interrupted run.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume an interrupted run.", rich_help_panel=_RUN)] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Start again where a run of that name is; it is lost.")
+        bool,
+        typer.Option("--overwrite", help="Start again where a run of that name is; it is lost.", rich_help_panel=_RUN),
     ] = False,
     settings: Settings = None,
     json: Json = None,

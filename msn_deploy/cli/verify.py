@@ -14,6 +14,9 @@ from msn_deploy.cli.options import Json
 from msn_deploy.core.errors import GateError
 from msn_deploy.pipeline.verify import Finding, first_broken, verify_folder
 
+EXAMPLES = """
+msn-deploy verify runs
+"""
 _WIDTH = 80
 
 

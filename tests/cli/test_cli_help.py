@@ -1,10 +1,13 @@
 """What the help says: every command, every option of the contract, on 80 columns."""
 
 import re
+import shlex
 
 import pytest
+import typer
 
 from msn_deploy.cli.app import COMMANDS
+from msn_deploy.cli.help import load_command
 
 # the command line as it was promised; options may be added; a name that changes stays accepted (test_cli_spellings.py)
 CONTRACT = {
@@ -99,6 +102,34 @@ def test_help_of_a_command(ok, monkeypatch, name):
     offered = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", outcome.out))
     assert offered >= set(CONTRACT[name])
     assert ok(name, "-h").out == outcome.out
+
+
+@pytest.mark.parametrize("name", CONTRACT)
+def test_help_ends_with_examples_that_the_command_takes(ok, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    examples = ok(name, "--help").out.partition("\nExamples:\n")[2].splitlines()
+    assert 1 <= len(examples) <= 4
+    command = load_command(name)
+    for line in examples:
+        words = shlex.split(line.partition(" > ")[0])
+        assert words[:2] == ["msn-deploy", name]
+        assert command.make_context(name, words[2:]).params
+    with pytest.raises(typer.TyperException):
+        command.make_context(name, ["--no-such-option"])
+
+
+def test_help_names_what_is_typed_and_lists_options_in_groups(ok):
+    text = ok("build-engine", "--help").out
+    assert text.startswith("Usage: msn-deploy build-engine ONNX [OPTIONS]\n")
+    assert "\nArguments:\n  ONNX  " in text
+    for words in ("fp32|fp16|int8", "--dla N", "--timing-cache PATH", "[default: TensorRT's own; range: 0 to 5]"):
+        assert words in " ".join(text.split()), words
+    assert not re.search(r"<(str|int|path|float)", text)
+    groups = dict(re.findall(r"^(\w[\w ]*):\n((?:  .*\n)+)", text, re.M))
+    assert list(groups) == ["Arguments", "Options", "INT8", "Sizes", "Builder", "DLA", "Examples"]
+    assert "--max-drop" in groups["INT8"]
+    assert "--max-drop" not in groups["Options"]
+    assert "msn-deploy recipes [NAME] [OPTIONS]" in ok("recipes", "-h").out
 
 
 @pytest.mark.parametrize("name", CONTRACT)
