@@ -29,11 +29,11 @@ def command(
     json: Json = None,
 ) -> None:
     """Run the whole chain on bundled real data: train MSN and BN, fold, export, quantise, build engines, measure."""
-    from msn_deploy.pipeline.demo import demo
-    from msn_deploy.training import keep_freed_memory
-
-    keep_freed_memory()
     with output.progress_bar() as progress:
+        from msn_deploy.pipeline.demo import demo
+        from msn_deploy.training import keep_freed_memory
+
+        keep_freed_memory()
         result = demo(out, epochs=epochs, seconds=seconds, tell=output.note, progress=progress)
     told = {"stages": result.stages, "out": str(result.out)}
     if output.emit(told, json, made_from=[result.out / "report.html"], then=("verify", result.out)):

@@ -212,7 +212,8 @@ def command(
         ladder=ladder,
         nms=nms,
     )
-    report = export_onnx(source, out, options)
+    with output.progress_bar() as progress:
+        report = export_onnx(source, out, options, progress=progress)
     if output.emit(report, json, made_from=[report.path], then=_next(report)):
         return
     operators = ", ".join(f"{count} {name}" for name, count in report.operators.items())

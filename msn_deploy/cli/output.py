@@ -214,12 +214,15 @@ def console(*, stderr: bool = False) -> Console:
 
 @contextmanager
 def progress_bar() -> Iterator[Progress]:
-    """Yield a Progress that draws a bar with an ETA on a terminal, and nothing elsewhere or with `--quiet`."""
+    """Yield a Progress that draws a bar with an ETA on a terminal, and nothing elsewhere or with `--quiet`.
+
+    Enter it before torch is imported: that takes seconds, in which the bar says so.
+    """
     if _state.quiet or not sys.stderr.isatty():
         yield silent
         return
     with bars_on(console(stderr=True), transient=True) as bars:
-        task = bars.add_task("", total=None)
+        task = bars.add_task("loading", total=None)
 
         def update(done: float, total: float, note: str = "") -> None:
             bars.update(task, completed=done, total=total, description=tamed(note))

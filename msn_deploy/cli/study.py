@@ -43,12 +43,12 @@ def command(
 
     chosen = with_settings(load_recipe(recipe).override(data=data, epochs=epochs, seed=seed), settings or [])
     require("torch", step="study")
-    from msn_deploy.pipeline.study import study
-    from msn_deploy.training import keep_freed_memory
-
-    keep_freed_memory()
     names = [name.strip() for name in norms.split(",") if name.strip()]
     with output.progress_bar() as progress:
+        from msn_deploy.pipeline.study import study
+        from msn_deploy.training import keep_freed_memory
+
+        keep_freed_memory()
         result = study(
             chosen,
             names,

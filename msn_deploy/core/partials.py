@@ -66,9 +66,12 @@ def partial_folder(parent: Path | None = None) -> Iterator[Path]:
         raise InputError(
             f"{parent} cannot be written: {cause.strerror}.\nSet TMPDIR to a folder of your own with some space."
         ) from cause
+    key = _key(handle)
+    _held.add(key)  # what is published in it needs the same lock
     try:
         yield path
     finally:
+        _held.discard(key)
         shutil.rmtree(path, ignore_errors=True)  # what an orphan still writes there goes with the next sweep
         os.close(handle)
 
@@ -157,8 +160,7 @@ def exclusive(folder: Path) -> Iterator[bool]:
         yield False
         return
     try:
-        found = os.fstat(handle)
-        key = (found.st_dev, found.st_ino, threading.get_ident())
+        key = _key(handle)
         if key in _held:
             yield True
             return
@@ -205,6 +207,12 @@ def claimed(path: Path) -> Iterator[None]:
             if is_new:
                 path.parent.rmdir()  # nothing was made
         os.close(handle)
+
+
+def _key(handle: int) -> tuple[int, int, int]:
+    """Return what a thread holds when it has locked an open file or folder."""
+    found = os.fstat(handle)
+    return found.st_dev, found.st_ino, threading.get_ident()
 
 
 def _locked(handle: int, patience_s: float, refusal: str) -> bool:

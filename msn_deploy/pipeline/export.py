@@ -18,7 +18,8 @@ import numpy as np
 from msn_deploy.core.artifacts import Artifact, Parent, json_bytes, publish_together
 from msn_deploy.core.errors import FoldError, GateError, InputError
 from msn_deploy.core.model_info import DEFAULT_METHOD, ModelInfo, Preprocess, TaskName, TensorSpec
-from msn_deploy.core.opening import is_same
+from msn_deploy.core.opening import is_same, open_input
+from msn_deploy.core.progress import Progress, silent
 from msn_deploy.data import to_input
 from msn_deploy.data.feeds import is_feeds, open_feeds
 from msn_deploy.engine.ort import run_on_one_thread
@@ -53,6 +54,7 @@ _MOST_ROWS = 64  # of one run, where the batch is open
 _PROVED_ROWS = 2  # of bytes, where the batch is open
 _RANDOM_NUMBERS = 1 << 14  # of which random inputs consist, at most FEW of them, and two where the batch is open
 _CALIBRATION_SAMPLES = 128
+_STEPS = 6  # that are told of
 _VERSIONS = ("torch", "onnx", "onnxscript", "onnxsim", "onnxruntime")
 
 
@@ -95,6 +97,8 @@ def export_onnx(
     source: str | os.PathLike[str] | nn.Module,
     out: str | os.PathLike[str] | None = None,
     options: ExportOptions | None = None,
+    *,
+    progress: Progress = silent,
     **changes: Any,
 ) -> ExportReport:
     """Export a network: load it, fold it, certify the folds, simplify, compare every stage with the source, write.
@@ -106,6 +110,7 @@ def export_onnx(
         source: A checkpoint, FILE.py:FACTORY, another ONNX file, or a network in evaluation mode.
         out: Where the ONNX file goes; None: SOURCE.onnx beside the source, or OTHER.folded.onnx.
         options: None takes the defaults of ExportOptions.
+        progress: Called at each step.
         **changes: Fields of ExportOptions, in place of those of `options`.
 
     Raises:
@@ -120,11 +125,14 @@ def export_onnx(
         raise InputError(f"{out} has to end in .onnx.")
     if isinstance(source, str) and is_same(out, source):
         raise InputError(f"{out} is the input itself; it would be overwritten.\nChoose another `--out`.")
+    if isinstance(source, str):
+        with open_input(_file_of_source(source), "any"):
+            progress(0, _STEPS, "loading torch")
     require_packages()
     from msn_deploy.graph.simplify import simplifier  # after the packages were asked for, which it imports
 
     with simplifier() if options.fold and options.simplify else contextlib.nullcontext() as onnxsim:
-        return _export(source, out, options, onnxsim)
+        return _export(source, out, options, onnxsim, progress)
 
 
 export = export_onnx
@@ -134,26 +142,35 @@ def beside(source: str | nn.Module) -> Path:
     """Return where the file goes if nobody says: never over the source. Raises InputError for a network in memory."""
     if not isinstance(source, str):
         raise InputError("a network in memory has no file to write next to.\nGive `out`.")
-    path = Path(source.rpartition(":")[0] if ".py:" in source else source)
+    path = _file_of_source(source)
     return path.with_suffix(".folded.onnx" if path.suffix == ".onnx" else ".onnx")
 
 
-def _export(source: str | nn.Module, out: Path, options: ExportOptions, onnxsim: Simplifier | None) -> ExportReport:
+def _file_of_source(source: str) -> Path:
+    return Path(source.rpartition(":")[0] if ".py:" in source else source)
+
+
+def _export(
+    source: str | nn.Module, out: Path, options: ExportOptions, onnxsim: Simplifier | None, progress: Progress
+) -> ExportReport:
     from msn_deploy.graph.certificate import certify
     from msn_deploy.graph.clean import cleaned
     from msn_deploy.graph.fold import fold_graph
     from msn_deploy.pipeline.opset import at_opset
 
     name = source if isinstance(source, str) else type(source).__name__
+    progress(1, _STEPS, f"opening {name}")
     made = open_source(source, options)
     if options.uint8_input:
         made = with_bytes(made, model=name, layout=options.uint8_layout, colour=options.uint8_colour)
     feeds, feeds_are = _comparison_feeds(made, options.data)
+    progress(2, _STEPS, f"running it on {feeds_are}")
     truth = made.predict(feeds)
     _require_task(made, truth, sum(map(rows_of, feeds)), model=name)
     compared = partial(rung, truth=truth, classifies=classifies(made.info))
     rungs = [compared(stage, outputs=predict(feeds)) for stage, predict in made.stages.items()]
     certificate, why = None, ""
+    progress(3, _STEPS, "folding")
     folded = fold_graph(made.graph) if options.fold and not made.as_trained else None
     if folded is not None:
         graph = folded.model
@@ -168,12 +185,14 @@ def _export(source: str | nn.Module, out: Path, options: ExportOptions, onnxsim:
     if onnxsim is not None:
         onnxsim.start(file.proto, file.data)
     if folded is not None:
+        progress(4, _STEPS, "proving the folds in float64")
         try:
             certificate = certify(folded, made.inputs, made.layers, data=_proved_on(made, feeds, options))
         except InputError:
             _require_repeatable(made, feeds, truth, source=name)
             raise
         del folded  # its doubles are as large as the network twice
+    progress(5, _STEPS, "comparing every stage with the source")
     if options.fold or not made.graph_is_truth or made.in_graph is not None:
         stage = "onnx" if certificate is None else "graph folded"
         rungs.append(compared(stage, outputs=in_ort(file)(feeds)))

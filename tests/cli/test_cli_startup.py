@@ -53,6 +53,14 @@ def test_an_unknown_command_loads_no_framework(process_env):
     assert _python(code, process_env) == "[]\n"
 
 
+@pytest.mark.parametrize(
+    "line", ["export gone.safetensors", "export gone.py:build", "train gone.toml", "eval gone.onnx"]
+)
+def test_a_path_that_leads_nowhere_is_said_before_torch_is_loaded(process_env, line):
+    code = f"import sys; from msn_deploy.cli.app import main; assert main({line.split()}) == 2; {LOADED}"
+    assert "'torch'" not in _python(code, process_env)
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_of_a_command_loads_no_framework(process_env, name):
     code = f"import sys; from msn_deploy.cli.app import main; assert main(['{name}', '--help']) == 0; {LOADED}"

@@ -85,6 +85,15 @@ def test_the_next_run_in_a_folder_sweeps_it(tmp_path: Path, run: str) -> None:
         assert _names(tmp_path) == [folder.name]
 
 
+def test_files_can_be_published_in_an_unfinished_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(partials, "_PATIENCE_S", 0.0)
+    with partial_folder(tmp_path) as folder:
+        publish(folder / "a.json", b"{}", kind="result")
+        sweep(tmp_path)
+        assert _names(folder) == ["a.json", "a.json.json"]
+    assert not partials._held
+
+
 def test_a_folder_that_cannot_be_listed_is_no_fault(tmp_path: Path) -> None:
     sweep(tmp_path / "gone")
     with pytest.raises(InputError, match="TMPDIR"), partial_folder(tmp_path / "gone"):

@@ -187,7 +187,15 @@ def test_an_open_batch_is_tried_with_two_images(tmp_path: Path, options: dict[st
 
 
 def test_the_whole_ladder_and_the_certificate(checkpoint: Path, tmp_path: Path) -> None:
-    report = export_onnx(str(checkpoint), tmp_path / "m.onnx", ladder=True)
+    told: list[float] = []
+    report = export_onnx(
+        str(checkpoint),
+        tmp_path / "m.onnx",
+        ladder=True,
+        progress=lambda done, total, note="": told.append(done / total),
+    )
+    assert told == sorted(set(told))
+    assert (len(told), told[0]) == (6, 0)
     stages = ["layers folded", "onnx", "graph folded", "simplified", "fp16", "int8"]
     assert [each.stage for each in report.ladder] == stages
     assert all(each.passed for each in report.ladder)
