@@ -28,10 +28,10 @@ from PIL import Image
 
 from msn_deploy.core.artifacts import write_json
 from msn_deploy.data import load_split
-from msn_deploy.machine.environment import read_environment
+from msn_deploy.machine.environment import machine_name, read_environment
 
 SCHEMA = "msn-deploy-long-run/1"
-OUT = Path(__file__).resolve().parent / "results" / "xeon-2-cores" / "long-run.json"
+OUT = Path(__file__).resolve().parent / "results" / machine_name(read_environment()) / "long-run.json"
 DAMAGED_EVERY = 1000  # images
 MOST_MIB = 5.0
 KEPT = 300  # rows of a run that are written

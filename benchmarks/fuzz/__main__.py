@@ -14,13 +14,15 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch: a forked process has none of its parent's threads
 
 ROOT = Path(__file__).resolve().parents[2]
-_OUT = ROOT / "benchmarks" / "results" / "xeon-2-cores" / "fuzz.json"
+_RESULTS = ROOT / "benchmarks" / "results"
 _WORK = ROOT / "runs" / "fuzz"
 _PACKAGES = ("numpy", "onnx", "onnxruntime", "pillow", "pydantic", "safetensors", "torch", "typer")
 
 
 def main() -> int:
     """Run what the command line asks for, and return 1 if anything was found."""
+    from msn_deploy.machine.environment import machine_name, read_environment
+
     parser = argparse.ArgumentParser(prog="fuzz", description=__doc__)
     parser.add_argument("--inputs", type=int, default=300, metavar="N")
     parser.add_argument("--seed", type=int, default=0, metavar="N")
@@ -30,7 +32,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), metavar="N")
     parser.add_argument("--quick", action="store_true", help="no command that trains or exports a network of torch")
     parser.add_argument("--work", type=Path, default=_WORK, help="seeds, results so far and what failed are kept here")
-    parser.add_argument("--out", type=Path, default=_OUT)
+    parser.add_argument("--out", type=Path, default=_RESULTS / machine_name(read_environment()) / "fuzz.json")
     args = parser.parse_args()
     from fuzz.campaign import counted, one, results_of, warm_up
     from fuzz.seeds import make_seeds

@@ -27,6 +27,7 @@ from msn_deploy.cli.app import main
 MEMORY = 3 << 30
 """Bytes of address space that a command gets on top of what its imports take."""
 _FILE = 2 << 30
+_OF_LINKS = {"os.rename", "os.remove", "os.symlink", "os.link"}  # these touch a link itself, not where it leads
 _WRITES = {
     "os.rename",
     "os.remove",
@@ -157,7 +158,7 @@ def _watch(root: str, report: int) -> None:
                 refuse("outside", path)
         elif event in _WRITES:
             for path in args[: 2 if event in ("os.rename", "os.link") else 1]:
-                if outside(path):
+                if outside(os.path.dirname(os.path.abspath(path)) if event in _OF_LINKS else path):
                     refuse("outside", path)
         elif event == "subprocess.Popen":
             words = [os.fsdecode(each) for each in args[1]] if isinstance(args[1], list | tuple) else [str(args[1])]

@@ -114,9 +114,14 @@ def _of_files(given: Input, folder: Path, before: Snapshot) -> list[tuple[str, s
 
 def _asked_for(given: Input, folder: Path) -> list[str]:
     """Return the paths that a command line names, but not the name of a recipe."""
+    outs = [value for option, value in zip(given.args, given.args[1:], strict=False) if option in ("--out", "-o")]
     values = [word.partition("=")[2] or word for word in given.args if not word.startswith("name=")]
     paths = [os.path.relpath(os.path.normpath(folder / CWD / value), folder) for value in values]
-    return [path for path in paths if path != "." and not CWD.startswith(path)]
+    return [
+        path
+        for value, path in zip(values, paths, strict=True)
+        if (path != "." and not CWD.startswith(path)) or (path == CWD and value in outs)
+    ]
 
 
 def _is_of(path: str, asked: list[str]) -> bool:

@@ -279,6 +279,8 @@ def _told(error: BaseException) -> tuple[str, int]:
         ), InputError.exit_code
     if isinstance(error, OverflowError):
         return f"a number here is too large to compute with ({shorten(error)}).", InputError.exit_code
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return f"{error.filename}: {error.strerror}.\nGive a shorter name.", InputError.exit_code
     if isinstance(error, OSError) and error.errno in _REFUSALS:
         return (
             f"{error.filename or 'this machine'}: {error.strerror}.\n"

@@ -99,15 +99,10 @@ def atomic_file(path: Path) -> Iterator[Path]:
 @contextmanager
 def _in_hand(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, which is deleted if it is still there in the end. Raises InputError."""
-    try:
-        mode = os.stat(path).st_mode  # asked once: another run may remove it between two questions
-    except OSError as cause:
-        if cause.errno == errno.ENAMETOOLONG:  # its partial file has a shorter name
-            raise InputError(f"{path} cannot be written: {cause.strerror}.\nGive a shorter name.") from cause
-    else:
-        if not stat.S_ISREG(mode):  # a rename would replace /dev/null itself
-            what = "a folder" if stat.S_ISDIR(mode) else "not a plain file"
-            raise InputError(f"{path} is {what}; it cannot be written.\nGive the name of a file.")
+    mode = _mode_of(path)
+    if mode is not None and not stat.S_ISREG(mode):  # a rename would replace /dev/null itself
+        what = "a folder" if stat.S_ISDIR(mode) else "not a plain file"
+        raise InputError(f"{path} is {what}; it cannot be written.\nGive the name of a file.")
     with ExitStack() as stack:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -124,6 +119,22 @@ def _in_hand(path: Path) -> Iterator[Path]:
             raise InputError(
                 f"{path} cannot be written: {cause.strerror}.\nFree space, or choose another `--out`."
             ) from cause
+
+
+def _mode_of(path: Path) -> int | None:
+    """Return the mode of a file, or None where none is. Raises InputError for a name that no file can have."""
+    try:
+        return os.stat(path).st_mode  # asked once: another run may remove it between two questions
+    except OSError as cause:
+        if cause.errno == errno.ENAMETOOLONG:  # its partial file has a shorter name
+            raise InputError(f"{path} cannot be written: {cause.strerror}.\nGive a shorter name.") from cause
+    return None
+
+
+def require_names(path: Path) -> None:
+    """Raise InputError for a name that is too long for an artifact or its sidecar, before the work for it."""
+    for each in (path, sidecar_path(path)):
+        _mode_of(each)
 
 
 def _complete(partial: Path) -> None:

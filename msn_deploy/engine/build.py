@@ -7,7 +7,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from msn_deploy.core.artifacts import Parent, publish, read_sidecar, sha256_of
+from msn_deploy.core.artifacts import Parent, publish, read_sidecar, require_names, sha256_of
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.model_info import TensorSpec
 from msn_deploy.core.progress import Progress, silent
@@ -189,10 +189,11 @@ def check_out(onnx: Path, out: Path) -> None:
     """Refuse before the build what would fail after it: on a device it takes minutes. Raises InputError."""
     if out.suffix != ".engine":
         raise InputError(f"{out} does not end in .engine.\nName the engine, such as `--out {onnx.stem}.engine`.")
-    if out.is_dir():
+    require_names(out)
+    if os.path.isdir(out):
         raise InputError(f"{out} is a folder; a file is needed.\nGive the file's name with `--out`.")
-    folder = next(each for each in (out.absolute().parent, *out.absolute().parents) if each.exists())
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
+    folder = next(each for each in (out.absolute().parent, *out.absolute().parents) if os.path.exists(each))
+    if not os.path.isdir(folder) or not os.access(folder, os.W_OK):
         raise InputError(f"{out} cannot be written: no access to {folder}.\nChoose another place with `--out`.")
 
 

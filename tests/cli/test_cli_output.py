@@ -1,5 +1,6 @@
 """What reaches a terminal: text that it only shows, of a length to be read; and what if nothing can be written."""
 
+import errno
 import json
 import os
 import subprocess
@@ -161,6 +162,7 @@ def test_every_command_ends_with_5_for_a_fault_of_ours(cli, monkeypatch, tmp_pat
             "memory",
         ),
         (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "too little memory"),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "n" * 300), "Give a shorter name"),
         (OverflowError("int too big to convert"), "too large to compute"),
     ],
 )

@@ -281,6 +281,10 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_build(save, tmp_
         check_out(path, path.with_name("folder.engine"))
     with pytest.raises(InputError, match="cannot be written"):
         check_out(path, path / "model.engine")
+    for longest in (250, 246):  # the sidecar's name is four letters longer
+        with pytest.raises(InputError, match="shorter name"):
+            check_out(path, path.with_name(f"{'n' * longest}.engine"))
+    check_out(path, path.with_name(f"{'n' * 245}.engine"))
 
 
 @pytest.mark.parametrize("target", ["nano", "tx2"])
