@@ -14,7 +14,7 @@ ODD_NAMES = (
     b"%s%n", b"{0}", b"a\\b", "é漢字".encode(), "\u202egnp.txt".encode(), "\u2028x".encode(), b"n" * 200, b"n" * 251,
     b".hidden", b"a b", b"a\tb", b"<img src=x>", b"a&b", b"con",
     b"a\rb", b"\x7f", b"\xc2\x9b2J", b"a=b", b"a:b", b"~", b"#", b"!", b"x" * 180, "\U0001f600".encode(),
-    b"\xed\xa0\x80", b"a,b", b"a@b", b"camera:0", b"[red]x[/red]",
+    b"\xed\xa0\x80", b"a,b", b"a@b", b"camera:0", b"[red]x[bold]",
 )  # fmt: skip
 
 
