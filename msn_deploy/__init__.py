@@ -37,6 +37,7 @@ _HOME = {
     "load_recipe": "msn_deploy.core.recipes",
     "load_runner": "msn_deploy.engine",
     "measure": "msn_deploy.bench.measure",
+    "progress_bar": "msn_deploy.core.progress",
     "quantize": "msn_deploy.quant.quantize",
     "quantize_aware": "msn_deploy.training.qat",
     "to_fp16": "msn_deploy.quant.precision",

@@ -2,6 +2,7 @@
 
 from msn_deploy.bench.compare import compare as compare
 from msn_deploy.bench.measure import measure as measure
+from msn_deploy.core.progress import progress_bar as progress_bar
 from msn_deploy.core.recipes import load_recipe as load_recipe
 from msn_deploy.engine import load_runner as load_runner
 from msn_deploy.msn import MSNConv1d as MSNConv1d

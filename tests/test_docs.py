@@ -98,6 +98,26 @@ def test_the_same_in_python(desk: Path) -> None:
     assert (desk / "net.int8.engine").stat().st_size > 0
 
 
+def test_the_notebook_runs_from_its_first_cell_to_its_last(tmp_path: Path) -> None:
+    book = json.loads((DOCS / "getting-started" / "notebook.ipynb").read_text(encoding="utf-8"))
+    assert book["nbformat"] == 4
+    cells = ["".join(cell["source"]) for cell in book["cells"] if cell["cell_type"] == "code"]
+    assert all(cell["outputs"] == [] for cell in book["cells"] if cell["cell_type"] == "code")
+    lasts = [cell.splitlines()[-1] for cell in cells]  # a notebook shows what stands there
+    cells = [f"{cell}\nprint({last})" if last.isidentifier() else cell for cell, last in zip(cells, lasts, strict=True)]
+    (tmp_path / "notebook.py").write_text("\n".join(cells), encoding="utf-8")
+    done = run("python notebook.py", tmp_path)
+    assert done.returncode == 0, done.stderr
+    for what in (
+        "TrainResult(checkpoint=",
+        "ExportReport(",
+        "PrecisionReport(",
+        "BenchResult(vgg7_msn=",
+        "of 364 test images",
+    ):
+        assert what in done.stdout
+
+
 def test_msn_in_your_own_network_is_twenty_lines_that_run(desk: Path) -> None:
     lines = [line for line in (desk / "fine_tune.py").read_text(encoding="utf-8").splitlines() if line.strip()]
     assert len(lines) <= 21  # with the name of the file

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from textwrap import indent
@@ -26,6 +26,7 @@ from msn_deploy.bench.validity import STATES, Validity
 from msn_deploy.core.errors import InputError, shown
 from msn_deploy.core.opening import MOST_BYTES
 from msn_deploy.core.reader import parse_json, record
+from msn_deploy.core.results import Result
 from msn_deploy.machine.environment import Environment
 
 SCHEMA = "msn-deploy-bench/4"  # 3 has no `throughput`, 2 no `layers`
@@ -91,8 +92,8 @@ class ArmResult:
         return np.where(dirty, np.nan, found).reshape(self.builds, -1)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BenchResult:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class BenchResult(Result):
     """A finished comparison. baseline: the name of one of the arms. options: of measuring.
 
     states: what a probe read "before", "during" and "after" (see validity.states). control: the baseline compared with
@@ -108,6 +109,20 @@ class BenchResult:
     control: Ratio | None = None
     arms: tuple[ArmResult, ...] = field(default=())
     schema: str = SCHEMA
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what the JSON of `to_json` holds."""
+        value: dict[str, Any] = json.loads(to_json(self))
+        return value
+
+    def shown(self) -> Iterator[tuple[str, str]]:
+        """Yield a row per model: its median, and how it compares with the baseline."""
+        for arm in self.arms:
+            low, high = arm.ratio_interval
+            ratio = f", {arm.ratio:.3f} of {self.baseline} ({low:.3f} to {high:.3f}), {arm.verdict}"
+            yield arm.name, f"{arm.median_ms:.4g} ms{ratio if arm.name != self.baseline else ''}"
+        if not self.validity.valid:
+            yield "validity", "INVALID"
 
 
 _READABLE = ("msn-deploy-bench/2", "msn-deploy-bench/3", SCHEMA)  # what is optional in one is not in those before it

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from msn_deploy.cli import output
 from msn_deploy.core.errors import tamed
-from msn_deploy.core.progress import Progress, silent
+from msn_deploy.core.progress import Progress, bars_on, plain_console, silent
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -260,8 +260,8 @@ def live_bench(
 
     from msn_deploy.bench.compare import standings
 
-    console = console or output.console(stderr=True)
-    bars = output.bars_on(console, auto_refresh=False)
+    console = console or plain_console(stderr=True)
+    bars = bars_on(console, auto_refresh=False)
     task = bars.add_task("", total=None)
     table: list[Table] = []
     due, looking_s = clock(), 0.0

@@ -9,19 +9,17 @@ import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
+from msn_deploy.core import progress
 from msn_deploy.core.artifacts import Parent, parent_of, publish
 from msn_deploy.core.errors import InputError, message_of, size_text, tamed
 from msn_deploy.core.home import home_folder
-from msn_deploy.core.progress import Progress, silent
+from msn_deploy.core.progress import Progress, plain_console, silent
 from msn_deploy.core.reader import parse_json
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.progress import Progress as Bars
+from msn_deploy.core.results import plain
 
 _VERSIONS = ("numpy", "onnxruntime", "pillow", "torch")
 _MANY = 6  # files written to one folder: more are counted, not listed
@@ -166,7 +164,7 @@ def emit(
         follow(*then)
     if json_to is None:
         return False
-    text = json.dumps(value, indent=2, default=_plain)
+    text = json.dumps(value, indent=2, default=plain)
     if str(json_to) == "-":
         say_json(text)
         return True
@@ -180,11 +178,6 @@ def emit(
         config=_state.options,
     )
     return False
-
-
-def _plain(value: Any) -> Any:
-    """Turn what JSON does not know into what it knows: dataclasses into their fields, paths and others into text."""
-    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)
 
 
 def show_table(rows: Sequence[Sequence[str]], *, head: Sequence[str], right: Sequence[int] = (), gap: int = 3) -> None:
@@ -202,38 +195,14 @@ def show_table(rows: Sequence[Sequence[str]], *, head: Sequence[str], right: Seq
     for row in rows:
         table.add_row(*map(tamed, row))
     with _on_stdout():
-        console().print(table)
-
-
-def console(*, stderr: bool = False) -> Console:
-    """Return what draws on stdout or stderr; brackets and colons in text are that, and not markup."""
-    from rich.console import Console
-
-    return Console(stderr=stderr, markup=False, highlight=False, emoji=False)
+        plain_console().print(table)
 
 
 @contextmanager
 def progress_bar() -> Iterator[Progress]:
-    """Yield a Progress that draws a bar with an ETA on a terminal, and nothing elsewhere or with `--quiet`.
-
-    Enter it before torch is imported: that takes seconds, in which the bar says so.
-    """
+    """Yield a Progress that draws a bar on a terminal, and nothing elsewhere or with `--quiet`."""
     if _state.quiet or not sys.stderr.isatty():
         yield silent
         return
-    with bars_on(console(stderr=True), transient=True) as bars:
-        task = bars.add_task("loading", total=None)
-
-        def update(done: float, total: float, note: str = "") -> None:
-            bars.update(task, completed=done, total=total, description=tamed(note))
-
+    with progress.progress_bar() as update:
         yield update
-
-
-def bars_on(console: Console, **options: Any) -> Bars:
-    """Return a bar with its share, the time that is left and a description, to be drawn on a console."""
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-    description = TextColumn("{task.description}", markup=False)
-    columns = (BarColumn(24), TaskProgressColumn(), TimeRemainingColumn(), description)
-    return Progress(*columns, console=console, **options)

@@ -210,7 +210,14 @@ class CalibrationRecipe:
 
 
 def load_recipe(name_or_path: str) -> Recipe:
-    """Read a recipe by path (`my.toml`) or built-in name (`vgg7_msn`). Raises InputError."""
+    """Read a recipe by path (`my.toml`) or built-in name (`vgg7_msn`). Raises InputError.
+
+    Examples:
+        >>> import msn_deploy
+        >>> recipe = msn_deploy.load_recipe("vgg7_msn")
+        >>> recipe.data, recipe.train.epochs
+        ('digits', 12)
+    """
     path, value = read_toml(name_or_path, "models")
     return recipe_from_dict({"name": path.stem, **value}, source=str(path))
 

@@ -87,7 +87,16 @@ def load_runner(
     mapped: bool = False,
     plugins: Sequence[Path] = (),
 ) -> Runner:
-    """Load a model file into the runner that serves its kind: `open_runnable`, then `runner_of`, which see."""
+    """Load a model file into the runner that serves its kind: `open_runnable`, then `runner_of`, which see.
+
+    Examples:
+        >>> import msn_deploy, numpy as np
+        >>> runner = msn_deploy.load_runner("runs/cnn3_msn.onnx")
+        >>> (logits,) = runner.run({"input": np.zeros((1, 1, 28, 28), np.float32)}).values()
+        >>> runner.close()
+        >>> logits.shape
+        (1, 10)
+    """
     model = open_runnable(Path(path), trust=trust, plugins=plugins)
     return runner_of(
         model,

@@ -65,6 +65,14 @@ def convert(model: nn.Module, norm: str, *, power_iterations: int = 1, example: 
 
     Raises InputError for an unknown norm, for power_iterations below 1, and for a model that cannot be copied or that
     calls the layers from elsewhere than where they are registered.
+
+    Examples:
+        >>> import msn_deploy
+        >>> from torch import nn
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()).eval()
+        >>> conversion = msn_deploy.convert(net, "msn")
+        >>> conversion.converted, type(conversion.model[0]).__name__
+        ({'0': 'MSNConv2d'}, 'MSNConv2d')
     """
     if norm not in _NORMS:
         raise InputError(f"no norm called {norm!r} to convert to{did_you_mean(norm, _NORMS)}")

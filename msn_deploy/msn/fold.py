@@ -29,6 +29,16 @@ def fold(model: nn.Module, *, strict: bool = True, example: Example | None = Non
     (with a warning in the log), and is a FoldError otherwise. example: see `convert`. Raises FoldError for a model
     in training mode, for shared parameters, for parametrisations that it does not know and for layers called from
     outside of the module tree.
+
+    Examples:
+        >>> import msn_deploy
+        >>> from torch import nn
+        >>> net = nn.Sequential(msn_deploy.MSNConv2d(3, 8, 3), nn.ReLU()).eval()
+        >>> msn_deploy.fold(net)
+        Sequential(
+          (0): Conv2d(3, 8, kernel_size=(3, 3), stride=(1, 1))
+          (1): ReLU()
+        )
     """
     _refuse_shared_parameters(model)
     model, _ = fold_layers(model)

@@ -20,8 +20,9 @@ Autocast, torch.compile, torch.func and double backward work as with torch's own
 
 from __future__ import annotations
 
+import inspect
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +55,22 @@ class SpectralLayer(nn.Module):
     v: Tensor
     scale: Tensor | None
     power_iterations: int
+    _twin: ClassVar[inspect.Signature]
+    __signature__: ClassVar[inspect.Signature]
+
+    def __init_subclass__(cls) -> None:
+        """Give a layer the signature of its twin in torch.nn, and the keywords that it adds."""
+        super().__init_subclass__()
+        twins = [
+            each for each in cls.__mro__ if each.__module__.startswith("torch.nn.modules") and each is not nn.Module
+        ]
+        if not twins:
+            return
+        cls._twin = inspect.signature(twins[0])
+        own = list(inspect.signature(cls.__init__).parameters.values())[1:]
+        if "__init__" not in vars(cls):
+            own = [*cls._twin.parameters.values(), *(each for each in own if each.kind is each.KEYWORD_ONLY)]
+        cls.__signature__ = inspect.Signature(own)
 
     def _start_spectral(self, power_iterations: int, init_gain: float | None) -> None:
         if power_iterations < 1:
@@ -165,7 +182,6 @@ class _MSN(SpectralLayer, Centring):
     def __init__(
         self,
         *args: Any,
-        bias: bool = True,
         affine: bool = False,
         momentum: float | None = 0.1,
         power_iterations: int = 1,
@@ -174,7 +190,9 @@ class _MSN(SpectralLayer, Centring):
         sync_mean: bool = False,
         **kwargs: Any,
     ) -> None:
-        super().__init__(*args, bias=False, **kwargs)
+        given = self._twin.bind(*args, **kwargs).arguments
+        bias = given.pop("bias", True)
+        super().__init__(**given, bias=False)
         self._start_spectral(power_iterations, init_gain)
         zeros = self.weight.detach().new_zeros(self.channels)
         self._start_centring(
@@ -269,7 +287,27 @@ class MSNConv1d(_MSN, nn.Conv1d):
 
 
 class MSNConv2d(_MSN, nn.Conv2d):
-    """`torch.nn.Conv2d` with its weight divided by its spectral norm and its output centred."""
+    """`torch.nn.Conv2d` with its weight divided by its spectral norm and its output centred.
+
+    y = gain * (conv(x, W / sigma(W)) - mean) + bias, with the mean of each channel over batch and positions in training
+    and its running mean in evaluation (arXiv 1907.04003). Input and output are (N, C, H, W), the arguments those of the
+    twin, and more. The other MSN layers take these keywords, too.
+
+    Args:
+        affine: Learn a gain per channel; the paper has none.
+        momentum: Of the running mean, as in BatchNorm; None averages all batches.
+        power_iterations: Per training step, for sigma.
+        init_gain: W / sigma starts at the deviation init_gain / sqrt(columns), such as sqrt(2) before a ReLU; None, the
+            paper's form, leaves it as it is.
+        track_running_stats: False takes each batch's mean in evaluation, too.
+        sync_mean: Take the mean over all processes of a distributed training.
+
+    Examples:
+        >>> import msn_deploy, torch
+        >>> layer = msn_deploy.MSNConv2d(3, 8, kernel_size=3)
+        >>> layer(torch.rand(2, 3, 6, 6)).mean((0, 2, 3)).abs().max() < 1e-5
+        tensor(True)
+    """
 
 
 class MSNConv3d(_MSN, nn.Conv3d):

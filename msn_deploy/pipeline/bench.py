@@ -86,6 +86,7 @@ class _Row:
 def bench(
     models: Sequence[str | os.PathLike[str]] | BenchRequest,
     *,
+    seconds: float | None = None,
     root: Path = Path("/"),
     progress: Progress = silent,
     watch: Watch | None = None,
@@ -101,6 +102,7 @@ def bench(
 
     Args:
         models: The files, or all that is asked.
+        seconds: Measured per model; None: as the options say, or else the profile.
         root: Where /proc and /sys are looked for.
         progress: Called between the blocks.
         watch: See `measure`.
@@ -111,8 +113,18 @@ def bench(
         MissingDependency: A runtime that is not installed.
         MissingDevice: Hardware that is not here.
         InvalidMeasurement: Too poor conditions to measure at all, or outputs that are not finite.
+
+    Examples:
+        >>> import msn_deploy
+        >>> result = msn_deploy.benchmark(["runs/cnn3_msn.onnx", "runs/cnn3_msn.int8.onnx"], seconds=0.5)
+        >>> [arm.name for arm in result.arms]
+        ['cnn3_msn', 'cnn3_msn.int8']
+        >>> result.arms[1].ratio > 0  # of the baseline's latency
+        True
     """
     asked = models if isinstance(models, BenchRequest) else BenchRequest(models=[*map(Path, models)], **request)
+    if seconds is not None:
+        asked = replace(asked, options=options_for(asked.profile, seconds))
     options = asked.options or options_for(asked.profile, None)
     sensor = find_sensor(root) if asked.energy else None
     named, further = asked.rows(), asked.further_builds()

@@ -14,6 +14,7 @@ from msn_deploy.core.errors import InputError, did_you_mean
 from msn_deploy.core.model_info import PRECISIONS
 from msn_deploy.core.partials import claimed
 from msn_deploy.core.progress import Progress, silent
+from msn_deploy.core.results import Result
 from msn_deploy.engine import (
     BuildOptions,
     BuildReport,
@@ -37,8 +38,8 @@ from msn_deploy.pipeline.calibrate import CalibrationOptions, PrecisionReport, c
 from msn_deploy.pipeline.fp16 import cast
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineReport:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class EngineReport(Result):
     """Built engines, or how to build them on the device, and the ONNX file they come from.
 
     engine: None if it has to be built elsewhere. replicates: further engines of the same file. typed: how that file
@@ -85,6 +86,12 @@ def build_engine(
         InputError: A file, target or precision that cannot be built (exit 2).
         GateError: Too much accuracy or DLA would be lost (exit 1).
         MissingDevice, MissingDependency: What is not here (exit 3).
+
+    Examples:
+        >>> import msn_deploy
+        >>> report = msn_deploy.build_engine("runs/cnn3_msn.int8.onnx", precision="int8")  # doctest: +SKIP
+        >>> report.engine.path.name  # doctest: +SKIP
+        'cnn3_msn.int8.engine'
     """
     onnx = Path(onnx)
     if precision not in PRECISIONS:

@@ -22,6 +22,7 @@ from msn_deploy.core.model_info import (
 )
 from msn_deploy.core.opening import is_same
 from msn_deploy.core.progress import Progress, silent
+from msn_deploy.core.results import Result
 from msn_deploy.data.feeds import ImageSamples, is_feeds, runs_of
 from msn_deploy.data.preprocess import PreparedImages
 from msn_deploy.engine import OrtRunner
@@ -49,8 +50,8 @@ VERSIONS = ("onnx", "onnxruntime", "numpy", "pillow")
 OPSET_OF_QDQ = 13  # the first with an axis in DequantizeLinear
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PrecisionReport:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class PrecisionReport(Result):
     """What a change of precision wrote, and how far its outputs are from FP32 on the samples (None: not measured).
 
     left_out: layers that are not INT8, by choice or by the verdict of a budget (None: no budget). in_fp32: nodes that
@@ -153,6 +154,12 @@ def calibrate(
         InputError: A file, option or image that cannot be used (exit 2).
         GateError: No INT8 is within the budget, or an output is not finite (exit 1).
         MissingDependency: A package is missing (exit 3).
+
+    Examples:
+        >>> import msn_deploy
+        >>> report = msn_deploy.calibrate("runs/cnn3_msn.onnx", samples=100)
+        >>> report.path.name, report.samples
+        ('cnn3_msn.int8.onnx', 100)
     """
     options = replace(options or CalibrationOptions(), **settings)
     path = Path(onnx)

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from msn_deploy.core.artifacts import parent_of, publish
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.progress import Progress, silent
+from msn_deploy.core.results import Result
 from msn_deploy.engine import Runner, open_runnable, runner_of
 from msn_deploy.engine.load import Opened
 from msn_deploy.engine.ort import run_on_one_thread
@@ -67,8 +68,8 @@ class TensorDifference:
     off: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DiffReport:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class DiffReport(Result):
     """Two files, compared.
 
     outputs: of the files as they are. tensors: in the order of the reference; none for an engine whose ONNX file is not
@@ -163,6 +164,12 @@ def diff(
     Raises:
         InputError: Files that cannot be used or do not take the same inputs (exit 2).
         MissingDependency, MissingDevice: What is not here (exit 3).
+
+    Examples:
+        >>> import msn_deploy
+        >>> report = msn_deploy.diff("runs/cnn3_msn.int8.onnx", "runs/cnn3_msn.onnx", samples=2)
+        >>> len(report.outputs)
+        1
     """
     truth = open_model(Path(reference), step="diff")
     given = open_runnable(Path(model), trust=trust, plugins=plugins)

@@ -17,6 +17,7 @@ from msn_deploy.core.artifacts import Parent
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.model_info import TASKS, ModelInfo, Preprocess, TaskName, TensorSpec
 from msn_deploy.core.progress import Progress, silent
+from msn_deploy.core.results import Result
 from msn_deploy.data import to_input
 from msn_deploy.engine.load import Opened
 from msn_deploy.engine.plan import Plan
@@ -32,8 +33,8 @@ from msn_deploy.tasks.task import Ending, Given, Outputs, Task, ending_of
 _CHUNK = 64
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evaluation:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Evaluation(Result):
     """How good a model is on `samples` images, in the metric of its task.
 
     metric, value, unit, metrics, per_class: see tasks.task.Score; metrics are its others, in `unit_of_metrics`.
@@ -103,6 +104,12 @@ def evaluate(
 
     trust: load an engine from elsewhere. plugins: libraries with operators that an engine needs. Raises InputError
     (exit 2), GateError (exit 1) for outputs that are not finite, MissingDependency or MissingDevice (exit 3).
+
+    Examples:
+        >>> import msn_deploy
+        >>> found = msn_deploy.evaluate("runs/cnn3_msn.onnx", samples=50)
+        >>> found.metric, found.samples, 0 <= found.value <= 1
+        ('accuracy', 50, True)
     """
     model = Path(model)
     opened = open_image_model(model, threads, trust=trust, plugins=plugins)

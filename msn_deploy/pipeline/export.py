@@ -20,6 +20,7 @@ from msn_deploy.core.errors import FoldError, GateError, InputError
 from msn_deploy.core.model_info import DEFAULT_METHOD, ModelInfo, Preprocess, TaskName, TensorSpec
 from msn_deploy.core.opening import is_same, open_input
 from msn_deploy.core.progress import Progress, silent
+from msn_deploy.core.results import Result
 from msn_deploy.data import to_input
 from msn_deploy.data.feeds import is_feeds, open_feeds
 from msn_deploy.engine.ort import run_on_one_thread
@@ -58,8 +59,8 @@ _STEPS = 6  # that are told of
 _VERSIONS = ("torch", "onnx", "onnxscript", "onnxsim", "onnxruntime")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExportFacts:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class ExportFacts(Result):
     """What the sidecar of an exported file says of it."""
 
     operators: dict[str, int]
@@ -72,7 +73,7 @@ class ExportFacts:
     """With NMS in the graph: how many boxes are those of NMS in numpy."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class ExportReport(ExportFacts):
     """What an export wrote: the file, its operators with counts, and how far it is from where it came from."""
 
@@ -117,6 +118,12 @@ def export_onnx(
         InputError: The source can't be exported (exit 2); FoldError for a norm that is left where none may be.
         GateError: A fold moves values in float64, or (ParityError) a stage differs from the source (exit 1).
         MissingDependency: A package is not there (exit 3).
+
+    Examples:
+        >>> import msn_deploy
+        >>> report = msn_deploy.export("runs/cnn3_msn.safetensors")
+        >>> report.path.name, report.folded
+        ('cnn3_msn.onnx', True)
     """
     options = replace(options or ExportOptions(), **changes)
     source = os.fspath(source) if isinstance(source, os.PathLike) else source

@@ -149,5 +149,12 @@ def load(
         InputError: The file cannot be used, takes no images, or does not say how they are prepared.
         MissingDependency: The runtime is not installed.
         MissingDevice: The GPU is not there.
+
+    Examples:
+        >>> import msn_deploy
+        >>> with msn_deploy.load("runs/cnn3_msn.int8.onnx") as model:
+        ...     answer = model("digit.png")
+        >>> answer.to_json()["label"] in "0123456789"
+        True
     """
     return Model(open_image_model(Path(model), threads, trust=trust, plugins=[Path(each) for each in plugins]))

@@ -66,9 +66,9 @@ def train(
         GateError: The training diverged (exit 1).
         MissingDependency, MissingDevice: What is not here (exit 3).
 
-    Example:
+    Examples:
         >>> import msn_deploy
-        >>> run = msn_deploy.train("cnn3_msn", out, epochs=1, samples=64)
+        >>> run = msn_deploy.train("cnn3_msn", "runs", epochs=1, samples=64, overwrite=True)
         >>> run.checkpoint.name, len(run.history)
         ('cnn3_msn.safetensors', 1)
     """

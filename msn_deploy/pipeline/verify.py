@@ -89,6 +89,11 @@ def verify_folder(folder: str | os.PathLike[str], *, data: DataCheck | None = No
     gone, or if its parents go round in a circle. It is outdated if a parent that is beside it or above it is another
     one now. data: checks the images that artifacts name as parents; without it they are not looked at.
     Raises InputError if the folder holds no sidecar.
+
+    Examples:
+        >>> import msn_deploy
+        >>> {finding.verdict for finding in msn_deploy.verify_folder("runs")}
+        {'ok'}
     """
     folder = Path(folder)
     if not os.path.isdir(folder):

@@ -25,6 +25,12 @@ def to_fp16(model: ModelProto, *, keep_fp32: Collection[str] = ()) -> ModelProto
 
     keep_fp32: names of nodes that are not cast, from `needs_fp32`. Raises InputError for a graph that is not FP32,
     and for a weight that FP16 can't hold in a node that is cast.
+
+    Examples:
+        >>> import msn_deploy, onnx
+        >>> half = msn_deploy.to_fp16(onnx.load("runs/cnn3_msn.onnx"))
+        >>> {weight.data_type for weight in half.graph.initializer} & {onnx.TensorProto.FLOAT16}
+        {10}
     """
     for name, tensor in constants_of(model.graph).items():
         if tensor.data_type in (TensorProto.FLOAT16, TensorProto.INT8):

@@ -10,7 +10,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +26,7 @@ from msn_deploy.core.opening import is_same
 from msn_deploy.core.partials import claimed
 from msn_deploy.core.progress import Progress, silent
 from msn_deploy.core.recipes import Recipe
+from msn_deploy.core.results import Result
 from msn_deploy.data import Split, load_split
 from msn_deploy.data.preprocess import measured_preprocess
 from msn_deploy.msn.layers import sigma_errors
@@ -57,8 +58,8 @@ from msn_deploy.training.weights import prepared_as, start_from, weights_parent
 _LOG = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainResult:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class TrainResult(Result):
     """A finished training."""
 
     checkpoint: Path
@@ -71,6 +72,13 @@ class TrainResult:
     """The task's metric in the history, such as test_accuracy or test_mIoU; None for a GAN."""
     unit: str = "share"
     """Of the metric, see tasks.task.Score."""
+
+    def shown(self) -> Iterator[tuple[str, str]]:
+        """Yield the checkpoint, the number of epochs, and what the last one came to."""
+        yield "checkpoint", str(self.checkpoint)
+        yield "epochs", str(len(self.history))
+        if self.metric is not None and self.history:
+            yield self.metric, f"{self.history[-1][self.metric]:.6g}"
 
 
 class Observer(Protocol):

@@ -78,6 +78,14 @@ def quantize_aware(
     Raises:
         InputError: It can't be exported, holds what is not trained here or nothing to quantise, or there are too few
             samples.
+
+    Examples:
+        >>> import msn_deploy, torch
+        >>> from torch import nn
+        >>> net = nn.Sequential(msn_deploy.MSNConv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10)).eval()
+        >>> trained = msn_deploy.quantize_aware(net, torch.rand(64, 1, 8, 8))
+        >>> trained(torch.rand(2, 1, 8, 8)).shape  # a module to be trained
+        torch.Size([2, 10])
     """
     check_method(method, percentile)
     images = calibration.numpy() if isinstance(calibration, Tensor) else calibration

@@ -219,3 +219,57 @@ def test_what_needs_torch_says_what_to_install(device, args, extra):
     assert done.stderr.startswith("msn-deploy: ")
     assert f"pip install '.[{extra}]'" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+USER_SCRIPT = """
+import numpy as np
+from torch import nn
+
+import msn_deploy as msn
+
+net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10)).eval()
+conversion = msn.convert(net, "msn")
+layer = msn.MSNConv2d(3, 8, 3, padding=1)
+plain: nn.Module = msn.fold(conversion.model)
+recipe = msn.load_recipe("vgg7_msn")
+epochs: int = recipe.train.epochs
+run = msn.train(recipe, "runs")
+report = msn.export(run.checkpoint, opset=17)
+folded: bool = report.folded
+int8 = msn.calibrate(report.path, data="digits")
+built = msn.build_engine(int8.path, precision="int8")
+found = msn.evaluate(int8.path)
+accuracy: float | None = found.accuracy
+result = msn.benchmark([report.path, int8.path], seconds=2)
+ratio: float = result.arms[1].ratio
+table: dict[str, object] = result.to_dict()
+with msn.load(int8.path) as model:
+    answer = model("photo.png")
+words: str = answer.text()
+findings = [each.verdict for each in msn.verify_folder("runs")]
+difference = msn.diff(int8.path, report.path)
+with msn.progress_bar() as progress:
+    progress(1, 2, "half")
+aware = msn.quantize_aware(net, np.zeros((64, 3, 8, 8), np.float32))
+runner = msn.load_runner(report.path, threads=1)
+msn.benchmark([report.path], seconds="two")  # type: ignore[arg-type]
+recipe.epochs  # type: ignore[attr-defined]
+"""
+
+
+def test_mypy_knows_the_public_types_of_the_installed_wheel(wheel, tmp_path):
+    api = pytest.importorskip("mypy.api")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    names = [line.partition("=")[0].partition(":")[0].strip() for line in USER_SCRIPT.splitlines() if " = " in line]
+    unknown = "".join(f"reveal_type({name})\n" for name in names)
+    (tmp_path / "user.py").write_text(USER_SCRIPT + unknown)
+    (tmp_path / "mypy.ini").write_text(
+        f"[mypy]\nstrict = true\nmypy_path = {tmp_path / 'site'}\nfollow_imports = silent\n"
+    )
+    said, err, code = api.run(
+        ["--config-file", str(tmp_path / "mypy.ini"), "--cache-dir", str(tmp_path / "cache"), str(tmp_path / "user.py")]
+    )
+    revealed = [line for line in said.splitlines() if "Revealed type" in line]
+    assert (code, err, len(revealed)) == (0, "", len(names)), said
+    assert not [line for line in revealed if 'type is "Any"' in line]
