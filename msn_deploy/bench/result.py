@@ -112,7 +112,7 @@ class BenchResult(Result):
 
     def to_dict(self) -> dict[str, Any]:
         """Return what the JSON of `to_json` holds."""
-        value: dict[str, Any] = json.loads(to_json(self))
+        value: dict[str, Any] = parse_json(to_json(self), source="the result", most_bytes=MOST_BYTES["result"])
         return value
 
     def shown(self) -> Iterator[tuple[str, str]]:

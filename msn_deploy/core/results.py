@@ -9,6 +9,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from msn_deploy.core.reader import parse_json
+
 _LONGEST = 60  # of a text that is shown whole
 
 
@@ -19,7 +21,7 @@ class Result:
 
     def to_dict(self) -> dict[str, Any]:
         """Return every field as JSON has it, as the file of `--json` does."""
-        value: dict[str, Any] = json.loads(json.dumps(self, default=plain))
+        value: dict[str, Any] = parse_json(json.dumps(self, default=plain), source="the result")
         return value
 
     def shown(self) -> Iterator[tuple[str, str]]:
