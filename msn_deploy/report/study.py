@@ -14,9 +14,10 @@ from typing import Any, Literal
 from msn_deploy.report.page import render
 from msn_deploy.report.plots import Panel, line_plot
 
-ClaimVerdict = Literal["holds", "does not hold", "unclear"]
+ClaimVerdict = Literal["holds", "does not hold", "unclear", "too short to tell"]
 
 _MOST, _FEW = 0.75, 0.25  # of the (layer, window) pairs, for a claim to hold or to fail
+_ENOUGH = 5  # windows of steps; fewer say nothing about a training
 _DRIFTS, _STAYS = 0.1, 0.01  # of a channel's deviation
 _CURVES = (
     ("drift", "Mean drift", "|mean| / deviation, before the shift", False),
@@ -80,6 +81,7 @@ def study_html(study: Study) -> str:
         measured_on=[],
         recipe=recipe,
         train=recipe["train"],
+        answer=answer(study.norms),
         claims=study.claims,
         norms=study.norms,
         charts=[line_plot(panel) for panel in panels_of(study)],
@@ -113,7 +115,7 @@ def _median(key: str, window: Mapping[str, Any]) -> float:
 
 
 def judge_claims(studied: Mapping[str, Studied]) -> list[Claim]:
-    """Judge what the norms at hand allow to judge.
+    """Judge what the norms at hand allow to judge; what is watched over windows of steps needs `_ENOUGH` of them.
 
     studied: by norm. Medians are over layers and windows.
     """
@@ -123,17 +125,11 @@ def judge_claims(studied: Mapping[str, Studied]) -> list[Claim]:
             claims.append(_compared(studied, "sparsity", "SN raises gradient sparsity", "sn", other, higher=True))
             claims.append(_compared(studied, "variance", "SN lowers gradient variance", "sn", other, higher=False))
     if {"sn", "msn"} <= studied.keys():
-        sn, msn = (statistics.median(_values(studied[norm], "drift")) for norm in ("sn", "msn"))
-        verdict: ClaimVerdict = (
-            "holds" if sn > _DRIFTS and msn < _STAYS else "does not hold" if sn <= msn else "unclear"
-        )
-        claims.append(
-            Claim(
-                claim="SN drifts in mean and MSN does not",
-                verdict=verdict,
-                numbers=f"|mean| / deviation of a channel before its shift: SN {sn:.3g}, MSN {msn:.2g}",
-            )
-        )
+        claims.append(_drifted(studied))
+    windows = min((len(found.windows) for found in studied.values()), default=0)
+    if windows < _ENOUGH:
+        short = f"{windows} window{'s' * (windows != 1)}; needs {_ENOUGH}"
+        claims = [Claim(claim=each.claim, verdict="too short to tell", numbers=short) for each in claims]
     if {"bn", "msn"} <= studied.keys():
         bn, msn_count = (studied[norm].parameters for norm in ("bn", "msn"))
         claims.append(
@@ -144,6 +140,27 @@ def judge_claims(studied: Mapping[str, Studied]) -> list[Claim]:
             )
         )
     return claims
+
+
+def answer(studied: Mapping[str, Studied]) -> str:
+    """Say in one sentence how far each norm lets the mean drift; nothing without norms, or with too few windows."""
+    if not studied or min(len(found.windows) for found in studied.values()) < _ENOUGH:
+        return ""
+    drifts = {norm: statistics.median(_values(found, "drift")) for norm, found in studied.items()}
+    keep = [_name(norm) for norm, drift in drifts.items() if drift < _STAYS]
+    parts = [f"{' and '.join(keep)} keep{'s' * (len(keep) == 1)} the mean at 0"] if keep else []
+    parts += [f"{_name(norm)} drifts by {drift:.2g} deviations" for norm, drift in drifts.items() if drift >= _STAYS]
+    sentence = "; ".join(parts)
+    return f"{sentence[0].upper()}{sentence[1:]}."
+
+
+def _drifted(studied: Mapping[str, Studied]) -> Claim:
+    sn, msn = (statistics.median(_values(studied[norm], "drift")) for norm in ("sn", "msn"))
+    return Claim(
+        claim="SN drifts in mean and MSN does not",
+        verdict="holds" if sn > _DRIFTS and msn < _STAYS else "does not hold" if sn <= msn else "unclear",
+        numbers=f"|mean| / deviation of a channel before its shift: SN {sn:.3g}, MSN {msn:.2g}",
+    )
 
 
 def _values(studied: Studied, key: str) -> list[float]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 from report_pages import study
 
-from msn_deploy.report.study import Studied, judge_claims
+from msn_deploy.report.study import Studied, answer, judge_claims
 
 
-def _studied(*, sparsity: float = 0.5, variance: float = 1.0, drift: float = 0.5, parameters: int = 100) -> Studied:
+def _studied(
+    *, sparsity: float = 0.5, variance: float = 1.0, drift: float = 0.5, parameters: int = 100, windows: int = 5
+) -> Studied:
     window = {"sparsity": [sparsity] * 4, "variance": [variance] * 4, "drift": [drift] * 4}
-    return Studied(parameters=parameters, layers=["a"] * 4, windows=[window, window], history=[])
+    return Studied(parameters=parameters, layers=["a"] * 4, windows=[window] * windows, history=[])
 
 
 def _verdicts(**norms: Studied) -> dict[str, str]:
@@ -45,7 +47,7 @@ def test_the_paper_is_wrong() -> None:
 def test_it_is_not_clear() -> None:
     half = {"sparsity": [0.6, 0.4], "variance": [0.9, 1.1], "drift": [0.5, 0.5]}
     even = {key: [0.5, 0.5] if key == "sparsity" else [1.0, 1.0] for key in half}
-    bn, sn = (Studied(parameters=5, layers=["a", "b"], windows=[each], history=[]) for each in (even, half))
+    bn, sn = (Studied(parameters=5, layers=["a", "b"], windows=[each] * 5, history=[]) for each in (even, half))
     found = _verdicts(bn=bn, sn=sn, msn=_studied(drift=0.3, parameters=4))
     assert found == {
         "SN raises gradient sparsity against BN": "unclear",
@@ -64,6 +66,22 @@ def test_the_sentence_has_the_numbers() -> None:
         "median 0.75 with SN, 0.5 with BN; higher in 100% of layers and windows"
     )
     assert numbers["MSN has fewer trainable parameters than BN"] == "1,900 against 2,000, 100 fewer (5.00%)"
+
+
+@pytest.mark.parametrize(("windows", "said"), [(1, "1 window; needs 5"), (4, "4 windows; needs 5")])
+def test_too_few_windows_judge_nothing_but_the_parameters(windows: int, said: str) -> None:
+    norms = {"bn": _studied(parameters=9), "sn": _studied(windows=windows), "msn": _studied(parameters=8)}
+    *watched, counted = judge_claims(norms)
+    assert {(each.verdict, each.numbers) for each in watched} == {("too short to tell", said)}
+    assert counted.verdict == "holds"
+    assert answer(norms) == ""
+
+
+def test_the_answer_says_who_drifts_and_by_how_much() -> None:
+    norms = {"bn": _studied(drift=0.0), "sn": _studied(drift=0.61), "msn": _studied(drift=1e-7)}
+    assert answer(norms) == "BN and MSN keep the mean at 0; SN drifts by 0.61 deviations."
+    assert answer({"none": _studied(drift=0.3)}) == "No norm drifts by 0.3 deviations."
+    assert ">MSN keeps the mean at 0; SN drifts by" in study(("sn", "msn"))
 
 
 @pytest.mark.parametrize(
