@@ -23,6 +23,7 @@ NAMES = ("densenet_bn_unfolded", "densenet_bn", "densenet_producer", "densenet_p
 LEVELS_MS = (1.93, 1.61, 1.31, 0.74)
 ACCURACY = (0.9421, 0.9421, 0.9437, 0.9402)
 BYTES = (3_400_000, 3_100_000, 3_100_000, 860_000)
+GRAPHS = ("01" * 32, "ab" * 32, "ab" * 32, "02" * 32)
 ENVIRONMENT = Environment(
     time_utc="2026-03-01T09:30:00+00:00",
     machine="NVIDIA Jetson Orin Nano Developer Kit",
@@ -53,7 +54,7 @@ def realistic(names=NAMES, *, rounds=60, queries=14, dirty=32, plain=False):
         blocks, starts, slots = zip(*taken[index], strict=True)
         facts = ArmFacts(file=f"{name}.onnx", sha256="8c" * 32, folded="unfolded" not in name)
         if not plain:
-            facts = replace(facts, accuracy=ACCURACY[index], bytes=BYTES[index], graph="ab" * 32)
+            facts = replace(facts, accuracy=ACCURACY[index], bytes=BYTES[index], graph=GRAPHS[index])
         arms.append(ArmSamples(name=name, facts=facts, blocks=blocks, block_starts_ns=starts, slots=slots))
     readings = [
         Reading(

@@ -76,6 +76,14 @@ class ArmFacts:
     others: Mapping[str, Any] = field(default_factory=dict)
     """What another version, or a script of one's own, has noted besides; JSON values."""
 
+    def same_graph(self, other: ArmFacts) -> bool:
+        """Return whether both are known to run one graph in one way, so that a difference between them is noise."""
+        return (
+            self.graph is not None
+            and self.graph == other.graph
+            and all(getattr(self, name) == getattr(other, name) for name in _RUN_ALIKE)
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Return what is known as JSON values."""
         known = {name: value for name in _FACTS if (value := getattr(self, name)) is not None}
@@ -91,6 +99,7 @@ class ArmFacts:
         return record(cls, known, source="facts", others=others)
 
 
+_RUN_ALIKE = ("precision", "runtime", "runtime_norm_fusions", "changed", "provider", "in_flight", "threads")
 _FACTS = tuple(each.name for each in fields(ArmFacts) if each.name != "others")
 
 

@@ -43,18 +43,22 @@ def show(result: BenchResult) -> None:
         show_rates(result)
         return
     head = ("model", "median ms", "p90", "p99", "ratio", "95 % interval", "verdict")
-    rows = [_row(arm, is_baseline=arm.name == result.baseline) for arm in result.arms]
+    rows = [_row(arm, result) for arm in result.arms]
     # Names that leave no room for the column heads take it from the longest of these.
     if _room([*rows, head]) < max(len(arm.name) for arm in result.arms):
         head = ("model", "ms", *head[2:])
     room = max(_LEAST_NAME, _room([*rows, head]))
     output.show_table([(shortened(row[0], room), *row[1:]) for row in rows], head=head, right=(1, 2, 3, 4), gap=_GAP)
-    graphs: dict[tuple[str, str | None], list[str]] = {}
+    groups: list[list[ArmResult]] = []
     for arm in result.arms:
-        same = arm.facts.graph or arm.name, arm.facts.precision
-        graphs.setdefault(same, []).append(shortened(arm.name, _COLUMNS // 3))
-    for names in graphs.values():
-        if names[1:]:
+        group = next((each for each in groups if arm.facts.same_graph(each[0].facts)), None)
+        if group is None:
+            groups.append([arm])
+        else:
+            group.append(arm)
+    for group in groups:
+        if group[1:]:
+            names = [shortened(arm.name, _COLUMNS // 3) for arm in group]
             _say(f"same graph: {', '.join(names)}; a difference between them is noise, not the network")
     for arm in result.arms:
         if arm.facts.note is not None:
@@ -88,7 +92,7 @@ def show_rates(result: BenchResult) -> None:
     from msn_deploy.bench.profile import in_words
 
     head: tuple[str, ...] = ("model", "images/s", "95 % interval", "p50", "p95", "p99", "ratio", "verdict")
-    rows = [_rate_row(arm, is_baseline=arm.name == result.baseline) for arm in result.arms]
+    rows = [_rate_row(arm, result) for arm in result.arms]
     if len(rows) == 1:
         rows, head = [row[:-2] for row in rows], head[:-2]
     room = max(_LEAST_NAME, _room([*rows, head]))
@@ -106,7 +110,7 @@ def show_rates(result: BenchResult) -> None:
     )
 
 
-def _rate_row(arm: ArmResult, *, is_baseline: bool) -> tuple[str, ...]:
+def _rate_row(arm: ArmResult, result: BenchResult) -> tuple[str, ...]:
     assert arm.throughput is not None
     low, high = arm.throughput.rate.interval
     return (
@@ -114,8 +118,8 @@ def _rate_row(arm: ArmResult, *, is_baseline: bool) -> tuple[str, ...]:
         _figures(arm.throughput.rate.per_s),
         f"{_figures(low)} to {_figures(high)}",
         *(_figures(ms) for ms in (arm.median_ms, arm.p95_ms, arm.p99_ms)),
-        "1" if is_baseline else _figures(arm.ratio),
-        "baseline" if is_baseline else arm.verdict,
+        "1" if arm.name == result.baseline else _figures(arm.ratio),
+        _verdict(arm, result),
     )
 
 
@@ -177,15 +181,22 @@ def energy_text(energy: Energy) -> str:
     )
 
 
-def _row(arm: ArmResult, *, is_baseline: bool) -> tuple[str, ...]:
+def _row(arm: ArmResult, result: BenchResult) -> tuple[str, ...]:
     low, high = arm.ratio_interval
     return (
         arm.name,
         *(_figures(ms) for ms in (arm.median_ms, arm.p90_ms, arm.p99_ms)),
-        "1" if is_baseline else _figures(arm.ratio),
-        "" if is_baseline else f"{_figures(low)} to {_figures(high)}",
-        "baseline" if is_baseline else arm.verdict,
+        "1" if arm.name == result.baseline else _figures(arm.ratio),
+        "" if arm.name == result.baseline else f"{_figures(low)} to {_figures(high)}",
+        _verdict(arm, result),
     )
+
+
+def _verdict(arm: ArmResult, result: BenchResult) -> str:
+    if arm.name == result.baseline:
+        return "baseline"
+    baseline = next(each for each in result.arms if each.name == result.baseline)
+    return "same graph" if arm.facts.same_graph(baseline.facts) else arm.verdict
 
 
 def _room(rows: list[tuple[str, ...]]) -> int:

@@ -85,7 +85,10 @@ def _comparisons(result: BenchResult) -> list[Comparison]:
         others = [(index, arm) for index, arm in enumerate(result.arms) if arm.name != result.baseline]
         for (_, other), (index, arm) in combinations(others, 2):
             between = ratio_between(arm, other)
-            rows.append(Comparison(arm=arm.name, other=other.name, ratio=between, colour=index % COLOURS))
+            same = arm.facts.same_graph(other.facts)
+            rows.append(
+                Comparison(arm=arm.name, other=other.name, ratio=between, colour=index % COLOURS, same_graph=same)
+            )
     return rows
 
 

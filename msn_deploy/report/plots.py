@@ -37,12 +37,21 @@ _CHART_PX = 340.0  # width of a chart of lines; two stand side by side on a wide
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """One row of the ratio plot; colour: number of the arm whose colour it wears."""
+    """One row of the ratio plot; colour: number of the arm whose colour it wears.
+
+    same_graph: both arms run the same graph, so the ratio shows the noise of the run and there is no verdict.
+    """
 
     arm: str
     other: str
     ratio: Ratio
     colour: int
+    same_graph: bool = False
+
+    @property
+    def verdict(self) -> str:
+        """What the comparison says."""
+        return "same graph" if self.same_graph else self.ratio.verdict
 
     @property
     def text(self) -> str:
@@ -85,8 +94,15 @@ def both_cuts(draw: Callable[[float, str], str]) -> str:
 
 def comparisons_with(result: BenchResult) -> list[Comparison]:
     """Return every other arm against the baseline."""
+    baseline = next(arm for arm in result.arms if arm.name == result.baseline)
     return [
-        Comparison(arm=arm.name, other=result.baseline, ratio=arm.against_baseline, colour=index % COLOURS)
+        Comparison(
+            arm=arm.name,
+            other=result.baseline,
+            ratio=arm.against_baseline,
+            colour=index % COLOURS,
+            same_graph=arm.facts.same_graph(baseline.facts),
+        )
         for index, arm in enumerate(result.arms)
         if arm.name != result.baseline
     ]
@@ -183,7 +199,7 @@ def ratio_plot(rows: Sequence[Comparison], width: float, css: str) -> str:
             style = f"name t{row.colour}" if number == 0 else "figure"
             parts.append(svg.text(at_x, at_y, svg.shortened(words, room), css=style))
         parts.append(
-            svg.text(width, foot - (39 if narrow else 17), ratio.verdict, css=f"verdict {ratio.verdict}", anchor="end")
+            svg.text(width, foot - (39 if narrow else 17), row.verdict, css=f"verdict {row.verdict}", anchor="end")
         )
         parts.append(svg.rectangle(left, foot - strip, right - left, strip, css="zone"))
         parts.append(svg.line(one, foot - strip, one, foot, css="one"))
@@ -192,9 +208,7 @@ def ratio_plot(rows: Sequence[Comparison], width: float, css: str) -> str:
         for edge in (ratio.low, ratio.high):
             parts.append(svg.line(x(edge), at - 5, x(edge), at + 5, css=f"whisker {tint}"))
         parts.append(svg.dot(x(ratio.ratio), at, 4.5, css=f"point {tint}"))
-    label = "Latency ratios. " + "; ".join(
-        f"{row.arm} against {row.other}: {row.text}, {row.ratio.verdict}" for row in rows
-    )
+    label = "Latency ratios. " + "; ".join(f"{row.arm} against {row.other}: {row.text}, {row.verdict}" for row in rows)
     return svg.drawing(width, bottom + 42, label, parts, css=css)
 
 

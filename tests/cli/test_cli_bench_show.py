@@ -38,7 +38,7 @@ def test_all_that_a_result_can_say_fits(capsys):
     for name in names:
         assert name in text  # whole
     flat = " ".join(text.split())
-    assert f"same graph: {', '.join(names)}; a difference between them is noise" in flat
+    assert f"same graph: {', '.join(names[1:3])}; a difference between them is noise" in flat
     assert f"{names[0]}: 10 mJ per query (9.65 to 10.6) above 4.12 W idle; VDD_IN, a value per 16 ms" in flat
     assert "32 of 480 blocks dropped: 32 cpu0 core_throttle: throttle events counted" in flat
     assert f"control: {names[0]} against itself came out SLOWER (1.034); this machine is too unsteady" in flat
@@ -55,6 +55,13 @@ def test_one_row_per_model_with_the_numbers_of_the_result(capsys):
         assert line.endswith("baseline" if arm is result.arms[0] else arm.verdict)
     low, high = result.arms[3].ratio_interval
     assert f"{result.arms[3].ratio:.3f}  {low:.3f} to {high:.3f}" in lines[5]
+
+
+def test_the_graph_of_the_baseline_gets_no_verdict(capsys):
+    result = named(realistic(), ["a", "bn", "producer", "int8"])
+    row = printed(capsys, replace(result, baseline="bn"))[4]
+    assert row.split()[0] == "producer"
+    assert row.endswith("same graph")
 
 
 def test_longer_names_lose_their_middle_and_stay_apart(capsys):
