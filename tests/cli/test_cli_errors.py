@@ -142,7 +142,7 @@ def test_a_fault_of_our_own_exits_5_in_one_line_that_says_where(cli, monkeypatch
 def test_a_fault_leaves_stdout_to_json_alone(cli, monkeypatch):
     from msn_deploy.cli import targets
 
-    monkeypatch.setattr(targets.output, "_plain", lambda value: 1 / 0)
+    monkeypatch.setattr(targets.output, "plain", lambda value: 1 / 0)
     outcome = cli("targets", "--json", "-")
     assert (outcome.code, outcome.out) == (5, "")
 
