@@ -118,6 +118,14 @@ def test_streams_that_are_full_or_closed_have_a_code_of_their_own(process_env, t
 
 
 @pytest.mark.slow
+def test_what_the_encoding_of_stdout_lacks_is_written_out(process_env):
+    env = {**process_env, "PYTHONIOENCODING": "ascii:strict", "PYTHONUTF8": "0"}
+    done = subprocess.run([sys.executable, "-m", "msn_deploy", "targets"], env=env, capture_output=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"\\u2500" in done.stdout  # the rule of the table
+
+
+@pytest.mark.slow
 def test_a_failure_keeps_its_code_where_nothing_can_be_said(process_env, tmp_path):
     for redirection in ("2>/dev/full", "2>&-", ">&- 2>&-"):
         line = f'"$0" -m msn_deploy eval gone.onnx {redirection}'
