@@ -24,8 +24,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from msn_deploy.machine.environment import machine_name, read_environment
+
 ROOT = Path(__file__).resolve().parents[1]
-_OUT = ROOT / "benchmarks" / "results" / "xeon-2-cores" / "offline.json"
+_RESULTS = ROOT / "benchmarks" / "results"
 _KEPT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
 """Of the environment: not CI, by which ONNX Runtime would leave its telemetry out, and nothing of the user's."""
 _CALLS = "connect,sendto,sendmsg,sendmmsg"
@@ -64,7 +66,7 @@ LINES = (
     "demo --epochs 1 --seconds 0.5 --out demo",
 )
 CONTROLS = {
-    "bench run/bn.onnx --seconds 1": {"ORT_DISABLE_TELEMETRY": ""},
+    "bench run/bn.onnx --seconds 20": {"ORT_DISABLE_TELEMETRY": ""},
     "train cnn3_msn --data mnist --epochs 1 --samples 64 --out mnist": {},
 }
 
@@ -122,7 +124,7 @@ def _told(call: str) -> str:
 def main() -> int:
     """Run all commands; return 1 if one of them left the machine."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=_OUT)
+    parser.add_argument("--out", type=Path, default=_RESULTS / machine_name(read_environment()) / "offline.json")
     args = parser.parse_args()
     if shutil.which("strace") is None:
         print("strace is not installed: apt-get install strace", file=sys.stderr)
