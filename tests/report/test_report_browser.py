@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from itertools import product
+from pathlib import Path
 
 import pytest
 import report_pages
@@ -123,3 +124,26 @@ def test_printed_it_is_light_and_nothing_scrolls_out_of_sight(browser, report):
 def rgb(text):
     """Turn "rgb(1, 2, 3)" into numbers."""
     return tuple(int(part) for part in text.removeprefix("rgb(").removesuffix(")").split(","))
+
+
+# Of each text in a card of the pipeline's picture: what it says, the room left of it and right of it, its colour, the card's.
+CARDS = """() => [...document.querySelectorAll('.card')].flatMap(card => {
+  const rect = card.querySelector('rect'), box = rect.getBBox();
+  return [...card.querySelectorAll('text')].map(text => {
+    const its = text.getBBox();
+    return [text.textContent, its.x - box.x, box.x + box.width - its.x - its.width, getComputedStyle(text).fill,
+      getComputedStyle(rect).fill];
+  });
+})"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_picture_of_the_pipeline_keeps_its_words_in_their_cards(browser, scheme):
+    path = Path(__file__).resolve().parents[2] / "docs" / "images" / "pipeline.svg"
+    with Watched(browser, path, width=390, scheme=scheme) as watched:
+        texts = watched.page.evaluate(CARDS)
+        assert {"train", "export", "calibrate", "build-engine", "bench"} <= {text for text, *_ in texts}
+        for text, left, right, colour, background in texts:
+            assert min(left, right) >= 8, text
+            assert contrast(rgb(colour), rgb(background)) >= 4.5, text
+            assert (sum(rgb(background)) < 200) is (scheme == "dark")
