@@ -253,9 +253,9 @@ def _scaled(
 def write_index(suite: Suite, outcomes: Sequence[Outcome], out: Path) -> SuiteIndex:
     """Write suite.json, suite.md and report.html of a suite into `out`, atomically, with sidecars; return the index."""
     index = index_of(suite, outcomes)
-    results = {each.case.name: each.result for each in outcomes if each.result is not None}
-    parents = [parent_of(out / f"{name}.json", role="bench") for name in results]
-    page = suite_html(index, results)
+    measured = [each.case.name for each in outcomes if each.result is not None]
+    parents = [parent_of(out / f"{name}.json", role="bench") for name in measured]
+    page = suite_html(index)
     publish_together(
         *(
             Artifact(path=out / name, content=content, kind=kind, parents=parents)

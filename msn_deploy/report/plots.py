@@ -39,6 +39,7 @@ _CHART_PX = 340.0  # width of a chart of lines; two stand side by side on a wide
 class Comparison:
     """One row of the ratio plot; colour: number of the arm whose colour it wears.
 
+    where: said instead of what the arm is compared with, if that is the same in every row.
     same_graph: both arms run the same graph, so the ratio shows the noise of the run and there is no verdict.
     """
 
@@ -46,6 +47,7 @@ class Comparison:
     other: str
     ratio: Ratio
     colour: int
+    where: str = ""
     same_graph: bool = False
 
     @property
@@ -187,11 +189,13 @@ def ratio_plot(rows: Sequence[Comparison], width: float, css: str) -> str:
         parts.append(svg.text(one + 8, 14, "slower \N{RIGHTWARDS ARROW}", css="faint"))
     for index, row in enumerate(rows):
         foot, ratio, tint = top + row_px * (index + 1), row.ratio, f"c{row.colour}"
-        arm, other, figures = row.arm, f"vs {row.other}", row.text
+        arm, other, figures = row.arm, row.where or f"vs {row.other}", row.text
         if narrow:
             half = (width - 20) / 2
             pair = f"{svg.shortened(arm, half)} vs {svg.shortened(row.other, half)}"
             texts = [(0.0, foot - 58, pair, 2 * width), (0.0, foot - 39, figures, width)]
+            if row.where:
+                texts = [(0.0, foot - 58, arm, width), (0.0, foot - 39, row.where, width - 90)]
         else:
             texts = [(0.0, foot - 25, arm, start - 20), (0.0, foot - 8, other, start - 20)]
             parts.append(svg.text(end + 16, foot - 17, figures, css="figure"))
@@ -208,7 +212,9 @@ def ratio_plot(rows: Sequence[Comparison], width: float, css: str) -> str:
         for edge in (ratio.low, ratio.high):
             parts.append(svg.line(x(edge), at - 5, x(edge), at + 5, css=f"whisker {tint}"))
         parts.append(svg.dot(x(ratio.ratio), at, 4.5, css=f"point {tint}"))
-    label = "Latency ratios. " + "; ".join(f"{row.arm} against {row.other}: {row.text}, {row.verdict}" for row in rows)
+    label = "Latency ratios. " + "; ".join(
+        f"{row.arm} against {row.other}{row.where and f', {row.where}'}: {row.text}, {row.verdict}" for row in rows
+    )
     return svg.drawing(width, bottom + 42, label, parts, css=css)
 
 

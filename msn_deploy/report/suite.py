@@ -10,11 +10,19 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from msn_deploy.bench.result import BenchResult
 from msn_deploy.bench.stats import Ratio, Verdict
 from msn_deploy.machine.environment import Environment
-from msn_deploy.report.page import DASH, decimals_for, markdown_table, markdown_text, measured_on, render, threads_text
-from msn_deploy.report.plots import both_cuts, comparisons_with, ratio_plot
+from msn_deploy.report.page import (
+    COLOURS,
+    DASH,
+    decimals_for,
+    markdown_table,
+    markdown_text,
+    measured_on,
+    render,
+    threads_text,
+)
+from msn_deploy.report.plots import Comparison, both_cuts, ratio_plot
 
 SCHEMA = "msn-deploy-suite/1"
 
@@ -86,22 +94,44 @@ def _case_from(value: Mapping[str, Any]) -> SuiteCase:
     return SuiteCase(**{**value, "arms": tuple(arms)})
 
 
-def suite_html(index: SuiteIndex, results: Mapping[str, BenchResult]) -> str:
-    """Return the page. results: by name of the case; a case without one is named as invalid."""
-    cases = []
-    for case in index.cases:
-        drawn = comparisons_with(results[case.case]) if case.case in results else []
-        plot = both_cuts(partial(ratio_plot, drawn)) if drawn else ""
-        cases.append((case, plot if case.case in results else None, decimals_for(arm.median_ms for arm in case.arms)))
+def suite_html(index: SuiteIndex) -> str:
+    """Return the page: findings, the ratios they are from in one figure, and a table for each case."""
+    drawn = _compared(index)
     return render(
         "suite.html.j2",
         title=index.title or f"Suite {index.suite}",
         measured_on=measured_on(index.environment, index.provider.upper(), threads_text(index.threads)),
         findings=findings(index),
-        cases=cases,
+        plot=both_cuts(partial(ratio_plot, drawn)) if drawn else "",
+        cases=[(case, decimals_for(arm.median_ms for arm in case.arms)) for case in index.cases],
         environment={key: value for key, value in index.environment.to_json().items() if value is not None},
         suite=index.suite,
     )
+
+
+def _compared(index: SuiteIndex) -> list[Comparison]:
+    """Return what the findings are about: the folded rows of valid cases, against the reference in their precision."""
+    networks = list(dict.fromkeys(case.network for case in index.cases))
+    return [
+        Comparison(
+            arm=_spoken(arm.row),
+            other=case.reference,
+            ratio=arm.to_reference,
+            colour=networks.index(case.network) % COLOURS,
+            where=f"{_spoken(case.network)}, {arm.precision.upper()}, batch {case.batch}",
+            same_graph=arm.same_graph,
+        )
+        for case in index.cases
+        if not case.invalid
+        for arm in case.arms
+        if arm.folded and arm.to_reference is not None
+    ]
+
+
+def _spoken(name: str) -> str:
+    """Return a name that stands within a sentence: "MSN folded, consumer" is "MSN folded (consumer)"."""
+    first, _, more = name.partition(", ")
+    return f"{first} ({more})" if more else name
 
 
 def markdown(index: SuiteIndex) -> str:
@@ -193,7 +223,7 @@ def _twin(row: str, cases: Sequence[SuiteCase]) -> str:
 def _finding(
     network: str, row: str, arms: Sequence[tuple[SuiteCase, SuiteArm, Ratio]], *, twin: str
 ) -> tuple[str, str]:
-    reference = arms[0][0].reference
+    reference = _spoken(arms[0][0].reference)
     measured = "; ".join(
         f"{arm.precision.upper()}, batch {case.batch}: {_ratio(ratio)} {ratio.verdict}" for case, arm, ratio in arms
     )
@@ -204,8 +234,8 @@ def _finding(
         what = f"is faster than {reference}{' in part' * (len(verdicts) > 1)}"
     else:
         what = f"is no faster than {reference}"
-    same = f"; {twin} is the same graph as it" if twin else ""
-    return f"{network}: {row} {what}{same}", measured
+    same = f"; {_spoken(twin)} is the same graph as it" if twin else ""
+    return f"{_spoken(network)}: {_spoken(row)} {what}{same}", measured
 
 
 def _ratio(ratio: Ratio) -> str:

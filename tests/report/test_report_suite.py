@@ -24,6 +24,24 @@ def test_faster_everywhere_is_not_in_part():
     assert findings(index_from(index))[-2][0].startswith("DenseNet: MSN producer is faster than BN folded; BN producer")
 
 
+def test_a_name_with_a_comma_does_not_break_the_sentence():
+    index = suite_case.index()
+    for case in index["cases"]:
+        case["network"] += ", 22 layers"
+        for arm in case["arms"]:
+            arm["row"] = arm["row"].replace("MSN consumer", "MSN folded, consumer")
+    said = findings(index_from(index))[1][0]
+    assert said == "DenseNet (22 layers): MSN folded (consumer) is no faster than BN folded"
+
+
+def test_the_page_draws_what_the_findings_name_and_says_what_is_the_same_graph():
+    page = suite_html(index_from(suite_case.index()))
+    assert page.count('class="point c0"') == 2  # VGG7 at the batch that is valid, in two cuts
+    assert page.count('class="point c1"') == 2 * 6
+    assert "MSN folded against BN folded, VGG7, FP32, batch 1: 1.001 [0.991, 1.011], same graph" in page
+    assert page.count('<span class="v same graph">') == 2
+
+
 def test_the_table_has_a_row_per_form_and_two_columns_per_batch():
     text = markdown(index_from(suite_case.index()))
     head, rule, *rows = [line for line in text.splitlines() if line.startswith("|")]
@@ -51,4 +69,4 @@ def test_a_case_without_a_result_leaves_a_dash_and_a_reason():
         in text
     )
     assert "**DenseNet-b32 is invalid**: too slow" in text
-    assert "too slow" in suite_html(index_from(index), {})
+    assert "too slow" in suite_html(index_from(index))
