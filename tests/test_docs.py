@@ -112,7 +112,7 @@ def test_the_notebook_runs_from_its_first_cell_to_its_last(tmp_path: Path) -> No
         "TrainResult(checkpoint=",
         "ExportReport(",
         "PrecisionReport(",
-        "BenchResult(vgg7_msn=",
+        "BenchResult(cnn3_msn=",
         "of 364 test images",
     ):
         assert what in done.stdout

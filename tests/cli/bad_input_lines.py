@@ -34,7 +34,7 @@ TABLE = [
     ("recipes gone", 2, "unknown recipe 'gone'"),
     (f"eval {LONG}.onnx", 2, "name too long"),
     (f"export {LONG}.safetensors", 2, "name too long"),
-    (f"export {LONG}.py:net --input-shape 1,3,8,8", 2, "does not exist"),
+    (f"export {LONG}.py:net --input-shape 1,3,8,8", 2, "name too long"),
     (f"train {LONG}", 2, "unknown recipe"),
     (f"verify {LONG}", 2, "is not a folder"),
     (f"eval m.onnx --data {LONG}", 2, "no data called"),

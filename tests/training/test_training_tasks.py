@@ -41,7 +41,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def _recipe(net: str, data: str, **train: Any) -> Recipe:
     recipe = replace(load_recipe(f"{net}_msn"), data=data, width=4, input_shape=(1, 3, 32, 32))
-    return recipe.override(**{"epochs": 6, "batch_size": 4, "learning_rate": 0.02} | train)
+    return recipe.override(**{"epochs": 10, "batch_size": 4, "learning_rate": 0.02} | train)
 
 
 @pytest.fixture(scope="module")
