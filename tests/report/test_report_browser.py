@@ -126,7 +126,7 @@ def rgb(text):
     return tuple(int(part) for part in text.removeprefix("rgb(").removesuffix(")").split(","))
 
 
-# Of each text in a card of the pipeline's picture: what it says, the room left of it and right of it, its colour, the card's.
+# Of each text in a card of the picture: what it says, the room on its left and right, its colour, the card's colour.
 CARDS = """() => [...document.querySelectorAll('.card')].flatMap(card => {
   const rect = card.querySelector('rect'), box = rect.getBBox();
   return [...card.querySelectorAll('text')].map(text => {
