@@ -44,7 +44,7 @@ def compare(
     slots = [slot for arm in samples.arms for slot in arm.slots]  # a run can hold arms that are not compared
     validity = judge([causes[slot] if causes else None for slot in slots])
     builds = {name: [arm for arm in samples.arms if arm.name == name] for name in names}
-    medians = {name: np.stack([_clean_medians(build, causes) for build in builds[name]]) for name in names}
+    medians = medians_of(samples, causes)
     others = [name for name in names if name != baseline]
     ratios = [ratio_to_baseline(medians[name], medians[baseline], seed=seed) for name in others]
     found = dict(zip(others, holm(ratios), strict=True))
@@ -65,6 +65,14 @@ def compare(
 def ratio_between(arm: ArmResult, other: ArmResult, *, seed: int = 0) -> Ratio:
     """Compare two arms of one result by their raw samples: latency of `arm` over that of `other`."""
     return ratio_to_baseline(arm.medians_by_build(), other.medians_by_build(), seed=seed)
+
+
+def medians_of(samples: Samples, causes: Sequence[str | None]) -> dict[str, Floats]:
+    """Return what the blocks of each name came to, ns per query, (builds, blocks); NaN for one with a cause."""
+    builds: dict[str, list[Floats]] = {}
+    for arm in samples.arms:
+        builds.setdefault(arm.name, []).append(_clean_medians(arm, causes))
+    return {name: np.stack(each) for name, each in builds.items()}
 
 
 def _arm_result(

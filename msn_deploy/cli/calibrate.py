@@ -14,13 +14,16 @@ from msn_deploy.core.model_info import DEFAULT_METHOD, DEFAULT_PERCENTILE, DEFAU
 from msn_deploy.engine.runner import parse_state
 
 if TYPE_CHECKING:
+    from msn_deploy.bench.stats import Ratio
     from msn_deploy.pipeline.calibrate import PrecisionReport
+    from msn_deploy.pipeline.tune import Tuning
 
 _CACHE = "Scales of other images"
 EXAMPLES = """
 msn-deploy calibrate runs/vgg7_msn.onnx
 msn-deploy calibrate net.onnx --data photos --max-drop 0.5pp
 msn-deploy calibrate net.onnx --data photos --runtime onnxruntime
+msn-deploy calibrate net.onnx --runtime onnxruntime --tune latency
 """
 
 
@@ -86,6 +89,14 @@ def command(
             help="What runs the file: engines, or ONNX Runtime on a CPU (what is left out stays in FP32 there).",
         ),
     ] = "tensorrt",
+    tune: Annotated[
+        str | None,
+        typer.Option(
+            help="Also leave out the layers that make the network slower in INT8 on this machine.",
+            metavar="latency",
+            rich_help_panel=INT8,
+        ),
+    ] = None,
     table: Annotated[
         str | None,
         typer.Option(
@@ -121,6 +132,7 @@ def command(
             sufficiency=sufficiency,
             table=table,
             runtime=runtime,
+            tune=tune,
             progress=progress,
         )
     for_engines = report.runtime == "tensorrt"
@@ -131,6 +143,8 @@ def command(
     output.say(f"  {report.scales} activation scales ({report.method}) from {report.samples} samples")
     show_fidelity(report)
     show_verdict(report)
+    if report.tuning is not None:
+        _show_tuning(report.tuning)
     if report.cache:
         output.say(f"  {report.cache}")
     if report.table is not None:
@@ -202,3 +216,39 @@ def show_verdict(report: PrecisionReport) -> None:
         )
     for name, why in (report.in_fp32 or {}).items():
         output.say(f"  {name} stays in FP32: {why}")
+
+
+def _show_tuning(tuning: Tuning) -> None:
+    """Show what INT8 in each layer costs, and how long the network takes without; and say what was let out."""
+    output.say(
+        f"  timed on {tuning.timed_by}: the network without INT8 in one layer, as a share of what it took before"
+    )
+    output.say("  (below 1: faster without); SQNR: what INT8 in this layer alone leaves of the outputs")
+    output.show_table(
+        [
+            [
+                each.layer,
+                each.precision.upper(),
+                "-" if each.sqnr_db is None else f"{each.sqnr_db:.1f}",
+                *(("-", "") if each.time is None else _interval(each.time)),
+            ]
+            for each in tuning.layers
+        ],
+        head=["layer", "precision", "SQNR, dB", "time without INT8", "95 %"],
+        right=(2, 3),
+    )
+    names = ", ".join(tuning.slow)
+    if tuning.together is None:
+        output.say("  INT8 makes the network slower in none of them")
+        return
+    ratio, interval = _interval(tuning.together)
+    took = f"{ratio} of the time ({interval})"
+    if tuning.let_out:
+        output.say(f"  let out: {names}; the network takes {took}")
+    else:
+        why = "not surely less" if tuning.together.verdict != "FASTER" else "but too little accuracy is left"
+        output.say(f"  slower in INT8: {names}; not let out, for without all of them the network takes {took}, {why}")
+
+
+def _interval(found: Ratio) -> tuple[str, str]:
+    return f"{found.ratio:.3f}", f"{found.low:.3f} to {found.high:.3f}"

@@ -33,6 +33,8 @@ _RANKED = 256  # images that rank the layers
 _MOST_PRUNED = 16  # layers left out that are tried one by one: each costs a run over all images
 _Z95 = 1.959964
 _NO_FP16 = "Nothing was written. Keep the FP32 file, or take other data or another `--method`."
+Tune = Callable[[tuple[str, ...], Callable[[Collection[str]], bool]], tuple[str, ...]]
+"""Adds to the layers left out for accuracy; the second tells whether a set of them is within the budget."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,7 +168,8 @@ def int8_graph(
     from msn_deploy.quant.quantize import quantize
 
     layout = layout or TENSORRT
-    int8 = quantize(model, ranges, leave_out=left_out, layout=layout)
+    nothing = left_out and not layout.place(model, leave_out=left_out).layers
+    int8 = model if nothing else quantize(model, ranges, leave_out=left_out, layout=layout)
     if not left_out or layout.runtime == "onnxruntime":
         return int8, {}
     kept = {name: why for name, why in needs_fp32(model, maxima).items() if name in left_out}
@@ -191,6 +194,7 @@ def within_budget(
     judge: Callable[[Iterable[Feeds]], Score],
     max_drop: Allowed,
     layout: Layout | None = None,
+    tune: Tune | None = None,
     progress: Progress = silent,
 ) -> tuple[ModelProto, Verdict]:
     """Return the graph with the fewest layers left out whose metric drops by at most `max_drop`.
@@ -199,7 +203,7 @@ def within_budget(
     see `int8_graph`.
     Raises GateError (exit 1) if no INT8 is within the budget, and says what FP16 loses.
     """
-    return _DropBudget(model, ranges, maxima, layout, runs, judge, max_drop, progress).found()
+    return _DropBudget(model, ranges, maxima, layout, runs, judge, max_drop, progress).found(tune)
 
 
 def within_sqnr(
@@ -210,6 +214,7 @@ def within_sqnr(
     runs: Sequence[Feeds],
     min_sqnr_db: float,
     layout: Layout | None = None,
+    tune: Tune | None = None,
     progress: Progress = silent,
 ) -> tuple[ModelProto, Verdict]:
     """Return the graph with the fewest layers left out of which every float output keeps `min_sqnr_db` on all runs.
@@ -217,7 +222,23 @@ def within_sqnr(
     Raises GateError (exit 1) if no INT8 is within the budget, and says what FP16 keeps; InputError (exit 2) for a
     network without a float output.
     """
-    return _SqnrBudget(model, ranges, maxima, layout, runs, min_sqnr_db, progress).found()
+    return _SqnrBudget(model, ranges, maxima, layout, runs, min_sqnr_db, progress).found(tune)
+
+
+def ranked(
+    model: ModelProto,
+    ranges: Mapping[str, float],
+    *,
+    runs: Sequence[Feeds],
+    leave_out: Collection[str] = (),
+    layout: Layout | None = None,
+    progress: Progress = silent,
+) -> tuple[Sensitivity, ...]:
+    """Return what INT8 in each layer alone leaves of the float outputs on all runs, the most sensitive layer first.
+
+    leave_out: layers that are not ranked.
+    """
+    return _Search(model, ranges, {}, layout, runs, progress).ranking(leave_out)
 
 
 class _Search:
@@ -241,15 +262,22 @@ class _Search:
         """See `int8_graph`."""
         return int8_graph(self.model, self.ranges, self.maxima, left_out, self.layout)
 
-    def found(self) -> tuple[ModelProto, Verdict]:
+    def found(self, tune: Tune | None) -> tuple[ModelProto, Verdict]:
+        left_out, ranking = self.for_the_budget()
+        if tune is not None:
+            left_out = tune(left_out, self.fits)
+        return self.result(left_out, ranking)
+
+    def for_the_budget(self) -> tuple[tuple[str, ...], tuple[Sensitivity, ...]]:
+        """Return the fewest layers to leave out, and the ranking that they were found by."""
         if self.fits(()):
-            return self.result((), ())
+            return (), ()
         ranking = self.ranking()
         order = [each.layer for each in ranking]
         count = self.fewest(order)
         if count == len(order):
             raise GateError(self.only_fp16(order))
-        return self.result(self.pruned(order[:count]), ranking)
+        return self.pruned(order[:count]), ranking
 
     def fits(self, left_out: Collection[str]) -> bool:
         """Whether the graph with these layers left out is within the budget."""
@@ -262,20 +290,21 @@ class _Search:
     def result(self, left_out: Collection[str], ranking: tuple[Sensitivity, ...]) -> tuple[ModelProto, Verdict]:
         raise NotImplementedError
 
-    def ranking(self) -> tuple[Sensitivity, ...]:
+    def ranking(self, leave_out: Collection[str] = ()) -> tuple[Sensitivity, ...]:
         """Rank the layers by the SQNR of the outputs with that layer alone in INT8, the worst first."""
         from msn_deploy.quant.quantize import quantize
 
         truth = self.outputs(self.model, self.ranked_on)
         layers = self.layout.place(self.model).layers
+        ranked = [layer for layer in layers if layer not in leave_out]
         found = []
-        for done, layer in enumerate(layers):
+        for done, layer in enumerate(ranked):
             others = [each for each in layers if each != layer]
             outputs = self.outputs(
                 quantize(self.model, self.ranges, leave_out=others, layout=self.layout), self.ranked_on
             )
             found.append(Sensitivity(layer=layer, sqnr_db=worst_sqnr(truth, outputs)))
-            self.progress(done + 1, len(layers), "ranking layers")
+            self.progress(done + 1, len(ranked), "ranking layers")
         return tuple(sorted(found, key=lambda each: each.sqnr_db))
 
     def fewest(self, order: list[str]) -> int:

@@ -105,9 +105,10 @@ def build_engine(
     if calibration.runtime != "tensorrt":
         raise InputError(f"an engine can't be built from what is laid out for {calibration.runtime}.\nLeave it out.")
     budget = calibration.max_drop is not None or calibration.min_sqnr is not None
-    if (budget or calibration.leave_out) and precision != "int8":
+    if (budget or calibration.leave_out or calibration.tune) and precision != "int8":
         raise InputError(
-            "`--max-drop`, `--min-sqnr` and `--leave-out` are for INT8.\nGive `--precision int8`, or leave them out."
+            "`--max-drop`, `--min-sqnr`, `--leave-out` and tuning are for INT8.\n"
+            "Give `--precision int8`, or leave them out."
         )
     check_out(onnx, out)
     site = None
@@ -198,6 +199,7 @@ def _with_table(
         "--max-drop": calibration.max_drop is not None,
         "--min-sqnr": calibration.min_sqnr is not None,
         "--leave-out": bool(calibration.leave_out),
+        "--tune": calibration.tune is not None,
     }
     given = next((name for name, is_asked in asked.items() if is_asked), None)
     if given is not None:

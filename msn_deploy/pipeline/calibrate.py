@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from msn_deploy.core.artifacts import Artifact, publish_together
 from msn_deploy.core.errors import InputError, did_you_mean
@@ -31,10 +31,20 @@ from msn_deploy.engine.ort import run_on_one_thread
 from msn_deploy.model.feeds import Array, joined, rows_of
 from msn_deploy.model.opened import OpenModel, made_model, open_model, with_info
 from msn_deploy.model.parity import Rung, classifies, require_finite, rung
-from msn_deploy.pipeline.budget import CHUNK, Allowed, Verdict, as_allowed, int8_graph, within_budget, within_sqnr
+from msn_deploy.pipeline.budget import (
+    CHUNK,
+    Allowed,
+    Verdict,
+    as_allowed,
+    int8_graph,
+    ranked,
+    within_budget,
+    within_sqnr,
+)
 from msn_deploy.pipeline.evaluate import given_of, require_task
 from msn_deploy.pipeline.images import CalibrationInputs, calibration_inputs, preprocess_for, split_for
 from msn_deploy.pipeline.ranges import measured_ranges
+from msn_deploy.pipeline.tune import TIMED_FEEDS, Tuner, Tuning, timing_site
 from msn_deploy.quant.calibration_checks import MINIMUM_SAMPLES
 from msn_deploy.quant.scales import check_method
 from msn_deploy.tasks import make_task
@@ -58,7 +68,8 @@ class PrecisionReport(Result):
     FP16 is not enough for, each with the reason. dead: tensors that are 0 on all samples, and so have no scale of their
     own. transposed: transposed convolutions in INT8, which not every TensorRT has a kernel for. warnings: what is
     doubtful about the samples. cache: what the calibration cache said. drift: of the scales with fewer images, if asked
-    for. table: the calibration table for TensorRT, if asked for. runtime: what an INT8 file is laid out for.
+    for. table: the calibration table for TensorRT, if asked for. runtime: what an INT8 file is laid out for. tuning: by
+    measured time, if asked for.
     """
 
     path: Path
@@ -78,6 +89,7 @@ class PrecisionReport(Result):
     drift: tuple[Drift, ...] = ()
     table: Path | None = None
     runtime: Runtime | None = None
+    tuning: Tuning | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,11 +125,15 @@ class CalibrationOptions:
     """Also write NAME.cache, a calibration table for the FP32 file and this release of TensorRT, such as "trt-8.6"."""
     runtime: Runtime = "tensorrt"
     """What the file is laid out for: engines, or ONNX Runtime on a CPU. What is left out there stays in FP32."""
+    tune: Literal["latency"] | None = None
+    """Also leave out the layers that make the network slower in INT8, as it is measured on this machine."""
 
     def __post_init__(self) -> None:
         check_method(self.method, self.percentile)
         if self.runtime not in RUNTIMES:
             raise InputError(f"unknown runtime {self.runtime!r}{did_you_mean(self.runtime, RUNTIMES)}")
+        if self.tune not in (None, "latency"):
+            raise InputError(f"`--tune {self.tune}` is not known{did_you_mean(str(self.tune), ('latency',))}")
         if self.table is not None and self.runtime != "tensorrt":
             raise InputError("`--table` is for TensorRT.\nLeave it out, or leave `--runtime` out.")
         if self.table is not None:
@@ -181,6 +197,7 @@ def calibrated(
     info = model.info
     if options.max_drop is not None:
         _require_metric(model)
+    site = None if options.tune is None else timing_site(options.runtime)
     proto = fold_constants(_at_least_13(model), load=run_on_one_thread)
     layout = Layout(runtime=options.runtime)
     placement = layout.place(proto, leave_out=options.leave_out)
@@ -206,11 +223,16 @@ def calibrated(
         found = extremes(proto, given.samples, placement.tensors, load=run_on_one_thread, progress=progress)
         layout = replace(layout, extremes=found)
     budget = options.max_drop is not None or options.min_sqnr is not None
-    in_fp16 = (budget or options.leave_out) and layout.runtime == "tensorrt"
+    in_fp16 = (budget or options.leave_out or options.tune) and layout.runtime == "tensorrt"
     maxima = measure(activations(proto), method="minmax").values if in_fp16 else {}
+    int8 = partial(int8_graph, proto, ranges.values, maxima, layout=layout)
     verdict, left_out = None, tuple(options.leave_out)
+    tuner = None
+    if options.tune is not None:
+        timed = list(given.runs(TIMED_FEEDS, most=1))
+        tuner = Tuner(lambda names: int8(names)[0], layout.place(proto).layers, timed, site, progress)
     if options.max_drop is not None:
-        graph, verdict = _within_drop(model, proto, ranges.values, maxima, layout, options, progress)
+        graph, verdict = _within_drop(model, proto, ranges.values, maxima, layout, options, tuner, progress)
     elif options.min_sqnr is not None:
         runs = list(given.runs(DEFAULT_SAMPLES, most=CHUNK))
         graph, verdict = within_sqnr(
@@ -220,10 +242,12 @@ def calibrated(
             runs=runs,
             min_sqnr_db=options.min_sqnr,
             layout=layout,
+            tune=tuner,
             progress=progress,
         )
     else:
-        graph, in_fp32 = int8_graph(proto, ranges.values, maxima, left_out, layout)
+        left_out = left_out if tuner is None else tuner(left_out)
+        graph, in_fp32 = int8(left_out)
     if verdict is not None:
         left_out, in_fp32 = verdict.left_out, verdict.in_fp32
     content = with_info(graph, (info or ModelInfo(net="custom", norm="custom")).with_precision("int8"))
@@ -248,12 +272,22 @@ def calibrated(
         "max_drop": options.max_drop and str(as_allowed(options.max_drop)),
         "min_sqnr": options.min_sqnr,
         "leave_out": list(options.leave_out),
+        "tune": options.tune,
         "preprocess": given.preprocess,
         "recipe": {} if info is None else info.recipe,
     }
     if layout.runtime == "onnxruntime":
         transposed = (node for node in proto.graph.node if node.op_type == "ConvTranspose")
         in_fp32 |= {name_of(node): "ONNX Runtime has no INT8 kernel for a ConvTranspose" for node in transposed}
+    tuning = None
+    if tuner is not None:
+        ranking = () if verdict is None else verdict.ranking
+        if not ranking and any(array.dtype.kind == "f" for array in truth.values()):
+            few = list(given.runs(CHUNK, most=CHUNK))
+            ranking = ranked(
+                proto, ranges.values, runs=few, leave_out=options.leave_out, layout=layout, progress=progress
+            )
+        tuning = tuner.tuning(left_out, in_fp32, ranking)
     dead = tuple(name for name, size in placement.shared(ranges.values).items() if not size)
     facts = {
         "ranges": ranges.values,
@@ -264,6 +298,7 @@ def calibrated(
         "dead": list(dead),
         "parity": asdict(parity),
         "verdict": None if verdict is None else asdict(verdict),
+        "tuning": None if tuning is None else asdict(tuning),
     }
     # All that can fail has not: the files come last.
     table_path = None if table is None else out.with_suffix(".cache")
@@ -303,6 +338,7 @@ def calibrated(
         drift=ranges.drift,
         table=table_path,
         runtime=options.runtime,
+        tuning=tuning,
     )
     return report, made
 
@@ -333,6 +369,7 @@ def _within_drop(
     maxima: dict[str, float],
     layout: Layout,
     options: CalibrationOptions,
+    tune: Tuner | None,
     progress: Progress,
 ) -> tuple[ModelProto, Verdict]:
     """Hold the budget of the task's metric on all images of the test split."""
@@ -352,6 +389,7 @@ def _within_drop(
         judge=lambda made: score_of(task, test.labels, prep, zip(map(rows_of, runs), made, strict=True)),
         max_drop=as_allowed(options.max_drop),
         layout=layout,
+        tune=tune,
         progress=progress,
     )
 

@@ -1,8 +1,13 @@
 """`calibrate` with an accuracy budget, layers left out, and what `eval` says of the files."""
 
 import json
+import re
+from types import SimpleNamespace
 
 import pytest
+
+from msn_deploy.bench.stats import Ratio
+from msn_deploy.pipeline import tune
 
 pytestmark = pytest.mark.slow
 
@@ -69,3 +74,28 @@ def test_an_engine_is_built_within_the_budget(ok, cli, onnx, tmp_path):
     assert "verdict INT8" in outcome.out
     outcome = cli("build-engine", onnx, "--precision", "fp16", "--max-drop", "5pp", "--out", tmp_path / "z.engine")
     assert (outcome.code, "are for INT8" in outcome.err) == (2, True), outcome
+
+
+def test_tuning_shows_each_layer_and_what_it_let_out(ok, onnx, tmp_path, monkeypatch):
+    def find_slow(layers, load, **_):
+        times = {layer: ratio(0.9 if layer == "node_conv2d_1" else 1.2) for layer in layers}
+        return tune.SlowLayers(times=times, slow=slow, together=ratio(0.88), let_out=slow)
+
+    def ratio(value):
+        return Ratio(ratio=value, low=value - 0.01, high=value + 0.01, p_value=0, rank_p_value=0, verdict="FASTER")
+
+    slow = ("node_conv2d_1",)
+    monkeypatch.setattr(tune, "find_slow", find_slow)
+    options = ["--runtime", "onnxruntime", "--tune", "latency", "--out", tmp_path / "x.int8.onnx"]
+    text = ok("calibrate", onnx, *options).out
+    assert re.search(r"node_conv2d_1 +FP32 +\d+\.\d +0\.900 +0\.890 to 0\.910", text)
+    assert re.search(r"node_conv2d_2 +INT8 +\d+\.\d +1\.200 +1\.190 to 1\.210", text)
+    assert "let out: node_conv2d_1; the network takes 0.880 of the time" in text
+
+
+def test_tuning_for_engines_needs_the_device(cli, onnx, tmp_path, monkeypatch):
+    monkeypatch.setattr(tune, "what_machine", lambda: SimpleNamespace(has_gpu=False))
+    for goal, code, words in (("latency", 3, "no GPU is here"), ("speed", 2, "`--tune speed` is not known")):
+        outcome = cli("calibrate", onnx, "--tune", goal, "--out", tmp_path / "x.int8.onnx")
+        assert (outcome.code, words in outcome.err) == (code, True), outcome
+    assert not list(tmp_path.iterdir())
