@@ -25,6 +25,7 @@ import sweep_text
 import task_nets
 import task_peers_text
 import tiny_text
+import tune_latency
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -72,6 +73,7 @@ def blocks() -> dict[str, str]:
         "in-flight": at_once_text.in_flight(RECORDED),
         "task-peers": task_peers_text.block(json.loads((RECORDED / "task-peers.json").read_text(encoding="utf-8"))),
         "trained": task_nets.text(),
+        "tune": tune_latency.text(RESULTS / "tune-latency.json"),
     }
 
 

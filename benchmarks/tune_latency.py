@@ -123,6 +123,28 @@ def measured(slow: int, same_runs: int) -> dict[str, Any]:
     }
 
 
+def text(result: Path) -> str:
+    """Return what the docs say of a committed result."""
+    value = json.loads(result.read_text(encoding="utf-8"))
+    slow, same_runs = value["runs"]["slow"], value["runs"]["same"]
+    rows = ["| layer | precision | SQNR, dB | time without INT8 in it (95 %) |", "|---|---|---|---|"]
+    for each in slow[0]["layers"]:
+        time = "{:.3f} ({:.3f} to {:.3f})".format(*each["time"])
+        rows.append(f"| {each['layer']} | {each['precision'].upper()} | {each['sqnr_db']:.1f} | {time} |")
+    together = "{:.3f} ({:.3f} to {:.3f})".format(*slow[0]["together"])
+    loaded_runs = sum(each["loaded"] for each in same_runs)
+    rows += [
+        "",
+        f"A network built for it: `{'` and `'.join(value['truth'])}` are depthwise, between operators without an INT8 "
+        f"kernel. {value['right']} of {len(slow)} runs let out exactly these; without them the network takes "
+        f"{together} of the time. In {len(same_runs)} runs all candidates were one file: {value['false']} of them let "
+        f"out a layer, though in {loaded_runs} another process loaded a core in spells. {slow[0]['timed_by']} "
+        f"({value['environment']['cpu']}); other work ran on the machine. Raw, by `python benchmarks/tune_latency.py`: "
+        f"`benchmarks/results/{result.parent.name}/{result.name}`.",
+    ]
+    return "\n".join(rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--slow", type=int, default=2)
