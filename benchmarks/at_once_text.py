@@ -30,11 +30,12 @@ def video(recorded: Path) -> str:
     return (
         f"On a made video of {done['frames']:,} frames of 320x240 and a small network, {in_place:,} frames came out "
         f"at their place, {done['per_s']:.0f} per second, and the process grew by {done['growth_mib']} MiB after the "
-        "first quarter, on two cores that other programs used as well. With all four stages made equally long by "
-        "waiting, as for a camera, a GPU or a hardware decoder, frames came "
-        f"{_times(wait)} as fast as in a loop, over parts of the video. With stages that keep a core busy for all of "
-        f"their time they came {_times(work)} as fast: four such stages share two cores. By "
-        "`python benchmarks/video.py`, raw: `benchmarks/results/xeon-2-cores/video.json`."
+        "first quarter, on two idle cores. With all four stages made equally long by waiting, as for a camera, a GPU "
+        f"or a hardware decoder, and one thread for inference, frames came {_times(wait)} as fast as in a loop, over "
+        "parts of the video. With stages that keep a core busy for all of their time they came "
+        f"{_times(work)} as fast: four such stages share two cores, which could give 2 at most. By "
+        "`python benchmarks/video.py`, raw: "
+        "`benchmarks/results/epyc-2-cores/video.json`."
     )
 
 
@@ -55,11 +56,11 @@ def in_flight(recorded: Path) -> str:
             *rows,
             "",
             f"ONNX Runtime {result['environment']['versions']['onnxruntime']} on "
-            f"{result['environment']['cores_usable']} cores that other programs used as well (load average "
-            f"{result['environment']['load_average'][0]:.0f}), 32x32 images, 95 % intervals. The last column is the "
-            "rate that `bench` counts over that of a loop of threads written by hand: the goal is within 5 % of 1, "
-            f"interval included, which {within} of {len(result['cases'])} reach on this busy machine. `make in-flight` "
-            "on an idle one measures all batches; raw: `benchmarks/results/xeon-2-cores/in-flight.json`.",
+            f"{result['environment']['cores_usable']} cores of {result['environment']['cpu']}, 32x32 images, 95 % "
+            "intervals. The last column is the rate that `bench` counts over that of a loop of threads written by "
+            f"hand: {within} of {len(result['cases'])} are within 5 % of 1, interval included. By "
+            "`make in-flight`, raw: "
+            "`benchmarks/results/epyc-2-cores/in-flight.json`.",
         ]
     )
 

@@ -1,15 +1,17 @@
 """How many images per second does ONNX Runtime take with 1, 2 and 4 queries in flight, and does `bench` say so?
 
-    python benchmarks/in_flight.py [--seconds S] [--block-ms MS] [--only NETWORK] [--batches 1,8,32] [--out FILE]
+    python benchmarks/in_flight.py [--seconds S] [--block-ms MS] [--only NETWORK] [--batches 1,8,32]
+                                   [--in-flight 1,2,4] [--out FILE]
 
 bench      what `bench --profile throughput` counts: the sum of the lanes' rates over whole queries
-by hand    threads that call one session in a loop and count; the count over the time between two looks at it, once all
-           of them have had an answer
+by hand    threads that call one session in a loop and note when they had each answer; after a while that is left out,
+           the answers of each thread over the time from its first to its last, added up
 alone      one query at a time on all cores, as `--profile single-stream` measures it
 
-The first two have a session each, of the same options. All take turns in rounds of randomised mirrored order, in ONNX
-Runtime on the CPU, for VGG7 and ResNet-18 on 32x32 images. Networks are untrained: times do not hang on weights. The
-rate of `bench` has to lie within 5 % of that counted by hand, interval included.
+The first two call one session, since two of the same file and options differ by up to 4 %, which has nothing to do with
+counting. All take turns in rounds of randomised mirrored order, in ONNX Runtime on the CPU, for VGG7 and ResNet-18 on
+32x32 images. Networks are untrained: times do not hang on weights. The rate of `bench` has to lie within 5 % of that
+counted by hand, interval included.
 """
 
 from __future__ import annotations
@@ -26,10 +28,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 
-from msn_deploy.bench.load import LoadedBlock
+from msn_deploy.bench.load import LoadedBlock, ThreadedLoad
 from msn_deploy.bench.measure import Arm, ArmFacts, MeasureOptions, Samples, measure
 from msn_deploy.bench.stats import mean_interval, ratio_to_baseline
 from msn_deploy.core.artifacts import write_json
@@ -50,45 +51,48 @@ NETWORKS = {
     "VGG7": lambda: build_net(replace(load_recipe("vgg7_msn"), input_shape=SHAPE), classes=10).eval(),
     "ResNet-18": resnet18_32,
 }
-IN_FLIGHT = (1, 2, 4)
 WITHIN = 0.05
 LOOK_S = 0.02
+FEWEST = 3  # answers of a thread
 FEEDS = 16
 
 
 class ByHand:
     """A loop of threads as one writes it; `block` has the form of bench.load.Load, with which it takes turns."""
 
-    def __init__(self, path: Path, feeds: list[Any], in_flight: int, threads: int) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        self._feeds, self.in_flight, self._ns_per_query = feeds, in_flight, 1e6
+    spread_ns = ThreadedLoad.spread_ns
+
+    def __init__(self, session: Any, feeds: list[Any], in_flight: int) -> None:
+        self._session, self._feeds = session, feeds
+        self.in_flight, self._ns_per_query = in_flight, 1e6
 
     def block(self, queries: int, settle: int, clock: Any) -> LoadedBlock:
-        counts, stop = [0] * self.in_flight, False
+        answers: list[list[int]] = [[] for _ in range(self.in_flight)]
+        stop = False
 
-        def loop(at: int) -> None:
+        def loop(own: list[int]) -> None:
             for feeds in itertools.cycle(self._feeds):
                 if stop:
                     return
                 self._session.run(None, feeds)
-                counts[at] += 1
+                own.append(time.perf_counter_ns())
 
-        workers = [threading.Thread(target=loop, args=(at,)) for at in range(self.in_flight)]
+        workers = [threading.Thread(target=loop, args=(own,)) for own in answers]
         for worker in workers:
             worker.start()
-        while min(counts) < settle:
+        time.sleep(self.spread_ns / 1e9)
+        while min(map(len, answers)) < settle:
             time.sleep(LOOK_S)  # one that looks all the time has its threads put back on a busy core sooner
-        begin, before = time.perf_counter_ns(), sum(counts)
-        while sum(counts) == before:
-            time.sleep(queries * self._ns_per_query / 1e9)
-        whole, answered = time.perf_counter_ns() - begin, sum(counts) - before
+        before = list(map(len, answers))
+        time.sleep(queries * self._ns_per_query / 1e9)
+        while min(len(own) - skipped for own, skipped in zip(answers, before, strict=True)) < FEWEST:
+            time.sleep(LOOK_S)
+        counted = [own[skipped:] for own, skipped in zip(answers, before, strict=True)]
         stop = True
         for worker in workers:
             worker.join()
-        self._ns_per_query = whole / answered
-        return LoadedBlock(samples=[whole // answered], ns_per_query=whole / answered)
+        self._ns_per_query = 1 / sum((len(own) - 1) / (own[-1] - own[0]) for own in counted)
+        return LoadedBlock(samples=[round(self._ns_per_query)], ns_per_query=self._ns_per_query)
 
 
 def exported(network: str, batch: int, folder: Path) -> Path:
@@ -116,7 +120,7 @@ def compared(path: Path, batch: int, in_flight: int, options: MeasureOptions) ->
     feeds = [{name: generator.random((batch, *SHAPE[1:]), dtype=np.float32)} for _ in range(FEEDS)]
     alone_query = bound_query(alone, feeds)
     load = load_of(runner, feeds, streams=in_flight, copies=True, root=Path("/"))
-    by_hand: Any = ByHand(path, feeds, in_flight, threads)
+    by_hand: Any = ByHand(runner._session, feeds, in_flight)
     arms = [
         Arm(name="bench", run=alone_query, load=load, facts=ArmFacts(in_flight=in_flight)),
         Arm(name="by hand", run=alone_query, load=by_hand),
@@ -151,13 +155,18 @@ def compared(path: Path, batch: int, in_flight: int, options: MeasureOptions) ->
     return rows
 
 
+def _key(case: dict[str, Any]) -> tuple[int, int, int]:
+    return list(NETWORKS).index(case["network"]), case["batch"], case["in_flight"]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=20, help="measured time per arm and case, s")
-    parser.add_argument("--block-ms", type=float, default=250)
+    parser.add_argument("--block-ms", type=float, default=150)
     parser.add_argument("--only", default="", help="a network's name")
     parser.add_argument("--batches", default="1,8,32")
-    parser.add_argument("--out", type=Path, help="write the JSON here instead of printing it")
+    parser.add_argument("--in-flight", default="1,2,4")
+    parser.add_argument("--out", type=Path, help="write the JSON here, not to stdout; other cases in it stay")
     asked = parser.parse_args()
     options = MeasureOptions(seconds=asked.seconds, block_ms=asked.block_ms, warmup_seconds=1, warmup_queries=8)
     cases = []
@@ -165,12 +174,17 @@ def main() -> None:
         for network in NETWORKS:
             for batch in map(int, asked.batches.split(",")) if asked.only in ("", network) else ():
                 path = exported(network, batch, Path(folder))
-                for in_flight in IN_FLIGHT:
+                for in_flight in map(int, asked.in_flight.split(",")):
                     row = {"network": network, **compared(path, batch, in_flight, options)}
                     cases.append(row)
                     shown = {key: value for key, value in row.items() if not key.startswith("blocks")}
                     sys.stderr.write(f"{json.dumps(shown)}\n")
     result = {"schema": 1, "seconds": asked.seconds, "environment": read_environment().to_json(), "cases": cases}
+    if asked.out is not None and asked.out.exists():
+        new = {_key(case) for case in cases}
+        old = json.loads(asked.out.read_text(encoding="utf-8"))["cases"]
+        cases += [case for case in old if _key(case) not in new]
+        cases.sort(key=_key)
     if asked.out is None:
         sys.stdout.write(json.dumps(result) + "\n")
     else:

@@ -69,8 +69,8 @@ def blocks() -> dict[str, str]:
         "control": control.text(RESULTS / "control.json"),
         "uint8-input": _uint8_input(),
         "load-threads": at_once_text.load_threads(RECORDED),
-        "video": at_once_text.video(RECORDED),
-        "in-flight": at_once_text.in_flight(RECORDED),
+        "video": at_once_text.video(RESULTS),
+        "in-flight": at_once_text.in_flight(RESULTS),
         "task-peers": task_peers_text.block(json.loads((RECORDED / "task-peers.json").read_text(encoding="utf-8"))),
         "trained": task_nets.text(),
         "tune": tune_latency.text(RESULTS / "tune-latency.json"),
@@ -210,7 +210,9 @@ def _gan() -> str:
             f"images. The folded ONNX generators equal torch within {worst:.1g}, and TensorRT-RTX builds them in FP16 "
             f"({first['engine_weight_bytes'] / 2**20:.1f} MiB of weights).",
             "",
-            "![Samples of the MSNGAN](../images/gan_msn.png) ![Samples of the SNGAN](../images/gan_sn.png)",
+            "| MSNGAN | SNGAN, from the same latents |",
+            "|---|---|",
+            "| ![Samples of the MSNGAN](../images/gan_msn.png) | ![Samples of the SNGAN](../images/gan_sn.png) |",
         ]
     )
 

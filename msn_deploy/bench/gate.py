@@ -64,12 +64,14 @@ def parse_limit(text: str) -> float:
 
 
 def judge_baseline(result: BenchResult, *, limit: float) -> Gate:
-    """Compare every arm with the baseline of its own run."""
-    ratios = {arm.name: arm.against_baseline for arm in result.arms if arm.name != result.baseline}
-    if not ratios:
+    """Compare every arm with the baseline of its own run, but for those that run the same graph: they can't differ."""
+    others = [arm for arm in result.arms if arm.name != result.baseline]
+    if not others:
         raise InputError(
             "--fail-if needs something to compare with: name a `--baseline`, or a result with `--against`."
         )
+    baseline = next(arm for arm in result.arms if arm.name == result.baseline)
+    ratios = {arm.name: arm.against_baseline for arm in others if not arm.facts.same_graph(baseline.facts)}
     return _judged(ratios, limit, against=result.baseline)
 
 

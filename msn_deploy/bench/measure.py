@@ -263,7 +263,7 @@ def measure(
         for index, arm in enumerate(arms):
             progress(index * options.warmup_seconds, total_s, f"warming up {arm.name}")
             query_ns.append(_warm_up(arm, options, clock))
-        queries, rounds = _plan(query_ns, models, options, in_flight=[arm.in_flight for arm in arms])
+        queries, rounds = _plan(query_ns, models, options, arms)
         order = _block_order(len(arms), rounds, seed=options.seed)
         recorders = [_Recorder(arm) for arm in arms]
         begin = clock()
@@ -341,20 +341,19 @@ def _warm_up(arm: Arm, options: MeasureOptions, clock: Clock) -> float:
 
 
 def _plan(
-    query_ns: Sequence[float], models: int, options: MeasureOptions, *, in_flight: Sequence[int]
+    query_ns: Sequence[float], models: int, options: MeasureOptions, arms: Sequence[Arm]
 ) -> tuple[tuple[int, ...], int]:
     """Choose queries per block (per arm) and the number of rounds, once, so that no arm is stopped by its own luck.
 
-    Of several queries in flight each lane has as many; those that settle, and those that wait for the last, take time.
+    Of several queries in flight each lane has as many.
     """
     most = min(MAX_BLOCK_QUERIES, options.max_queries // (BLOCKS_PER_ROUND * _ROUNDS_KEPT))
     wanted = [min(most, max(1, round(options.block_ms * 1e6 / ns))) for ns in query_ns]
-    queries = tuple(lanes * -(-count // lanes) for count, lanes in zip(wanted, in_flight, strict=True))
-    run = [
-        count + (0 if lanes == 1 else lanes * (1 + max(1, options.settle_queries)))
-        for count, lanes in zip(queries, in_flight, strict=True)
-    ]
-    round_ns = sum(BLOCKS_PER_ROUND * count * ns for count, ns in zip(run, query_ns, strict=True))
+    queries = tuple(arm.in_flight * -(-count // arm.in_flight) for count, arm in zip(wanted, arms, strict=True))
+    round_ns = BLOCKS_PER_ROUND * sum(
+        _block_ns(count, ns, arm, options.settle_queries)
+        for count, ns, arm in zip(queries, query_ns, arms, strict=True)
+    )
     rounds = round(options.seconds * 1e9 * models / round_ns)
     if rounds < MIN_ROUNDS:
         # A quarter more than is needed now, so that the next try does not fail by a hair.
@@ -365,6 +364,14 @@ def _plan(
             f"Raise the time: `--seconds {needed_s}`."
         )
     return queries, min(rounds, options.max_queries // (BLOCKS_PER_ROUND * max(queries)))
+
+
+def _block_ns(queries: int, query_ns: float, arm: Arm, settle: int) -> float:
+    """Return what a block takes. Under load, so do the queries that settle and those that wait for the last lane."""
+    if arm.load is None:
+        return queries * query_ns
+    settling = max(arm.in_flight * max(1, settle) * query_ns, arm.load.spread_ns)
+    return (queries + arm.in_flight) * query_ns + settling
 
 
 def _block_order(arms: int, rounds: int, *, seed: int) -> list[int]:

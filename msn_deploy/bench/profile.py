@@ -79,7 +79,7 @@ class Preset:
 PRESETS = {
     "single-stream": Preset(),
     "mlperf": Preset(seconds=MLPERF_SECONDS),
-    "throughput": Preset(measures="rate", streams=2, block_ms=100.0),
+    "throughput": Preset(measures="rate", streams=2, block_ms=250.0),
     "trtexec-10": Preset(
         measures="rate", wait="sleep", seconds=3.0, block_ms=100.0, warmup_seconds=0.2, engines_only=True,
         described="as `trtexec --exposeDMA` of TensorRT 8 and 10",

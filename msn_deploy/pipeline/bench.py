@@ -124,7 +124,8 @@ def bench(
     """
     asked = models if isinstance(models, BenchRequest) else BenchRequest(models=[*map(Path, models)], **request)
     if seconds is not None:
-        asked = replace(asked, options=options_for(asked.profile, seconds))
+        given = options_for(asked.profile, seconds)
+        asked = replace(asked, options=replace(asked.options or given, seconds=given.seconds))
     options = asked.options or options_for(asked.profile, None)
     sensor = find_sensor(root) if asked.energy else None
     named, further = asked.rows(), asked.further_builds()

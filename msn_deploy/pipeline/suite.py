@@ -315,7 +315,7 @@ def _arms(suite: Suite, network: Network, result: BenchResult) -> Iterator[Suite
             verdict=arm.verdict,
             ratio_interval=arm.ratio_interval,
             to_reference=ratios.get(arm.name),
-            same_graph=arm.name in ratios and other is not None and _same_graph(arm, other),
+            same_graph=arm.name in ratios and other is not None and arm.facts.same_graph(other.facts),
         )
 
 
@@ -327,7 +327,3 @@ def _to_reference(arms: dict[str, ArmResult], reference: str, precisions: Sequen
         mine = [name for name in arms if name.endswith(arm_name("", precision)) and name != other]
         pairs |= {name: ratio_between(arms[name], arms[other]) for name in mine if other in arms}
     return dict(zip(pairs, holm(list(pairs.values())), strict=True)) if pairs else {}
-
-
-def _same_graph(arm: ArmResult, other: ArmResult) -> bool:
-    return bool(arm.facts.graph) and arm.facts.graph == other.facts.graph

@@ -103,6 +103,15 @@ def test_against_the_baseline_of_the_same_run():
         judge_baseline(run_of(first=1.0), limit=0.03)
 
 
+def test_one_graph_is_not_slower_than_itself():
+    result = run_of(first=1.0, second=1.05, third=1.05)
+    first, second, third = result.arms
+    same = replace(FACTS, graph="ab" * 32)
+    arms = (replace(first, facts=same), replace(second, facts=same), third)
+    assert states(judge_baseline(replace(result, arms=arms), limit=0.03)) == {"third": "FAILED"}
+    judge_baseline(replace(result, arms=arms[:2]), limit=0.03).check()
+
+
 OTHER = {
     "machine": "another board",
     "cpu": "another processor",

@@ -130,11 +130,26 @@ def test_a_thread_for_each_lane_keeps_all_in_flight():
     assert block.ns_per_query == pytest.approx(sum(block.samples) / 40 / 4, rel=0.3)
 
 
+def test_threads_are_spread_over_the_cores_before_anything_counts():
+    now, taken = 0, []
+
+    def query() -> None:
+        nonlocal now
+        taken.append(2 * MS if now < 20 * MS else MS)
+        now += taken[-1]
+
+    load = ThreadedLoad([query])
+    block = load.block(30, 1, lambda: now)
+    assert set(block.samples) == {MS}
+    assert sum(taken) == load.spread_ns + 30 * MS
+
+
 def test_fast_lanes_stay_busy_until_the_slowest_has_its_queries():
     device = Device()
     fast, slow = device.lane(0.5), device.lane(10.0)
     block = ThreadedLoad([fast, slow]).block(10, 1)
-    assert (len(block.samples), slow.calls) == (10, 6)
+    assert len(block.samples) == 10
+    assert slow.calls >= 6
     assert fast.calls > 2 * slow.calls
     # Each lane at its own rate, not ten queries in the time of the slowest.
     assert block.ns_per_query < 2 * MS
