@@ -48,7 +48,7 @@ from safetensors import safe_open
 
 from msn_deploy.bench.measure import measure
 from msn_deploy.cli.app import main as msn_deploy
-from msn_deploy.core.artifacts import read_sidecar, sha256_of, sidecar_path, write_json
+from msn_deploy.core.artifacts import read_sidecar, sha256_of, sidecar_of, write_json
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.partials import is_partial
 from msn_deploy.machine.environment import machine_name, read_environment
@@ -300,7 +300,7 @@ def broken_files(folder: Path) -> list[str]:
             continue
         try:
             _read_whole(path)
-            if sidecar_path(path).is_file() and read_sidecar(path).sha256 != sha256_of(path):
+            if sidecar_of(path).is_file() and read_sidecar(path).sha256 != sha256_of(path):
                 found.append(f"{name}: the sidecar of another file")
         except Exception as cause:  # whatever a parser raises
             found.append(f"{name}: {type(cause).__name__}: {cause}"[:200])

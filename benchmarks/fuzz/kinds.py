@@ -117,7 +117,7 @@ KINDS: dict[str, Kind] = {
     "bench": Kind(
         files=(
             ("run/bench.json", "in/bench.json"),
-            ("run/bench.json.json", "in/bench.json.json"),
+            ("run/.msn-deploy/bench.json.json", "in/.msn-deploy/bench.json.json"),
             ("run/bench.json", "in/base.json"),
         ),
         changed=r"in/(bench|base)\.json",

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from msn_deploy.core.artifacts import sidecar_path
+from msn_deploy.core.artifacts import owner_of, sidecar_path
 from msn_deploy.core.errors import InputError, did_you_mean
 from msn_deploy.core.model_info import INPUT_TYPES, TASKS, InputOption, TaskName
 from msn_deploy.core.opening import read_input
@@ -53,8 +53,7 @@ def new_text(path: Path | None) -> Path | None:
         raise InputError(
             f"{path} already exists and is not a JSON or HTML file; it would be overwritten.\nChoose another."
         )
-    owner = path.with_name(path.name.removesuffix(".plan.json") + ".engine")
-    for described in (path.with_suffix(""), owner):
+    for described in (owner_of(path, plan=False), owner_of(path, plan=True)):
         if described.is_file() and sidecar_path(described) == path:
             raise InputError(f"{path} is the sidecar of {described.name}; it would be overwritten.\nChoose another.")
     return path

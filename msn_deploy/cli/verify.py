@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections import Counter
 from pathlib import Path
 from typing import Annotated
@@ -17,7 +16,6 @@ from msn_deploy.pipeline.verify import Finding, first_broken, verify_folder
 EXAMPLES = """
 msn-deploy verify runs
 """
-_WIDTH = 80
 
 
 def command(
@@ -37,11 +35,15 @@ def command(
 
     findings = verify_folder(folder, data={None: is_known_as_recorded, True: is_as_recorded, False: None}[data])
     if not output.emit(findings, json):
-        rows = [(finding.file, finding.verdict, finding.why) for finding in findings]
-        output.show_table(rows, head=("file", "verdict", "why"))
-        output.say("")
-        for line in [*chains(findings), *outside(findings)]:
-            output.say("\n".join(textwrap.wrap(line, _WIDTH, subsequent_indent="    ", break_long_words=False)))
+        shown = [each for each in findings if output.is_verbose() or each.verdict != "ok"]
+        if shown:
+            rows = [(finding.file, finding.verdict, finding.why) for finding in shown]
+            output.show_table(rows, head=("file", "verdict", "why"))
+            output.say("")
+        if output.is_verbose():
+            for line in [*chains(findings), *outside(findings)]:
+                output.say_wrapped(line, hanging="    ")
+        output.say_wrapped(summary(findings))
     first = first_broken(findings)
     if first is not None:
         count = Counter(finding.verdict for finding in findings)
@@ -77,6 +79,15 @@ def chains(findings: list[Finding]) -> list[str]:
             at = known.get(links[0].name) if links else None
         lines.append(" <- ".join([*steps.values(), *([" + ".join(data)] if data else [])]))
     return lines
+
+
+def summary(findings: list[Finding]) -> str:
+    """Return how many files are as recorded, and what they were made from that is not in the folder."""
+    ok = sum(finding.verdict == "ok" for finding in findings)
+    links = [link for finding in findings for link in finding.parents if link.state not in ("here", "changed")]
+    named = dict.fromkeys(f"{link.name} ({link.state})" for link in links)
+    origin = f", made from {', '.join(named)}" if named else ""
+    return f"{ok} of {len(findings)} files are as recorded{origin}"
 
 
 def outside(findings: list[Finding]) -> list[str]:

@@ -1,10 +1,11 @@
 """Files that stages hand on: written atomically, each with a sidecar that names its parents by SHA-256.
 
-The sidecar of `NAME.engine` is `NAME.plan.json`, that of any other file is `FILE.json`. Both are written first, under
-other names. Then they are published in three steps (old sidecar away, file renamed in, new sidecar renamed in), so a
-killed run leaves the old file, the new file, or no file; never half of one, and never a sidecar that describes another
-file. The folder is locked for these steps, so that two writers of one name can't mix theirs. Where a file system has
-no locks, the one that comes last finds out, and fails.
+The sidecar of `NAME.engine` is `NAME.plan.json`, that of another file to make something from is `FILE.json`. That of a
+file to read, such as a report or a picture, is `.msn-deploy/FILE.json`. Both are written first, under other names. Then
+they are published in three steps (old sidecar away, file renamed in, new sidecar renamed in), so a killed run leaves
+the old file, the new file, or no file; never half of one, and never a sidecar that describes another file. The folder
+is locked for these steps, so that two writers of one name can't mix theirs. Where a file system has no locks, the one
+that comes last finds out, and fails.
 """
 
 from __future__ import annotations
@@ -29,6 +30,10 @@ from msn_deploy.core.partials import exclusive, partial_file, sweep
 from msn_deploy.core.reader import is_file_name, parse_json, record
 
 SCHEMA = 1
+PLAN = ".plan.json"
+ASIDE = ".msn-deploy"
+"""The folder, beside files to read, that holds their sidecars, so that those do not double what one looks through."""
+_TO_READ = frozenset((".json", ".jsonl", ".html", ".htm", ".md", ".xml", ".png", ".svg"))
 _LOG = logging.getLogger(__name__)
 _swept: set[Path] = set()
 
@@ -97,16 +102,22 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _in_hand(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`, which is deleted if it is still there in the end. Raises InputError."""
+def _in_hand(path: Path, folder: Path | None = None) -> Iterator[Path]:
+    """Yield a temporary path beside `path`, which is deleted if it is still there in the end. Raises InputError.
+
+    folder: of the temporary path, in place of that of `path`, which need not be there then.
+    """
     mode = _mode_of(path)
     if mode is not None and not stat.S_ISREG(mode):  # a rename would replace /dev/null itself
         what = "a folder" if stat.S_ISDIR(mode) else "not a plain file"
         raise InputError(f"{path} is {what}; it cannot be written.\nGive the name of a file.")
+    aside, folder = path.parent, folder or path.parent
+    if aside.name == ASIDE and (aside.is_symlink() or (os.path.exists(aside) and not os.path.isdir(aside))):
+        raise InputError(f"{aside} is a link or a file; sidecars are to be in a folder of that name.\nRemove it.")
     with ExitStack() as stack:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = stack.enter_context(partial_file(path.parent))
+            folder.mkdir(parents=True, exist_ok=True)
+            partial = stack.enter_context(partial_file(folder))
         except OSError as cause:
             raise InputError(
                 f"{path} cannot be written: {cause.strerror}.\nChoose another place with `--out`."
@@ -173,10 +184,31 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def sidecar_path(path: Path) -> Path:
-    """Return where the sidecar of an artifact lies."""
+    """Return where the sidecar of an artifact is written."""
     if path.suffix == ".engine":
-        return path.with_suffix(".plan.json")
-    return path.with_name(path.name + ".json")
+        return path.with_suffix(PLAN)
+    beside = path.with_name(path.name + ".json")
+    return beside.parent / ASIDE / beside.name if path.suffix in _TO_READ else beside
+
+
+def _sidecar_paths(path: Path) -> Iterator[Path]:
+    """Yield where the sidecar of an artifact can lie: earlier versions wrote all beside their files."""
+    yield (side := sidecar_path(path))
+    if side.parent.name == ASIDE:
+        yield path.with_name(side.name)
+
+
+def sidecar_of(path: Path) -> Path:
+    """Return where the sidecar of an artifact lies, or would be written."""
+    return next(filter(os.path.isfile, _sidecar_paths(path)), sidecar_path(path))
+
+
+def owner_of(side: Path, *, plan: bool) -> Path:
+    """Return the file whose sidecar has this path. plan: it is an engine's, if its name allows that."""
+    folder = side.parent.parent if side.parent.name == ASIDE else side.parent
+    if plan and side.name.endswith(PLAN):
+        return folder / (side.name.removesuffix(PLAN) + ".engine")
+    return folder / side.stem
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,12 +255,15 @@ def publish_together(*artifacts: Artifact, without: Sequence[Path] = ()) -> list
         made = [_described(artifact, stack) for artifact in artifacts]
         with exclusive(folder) as alone:
             for path in (*without, *(artifact.path for artifact in artifacts)):
-                _unlink(sidecar_path(path))
+                for side in _sidecar_paths(path):
+                    _unlink(side)
             for path in without:
                 _unlink(path)
             for artifact, partial, _, described in made:
+                side = sidecar_path(artifact.path)
+                side.parent.mkdir(exist_ok=True)
                 os.replace(partial, artifact.path)
-                os.replace(described, sidecar_path(artifact.path))
+                os.replace(described, side)
         if not alone:
             for artifact, _, sidecar, _ in made:
                 _require_own(artifact.path, sidecar)
@@ -242,7 +277,7 @@ def publish_together(*artifacts: Artifact, without: Sequence[Path] = ()) -> list
 def remove(path: Path) -> None:
     """Remove a file, if it is there, and its sidecar. Raises InputError where one of them cannot be removed."""
     with exclusive(path.parent):
-        for each in (sidecar_path(path), path):
+        for each in (*_sidecar_paths(path), path):
             _unlink(each)
 
 
@@ -277,7 +312,7 @@ def _described(artifact: Artifact, stack: ExitStack) -> tuple[Artifact, Path, Si
         facts=dict(artifact.facts or {}),
     )
     _complete(partial)
-    described = stack.enter_context(_in_hand(sidecar_path(artifact.path)))
+    described = stack.enter_context(_in_hand(sidecar_path(artifact.path), artifact.path.parent))
     described.write_bytes(_sealed(asdict(sidecar)))
     _complete(described)
     return artifact, partial, sidecar, described
@@ -316,7 +351,7 @@ def parent_of(path: Path, *, role: str) -> Parent:
 
 def read_sidecar(path: Path) -> Sidecar:
     """Read the sidecar of an artifact. Raises InputError if it is missing or not a sidecar."""
-    side = sidecar_path(path)
+    side = sidecar_of(path)
     return parse_sidecar(side, read_input(side, "sidecar"))
 
 

@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from msn_deploy import __version__
-from msn_deploy.core.artifacts import publish, read_sidecar, sha256_of, sidecar_path
+from msn_deploy.core.artifacts import ASIDE, publish, read_sidecar, sha256_of, sidecar_of, sidecar_path
 from msn_deploy.core.errors import InputError, did_you_mean
 from msn_deploy.core.partials import partial_folder
 from msn_deploy.core.progress import Progress, silent
@@ -58,7 +58,7 @@ SCRIPTS = resources.files("msn_deploy.pipeline") / "bundle_scripts"
 """What runs on a device, in sh."""
 _SCRIPTS = ("bench.sh", "build.sh", "common.sh", "eval.sh", "install.sh", "step", "verify")
 # Scripts and SHA256SUMS quote nothing, and a name of a tar file has 100 characters at most.
-_PLAIN_NAME = re.compile(r"[\w+-][\w.+-]*(/[\w+-][\w.+-]*)*", re.ASCII)
+_PLAIN_NAME = re.compile(rf"(({re.escape(ASIDE)}|[\w+-][\w.+-]*)/)*[\w+-][\w.+-]*", re.ASCII)
 _LONGEST_NAME, _LONGEST_PATH = 100, 200
 _README = """\
 For {title} ({target}), packed by msn-deploy {version}. Nothing here needs a network.
@@ -264,8 +264,8 @@ def _run_files(run: Path) -> Mapping[str, Path]:
         if entry.verdict == "broken":
             raise InputError(f"{path} is broken: {entry.why}.\n`msn-deploy verify {run}` tells more.")
         found[f"models/{entry.name}"] = path
-        if entry.sidecar is not None:
-            found[f"models/{sidecar_path(Path(entry.name)).as_posix()}"] = sidecar_path(path)
+        if (side := sidecar_of(path)).is_file():
+            found[f"models/{sidecar_path(Path(entry.name)).as_posix()}"] = side
     for path in found.values():
         if not path.resolve().is_relative_to(run.resolve()):
             raise InputError(f"{path} is a link out of {run}; a bundle holds what is in the folder.\nCopy it there.")

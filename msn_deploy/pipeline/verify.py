@@ -14,13 +14,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from msn_deploy.core.artifacts import Parent, Sidecar, parse_sidecar, sha256_of
+from msn_deploy.core.artifacts import ASIDE, PLAN, Parent, Sidecar, owner_of, parse_sidecar, sha256_of, sidecar_path
 from msn_deploy.core.errors import InputError, MissingDependency
 from msn_deploy.core.opening import read_input
 from msn_deploy.core.partials import is_partial
 from msn_deploy.model.opened import open_model
 
-_PLAN = ".plan.json"
 _CAUSES = ("broken", "outdated")
 Verdict = Literal["ok", "broken", "outdated", "stale", "unknown"]
 DataCheck = Callable[[Parent], bool | None]
@@ -166,20 +165,24 @@ class _Places:
         self.names = {entry.name: entry for entry in entries}
         self.found: dict[str, list[Entry]] = {}
         self.recorded: dict[str, list[Entry]] = {}
-        for entry in entries:
+        for entry in sorted(entries, key=lambda each: each.sidecar is None):
             if entry.sha256 is not None:
                 self.found.setdefault(entry.sha256, []).append(entry)
             if entry.sidecar is not None:
                 self.recorded.setdefault(entry.sidecar.sha256, []).append(entry)
 
     def link(self, child: Entry, parent: Parent) -> Link:
-        """Find the parent of a child; of several files of the same bytes, the one called and placed as recorded."""
+        """Find the parent of a child: of several files of the same bytes, the one called and placed as recorded.
+
+        A copy without a sidecar comes last: it would end the chain.
+        """
         # A file is not made from itself; one of the same bytes can be (an export of what needed no change).
         near = [entry for entry in self._near(child, parent.file) if entry is not child]
         for kind, has in ((self.found, _found), (self.recorded, _recorded)):
-            same = (entry for entry in kind.get(parent.sha256, ()) if entry is not child)
-            here = next((entry for entry in near if has(entry) == parent.sha256), None) or next(same, None)
-            if here is not None:
+            same = next((entry for entry in kind.get(parent.sha256, ()) if entry is not child), None)
+            candidates = [*(entry for entry in near if has(entry) == parent.sha256), *filter(None, [same])]
+            if candidates:
+                here = next((entry for entry in candidates if entry.sidecar is not None), candidates[0])
                 return Link(role=parent.role, name=here.name, sha256=parent.sha256[:12], state="here")
         other = [entry for entry in near if entry.sha256 is not None]
         link = Link(role=parent.role, name=parent.file, sha256=parent.sha256[:12], state="elsewhere")
@@ -256,7 +259,12 @@ def _peeled(names: Iterable[str], above: Mapping[str, set[str]], below: Mapping[
 
 
 def read_folder(folder: Path) -> list[Entry]:
-    """Return the files below a folder in name order, each with what became of it; not what is unfinished there."""
+    """Return the files below a folder in name order, each with what became of it; not what is unfinished there.
+
+    Raises InputError for a folder of sidecars.
+    """
+    if folder.absolute().name == ASIDE:
+        raise InputError(f"{folder} holds the sidecars of the folder above it.\nName that one.")
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not is_partial(path.relative_to(folder)))
     there = set(files)
     sidecars: dict[Path, Sidecar] = {}
@@ -269,13 +277,13 @@ def read_folder(folder: Path) -> list[Entry]:
     sides = _owners(sidecars, there)
     digests = {path: _digest(path) for path in files if path not in sidecars or path in sides}
     _find_renamed(sidecars, sides, digests)
-    entries = [_checked(folder, path, sidecars[side], digests.get(path)) for path, side in sides.items()]
+    entries = [_checked(folder, path, side, sidecars[side], digests.get(path)) for path, side in sides.items()]
     covered = {*sides, *sides.values()}
     for side, why in damaged.items():
-        owner = _place(side, plan=side.name.endswith(_PLAN))
-        # `NAME.json` may be an artifact itself, with `NAME.json.json` as its sidecar.
-        is_artifact = side.with_name(side.name + ".json") in there
-        if not is_artifact and (side.name.endswith(_PLAN) or owner in there):
+        owner = owner_of(side, plan=True)
+        # `NAME.json` may be an artifact itself, with a sidecar in either place.
+        is_artifact = not there.isdisjoint((sidecar_path(side), side.with_name(side.name + ".json")))
+        if not is_artifact and (side.name.endswith(PLAN) or owner in there):
             covered |= {side, owner}
             entries.append(Entry(name=_name(folder, side), sha256=digests.get(owner), verdict="broken", why=why))
     for path in files:
@@ -310,7 +318,7 @@ def _owners(sidecars: dict[Path, Sidecar], there: set[Path]) -> dict[Path, Path]
     """Map each file to the sidecar that lies where its sidecar has to."""
     sides: dict[Path, Path] = {}
     for side, sidecar in sidecars.items():
-        owner = _place(side, plan=sidecar.file.endswith(".engine"))
+        owner = owner_of(side, plan=sidecar.file.endswith(".engine"))
         if owner in there:
             sides[owner] = side
     return sides
@@ -323,7 +331,7 @@ def _find_renamed(sidecars: dict[Path, Sidecar], sides: dict[Path, Path], digest
     for path, digest in digests.items():
         free[digest].append(path)
     for side, sidecar in sidecars.items():
-        named = side.parent / sidecar.file
+        named = owner_of(side, plan=False).with_name(sidecar.file)
         if side in used or named in sides:
             continue
         same = free[sidecar.sha256]
@@ -332,17 +340,10 @@ def _find_renamed(sidecars: dict[Path, Sidecar], sides: dict[Path, Path], digest
         sides[named if named in digests or not same else same[0]] = side
 
 
-def _place(side: Path, *, plan: bool) -> Path:
-    """Return the file whose sidecar has this path."""
-    if plan and side.name.endswith(_PLAN):
-        return side.with_name(side.name[: -len(_PLAN)] + ".engine")
-    return side.with_suffix("")
-
-
-def _checked(folder: Path, path: Path, sidecar: Sidecar, digest: str | None) -> Entry:
+def _checked(folder: Path, path: Path, side: Path, sidecar: Sidecar, digest: str | None) -> Entry:
     why = ""
     if not path.is_file():
-        why = "the file is gone, its sidecar is still there"
+        why = f"the file is gone, its sidecar {_name(folder, side)} is still there"
     elif digest is None:
         size = path.stat().st_size
         why = (

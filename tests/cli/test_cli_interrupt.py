@@ -26,10 +26,9 @@ def undisturbed(tmp_path_factory, process_env):
     command = [sys.executable, "-m", "msn_deploy", *map(str, OPTIONS), "--out", str(out)]
     subprocess.run(command, env=process_env, check=True, capture_output=True, timeout=DEADLINE_S)
     assert sorted(path.name for path in out.iterdir()) == [
+        ".msn-deploy",
         "cnn3_msn.curves.png",
-        "cnn3_msn.curves.png.json",
         "cnn3_msn.history.jsonl",
-        "cnn3_msn.history.jsonl.json",
         "cnn3_msn.safetensors",
         "cnn3_msn.safetensors.json",
     ]
@@ -87,7 +86,7 @@ def test_ctrl_c_before_the_first_epoch_promises_nothing(cli, ok, tmp_path, monke
 
     if old:
         ok("train", "cnn3_msn", "--epochs", 1, "--limit-train", 32, "--out", tmp_path)
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    before = {path.name: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
     def interrupted(*args, **options):
         raise KeyboardInterrupt
@@ -96,7 +95,7 @@ def test_ctrl_c_before_the_first_epoch_promises_nothing(cli, ok, tmp_path, monke
     outcome = cli("train", "cnn3_msn", "--overwrite", "--out", tmp_path)
     assert outcome.code == 130
     assert outcome.err == "msn-deploy: interrupted before the end of the first epoch; nothing was written.\n"
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert {path.name: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 def test_ctrl_c_elsewhere_exits_130_in_one_line(cli, run_folder, monkeypatch):

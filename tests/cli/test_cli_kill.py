@@ -99,7 +99,7 @@ def _assert_old_or_new(server, cli, name, folder, *, old):
         if sidecar_path(path).exists():
             assert read_sidecar(path).sha256 == sha256_of(path)
     named = {path.name for output in COMMANDS[name][2] for path in (folder / output, sidecar_path(folder / output))}
-    others = [path.name for path in folder.iterdir() if path.name not in named]
+    others = [path.name for path in folder.rglob("*") if path.is_file() and path.name not in named]
     assert all(other.startswith(".") and other.endswith(".partial") for other in others), others
     outcome = cli("verify", folder)
     assert outcome.code == 0 or "no artifact" in outcome.err, outcome
@@ -138,7 +138,7 @@ def test_death_in_the_middle_of_a_file(server, cli, name, output, old):
     folder = server.folder(f"half {name} {output} {old}", old_of=name if old else None)
     half = len(server.new[name][output]) // 2
     assert server.run(name, folder, half=half) == -signal.SIGXFSZ
-    assert any(path.stat().st_size == half for path in folder.iterdir()), "no file was cut off at half"
+    assert any(path.stat().st_size == half for path in folder.rglob("*")), "no file was cut off at half"
     _assert_old_or_new(server, cli, name, folder, old=old)
     assert (folder / output).exists() is old
     assert server.run(name, folder) == 0  # and what is left behind is in nobody's way

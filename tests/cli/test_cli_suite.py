@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 import msn_deploy.pipeline.suite as pipeline_suite
+from msn_deploy.core.artifacts import sidecar_path
 from msn_deploy.engine import what_machine
 from msn_deploy.machine.state import Reading
 
@@ -109,11 +110,11 @@ def test_the_results_verify_and_only_the_models_lie_elsewhere(ok, finished):
 
 
 def test_a_second_run_measures_nothing_and_writes_the_same(again, place):
-    before = {path.name: path.read_bytes() for path in (place / "out").iterdir()}
+    before = {path.name: path.read_bytes() for path in (place / "out").rglob("*") if path.is_file()}
     outcome = again()
     assert outcome.code == 0, outcome
     assert steps_said(outcome) == []
-    assert {path.name: path.read_bytes() for path in (place / "out").iterdir()} == before
+    assert {path.name: path.read_bytes() for path in (place / "out").rglob("*") if path.is_file()} == before
 
 
 def test_a_kill_loses_the_case_that_ran_and_no_more(start, again, place):
@@ -159,7 +160,7 @@ def test_a_damaged_result_is_measured_again(again, place, damage):
     if damage == "cut off":
         path.write_bytes(path.read_bytes()[:1000])
     else:
-        path.with_name("bn-b1.json.json").unlink()
+        sidecar_path(path).unlink()
     assert steps_said(again()) == ["measure bn-b1"]
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from msn_deploy.core import artifacts
 from msn_deploy.core.artifacts import (
+    ASIDE,
     Artifact,
     Parent,
     atomic_file,
@@ -267,3 +268,40 @@ def test_a_folder_in_the_place_of_what_publishing_takes_away_is_named(tmp_path: 
     with pytest.raises(InputError, match=r"old\.json cannot be removed"):
         publish_together(Artifact(path=tmp_path / "new.json", content=b"1", kind="result"), without=[old])
     assert old.is_dir()
+
+
+def test_the_sidecar_of_a_file_to_read_lies_aside(tmp_path: Path) -> None:
+    for name in ("net.onnx", "net.fold.json", "report.html", "net.curves.png"):
+        _publish(tmp_path / name, name.encode())
+        assert read_sidecar(tmp_path / name).sha256 == hashlib.sha256(name.encode()).hexdigest()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *(ASIDE, "net.curves.png", "net.fold.json", "net.onnx", "net.onnx.json", "report.html")
+    ]
+    remove(tmp_path / "report.html")
+    assert sorted(path.name for path in (tmp_path / ASIDE).iterdir()) == ["net.curves.png.json", "net.fold.json.json"]
+
+
+def test_a_sidecar_that_an_earlier_version_wrote_is_read_and_replaced(tmp_path: Path) -> None:
+    report = tmp_path / "report.html"
+    first = _publish(report, b"1")
+    beside = sidecar_path(report).rename(tmp_path / "report.html.json")
+    assert read_sidecar(report) == first
+    second = _publish(report, b"2")
+    assert (read_sidecar(report), beside.exists()) == (second, False)
+    sidecar_path(report).rename(beside)
+    remove(report)
+    assert [path.name for path in tmp_path.iterdir()] == [ASIDE]
+
+
+def test_a_folder_of_sidecars_that_leads_elsewhere_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ASIDE).symlink_to(tmp_path)
+    with pytest.raises(InputError, match="is a link or a file"):
+        _publish(tmp_path / "run" / "report.html", b"1")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [ASIDE]
+    (tmp_path / "run" / ASIDE).unlink()
+    (tmp_path / "run" / ASIDE).touch()
+    with pytest.raises(InputError, match="is a link or a file"):
+        _publish(tmp_path / "run" / "report.html", b"1")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [ASIDE]

@@ -73,7 +73,7 @@ def test_the_next_run_in_a_folder_sweeps_it(tmp_path: Path, run: str) -> None:
             publish(tmp_path / "a.json", b"{}", kind="result") if run == "publish" else write_json(
                 tmp_path / "a.json", {}
             )
-            assert _names(tmp_path) == ["a.json", "a.json.json"][: 1 + (run == "publish")]
+            assert _names(tmp_path) == [".msn-deploy", "a.json"][run != "publish" :]
             _left(tmp_path)
         return
     if run == "atomic_file":
@@ -90,7 +90,7 @@ def test_files_can_be_published_in_an_unfinished_folder(tmp_path: Path, monkeypa
     with partial_folder(tmp_path) as folder:
         publish(folder / "a.json", b"{}", kind="result")
         sweep(tmp_path)
-        assert _names(folder) == ["a.json", "a.json.json"]
+        assert _names(folder) == [".msn-deploy", "a.json"]
     assert not partials._held
 
 
@@ -123,7 +123,7 @@ def test_nothing_goes_where_there_are_no_locks(tmp_path: Path, no_locks: None) -
     _left(tmp_path)
     before = _names(tmp_path)
     publish(tmp_path / "a.json", b"{}", kind="result")
-    assert _names(tmp_path) == [*before, "a.json", "a.json.json"]
+    assert _names(tmp_path) == sorted([*before, ".msn-deploy", "a.json"])
     with exclusive(tmp_path) as alone, claimed(tmp_path / "b.onnx"), claimed(tmp_path / "b.onnx"):
         assert not alone
 
@@ -217,7 +217,7 @@ def test_of_two_writers_all_files_are_of_one(tmp_path: Path, monkeypatch: pytest
     for name in ("a.onnx", "b.json"):
         assert (tmp_path / name).read_bytes() == b"2" + name.encode()
         assert read_sidecar(tmp_path / name).sha256 == artifacts.sha256_of(tmp_path / name)
-    assert _names(tmp_path) == ["a.onnx", "a.onnx.json", "b.json", "b.json.json"]
+    assert _names(tmp_path) == [".msn-deploy", "a.onnx", "a.onnx.json", "b.json"]
 
 
 def test_a_file_that_another_run_removes_meanwhile_is_no_odd_one(

@@ -59,7 +59,7 @@ def updated(monkeypatch):
 
 
 def contents(folder):
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    return {path.name: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def rebuild(folder, here, prove=lambda path, model, here: None):

@@ -201,7 +201,7 @@ def test_the_whole_ladder_and_the_certificate(checkpoint: Path, tmp_path: Path) 
     assert all(each.passed for each in report.ladder)
     assert [each.sqnr_db > 60 for each in report.ladder] == [True] * 5 + [False]
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        *("m.fold.json", "m.fold.json.json", "m.onnx", "m.onnx.json")
+        *(".msn-deploy", "m.fold.json", "m.onnx", "m.onnx.json")
     ]
     value = json.loads((tmp_path / "m.fold.json").read_text())
     assert value["schema"] == "msn-deploy-fold/1"

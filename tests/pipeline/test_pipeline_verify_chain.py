@@ -178,6 +178,26 @@ def test_a_file_whose_sidecar_is_gone_is_named_with_its_child(run: Path) -> None
     assert _found(run)["engines/net.engine"].why == "no sidecar"
 
 
+def test_a_copy_without_a_sidecar_does_not_end_the_chain(run: Path) -> None:
+    (run / "engines" / "net.int8.onnx").write_bytes(b"typed")
+    (run / "a.onnx").write_bytes(b"graph")
+    found = _found(run)
+    assert [link.name for link in found["engines/net.engine"].parents] == ["net.int8.onnx"]
+    assert [link.name for link in found["net.int8.onnx"].parents if not link.is_data] == ["net.onnx"]
+
+
+def test_a_folder_of_sidecars_is_not_a_run(run: Path) -> None:
+    with pytest.raises(InputError, match="folder above"):
+        verify_folder(run / ".msn-deploy")
+
+
+def test_a_report_that_is_gone_is_told_with_the_place_of_its_sidecar(run: Path) -> None:
+    (run / "bench.json").unlink()
+    found = _found(run)["bench.json"]
+    assert found.verdict == "broken"
+    assert ".msn-deploy/bench.json.json" in found.why
+
+
 @pytest.mark.parametrize("length", [2, 3, 200])
 def test_parents_in_a_circle_are_named_and_end(tmp_path: Path, length: int) -> None:
     files = [tmp_path / f"{at:04}.onnx" for at in range(length)]
@@ -217,7 +237,9 @@ def test_a_certificate_in_json_is_an_artifact_and_no_sidecar(run: Path) -> None:
     assert (_verdicts(run)["net.fold.json"], _verdicts(run)["net.fold"]) == ("ok", "unknown")
     side = sidecar_path(certificate)
     side.write_bytes(side.read_bytes()[:-9])
-    assert [name for name, verdict in _verdicts(run).items() if verdict == "broken"] == ["net.fold.json.json"]
+    assert [name for name, verdict in _verdicts(run).items() if verdict == "broken"] == [
+        ".msn-deploy/net.fold.json.json"
+    ]
 
 
 def test_a_copy_of_a_sidecar_hides_nothing(run: Path) -> None:
