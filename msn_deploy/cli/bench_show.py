@@ -6,7 +6,6 @@ The latter is drawn only when it is called, which `measure` does between blocks:
 from __future__ import annotations
 
 import sys
-import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,8 +25,8 @@ if TYPE_CHECKING:
     from msn_deploy.bench.power import Energy
     from msn_deploy.bench.rates import Soak
 
-_COLUMNS = 80
 _GAP = 2  # between columns of a table
+_HALF = 40  # of a line, for a name
 _LAYERS = 5  # of each model
 _LEAST_NAME = 12
 _EVERY_S = 0.5
@@ -45,10 +44,9 @@ def show(result: BenchResult) -> None:
     head = ("model", "median ms", "p90", "p99", "ratio", "95 % interval", "verdict")
     rows = [_row(arm, result) for arm in result.arms]
     # Names that leave no room for the column heads take it from the longest of these.
-    if _room([*rows, head]) < max(len(arm.name) for arm in result.arms):
+    if output.room_for_names(rows, head, gap=_GAP) < max(len(arm.name) for arm in result.arms):
         head = ("model", "ms", *head[2:])
-    room = max(_LEAST_NAME, _room([*rows, head]))
-    output.show_table([(shortened(row[0], room), *row[1:]) for row in rows], head=head, right=(1, 2, 3, 4), gap=_GAP)
+    output.show_table(rows, head=head, right=(1, 2, 3, 4), gap=_GAP, spare=(2, 5), least_name=_LEAST_NAME)
     groups: list[list[ArmResult]] = []
     for arm in result.arms:
         group = next((each for each in groups if arm.facts.same_graph(each[0].facts)), None)
@@ -58,16 +56,16 @@ def show(result: BenchResult) -> None:
             group.append(arm)
     for group in groups:
         if group[1:]:
-            names = [shortened(arm.name, _COLUMNS // 3) for arm in group]
-            _say(f"same graph: {', '.join(names)}; a difference between them is noise, not the network")
+            names = [output.shortened(arm.name, _HALF) for arm in group]
+            output.say_wrapped(f"same graph: {', '.join(names)}; a difference between them is noise, not the network")
     for arm in result.arms:
         if arm.facts.note is not None:
-            _say(f"{shortened(arm.name, _COLUMNS // 2)}: {arm.facts.note}")
+            output.say_wrapped(f"{output.shortened(arm.name, _HALF)}: {arm.facts.note}")
     for arm in result.arms:
         if arm.energy is not None:
-            _say(f"{shortened(arm.name, _COLUMNS // 2)}: {energy_text(arm.energy)}")
+            output.say_wrapped(f"{output.shortened(arm.name, _HALF)}: {energy_text(arm.energy)}")
     _show_steadiness(result)
-    _say(
+    output.say_wrapped(
         f"{result.profile.name}: {in_words(result.profile, result.environment)}; ratio below 1 is faster; p90 and p99 "
         "are 99 % upper bounds, in ms"
     )
@@ -79,10 +77,10 @@ def _show_steadiness(result: BenchResult) -> None:
     """Say which blocks were dropped, and if this machine is too unsteady."""
     if result.validity.dirty_blocks:
         counted = ", ".join(f"{count} {cause}" for cause, count in result.validity.causes.items())
-        _say(f"{result.validity.dirty_blocks} of {result.validity.blocks} blocks dropped: {counted}")
+        output.say_wrapped(f"{result.validity.dirty_blocks} of {result.validity.blocks} blocks dropped: {counted}")
     if result.control is not None and result.control.verdict in ("FASTER", "SLOWER"):
-        _say(
-            f"control: {shortened(result.baseline, _COLUMNS // 2)} against itself came out {result.control.verdict} "
+        output.say_wrapped(
+            f"control: {output.shortened(result.baseline, _HALF)} against itself came out {result.control.verdict} "
             f"({result.control.ratio:.3f}); this machine is too unsteady for these verdicts"
         )
 
@@ -95,16 +93,13 @@ def show_rates(result: BenchResult) -> None:
     rows = [_rate_row(arm, result) for arm in result.arms]
     if len(rows) == 1:
         rows, head = [row[:-2] for row in rows], head[:-2]
-    room = max(_LEAST_NAME, _room([*rows, head]))
-    output.show_table(
-        [(shortened(row[0], room), *row[1:]) for row in rows], head=head, right=(1, 2, 3, 4, 5, 6), gap=_GAP
-    )
+    output.show_table(rows, head=head, right=(1, 2, 3, 4, 5, 6), gap=_GAP, spare=(2, 4, 5), least_name=_LEAST_NAME)
     for arm in result.arms:
-        name = shortened(arm.name, _COLUMNS // 2)
+        name = output.shortened(arm.name, _HALF)
         for said in rate_parts(arm, batch=result.profile.batch):
-            _say(f"{name}: {said}")
+            output.say_wrapped(f"{name}: {said}")
     _show_steadiness(result)
-    _say(
+    output.say_wrapped(
         f"{result.profile.name}: {in_words(result.profile, result.environment)}; p50 is the median latency under load, "
         "p95 and p99 are 99 % upper bounds, in ms; ratio of times per image: below 1 is faster"
     )
@@ -199,12 +194,6 @@ def _verdict(arm: ArmResult, result: BenchResult) -> str:
     return "same graph" if arm.facts.same_graph(baseline.facts) else arm.verdict
 
 
-def _room(rows: list[tuple[str, ...]]) -> int:
-    """Return how many columns are left for the first cell of rows."""
-    widths = [max(map(len, column)) for column in list(zip(*rows, strict=True))[1:]]
-    return _COLUMNS - sum(width + _GAP for width in widths)
-
-
 def _show_layers(arm: ArmResult) -> None:
     from msn_deploy.bench.layers import roofline_parts
 
@@ -212,13 +201,13 @@ def _show_layers(arm: ArmResult) -> None:
     if profile is None:
         return
     output.say("")
-    name = shortened(arm.name, _COLUMNS // 2)
-    _say(", ".join([f"{name}: {len(profile.layers)} layers", *roofline_parts(profile, arm.median_ms)]))
+    name = output.shortened(arm.name, _HALF)
+    output.say_wrapped(", ".join([f"{name}: {len(profile.layers)} layers", *roofline_parts(profile, arm.median_ms)]))
     shown = profile.slowest(_LAYERS)
     rows = [
         (
             layer.name,
-            shortened(layer.operator, 20),
+            output.shortened(layer.operator, 20),
             f"{layer.us:.1f}",
             f"{layer.share:.1%}",
             layer.precision or "-",
@@ -231,8 +220,7 @@ def _show_layers(arm: ArmResult) -> None:
         us, share = profile.total_us - sum(layer.us for layer in shown), 1 - sum(layer.share for layer in shown)
         rows.append((f"{rest} others", "", f"{us:.1f}", f"{share:.1%}", "", ""))
     head = ("layer", "operator", "us", "share", "reads", "nodes")
-    room = _room([*rows, head])
-    output.show_table([(shortened(row[0], room), *row[1:]) for row in rows], head=head, right=(2, 3, 5), gap=_GAP)
+    output.show_table(rows, head=head, right=(2, 3, 5), gap=_GAP, spare=(5, 4), least_name=_LEAST_NAME)
 
 
 def _figures(value: float | None) -> str:
@@ -242,29 +230,21 @@ def _figures(value: float | None) -> str:
     return f"{value:.{3 if value < 100 else 2 if value < 1000 else 1}f}"
 
 
-def _say(text: str) -> None:
-    output.say(textwrap.fill(text, _COLUMNS, subsequent_indent="  ", break_on_hyphens=False))
-
-
-def shortened(name: str, room: int) -> str:
-    """Shorten a name to `room` characters; the middle goes, since names of models differ at their ends."""
-    if len(name) <= room:
-        return name
-    end = (room - 1) // 2
-    return f"{name[: room - 1 - end]}\N{HORIZONTAL ELLIPSIS}{name[-end:]}"
-
-
 @contextmanager
 def live_bench(
     *, shown: bool = True, console: Console | None = None, clock: Callable[[], float] = time.monotonic
 ) -> Iterator[tuple[Progress, Watch | None]]:
-    """Yield what `measure` calls with its progress and with its samples; nothing is shown off a terminal or if quiet.
+    """Yield what `measure` calls with its progress and with its samples.
 
-    shown: False shows nothing anyway. console: to draw on, stderr's if None. clock: in seconds.
+    Off a terminal only the time that it takes is said; with `--quiet` nothing is. shown: False shows nothing anyway.
+    console: to draw on, stderr's if None. clock: in seconds.
     """
     on_terminal = sys.stderr.isatty() if console is None else console.is_terminal
-    if not shown or output.is_quiet() or not on_terminal:
+    if not shown or output.is_quiet():
         yield silent, None
+        return
+    if not on_terminal:
+        yield _time_told(), None
         return
     from rich.console import Group
     from rich.live import Live
@@ -298,6 +278,19 @@ def live_bench(
         yield progress, watch
 
 
+def _time_told() -> Progress:
+    """Return a Progress that says once, at the start, how long it takes."""
+    said = False
+
+    def progress(done: float, total: float, note: str = "") -> None:
+        nonlocal said
+        if not said:
+            said = True
+            output.note(f"measuring takes about {total:.0f} s")
+
+    return progress
+
+
 def _live_table(rows: list[Standing]) -> Table:
     from rich import box
     from rich.table import Table
@@ -307,7 +300,7 @@ def _live_table(rows: list[Standing]) -> Table:
         table.add_column(title, justify="right" if at else "left", no_wrap=True)
     for row in rows:
         table.add_row(
-            tamed(shortened(row.name, _LIVE_NAME)),
+            tamed(output.shortened(row.name, _LIVE_NAME)),
             "-" if row.median_ms is None else f"{row.median_ms:.3f}",
             "-" if row.ratio is None else f"{row.ratio:.3f}",
             str(row.blocks),

@@ -7,6 +7,7 @@ import logging
 import os
 import shlex
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -23,6 +24,13 @@ from msn_deploy.core.results import plain
 
 _VERSIONS = ("numpy", "onnxruntime", "pillow", "torch")
 _MANY = 6  # files written to one folder: more are counted, not listed
+_COLUMNS = 80
+# Colours of verdicts, on a terminal that has them and without NO_COLOR; nothing is told by colour alone.
+_STYLES = {
+    **dict.fromkeys(("ok", "done", "FASTER", "holds"), "green"),
+    **dict.fromkeys(("warning", "outdated", "stale", "AMBIGUOUS", "unclear"), "yellow"),
+    **dict.fromkeys(("problem", "broken", "SLOWER", "does not hold"), "red"),
+}
 
 
 @dataclass(kw_only=True)
@@ -30,6 +38,7 @@ class _State:
     """What is known of the command that runs."""
 
     quiet: bool = False
+    verbose: bool = False
     options: dict[str, Any] = field(default_factory=dict)
     """As parsed, defaults too."""
     written: list[Path] = field(default_factory=list)
@@ -47,7 +56,7 @@ _state = _State(home=Path("/"))
 def start(*, quiet: bool, verbose: bool = False) -> None:
     """Set up one command: what the library logs goes to stderr, one line each, from the level that is asked for."""
     global _state
-    _state = _State(quiet=quiet)
+    _state = _State(quiet=quiet, verbose=verbose)
     shown = logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING
 
     def look(record: logging.LogRecord) -> bool:
@@ -102,6 +111,11 @@ def is_quiet() -> bool:
     return _state.quiet
 
 
+def is_verbose() -> bool:
+    """Whether more is wanted than the result."""
+    return _state.verbose
+
+
 def record(options: Mapping[str, Any]) -> None:
     """Keep the options of the command that runs, defaults too, for the sidecar of its result."""
     _state.options = parse_json(json.dumps(options, default=str), source="the command line")
@@ -111,6 +125,17 @@ def say(text: str) -> None:
     """Print a line of the result; text out of a file cannot command the terminal. Raises InputError as `_on_stdout`."""
     with _on_stdout():
         sys.stdout.write(tamed(text) + "\n")
+
+
+def columns() -> int:
+    """Return how many columns a line of the result may have: 80, or fewer on a narrower terminal."""
+    return min(_COLUMNS, plain_console().width)
+
+
+def say_wrapped(text: str, *, indent: str = "", hanging: str = "  ") -> None:
+    """Print a sentence of the result on as many lines as it takes. indent: of the first. hanging: of the others."""
+    options: dict[str, Any] = {"break_on_hyphens": False, "break_long_words": False}
+    say(textwrap.fill(text, columns(), initial_indent=indent, subsequent_indent=hanging, **options))
 
 
 @contextmanager
@@ -180,22 +205,55 @@ def emit(
     return False
 
 
-def show_table(rows: Sequence[Sequence[str]], *, head: Sequence[str], right: Sequence[int] = (), gap: int = 3) -> None:
+def show_table(
+    rows: Sequence[Sequence[str]],
+    *,
+    head: Sequence[str],
+    right: Sequence[int] = (),
+    gap: int = 3,
+    spare: Sequence[int] = (),
+    least_name: int = 0,
+) -> None:
     """Print rows under a head, at most 80 columns wide off a terminal; columns in `right` are aligned to the right.
 
-    gap: between columns, 2 or 3.
+    gap: between columns, 2 or 3. spare: columns that a narrow terminal does without, the first to go first.
+    least_name: characters to which the first column is shortened if it has to be; 0: it stays whole.
     """
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
+    console = plain_console()
+    longest = max(len(row[0]) for row in (head, *rows))
+    shown, left_out = list(range(len(head))), list(spare)
+    while (room := room_for_names(rows, head, gap=gap, shown=shown)) < (least_name or longest) and left_out:
+        shown.remove(left_out.pop(0))
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold", collapse_padding=gap == 2)
-    for at, title in enumerate(head):
+    for at in shown:
         # Names stay whole where they can: they are what one searches for, and pastes into the next command.
-        table.add_column(title, justify="right" if at in right else "left", no_wrap=at == 0, overflow="fold")
-    for row in rows:
-        table.add_row(*map(tamed, row))
+        whole = at == 0 or at in right
+        table.add_column(head[at], justify="right" if at in right else "left", no_wrap=whole, overflow="fold")
+    for name, *rest in rows:
+        cells = [shortened(name, max(least_name, room)) if least_name else name, *rest]
+        table.add_row(*(Text(tamed(cells[at]), style=_STYLES.get(cells[at], "")) for at in shown))
     with _on_stdout():
-        plain_console().print(table)
+        console.print(table)
+
+
+def room_for_names(
+    rows: Sequence[Sequence[str]], head: Sequence[str], *, gap: int, shown: Sequence[int] | None = None
+) -> int:
+    """Return how many characters are left for the first cell of a row. shown: the columns; None: all."""
+    others = range(1, len(head)) if shown is None else shown[1:]
+    return plain_console().width - sum(max(len(row[at]) for row in (head, *rows)) + gap for at in others)
+
+
+def shortened(name: str, room: int) -> str:
+    """Shorten a name to `room` characters; the middle goes, since names of models differ at their ends."""
+    if len(name) <= room:
+        return name
+    end = (room - 1) // 2
+    return f"{name[: room - 1 - end]}\N{HORIZONTAL ELLIPSIS}{name[-end:]}"
 
 
 @contextmanager

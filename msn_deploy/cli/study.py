@@ -63,7 +63,8 @@ def command(
     if output.emit(told, json, made_from=[result.result], then=("verify", out)):
         return
     for each in result.claims:
-        output.say(f"{each.verdict}: {each.claim}\n    {each.numbers}")
+        output.say_wrapped(f"{each.verdict}: {each.claim}")
+        output.say_wrapped(each.numbers, indent="    ", hanging="    ")
     rows = [
         (
             norm,
@@ -74,7 +75,7 @@ def command(
         for norm, found in result.norms.items()
     ]
     head = ("norm", "accuracy", "parameters", "sparsity", "variance", "drift", "directions")
-    output.show_table(rows, head=head, right=range(1, 7))
+    output.show_table(rows, head=head, right=range(1, 7), spare=(2, 6, 3))
     output.say(f"medians over layers and windows of steps; curves and layers: {result.page}")
 
 

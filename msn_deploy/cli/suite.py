@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -113,8 +112,8 @@ def _show(index: SuiteIndex) -> None:
 
     output.say("")
     for sentence, numbers in findings(index):
-        output.say(textwrap.fill(sentence, 80))
-        output.say(textwrap.fill(numbers, 80, initial_indent="  ", subsequent_indent="  "))
+        output.say_wrapped(sentence, hanging="")
+        output.say_wrapped(numbers, indent="  ")
 
 
 def _verdict(case: SuiteCase, arm: SuiteArm) -> str:

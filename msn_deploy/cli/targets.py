@@ -33,11 +33,11 @@ def command(json: Json = None) -> None:
         for target in TARGETS
     ]
     head = ("target", "SM", "GiB", "GB/s", "FP16", "INT8", "DLA", "JetPack")
-    output.show_table(rows, head=head, right=(1, 2, 3, 4, 5))
-    output.say("FP16 in TFLOPS, INT8 in TOPS: dense, of the GPU alone. `--json` adds sources.")
+    output.show_table(rows, head=head, right=(1, 2, 3, 4, 5), spare=(3, 6, 4))
+    output.say_wrapped("FP16 in TFLOPS, INT8 in TOPS: dense, of the GPU alone. `--json` adds sources.")
     served = groupby((each for each in JETPACKS if not each.superseded), key=lambda each: each.tensorrt)
     served_by = [f"{', '.join(each.name for each in group)}: {version}" for version, group in served]
-    output.say(f"TensorRT of JetPack {'; '.join(served_by[:4])};\n  {'; '.join(served_by[4:])}")
+    output.say_wrapped(f"TensorRT of JetPack {'; '.join(served_by)}")
 
 
 def _number(value: float | None) -> str:

@@ -9,7 +9,8 @@ from bench_results import NAMES, loaded, realistic
 
 from msn_deploy.bench.stats import Ratio
 from msn_deploy.bench.validity import Validity
-from msn_deploy.cli.bench_show import shortened, show
+from msn_deploy.cli.bench_show import show
+from msn_deploy.cli.output import shortened
 
 
 def printed(capsys, result):

@@ -188,3 +188,18 @@ def test_measuring_with_a_display_takes_the_same_samples():
     plain = measure([quiet.arm("a", MS), quiet.arm("b", 2 * MS)], options=OPTIONS, clock=quiet.clock, probe=quiet.probe)
     console = Console(file=io.StringIO(), force_terminal=True, width=80)
     assert run(shown, console, a=MS, b=2 * MS) == plain
+
+
+def test_off_a_terminal_the_time_is_said_once(capsys):
+    output.start(quiet=False)
+    machine = Machine()
+    with live_bench() as (progress, watch):
+        measure(
+            [machine.arm("a", MS), machine.arm("b", 2 * MS)], options=OPTIONS, progress=progress, clock=machine.clock
+        )
+    assert watch is None
+    assert capsys.readouterr().err == "measuring takes about 2 s\n"
+    output.start(quiet=True)
+    with live_bench() as (progress, _):
+        progress(0, 16)
+    assert capsys.readouterr().err == ""

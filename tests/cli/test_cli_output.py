@@ -1,6 +1,7 @@
 """What reaches a terminal: text that it only shows, of a length to be read; and what if nothing can be written."""
 
 import errno
+import io
 import json
 import os
 import subprocess
@@ -69,6 +70,45 @@ def test_results_notes_logs_and_tables_command_no_terminal(capsys):
     assert "[bold]b[/bold] :smile:" in said.out
     assert json.loads(said.out[said.out.index("{") :]) == {ESCAPE: ESCAPE}
     assert len(said.err.splitlines()[-1]) < 600
+
+
+class Terminal(io.StringIO):
+    """A terminal with colours."""
+
+    encoding = "utf-8"
+
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize(("colours", "styled"), [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)])
+def test_a_verdict_has_its_colour_on_a_terminal(monkeypatch, colours, styled):
+    for name in ("NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"TERM": "xterm-256color", **colours}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("sys.stdout", terminal := Terminal())
+    output.show_table([["a.onnx", "broken"], ["ok.onnx", "ok"]], head=("file", "verdict"))
+    assert ("\x1b[31mbroken" in terminal.getvalue(), "\x1b[32mok" in terminal.getvalue()) == (styled, styled)
+    assert "\x1b[32mok.onnx" not in terminal.getvalue(), "a name is no verdict"
+
+
+def test_a_narrow_terminal_does_without_columns_and_breaks_no_number(monkeypatch, capsys):
+    rows = [["a_network_of_some_length.onnx", "0.490", "0.512", "0.998", "FASTER"]]
+    head = ("model", "median", "p90", "ratio", "verdict")
+
+    def printed(width):
+        monkeypatch.setenv("COLUMNS", str(width))
+        output.show_table(rows, head=head, right=(1, 2, 3), spare=(2, 1), least_name=12)
+        lines = capsys.readouterr().out.splitlines()
+        assert max(len(line.rstrip()) for line in lines) <= width
+        return lines[-1].split()
+
+    assert printed(80) == rows[0]
+    assert printed(50)[1:] == ["0.490", "0.512", "0.998", "FASTER"]
+    assert printed(42)[1:] == ["0.490", "0.998", "FASTER"]
+    name, *others = printed(34)
+    assert (others, len(name)) == (["0.998", "FASTER"], 16)
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
