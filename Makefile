@@ -37,7 +37,7 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 $(VENV)/.installed: $(VENV)/.demo
 	@echo "Installing the tools for developers: 1.5 GB more on disk."
 	$(PIP) --quiet 'pip>=25.1'
-	$(PIP) --quiet --editable '.[data,detection,export,rtx]' --group dev
+	$(PIP) --quiet --editable '.[data,detection,export,rtx,tensorboard]' --group dev
 	touch $@
 
 # NVIDIA's bindings of four TensorRT releases, for the tests, and the schema of Triton's configurations, which tritonclient

@@ -56,6 +56,7 @@ LINES = (
     "infer run/msn.onnx digit.png",
     "info run/msn.int8.onnx",
     "recipes",
+    "datasets",
     "diff run/msn.int8.onnx run/msn.onnx --samples 8",
     "bench run/bn.onnx run/msn.onnx --seconds 1 --layers --json run/bench.json --html run/report.html",
     "bench run/cnn3_msn.safetensors --seconds 1",

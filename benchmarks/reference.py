@@ -34,7 +34,7 @@ KINDS = {
         "`NAME.safetensors`",
         "weights, the recipe, metrics, how images are prepared; trained under INT8, its graph, too",
     ),
-    "curves": ("`NAME.curves.png`", "loss and accuracy by epoch"),
+    "curves": ("`NAME.curves.png`", "loss, metrics and learning rate by epoch"),
     "engine": ("`NAME.engine`, with `NAME.plan.json`", "what TensorRT runs; the sidecar says for which machine"),
     "gate": ("`--junit`, `--markdown` of `bench`", "the verdict of a gate for CI"),
     "history": ("`NAME.history.jsonl`", "one line per epoch"),

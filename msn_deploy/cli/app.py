@@ -18,9 +18,10 @@ from msn_deploy import __version__
 
 _GROUPS = {"demo": "The chain", "bench": "Measure and look", "bundle": "Devices"}  # each begins with this command
 COMMANDS = {
-    "demo": "the whole chain on bundled real data, a few minutes on two CPU cores",
+    "demo": "the whole chain on bundled real data or yours, a few minutes on two cores",
     "train": "train a recipe: RECIPE is a file or a built-in name such as vgg7_msn",
     "recipes": "list the built-in recipes, or print one to start your own with",
+    "datasets": "list the data sets that are known by name, and which are here",
     "import-checkpoint": "convert a checkpoint published by the MSN paper's authors",
     "export": "fold a checkpoint or a network of your own and write one checked ONNX file",
     "calibrate": "quantise an ONNX file to INT8 on real images",

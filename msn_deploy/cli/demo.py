@@ -15,26 +15,33 @@ from msn_deploy.core.errors import size_text
 EXAMPLES = """
 msn-deploy demo
 msn-deploy demo --epochs 2 --seconds 1 --out quick
+msn-deploy demo cnn3_msn --data my_images
 """
 
 
 def command(
+    recipe: Annotated[
+        str, typer.Argument(metavar="[RECIPE]", help="Of a classifier; it is trained with BN and with MSN.")
+    ] = "vgg7_msn",
+    data: Annotated[
+        str | None, typer.Option(help="Known name or folder.", show_default="the recipe's", metavar="DATA")
+    ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", callback=new_folder, help="Folder for everything.")] = Path(
         "demo"
     ),
     epochs: Annotated[
-        int | None, typer.Option(min=1, help="Train shorter, for a quick look.", show_default="12")
+        int | None, typer.Option(min=1, help="Train shorter, for a quick look.", show_default="the recipe's")
     ] = None,
     seconds: Seconds = 5.0,
     json: Json = None,
 ) -> None:
-    """Run the whole chain on bundled real data: train MSN and BN, fold, export, quantise, build engines, measure."""
+    """Run the whole chain on real data: train BN and MSN, fold, export, quantise, build engines, measure."""
     with output.progress_bar() as progress:
         from msn_deploy.pipeline.demo import demo
         from msn_deploy.training import keep_freed_memory
 
         keep_freed_memory()
-        result = demo(out, epochs=epochs, seconds=seconds, tell=output.note, progress=progress)
+        result = demo(out, recipe, data=data, epochs=epochs, seconds=seconds, tell=output.note, progress=progress)
     told = {"stages": result.stages, "out": str(result.out)}
     if output.emit(told, json, made_from=[result.out / "report.html"], then=("verify", result.out)):
         return

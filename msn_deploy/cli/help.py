@@ -87,7 +87,7 @@ def default_of(param: Any) -> str:
         return param.show_default
     value = param.default
     empty = not param.show_default or value is None or value is False or value == [] or callable(value)
-    return "" if empty or param.is_flag else str(value)
+    return "" if empty or getattr(param, "is_flag", False) else str(value)
 
 
 def group_of(param: Any) -> str:

@@ -98,6 +98,10 @@ def command(
         bool,
         typer.Option("--overwrite", help="Start again where a run of that name is; it is lost.", rich_help_panel=_RUN),
     ] = False,
+    tensorboard: Annotated[
+        bool,
+        typer.Option("--tensorboard", help="Write OUT/tensorboard/NAME for TensorBoard, too.", rich_help_panel=_RUN),
+    ] = False,
     settings: Settings = None,
     json: Json = None,
 ) -> None:
@@ -117,7 +121,7 @@ def command(
         with output.progress_bar() as progress:
             result = train(
                 recipe, out, **choice, device=device, samples=limit_train, resume=resume, overwrite=overwrite,
-                progress=progress,
+                tensorboard=tensorboard, progress=progress,
             )  # fmt: skip
     except KeyboardInterrupt:
         if not state.is_file():

@@ -26,6 +26,7 @@ _EXTRAS = {
     "onnxsim": "export",
     "cv2": "video",
     "pycocotools": "detection",
+    "tensorboard": "tensorboard",
     "tensorrt_rtx": "rtx",
 }
 _HOW_TO_GET = {

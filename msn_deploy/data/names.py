@@ -62,6 +62,24 @@ def folder_of(name: str) -> Path | None:
     return next((folder for folder in _places(name) if os.path.isdir(folder)), None)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listed:
+    """A data set that is known by name. folder: where it lies, None if it is not on this machine."""
+
+    name: str
+    folder: Path | None
+    source: str
+    """Where its images come from."""
+
+
+def listed() -> list[Listed]:
+    """Return what is known by name, the bundled first."""
+    sources = {"digits": "bundled", "digits-scenes": "made of the bundled digits"} | {
+        name: f"huggingface.co/datasets/{known.hub[0]}" for name, known in KNOWN.items()
+    }
+    return [Listed(name=name, folder=folder_of(name), source=source) for name, source in sources.items()]
+
+
 def download(name: str, split: str) -> Raw:
     """Load a split of a known name from the hub, or from what an earlier download left.
 

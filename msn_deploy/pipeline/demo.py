@@ -1,4 +1,4 @@
-"""`demo`: the whole chain on bundled real data, MSN beside its BatchNorm twin, every stage measured."""
+"""`demo`: the whole chain on real data, a network with MSN beside its BatchNorm twin, every stage measured."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from msn_deploy.bench import BenchResult, MeasureOptions
-from msn_deploy.core.errors import GateError
+from msn_deploy.core.errors import GateError, InputError
 from msn_deploy.core.optional import require
 from msn_deploy.core.progress import Progress, silent
-from msn_deploy.core.recipes import load_recipe
+from msn_deploy.core.recipes import Recipe, load_recipe
 from msn_deploy.pipeline.bench import bench, write_html, write_json
 from msn_deploy.pipeline.build import build_engine
+from msn_deploy.pipeline.calibrate import CalibrationOptions
 from msn_deploy.pipeline.evaluate import Evaluation, evaluate
 from msn_deploy.pipeline.export import export_onnx
 
-_RECIPES = {"BN": "vgg7_bn", "MSN": "vgg7_msn"}
+_TWINS = {"BN": "bn", "MSN": "msn"}
 _INT8_MAY_LOSE = 0.01
 _ARM = {"ONNX unfolded": "unfolded", "ONNX folded": "folded"}
 
@@ -48,27 +49,34 @@ class DemoResult:
 
 def demo(
     out: Path,
+    recipe: str = "vgg7_msn",
     *,
+    data: str | None = None,
     epochs: int | None = None,
     seconds: float = 5.0,
     tell: Callable[[str], None],
     progress: Progress = silent,
 ) -> DemoResult:
-    """Run the chain into `out`; `tell` gets a line before each step. epochs: fewer than the recipes', for a quick look.
+    """Run the chain into `out`; `tell` gets a line before each step.
 
-    Raises GateError (exit 1) if folding changes a prediction on the test split or INT8 loses more than a point of
-    accuracy, and whatever the steps raise.
+    recipe: of a classifier; its norm is BN, then MSN. data, epochs: in place of the recipe's.
+    Raises InputError (exit 2) for a recipe of another task, GateError (exit 1) if folding changes a prediction on the
+    test split or INT8 loses more than a point of accuracy, and whatever the steps raise.
     """
+    chosen = load_recipe(recipe).override(data=data, epochs=epochs)
+    if chosen.gan is not None or chosen.task != "classification":
+        raise InputError(f"the demo compares classifiers, and {recipe} is not one.\n`msn-deploy recipes` lists some.")
     for package in ("torch", "onnx", "onnxscript", "onnxruntime", "onnxsim", "tensorrt_rtx"):
         require(package, step="demo")
     stages: list[Stage] = []
     files: list[Path] = []
-    for network, recipe in _RECIPES.items():
-        stages += _one_network(network, recipe, out, files, epochs=epochs, tell=tell, progress=progress)
+    twins = {network: chosen.override(norm=norm) for network, norm in _TWINS.items()}
+    for network, twin in twins.items():
+        stages += _one_network(network, twin, out, files, tell=tell, progress=progress)
     arms = {
-        out / f"{_RECIPES['BN']}.unfolded.onnx": "BN unfolded",
-        out / f"{_RECIPES['BN']}.onnx": "BN folded",
-        out / f"{_RECIPES['MSN']}.onnx": "MSN folded",
+        out / f"{twins['BN'].name}.unfolded.onnx": "BN unfolded",
+        out / f"{twins['BN'].name}.onnx": "BN folded",
+        out / f"{twins['MSN'].name}.onnx": "MSN folded",
     }
     tell(f"measuring {len(arms)} ONNX files in interleaved blocks")
     result = bench(list(arms), options=MeasureOptions(seconds=seconds), names=arms, progress=progress)
@@ -76,42 +84,42 @@ def demo(
     timed = tuple(replace(row, median_ms=medians.get(f"{row.network} {_ARM.get(row.stage)}")) for row in stages)
     write_json(result, out / "bench.json", list(arms))
     rows = [asdict(row) for row in timed]
-    write_html(result, out / "report.html", files, title="VGG7 on digits: MSN beside BatchNorm", stages=rows)
+    title = f"{chosen.net} on {chosen.data}: MSN beside BatchNorm"
+    write_html(result, out / "report.html", files, title=title, stages=rows)
     return DemoResult(out=out, stages=timed, result=result)
 
 
 def _one_network(
-    network: str, recipe_name: str, out: Path, files: list[Path], *, epochs: int | None,
-    tell: Callable[[str], None], progress: Progress,
+    network: str, recipe: Recipe, out: Path, files: list[Path], *, tell: Callable[[str], None], progress: Progress
 ) -> list[Stage]:  # fmt: skip
     """Make one network's files, which are appended to `files`, and return its rows."""
     from msn_deploy.training import train
 
-    recipe = load_recipe(recipe_name).override(epochs=epochs)
     length = f"{recipe.train.epochs} epoch{'s' * (recipe.train.epochs != 1)}"
     tell(f"{network}: training {recipe.name} for {length} on {recipe.data}")
     checkpoint = train(recipe, out=out, progress=progress).checkpoint
-    trained = evaluate(checkpoint)
+    trained = evaluate(checkpoint, data=recipe.data)
     rows = [_stage(network, "checkpoint", checkpoint, trained)]
 
     onnx = checkpoint.with_suffix(".onnx")
     if recipe.norm == "bn":
         unfolded = checkpoint.with_suffix(".unfolded.onnx")
         tell(f"{network}: exporting, unfolded and folded")
-        export_onnx(str(checkpoint), unfolded, fold=False)
+        export_onnx(str(checkpoint), unfolded, fold=False, data=recipe.data)
         files.append(unfolded)
-        rows.append(_stage(network, "ONNX unfolded", unfolded, _same(trained, evaluate(unfolded))))
+        rows.append(_stage(network, "ONNX unfolded", unfolded, _same(trained, evaluate(unfolded, data=recipe.data))))
     else:
         tell(f"{network}: exporting, folded")
-    export_onnx(str(checkpoint), onnx)
+    export_onnx(str(checkpoint), onnx, data=recipe.data)
     files += [checkpoint, onnx]
-    folded = _same(trained, evaluate(onnx))
+    folded = _same(trained, evaluate(onnx, data=recipe.data))
     tell(f"{network}: building engines in FP32, FP16 and INT8 (calibrating on training images)")
     for precision, stage in (("fp32", "ONNX folded"), ("fp16", "FP16"), ("int8", "INT8")):
         engine = checkpoint.with_suffix(f".{precision}.engine")
-        built = build_engine(onnx, engine, precision=precision, progress=progress)
+        calibration = None if precision == "fp32" else CalibrationOptions(data=recipe.data)
+        built = build_engine(onnx, engine, precision=precision, calibration=calibration, progress=progress)
         files += [engine] if built.onnx == onnx else [built.onnx, engine]
-        evaluation = folded if precision == "fp32" else evaluate(built.onnx)
+        evaluation = folded if precision == "fp32" else evaluate(built.onnx, data=recipe.data)
         weights = built.engine.weight_memory_bytes if built.engine else None
         rows.append(_stage(network, stage, built.onnx, evaluation, weights))
     lost = folded.value - rows[-1].accuracy

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.optional import require
@@ -37,6 +37,7 @@ def train(
     samples: int | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    tensorboard: bool = False,
     progress: Progress = silent,
 ) -> TrainResult:
     """Train a recipe; `out/NAME.safetensors` is saved after every epoch, history and curves are next to it.
@@ -59,6 +60,7 @@ def train(
         samples: Use at most that many training images.
         resume: Continue an interrupted run.
         overwrite: Start again where a run of that name is; it is lost.
+        tensorboard: Write each epoch's numbers for TensorBoard, too, into `out/tensorboard/NAME`.
         progress: Called after every step.
 
     Raises:
@@ -83,24 +85,30 @@ def train(
     from msn_deploy import training
     from msn_deploy.pipeline.train_int8 import train_int8
     from msn_deploy.report.curves import write_curves
+    from msn_deploy.tasks.task import metric_text
 
     training.keep_freed_memory()
+    options: dict[str, Any] = {
+        **{"device": device, "limit_train": samples, "resume": resume},
+        **{"tensorboard": tensorboard, "progress": progress},
+    }
     if quantize is not None:
-        result = train_int8(
-            Path(str(recipe)), out, chosen, device=device, limit_train=samples, resume=resume, progress=progress
-        )
+        result = train_int8(Path(str(recipe)), out, chosen, **options)
     elif chosen.gan is not None:
-        result = training.train_gan(
-            chosen, out=out, device=device, limit_train=samples, resume=resume, progress=progress
-        )
+        result = training.train_gan(chosen, out=out, **options)
     else:
-        start = None if weights is None else Path(weights)
-        result = training.train(
-            chosen, out=out, device=device, limit_train=samples, weights=start, resume=resume, progress=progress
-        )
+        result = training.train(chosen, out=out, weights=None if weights is None else Path(weights), **options)
     if not int(os.environ.get("RANK", "0")):  # torchrun: the first process writes for all
         log = out / f"{chosen.name}.history.jsonl"
-        write_curves(result.history, out / f"{chosen.name}.curves.png", log=log)
+        metric, unit = result.metric, result.unit
+        came_to = f": {metric.replace('_', ' ', 1)} {metric_text(result.info.metrics[metric], unit)}" if metric else ""
+        write_curves(
+            result.history,
+            out / f"{chosen.name}.curves.png",
+            title=f"{chosen.name}{came_to}",
+            percent=unit == "share",
+            log=log,
+        )
     return result
 
 

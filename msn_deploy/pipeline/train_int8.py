@@ -33,6 +33,7 @@ def train_int8(
     device: str = "auto",
     limit_train: int | None = None,
     resume: bool = False,
+    tensorboard: bool = False,
     progress: Progress = silent,
 ) -> TrainResult:
     """Train a float checkpoint on under INT8; `out/NAME_int8.safetensors` is what `export` makes the Q/DQ file of.
@@ -45,6 +46,7 @@ def train_int8(
         device: "auto", "cpu" or "cuda".
         limit_train: Use at most this number of training images.
         resume: Take up what an interrupted run left in `out`.
+        tensorboard: As `train`.
         progress: Called after every step.
 
     Raises:
@@ -92,6 +94,7 @@ def train_int8(
         device=device,
         limit_train=limit_train,
         resume=resume,
+        tensorboard=tensorboard,
         progress=progress,
     )
 

@@ -16,14 +16,16 @@ CURVE_VERSIONS = ("matplotlib", "numpy")
 _COLUMNS = 2
 
 
-def line_chart(panels: Sequence[Panel], *, kind: Literal["png", "svg"] = "png") -> bytes:
-    """Draw panels, two in a row; return the bytes of a picture. Raises MissingDependency."""
+def line_chart(panels: Sequence[Panel], *, title: str = "", kind: Literal["png", "svg"] = "png") -> bytes:
+    """Draw panels, two in a row, under a title; return the bytes of a picture. Raises MissingDependency."""
     figures = require("matplotlib.figure", step="drawing curves")
     matplotlib = require("matplotlib", step="drawing curves")
     columns = min(_COLUMNS, len(panels))
     rows = -(-len(panels) // columns)
     with matplotlib.rc_context({"font.size": 9, "svg.hashsalt": "msn-deploy"}):
         figure = figures.Figure(figsize=(4.4 * columns, 2.9 * rows), layout="constrained")
+        if title:
+            figure.suptitle(title, fontsize=10, x=0.01, ha="left")
         for at, panel in enumerate(panels):
             _draw(figure.add_subplot(rows, columns, at + 1), panel)
         stream = BytesIO()
@@ -50,24 +52,29 @@ def _draw(axes: Any, panel: Panel) -> None:
         axes.legend(frameon=False, fontsize=8)
 
 
-def write_curves(history: Sequence[Mapping[str, Any]], path: Path, *, log: Path | None = None) -> None:
-    """Write the losses and metrics of a training's history over its epochs as a PNG file, with a sidecar.
+def write_curves(
+    history: Sequence[Mapping[str, Any]], path: Path, *, title: str = "", percent: bool = False, log: Path | None = None
+) -> None:
+    """Write the losses, metrics and learning rates of a training's history over its epochs as a PNG file.
 
-    log: the file of the history, to be named as the parent.
+    percent: the metrics are shares, and are shown in percent. log: the file of the history, to be named as the parent.
     """
     names = [key for key, value in history[-1].items() if isinstance(value, float) and "seconds" not in key]
     panels = []
     metrics = [key for key in names if key.startswith(("test_", "validation_"))]
-    titles = dict.fromkeys(key.split("_", 1)[1] for key in metrics)  # each metric, the task's own first
-    for title, keys in (
+    each_metric = dict.fromkeys(key.split("_", 1)[1] for key in metrics)  # the task's own first
+    for heading, keys in (
         ("Loss", [key for key in names if key.endswith("loss")]),
-        *((_heading(title), [key for key in metrics if key.split("_", 1)[1] == title]) for title in titles),
+        *((_heading(name), [key for key in metrics if key.split("_", 1)[1] == name]) for name in each_metric),
         ("Logits", [key for key in names if key.endswith("logit")]),
+        ("Learning rate", [key for key in names if key == "learning_rate"]),
     ):
-        lines = {key: [(entry["epoch"], entry[key]) for entry in history if key in entry] for key in keys}
+        times = 100 if percent and keys and keys[0] in metrics else 1
+        lines = {key: [(entry["epoch"], times * entry[key]) for entry in history if key in entry] for key in keys}
         if lines:
-            panels.append(Panel(title=title, x="epoch", y=title.lower() if title.istitle() else title, lines=lines))
-    picture = line_chart(panels)
+            y = heading.lower() if heading.istitle() else heading
+            panels.append(Panel(title=heading, x="epoch", y=f"{y} (%)" if times > 1 else y, lines=lines))
+    picture = line_chart(panels, title=title)
     parents = [] if log is None else [parent_of(log, role="history")]
     config = {"panels": [panel.title for panel in panels]}
     publish(

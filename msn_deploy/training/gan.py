@@ -44,6 +44,7 @@ def train_gan(
     device: str = "auto",
     limit_train: int | None = None,
     resume: bool = False,
+    tensorboard: bool = False,
     progress: Progress = silent,
 ) -> TrainResult:
     """Train a recipe that has a [gan] section and save `out/NAME.safetensors`, the generator, after every epoch.
@@ -58,7 +59,7 @@ def train_gan(
             )
         run = _Training(recipe, training, out=out, limit_train=limit_train, world=world)
         run.start(resume=resume)
-        with run.claimed():
+        with run.claimed(tensorboard=tensorboard):
             run.fit(progress)
     return run.result()
 

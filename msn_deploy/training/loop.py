@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -41,6 +41,7 @@ from msn_deploy.training.checkpoint import (
     save_state,
 )
 from msn_deploy.training.distributed import World, join
+from msn_deploy.training.events import Events
 from msn_deploy.training.labels import Labels
 from msn_deploy.training.losses import loss_of
 from msn_deploy.training.optimizer import (
@@ -102,6 +103,7 @@ def train(
     limit_train: int | None = None,
     weights: Path | None = None,
     resume: bool = False,
+    tensorboard: bool = False,
     progress: Progress = silent,
     observer: Observer | None = None,
 ) -> TrainResult:
@@ -118,6 +120,7 @@ def train(
         weights: A checkpoint of the same network, or any file that `load_weights` reads, to start from. With another
             number of classes the classifier starts anew, which is logged. Images are prepared as the checkpoint says.
         resume: Take up what an interrupted run left in `out`.
+        tensorboard: Write each epoch's numbers for TensorBoard, too, into `out/tensorboard/NAME`.
         progress: Called after every step.
         observer: Looks on without changing anything.
 
@@ -144,7 +147,7 @@ def train(
             recipe, training, testing, info=info, out=out, limit_train=limit_train, world=world, weights=weights
         )
         run.start(resume=resume)
-        with run.claimed():
+        with run.claimed(tensorboard=tensorboard):
             run.fit(progress if world.leads else silent, observer)
     return run.result()
 
@@ -186,6 +189,7 @@ class Run:
         self.out, self.checkpoint = out, out / f"{recipe.name}.safetensors"
         self.state, self.log = out / f"{recipe.name}.state.safetensors", out / f"{recipe.name}.history.jsonl"
         self.history: list[dict[str, Any]] = []
+        self._events: Events | None = None
         torch.manual_seed(recipe.train.seed)
 
     def placed(self, model: nn.Module) -> nn.Module:
@@ -209,10 +213,24 @@ class Run:
         if self.world.leads:
             epoch, of = self.history[-1]["epoch"], self.recipe.train.epochs
             _LOG.info("%s epoch %d/%d: %s", self.recipe.name, epoch, of, ", ".join(said), extra={"note": True})
+        if self._events is not None:
+            self._events.add(self.history[-1])
 
-    def claimed(self) -> AbstractContextManager[None]:
-        """Be the only training of that name in the folder. Raises InputError."""
-        return claimed(self.checkpoint) if self.world.leads else nullcontext()
+    @contextmanager
+    def claimed(self, *, tensorboard: bool) -> Iterator[None]:
+        """Be the only training of that name in the folder, with its files for TensorBoard open if they are wanted.
+
+        Raises InputError, and MissingDependency without TensorBoard.
+        """
+        if not self.world.leads:
+            yield
+            return
+        with ExitStack() as stack:
+            stack.enter_context(claimed(self.checkpoint))
+            if tensorboard:
+                folder = self.out / "tensorboard" / self.recipe.name
+                self._events = stack.enter_context(Events(folder, done=len(self.history)))
+            yield
 
     def publish(self, path: Path, write: Callable[[Path], object], *, kind: str) -> None:
         """Write a file of the run with its sidecar."""
@@ -293,12 +311,13 @@ class Training(Run):
                 self.model if self.average is None else settled(self.average, frozen=self.recipe.train.freeze != "none")
             )
             entry = self.evaluated(served, loss)
+            rate = self.optimizer.param_groups[0]["lr"]
             seconds = {"train_seconds": round(trained, 3), "seconds": round(time.perf_counter() - began, 3)}
-            self.history.append({**entry, **seconds})
+            self.history.append({**entry, "learning_rate": rate, **seconds})
             self.tell(
                 f"loss {loss:.3f}",
                 *([f"test {self.tested.text()}"] if self.tested is not None else []),
-                f"lr {self.optimizer.param_groups[0]['lr']:.2g}",
+                f"lr {rate:.2g}",
                 f"{len(self.batches) * self.recipe.train.batch_size / trained:,.0f} images/s",
                 f"{seconds['seconds']:.1f} s",
             )
@@ -377,8 +396,8 @@ class Training(Run):
 
     def described(self, at: int) -> ModelInfo:
         """Return the info of the network as it was after an epoch, with what is the same in every run."""
-        entry = self.history[at].items()
-        metrics = {key: value for key, value in entry if "seconds" not in key and not isinstance(value, str)}
+        entry = {key: value for key, value in self.history[at].items() if key != "learning_rate"}
+        metrics = {key: value for key, value in entry.items() if "seconds" not in key and not isinstance(value, str)}
         return replace(self.info, metrics=metrics)
 
     def _note(self, epoch: int) -> str:

@@ -132,6 +132,7 @@ def train_int8(
     device: str = "auto",
     limit_train: int | None = None,
     resume: bool = False,
+    tensorboard: bool = False,
     progress: Progress = silent,
 ) -> TrainResult:
     """Train a calibrated network under INT8 and save the best of start and epochs as `out/NAME.safetensors`.
@@ -146,6 +147,7 @@ def train_int8(
         device: "auto", "cpu" or "cuda".
         limit_train: Use at most this number of training images.
         resume: Take up what an interrupted run left in `out`.
+        tensorboard: As `train`.
         progress: Called after every step.
 
     Raises:
@@ -166,7 +168,7 @@ def train_int8(
         )  # fmt: skip
         run.teacher = run.placed(teacher).requires_grad_(False)
         run.start(resume=resume)
-        with run.claimed():
+        with run.claimed(tensorboard=tensorboard):
             run.fit(progress if world.leads else silent, None)
     return run.result()
 

@@ -4,16 +4,13 @@ import json
 
 import pytest
 
-import msn_deploy.pipeline.demo
-
 pytestmark = pytest.mark.slow
 
 
-def test_demo_leaves_the_whole_chain(ok, tmp_path, monkeypatch):
+def test_demo_leaves_the_whole_chain(ok, tmp_path):
     pytest.importorskip("tensorrt_rtx")
-    monkeypatch.setattr(msn_deploy.pipeline.demo, "_RECIPES", {"BN": "cnn3_bn", "MSN": "cnn3_msn"})
     out = tmp_path / "demo"
-    outcome = ok("demo", "--epochs", 2, "--seconds", 0.6, "--out", out)
+    outcome = ok("demo", "cnn3_msn", "--epochs", 2, "--seconds", 0.6, "--out", out)
     for name in ("cnn3_bn", "cnn3_msn"):
         for suffix in ("safetensors", "onnx", "fp16.onnx", "int8.onnx", "fp32.engine", "fp16.engine", "int8.engine"):
             assert (out / f"{name}.{suffix}").stat().st_size > 10_000, suffix
@@ -44,3 +41,10 @@ def test_demo_leaves_the_whole_chain(ok, tmp_path, monkeypatch):
     assert (wrote.startswith(f"wrote {out}/ ("), following) == (True, f"next: msn-deploy verify {out}")
     assert all(finding["verdict"] == "ok" for finding in json.loads(ok("verify", out, "--json").out))
     assert "BN: training cnn3_bn for 2 epochs on digits" in outcome.err
+
+
+@pytest.mark.parametrize("recipe", ["detector_msn", "gan_msn"])
+def test_the_demo_is_of_classifiers(cli, tmp_path, recipe):
+    outcome = cli("demo", recipe, "--out", tmp_path / "demo")
+    assert (outcome.code, "recipes" in outcome.err) == (2, True)
+    assert not (tmp_path / "demo").exists()

@@ -26,6 +26,7 @@ CONTRACT = {
     ],
     "study": ["--norms", "--data", "--epochs", "--seed", "--out", "--json"],
     "recipes": ["--json"],
+    "datasets": ["--json"],
     "import-checkpoint": ["--out", "--json"],
     "export": [
         "--weights",

@@ -7,6 +7,7 @@ from safetensors.numpy import save
 
 from msn_deploy.core.artifacts import sha256_of
 from msn_deploy.core.recipes import load_recipe
+from msn_deploy.data.names import NAMES
 
 KINDS = {"cnn3_msn.safetensors": "checkpoint", "cnn3_msn.onnx": "ONNX file", "cnn3_msn.int8.onnx": "ONNX file"}
 
@@ -66,6 +67,22 @@ def test_a_file_of_tensors_that_is_no_checkpoint_is_refused(cli, whole_run, tmp_
     outcome = cli("info", path)
     assert outcome.code == 2
     assert said in outcome.err
+
+
+def test_data_sets_are_listed_with_those_that_are_here(ok, tmp_path, monkeypatch):
+    monkeypatch.setenv("MSN_DEPLOY_DATA", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    listed = {each["name"]: each for each in json.loads(ok("datasets", "--json", "-").out)}
+    assert list(listed) == list(NAMES)
+    assert listed["digits"]["folder"]
+    assert listed["cifar10"]["folder"] is None
+    (tmp_path / "cifar10").mkdir()
+    assert json.loads(ok("datasets", "--json", "-").out)[list(NAMES).index("cifar10")]["folder"] == str(
+        tmp_path / "cifar10"
+    )
+    lines = ok("datasets").out.splitlines()
+    rows = {line.split()[0]: line.split()[1] for line in lines if len(line.split()) > 1}
+    assert (rows["digits"], rows["cifar10"], rows["svhn"]) == ("yes", "yes", "no")
 
 
 def test_recipes_are_listed_and_one_is_a_file_to_start_from(ok, tmp_path):

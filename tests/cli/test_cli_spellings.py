@@ -15,6 +15,7 @@ ACCEPTED = {
     "--set= --json=",
     "study": "--norms= --data= --epochs= --seed= --device= --limit-train= --every= --set= --out= -o= --json=",
     "recipes": "--json=",
+    "datasets": "--json=",
     "import-checkpoint": "--out= -o= --json=",
     "export": "--out= -o= --weights= --input-shape= --batch= --opset= --simplify! --no-simplify! --fold! --no-fold! "
     "--require-fully-folded! --ladder! --json=",

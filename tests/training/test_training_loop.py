@@ -77,7 +77,7 @@ def test_what_lies_in_the_folder_afterwards(trained: tuple[TrainResult, Path]) -
     result, out = trained
     name = result.info.recipe["name"]
     kept = {f"{name}.safetensors", f"{name}.history.jsonl"}
-    assert _names(out) == kept | {f"{file}.json" for file in kept}
+    assert _names(out) == kept | {".msn-deploy", f"{name}.safetensors.json"}
     assert {finding.verdict for finding in verify_folder(out)} == {"ok"}
     lines = (out / f"{name}.history.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == result.history
@@ -353,3 +353,22 @@ def test_verify_says_what_a_second_training_that_was_stopped_has_outdated(recipe
     assert {name for name, finding in found.items() if finding.verdict != "ok"} == {"cnn3_msn.curves.png"}
     assert found["cnn3_msn.curves.png"].verdict == "outdated"
     assert "a training that is not finished (cnn3_msn.state.safetensors" in found["cnn3_msn.curves.png"].why
+
+
+def test_each_epoch_is_there_for_tensorboard_also_after_a_stop(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+
+    def stop(done: float, total: float, note: str = "") -> None:
+        if done == total * 2 / 3 + 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        _train(recipe, tmp_path, tensorboard=True, progress=stop)
+    history = _train(recipe, tmp_path, tensorboard=True, resume=True).history
+    kept = accumulators.EventAccumulator(str(tmp_path / "tensorboard" / recipe.name)).Reload()
+    for name in ("train_loss", "test_accuracy", "learning_rate", "sigma_error"):
+        told = [(event.step, event.value) for event in kept.Scalars(name)]
+        assert told == [(entry["epoch"], pytest.approx(entry[name])) for entry in history], name
+    assert "sigma_layer" not in kept.Tags()["scalars"]
