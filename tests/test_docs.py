@@ -10,15 +10,21 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from itertools import product
 from pathlib import Path
+from threading import Thread
 from typing import Any, get_args
 
 import pytest
+from bench_results import contrast
+from browser import BLENDED, Watched, a_browser, needs_chromium
 
 from msn_deploy.cli.app import COMMANDS
 
 pytestmark = pytest.mark.slow
+_ = a_browser  # a fixture
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -253,7 +259,9 @@ def test_the_codes_of_the_fold_are_all_explained() -> None:
     assert set(re.findall(r"`([A-Z]+(?:_[A-Z]+)*)`", text)) == set(get_args(Code)) - {""}
 
 
-def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def site() -> Path:
+    """The site of the docs, newly built."""
     pytest.importorskip("zensical", reason="the group `docs` of pyproject.toml is not installed")
     done = subprocess.run(
         [sys.executable, "-m", "zensical", "build", "--strict", "--clean"],
@@ -263,8 +271,36 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    built = {page.parent.relative_to(ROOT / "site").as_posix() for page in (ROOT / "site").rglob("index.html")}
+    return ROOT / "site"
+
+
+def test_the_site_builds_without_a_warning(site: Path) -> None:
+    built = {page.parent.relative_to(site).as_posix() for page in site.rglob("index.html")}
     wanted = {page.relative_to(DOCS).with_suffix("").as_posix() for page in PAGES if page.is_relative_to(DOCS)}
     assert {"." if name == "index" else name for name in wanted} <= built
-    api = (ROOT / "site" / "reference" / "api" / "index.html").read_text(encoding="utf-8")
+    api = (site / "reference" / "api" / "index.html").read_text(encoding="utf-8")
     assert "Args" in api or "Parameters" in api
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    """Serves files without a word."""
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@needs_chromium
+@pytest.mark.parametrize(("width", "scheme"), [*product((390, 1280), ("light", "dark"))])
+def test_the_first_page_of_the_docs_opens_quietly_and_fits(browser: Any, site: Path, width: int, scheme: str) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(site))) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_address[1]}/"
+        with Watched(browser, address, width=width, scheme=scheme) as watched:
+            assert watched.complaints == []
+            assert {request for request in watched.requests if not request.startswith((address, "data:"))} == set()
+            assert watched.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+            written = watched.page.evaluate(BLENDED)
+            assert len(written) > 20
+            assert [text for colour, paper, text in written if contrast(colour, paper) < 4.5] == []
+            assert {sum(paper) < 300 for _, paper, _ in written} == {scheme == "dark"}
+        server.shutdown()

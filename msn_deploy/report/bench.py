@@ -6,7 +6,7 @@ What is computed stands here, what is said in templates/bench.html.j2.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import combinations
 from typing import Any
@@ -18,12 +18,39 @@ from msn_deploy.bench.layers import roofline_parts
 from msn_deploy.bench.result import ArmResult, BenchResult
 from msn_deploy.bench.stats import MINIMUM_QUERIES, SAME_WITHIN
 from msn_deploy.report import plots
-from msn_deploy.report.page import COLOURS, decimals_for, measured_on, render, threads_text
+from msn_deploy.report.page import (
+    COLOURS,
+    DASH,
+    decimals_for,
+    fixed,
+    measured_on,
+    render,
+    threads_text,
+    value_text,
+)
 from msn_deploy.report.plots import Comparison, Point, both_cuts, comparisons_with
 
 # Above this many arms, comparing each with each gives more rows than anyone reads.
 _ARMS_FOR_ALL_PAIRS = 4
 _TENTHS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """What a tile says of one network: its name, the number of its arm (None: no arm), the value, and what that is."""
+
+    name: str
+    index: int | None
+    text: str
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """One of the numbers that a page opens with."""
+
+    title: str
+    lines: tuple[Line, ...]
 
 
 def render_html(result: BenchResult, *, title: str, stages: Sequence[Mapping[str, Any]] = ()) -> str:
@@ -56,6 +83,7 @@ def render_html(result: BenchResult, *, title: str, stages: Sequence[Mapping[str
         needed=MINIMUM_QUERIES,
         comparisons=comparisons,
         # What the page opens with: each arm against the baseline, and the folded networks against each other.
+        tiles=_tiles_of_stages(stages) or _tiles_of_arms(arms),
         headlines=[row for row in comparisons if row.other == result.baseline or {row.arm, row.other} <= folded],
         plots={name: draw and both_cuts(draw) for name, draw in drawn.items()},
         points=points,
@@ -66,6 +94,7 @@ def render_html(result: BenchResult, *, title: str, stages: Sequence[Mapping[str
         rate_digits=decimals_for(rates) if rates else 0,
         energy_digits=decimals_for(energy.mj for arm in arms if (energy := arm.energy) is not None),
         stages=stages,
+        names_of_stages=list(dict.fromkeys(next(iter(stage.values())) for stage in stages)),
         columns=_columns(stages),
         tenths=_tenths(arms),
         conditions={
@@ -76,6 +105,41 @@ def render_html(result: BenchResult, *, title: str, stages: Sequence[Mapping[str
         },
         facts=[arm.facts.to_json() for arm in arms],
     )
+
+
+def _tiles_of_arms(arms: Sequence[ArmResult]) -> list[Tile]:
+    """Return accuracy, size and latency of each arm, as far as they are known; nothing of more than have a colour."""
+    if len(arms) > COLOURS:
+        return []
+    digits = decimals_for(arm.median_ms for arm in arms)
+    known = {
+        "Accuracy": [(arm.name, at, value_text("accuracy", arm.facts.accuracy)) for at, arm in enumerate(arms)],
+        "Size": [(arm.name, at, value_text("bytes", arm.facts.bytes)) for at, arm in enumerate(arms)],
+        "Latency, median": [(arm.name, at, f"{fixed(arm.median_ms, digits)} ms") for at, arm in enumerate(arms)],
+    }
+    tiles = (Tile(title, tuple(Line(*line) for line in lines if line[2] != DASH)) for title, lines in known.items())
+    return [tile for tile in tiles if tile.lines]
+
+
+def _tiles_of_stages(stages: Sequence[Mapping[str, Any]]) -> list[Tile]:
+    """Return what accuracy, size and latency come to along the stages of each network; nothing without such stages."""
+    stages = [each for each in stages if {"network", "stage"} <= each.keys()]
+    tiles = []
+    digits = decimals_for(stage["median_ms"] for stage in stages if stage.get("median_ms"))
+    for title, key in (("Accuracy", "accuracy"), ("Size", "bytes"), ("Latency, median", "median_ms")):
+        lines = []
+        for network in dict.fromkeys(stage["network"] for stage in stages):
+            known = [each for each in stages if each["network"] == network and each.get(key) is not None]
+            ends = known[:1] + known[1:][-1:]
+            values = (
+                f"{fixed(each[key], digits)} ms" if key == "median_ms" else value_text(key, each[key]) for each in ends
+            )
+            text, note = (" \N{RIGHTWARDS ARROW} ".join(each) for each in (values, (e["stage"] for e in ends)))
+            if ends:
+                lines.append(Line(str(network), None, text, note))
+        if lines:
+            tiles.append(Tile(title, tuple(lines)))
+    return tiles
 
 
 def _comparisons(result: BenchResult) -> list[Comparison]:
@@ -162,11 +226,12 @@ def _tenths(arms: Sequence[ArmResult]) -> list[tuple[list[float | None], int]]:
 def _columns(stages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return the columns of the stages: the keys in order of appearance, whether they hold numbers, the largest bytes.
 
-    Byte columns carry a bar, so that halvings are seen and not only read.
+    Byte columns carry a bar, so that halvings are seen and not only read. Times have equally many decimals.
     """
     columns = []
     for at, key in enumerate(dict.fromkeys(key for stage in stages for key in stage)):
         numbers = [stage[key] for stage in stages if type(stage.get(key)) in (int, float)]
         largest = max(numbers, default=0) if key.endswith("bytes") else 0
-        columns.append({"at": at, "key": key, "numeric": bool(numbers), "largest": largest})
+        digits = decimals_for(numbers) if key.endswith("_ms") else 0
+        columns.append({"at": at, "key": key, "numeric": bool(numbers), "largest": largest, "digits": digits})
     return columns

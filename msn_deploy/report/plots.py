@@ -28,7 +28,7 @@ LAYERS_SHOWN = 12  # per arm
 _PANEL_PX = 86.0  # of one arm's drift
 _NARROWEST_PX = 2.0  # of a shaded band, and of a gap between two
 _ROW_PX = 24.0  # of one layer
-_SMALL_PX = 10.5  # 12 px and not bold: what svg.shortened counts with is bold
+_SMALL_PX, _PLAIN_PX = 10.5, 12.25  # 12 and 14 px and not bold: what svg.shortened counts with is bold
 _LARGEST_PX, _SMALLEST_PX = 17.0, 4.0  # radius of a disc
 _LINE_PX = 16.0  # between labels
 _FEW_POINTS = 15  # of a line, below which each is marked
@@ -40,7 +40,7 @@ class Comparison:
     """One row of the ratio plot; colour: number of the arm whose colour it wears.
 
     where: said instead of what the arm is compared with, if that is the same in every row.
-    same_graph: both arms run the same graph, so the ratio shows the noise of the run and there is no verdict.
+    same_graph: both arms run the same graph: then the ratio is the noise of the run, and there is no verdict.
     """
 
     arm: str
@@ -200,8 +200,8 @@ def ratio_plot(rows: Sequence[Comparison], width: float, css: str) -> str:
             texts = [(0.0, foot - 25, arm, start - 20), (0.0, foot - 8, other, start - 20)]
             parts.append(svg.text(end + 16, foot - 17, figures, css="figure"))
         for number, (at_x, at_y, words, room) in enumerate(texts):
-            style = f"name t{row.colour}" if number == 0 else "figure"
-            parts.append(svg.text(at_x, at_y, svg.shortened(words, room), css=style))
+            style, size_px = (f"name t{row.colour}", 14) if number == 0 else ("figure", _PLAIN_PX)
+            parts.append(svg.text(at_x, at_y, svg.shortened(words, room, size_px=size_px), css=style))
         parts.append(
             svg.text(width, foot - (39 if narrow else 17), row.verdict, css=f"verdict {row.verdict}", anchor="end")
         )
@@ -226,7 +226,7 @@ def drift_plot(arms: Sequence[ArmResult], width: float, css: str) -> str:
     away = [_away(arm) for arm in arms]
     dirty = [np.array([cause is not None for cause in arm.block_causes]) for arm in arms]
     clean = [value[~lost] for value, lost in zip(away, dirty, strict=True)]
-    reach = max(1.0, max(float(np.quantile(np.abs(value), 0.98)) for value in clean))
+    reach = _round_above(max(float(np.quantile(np.abs(value), 0.98)) for value in clean))
     end_s = max(max(arm.block_start_ms) for arm in arms) / 1e3
     x = svg.Scale(low=0, high=end_s or 1.0, start=52, end=width - 5)
     bottom = _PANEL_PX * len(arms)
@@ -241,7 +241,7 @@ def drift_plot(arms: Sequence[ArmResult], width: float, css: str) -> str:
         parts.append(svg.line(x.start, y(0), x.end, y(0), css="ground"))
         for mark in (-reach, reach):
             sign = "+" if mark > 0 else "\N{MINUS SIGN}"
-            parts.append(svg.text(x.start - 6, y(mark) + 4, f"{sign}{reach:.2g} %", css="faint", anchor="end"))
+            parts.append(svg.text(x.start - 6, y(mark) + 4, f"{sign}{reach:g} %", css="faint", anchor="end"))
         seconds, lost = np.array(arm.block_start_ms) / 1e3, dirty[index]
         for kept, size, look in ((~lost, 1.9, "speck"), (lost, 2.2, "dropped")):
             dots = zip(_thinned(seconds[kept]).tolist(), _thinned(value[kept]).tolist(), strict=True)
@@ -250,6 +250,12 @@ def drift_plot(arms: Sequence[ArmResult], width: float, css: str) -> str:
     count = sum(int(each.sum()) for each in dirty)
     label = f"Block medians over the run, off their own middle. {spans}"
     return svg.drawing(width, bottom + 42, label + (f". {count} blocks dropped" if count else ""), parts, css=css)
+
+
+def _round_above(share: float) -> float:
+    """Return the first of 1, 2, 5, 10, 20, ... percent that is not below a share in percent."""
+    power = 10.0 ** math.floor(math.log10(max(1.0, share)))
+    return next(power * step for step in (1, 2, 5, 10) if power * step >= share)
 
 
 def _away(arm: ArmResult) -> Floats:

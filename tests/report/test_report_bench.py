@@ -13,7 +13,7 @@ from bench_results import NAMES, loaded, realistic
 from msn_deploy.bench.measure import ArmFacts
 from msn_deploy.pipeline.bench import write_html
 from msn_deploy.report.bench import front_of, render_html
-from msn_deploy.report.plots import Point
+from msn_deploy.report.plots import Point, _round_above
 
 
 def test_page_is_well_formed_and_says_what_was_found():
@@ -118,6 +118,48 @@ def test_stages_become_columns_by_their_keys():
     for shown in ("98.33 %", "98.00 %", "2 KiB", "512 bytes", "width:25.0%"):
         assert shown in part
     assert "Each stage" not in render_html(result_of(THREE), title="t")
+
+
+def test_the_page_opens_with_accuracy_size_and_latency_of_each_model():
+    result = result_of(THREE)
+    arms = tuple(
+        replace(arm, facts=ArmFacts(accuracy=0.9 + at / 100, bytes=1024 * (at + 1) if at else None))
+        for at, arm in enumerate(result.arms)
+    )
+    html = render_html(replace(result, arms=arms), title="t")
+    tiles = Page(html[html.index('<div class="tiles">') : html.index("</header>")]).text
+    assert tiles.split("Accuracy")[1].split("Size")[0].count("%") == 3
+    assert "92.00 %" in tiles
+    assert "3 KiB" in tiles
+    assert tiles.split("Size")[1].split("Latency")[0].count("KiB") == 2, "an unknown size has no line"
+    assert f"{result.arms[0].median_ms:.3g}" in tiles.split("Latency")[1]
+    many = result_of({f"n{at}": 1.0 + at for at in range(7)})
+    assert 'class="tiles"' not in render_html(many, title="t")
+
+
+def test_tiles_of_stages_go_from_the_first_to_the_last():
+    stages = [
+        {"network": "MSN", "stage": "checkpoint", "accuracy": 0.99, "bytes": 4096, "median_ms": None},
+        {"network": "MSN", "stage": "ONNX", "accuracy": 0.99, "bytes": 4000, "median_ms": 0.5},
+        {"network": "MSN", "stage": "INT8", "accuracy": 0.98, "bytes": 1024, "median_ms": None},
+    ]
+    html = render_html(result_of(THREE), title="t", stages=stages)
+    tiles = " ".join(Page(html[html.index('<div class="tiles">') : html.index("</header>")]).text.split())
+    assert "Accuracy MSN checkpoint \u2192 INT8 99.00 % \u2192 98.00 %" in tiles
+    assert "Size MSN checkpoint \u2192 INT8 4 KiB \u2192 1 KiB" in tiles
+    assert "Latency, median MSN ONNX 0.500 ms" in tiles
+
+
+def test_facts_that_are_not_known_are_left_out():
+    html = render_html(result_of(THREE), title="t")
+    tables = re.findall(r'<table class="facts">.*?</table>', html, re.S)
+    assert tables
+    assert not [row for table in tables for row in re.findall(r"<td>\s*\u2013\s*</td>", table)]
+
+
+@pytest.mark.parametrize(("share", "edge"), [(0.2, 1), (1.0, 1), (3.1, 5), (5.0, 5), (69.0, 100), (101, 200)])
+def test_the_axis_of_the_drift_ends_at_a_round_number(share, edge):
+    assert _round_above(share) == edge
 
 
 def test_an_invalid_run_says_so_before_any_finding():
