@@ -73,6 +73,13 @@ _OLD_SPELLINGS = {
     "build-engine": {"--batch": "--batch-size"},
     "bench": {"--batch": "--batch-size", "--provider": "--device"},
 }
+# What typer, by pydantic, says of values that do not do.
+_PLAINER = {
+    r"Input should be a valid integer, unable to parse string as an integer": "a whole number is needed",
+    r"Input should be a valid number, unable to parse string as a number": "a number is needed",
+    r"Input should be greater than or equal to (\S+?)(?=,|\.?$)": r"at least \1 is needed",
+    r"Input should be less than or equal to (\S+?)(?=,|\.?$)": r"at most \1 is possible",
+}
 _PACKAGES = (
     "torch",
     "onnx",
@@ -243,6 +250,8 @@ def _call(name: str, args: list[str], *, quiet: bool, verbose: bool) -> int:
         return done.exit_code
     except typer.TyperException as error:
         message = error.format_message() if hasattr(error, "format_message") else str(error)
+        for typers, ours in _PLAINER.items():
+            message = re.sub(typers, ours, message)
         raise InputError(f"{message}{_given(error)}\n`msn-deploy {name} --help` shows the options.") from error
     output.finish()
     return result if isinstance(result, int) else 0

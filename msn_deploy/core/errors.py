@@ -168,10 +168,12 @@ class InvalidMeasurement(MsnDeployError):
 def did_you_mean(word: str, known: Sequence[str]) -> str:
     """Return "; did you mean X?" or what is known, to finish an error message.
 
-    Names that begin with the word come first, then the nearest one, then all names, of which a few are shown.
+    Names that begin with the word come first, then the nearest one, then all names, of which a few are shown. Capitals
+    make no difference.
     """
-    longer = [name for name in known if len(word) > 2 and name.startswith(word)]
-    close = longer[:_GUESSES] or difflib.get_close_matches(word, known, n=1)
+    lower = {name.lower(): name for name in known}
+    longer = [name for low, name in lower.items() if len(word) > 2 and low.startswith(word.lower())]
+    close = longer[:_GUESSES] or [lower[low] for low in difflib.get_close_matches(word.lower(), lower, n=1)]
     if close:
         return f"; did you mean {' or '.join(map(repr, close))}?"
     more = f" and {len(known) - _SHOWN} more" if len(known) > _SHOWN else ""

@@ -86,7 +86,9 @@ def download(name: str, split: str) -> Raw:
     Raises InputError that says which files to put where, if there is no network, no package or no such data.
     """
     try:
-        if not _is_reachable():
+        server = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+        offline = not _is_reachable(server)
+        if offline:
             os.environ["HF_HUB_OFFLINE"] = "1"  # read at import: without it every file is asked for for 20 s
         import datasets
 
@@ -94,11 +96,14 @@ def download(name: str, split: str) -> Raw:
         loaded = datasets.load_dataset(*KNOWN[name].hub, split=split)
     except (ImportError, OSError, ValueError) as cause:
         first = (str(cause).splitlines() or [type(cause).__name__])[0]
+        if offline and not isinstance(cause, ImportError):
+            first = f"{server} can't be reached"
         places = [str(folder) for folder in _places(name)]
+        own = "" if "MSN_DEPLOY_DATA" in os.environ else f", or into $MSN_DEPLOY_DATA/{name}"
         package = "" if not isinstance(cause, ImportError) else f", or: {install('data')}"
         raise InputError(
             f"{name} is not on this machine ({', '.join(places)}) and can't be downloaded: {first}.\n"
-            f"Put these files into one of the folders: {KNOWN[name].files}{package}."
+            f"Put these files into one of the folders{own}: {KNOWN[name].files}{package}."
         ) from cause
     return from_hub(loaded, name)
 
@@ -129,8 +134,8 @@ def _places(name: str) -> Iterator[Path]:
         yield Path(KNOWN[name].packaged)
 
 
-def _is_reachable() -> bool:
-    address = urlparse(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+def _is_reachable(server: str) -> bool:
+    address = urlparse(server)
     try:
         with socket.create_connection((address.hostname or "", address.port or 443), timeout=_REACHABLE_S):
             return True

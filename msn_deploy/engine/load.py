@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from msn_deploy.core.errors import InputError
+from msn_deploy.core.home import builtin_folder
 from msn_deploy.engine.cuda import Wait
 from msn_deploy.engine.ort import OrtRunner
 from msn_deploy.engine.plan import Plan
@@ -18,6 +19,7 @@ from msn_deploy.model.opened import OpenModel, open_model
 
 Opened: TypeAlias = OpenModel | Plan
 RUNNABLE = (".onnx", ".engine", ".safetensors")
+_WANTED = f"Give a file that ends in {', '.join(RUNNABLE)}."
 """How the names of model files end; the last is a checkpoint, which torch runs."""
 _STEP = "running an ONNX file"
 
@@ -33,9 +35,11 @@ def open_runnable(path: Path, *, trust: bool = False, plugins: Sequence[Path] = 
         return preflight(path, trusting=trust, plugins=plugins)
     if suffix != ".onnx":
         if not os.path.exists(path):
-            raise InputError(f"{path} does not exist.\nGive a file that ends in {', '.join(RUNNABLE)}.")
+            is_recipe = path.name == str(path) and (builtin_folder("models") / f"{path}.toml").is_file()
+            hint = f"That is a recipe: `msn-deploy train {path}` makes runs/{path}.safetensors."
+            raise InputError(f"{path} does not exist.\n{hint if is_recipe else _WANTED}")
         what = "is a folder" if os.path.isdir(path) else "cannot be run by that name"
-        raise InputError(f"{path} {what}.\nGive a file that ends in {', '.join(RUNNABLE)}.")
+        raise InputError(f"{path} {what}.\n{_WANTED}")
     if plugins:
         raise InputError(f"`--plugins` gives TensorRT operators, and {path} is not an engine.\nLeave it out.")
     return open_model(path, step=_STEP)

@@ -6,10 +6,9 @@ which counts sparsity and the DLAs. Memory is the nominal size of the module.
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 
-from msn_deploy.core.errors import InputError
+from msn_deploy.core.errors import InputError, did_you_mean
 from msn_deploy.machine.jetpacks import jetpacks_for, numbers_of
 
 _HALF = ("fp32", "fp16")
@@ -185,9 +184,8 @@ def find_target(name: str) -> Target:
     for target in TARGETS:
         if target.name == wanted:
             return target
-    near = difflib.get_close_matches(wanted, [*(target.name for target in TARGETS), *ALIASES], n=1)
-    guess = f" Did you mean {near[0]}?" if near else ""
-    raise InputError(f"there is no target {name!r}.{guess}\n`msn-deploy targets` lists them.")
+    known = [*(target.name for target in TARGETS), *ALIASES]
+    raise InputError(f"there is no target {name!r}{did_you_mean(wanted, known)}\n`msn-deploy targets` lists them.")
 
 
 def check_precision(target: Target, precision: str) -> None:

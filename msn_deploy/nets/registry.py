@@ -149,7 +149,9 @@ def net_from_file(spec: str) -> nn.Module:
         loader.exec_module(module)
         factory = getattr(module, name, None)
         if not callable(factory):
-            raise InputError(f"{path} defines no function called {name!r}.")
+            raise InputError(
+                f"{path} defines no function called {name!r}.\nGive the one that makes the network: FILE.py:FACTORY."
+            )
         model = factory()
     except InputError:
         raise
@@ -158,5 +160,7 @@ def net_from_file(spec: str) -> nn.Module:
     finally:
         sys.path.remove(str(path.parent.resolve()))
     if not isinstance(model, nn.Module):
-        raise InputError(f"{spec} returned {type(model).__name__}, not a torch.nn.Module.")
+        raise InputError(
+            f"{spec} returned {type(model).__name__}, not a torch.nn.Module.\nLet it return the network itself."
+        )
     return model.eval()

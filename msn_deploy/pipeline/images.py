@@ -89,10 +89,14 @@ def split_for(
     loaded = load_split(source, split, task=task, **prep.image_size, lazy=lazy)
     if info is not None and info.classes and loaded.classes != info.classes and _is_of_the_task(loaded, info):
         raise InputError(
-            f"{source} has {len(loaded.classes)} classes ({', '.join(loaded.classes[:4])}, ...), the model was trained "
-            f"on {len(info.classes)} ({', '.join(info.classes[:4])}, ...)."
+            f"{source} has other classes than the model was trained on: {_classes_text(loaded.classes)} against "
+            f"{_classes_text(info.classes)}.\nFine-tune the model on them first, or give data with the model's classes."
         )
     return loaded
+
+
+def _classes_text(classes: Sequence[str]) -> str:
+    return f"{len(classes)} ({', '.join(classes[:4])}{', ...' * (len(classes) > 4)})"
 
 
 def own_data(info: ModelInfo | None) -> str:

@@ -63,7 +63,7 @@ RUN = {
 }
 if not HAS_RTX:
     del RUN["cnn3_msn.int8.engine"]
-NAMES = [each for name in RUN for each in (name, sidecar_path(Path(name)).name)]
+NAMES = [each for name in RUN for each in (name, sidecar_path(Path(name)).as_posix())]
 
 
 @pytest.fixture
@@ -79,7 +79,8 @@ def _flip(path, at):
 
 
 def test_the_run_leaves_these_files_and_no_other(whole_run):
-    assert sorted(path.name for path in whole_run.iterdir()) == sorted(NAMES)
+    files = (path for path in whole_run.rglob("*") if path.is_file())
+    assert sorted(path.relative_to(whole_run).as_posix() for path in files) == sorted(NAMES)
     findings = verify_folder(whole_run, data=is_as_recorded)
     assert {finding.file: finding.verdict for finding in findings} == dict.fromkeys(RUN, "ok")
     states = {link.state for finding in findings for link in finding.parents}
@@ -115,7 +116,7 @@ def test_one_flipped_byte_anywhere_is_named(whole_run, damaged, name):
 
 def test_verify_shows_the_chain_down_to_the_data(ok, whole_run, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    out = ok("verify", whole_run).out
+    out = ok("verify", whole_run, "-v").out
     assert max(map(len, out.splitlines())) <= 80
     text = " ".join(out.split())
     leaf = f"cnn3_msn.int8.engine <- {INT8}" if HAS_RTX else f"accuracy.json <- {INT8}"
@@ -123,7 +124,9 @@ def test_verify_shows_the_chain_down_to_the_data(ok, whole_run, monkeypatch):
     assert f"bench.json <- {ONNX} and 1 more <- {CHECKPOINT} <- digits (data)" in text
     digest = next(parent.sha256 for parent in read_sidecar(whole_run / INT8).parents if parent.is_data)
     assert f"digits: data:train {digest[:12]}, as recorded" in out.splitlines()
-    assert f"digits: data:train {digest[:12]}, elsewhere" in ok("verify", whole_run, "--no-data").out.splitlines()
+    assert f"digits: data:train {digest[:12]}, elsewhere" in ok("verify", whole_run, "--no-data", "-v").out.splitlines()
+    summary = f"{len(RUN)} of {len(RUN)} files are as recorded, made from digits (as recorded)"
+    assert ok("verify", whole_run).out.splitlines() == [summary]
 
 
 def test_verify_prints_the_links_as_json(ok, whole_run):
@@ -142,7 +145,8 @@ def test_the_first_broken_link_is_named_and_counted(cli, damaged):
     assert f"2 of {len(RUN)} files are broken, the first: {CHECKPOINT} (its bytes" in outcome.err
     stale = len(RUN) - 4  # the two, the history and its curves
     assert f"{stale} more come from what is broken" in outcome.err
-    assert "cnn3_msn.history.jsonl ok" in " ".join(outcome.out.split())
+    assert "report.html" in outcome.out
+    assert "cnn3_msn.history.jsonl" not in outcome.out, "it is as recorded"
 
 
 def test_images_that_changed_since_are_the_first_broken_link(cli, ok, digit_images, tmp_path, monkeypatch):
@@ -155,9 +159,9 @@ def test_images_that_changed_since_are_the_first_broken_link(cli, ok, digit_imag
             shutil.copy(path, target)
     small = ("--set", "width=2", "--batch-size", 20, "--epochs", 1, "--limit-train", 40)
     ok("train", "cnn3_msn", "--data", "mine", *small, "--out", "run")
-    assert "mine: data:train" in ok("verify", "run").out
-    assert ok("verify", "run").out.count(", elsewhere") == 2  # a folder that the run alone names
-    assert ok("verify", "run", "--data").out.count("as recorded") == 2
+    out = ok("verify", "run", "-v").out
+    assert ("mine: data:train" in out, out.count(", elsewhere")) == (True, 2)  # a folder that the run alone names
+    assert "mine (as recorded)" in ok("verify", "run", "--data").out
     changed = min((tmp_path / "mine" / "train" / "0").iterdir())  # the first image, which every subset has
     image = changed.read_bytes()
     ImageOps.invert(Image.open(changed)).save(changed)
@@ -170,7 +174,7 @@ def test_images_that_changed_since_are_the_first_broken_link(cli, ok, digit_imag
     changed.write_bytes(image)
     assert ok("verify", "run", "--data").err == ""
     (tmp_path / "mine").rename(tmp_path / "away")
-    assert ok("verify", "run", "--data").out.count(", elsewhere") == 2
+    assert "mine (elsewhere)" in ok("verify", "run", "--data").out
 
 
 @pytest.mark.parametrize(
@@ -181,7 +185,7 @@ def test_images_that_changed_since_are_the_first_broken_link(cli, ok, digit_imag
         (lambda run: (run / f"{ONNX}.json").unlink(), 0, ""),
         (lambda run: (run / ONNX).rename(run / "other.onnx"), 0, ""),
         (lambda run: shutil.rmtree(run), 2, "is not a folder"),
-        (lambda run: [path.unlink() for path in run.glob("*.json")], 2, "holds no artifact"),
+        (lambda run: [path.unlink() for path in run.rglob("*.json")], 2, "holds no artifact"),
     ],
     ids=["whole", "file deleted", "sidecar deleted", "renamed", "no folder", "no run"],
 )
