@@ -163,12 +163,12 @@ def test_eval(device, ok, run_folder, name):
 def test_infer_and_verify(device, digit_images):
     lines = _ok(device("infer", "cnn3_msn.onnx", *digit_images[:5], "--json")).splitlines()
     assert len([json.loads(line)["label"] for line in lines]) == 5
-    assert "cnn3_msn.int8.engine" in _ok(device("verify", "."))
+    assert "cnn3_msn.int8.engine" in _ok(device("verify", ".", "-v"))
 
 
 def test_bench(device):
     out = _ok(
-        device("bench", "cnn3_msn.onnx", "--seconds", 0.6, "--threads", 1, "--json", "b.json", "--html", "b.html")
+        device("bench", "cnn3_msn.onnx", "--seconds", 0.6, "--threads", 1, "--json", "b.json", "--html", "b.html", "-q")
     )
     assert "cnn3_msn" in out
     (arm,) = json.loads((device.work / "b.json").read_text())["arms"]
