@@ -59,7 +59,7 @@ def build_engine(
     onnx: str | os.PathLike[str],
     out: str | os.PathLike[str] | None = None,
     *,
-    precision: str = "fp32",
+    precision: str = "fp16",
     options: BuildOptions | None = None,
     calibration: CalibrationOptions | None = None,
     progress: Progress = silent,

@@ -67,6 +67,7 @@ class _Quantiser:
         self.grids = layout.grids(placement, ranges)
         self.weights = constants_of(model.graph)
         self.nodes: list[NodeProto] = []
+        self.taken = {node.name for node in model.graph.node}
         self.pairs: dict[str, str] = {}  # a tensor that goes through INT8, and its dequantised twin
         self.stored: dict[tuple[str, int | None, bytes], str] = {}  # a weight, by axis and scales, likewise
 
@@ -164,7 +165,9 @@ class _Quantiser:
 
     def _node(self, kind: str, inputs: list[str], output: str, *, axis: int | None = None) -> None:
         attributes: dict[str, Any] = {} if axis is None else {"axis": axis}
-        self.nodes.append(helper.make_node(kind, inputs, [output], name=output, **attributes))
+        name = output if output not in self.taken else f"{output}_{kind}"  # a layer may be called as what it makes
+        self.taken.add(name)
+        self.nodes.append(helper.make_node(kind, inputs, [output], name=name, **attributes))
 
 
 def _output_axis(node: NodeProto, rank: int) -> int | None:

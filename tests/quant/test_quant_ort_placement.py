@@ -144,6 +144,17 @@ def test_the_two_ways_of_running_it_agree(tmp_path: Path) -> None:
         assert np.abs(fused - plain).max() <= 0.02 * np.abs(plain).max(), name
 
 
+def test_a_layer_may_be_called_as_what_it_makes() -> None:
+    model = graph("a = conv(x, w, b)  y = Relu(a)")
+    wanted = outputs(laid_out(model))
+    for node in model.graph.node:
+        node.name = node.output[0]
+    made = laid_out(model)
+    names = [node.name for node in made.graph.node]
+    assert len(set(names)) == len(names)
+    np.testing.assert_array_equal(outputs(made)["y"], wanted["y"])
+
+
 def test_a_layer_that_is_left_out_and_a_transposed_one_stay_in_floats(tmp_path: Path) -> None:
     model = graph(
         "a = conv(x, w, b)  r = Relu(a)  c = conv(r, v)  t = ConvTranspose<strides=[2,2]>(c, up)  y = conv(t, w)"
