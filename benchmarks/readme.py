@@ -50,8 +50,8 @@ def blocks() -> dict[str, str]:
         "why": pitch.why(RECORDED, RESULTS),
         "results": pitch.table(RECORDED, RESULTS),
         "clone": pitch.clone(),
-        "demo-stages": pitch.stages(RECORDED / "demo.txt"),
-        "demo": _console("make demo", (RECORDED / "demo.txt").read_text(encoding="utf-8")),
+        "demo-stages": pitch.stages(RESULTS / "demo.txt"),
+        "demo": _console("make demo", _epochs_shortened((RESULTS / "demo.txt").read_text(encoding="utf-8"))),
         "jetson": _console(
             "msn-deploy build-engine runs/vgg7_msn.onnx --precision int8 --target orin-nano",
             (RECORDED / "jetson.txt").read_text(encoding="utf-8"),
@@ -82,9 +82,20 @@ def _console(command: str, text: str) -> str:
     return f"```text\n$ {command}\n{lines}\n```"
 
 
+def _epochs_shortened(text: str) -> str:
+    """Leave out the lines of all epochs but the first of each training."""
+    kept: list[str] = []
+    for line in text.splitlines():
+        if " epoch " not in line or " epoch 1/" in line:
+            kept.append(line)
+        elif kept[-1] != "...":
+            kept.append("...")
+    return "\n".join(kept)
+
+
 def _measured() -> str:
-    demo = json.loads((RECORDED / "demo-bench.json").read_text(encoding="utf-8"))
-    int8 = json.loads((RECORDED / "int8-on-cpu.json").read_text(encoding="utf-8"))
+    demo = json.loads((RESULTS / "demo-bench.json").read_text(encoding="utf-8"))
+    int8 = json.loads((RESULTS / "int8-on-cpu.json").read_text(encoding="utf-8"))
     startup = json.loads((RECORDED / "startup.json").read_text(encoding="utf-8"))
     environment = demo["environment"]
     rows = [

@@ -259,6 +259,17 @@ def test_the_codes_of_the_fold_are_all_explained() -> None:
     assert set(re.findall(r"`([A-Z]+(?:_[A-Z]+)*)`", text)) == set(get_args(Code)) - {""}
 
 
+def test_pictures_show_the_recorded_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    from PIL import Image
+
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import pictures
+
+    for name, result in pictures.SHOWN.items():
+        with Image.open(pictures.IMAGES / name) as picture:
+            assert picture.text[pictures.MADE_FROM] == pictures.digest(result), f"{name}: benchmarks/pictures.py"  # type: ignore[attr-defined]
+
+
 @pytest.fixture(scope="module")
 def site() -> Path:
     """The site of the docs, newly built."""

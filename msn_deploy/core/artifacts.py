@@ -259,6 +259,7 @@ def publish_together(*artifacts: Artifact, without: Sequence[Path] = ()) -> list
                     _unlink(side)
             for path in without:
                 _unlink(path)
+                _drop_empty(sidecar_path(path).parent)
             for artifact, partial, _, described in made:
                 side = sidecar_path(artifact.path)
                 side.parent.mkdir(exist_ok=True)
@@ -279,6 +280,7 @@ def remove(path: Path) -> None:
     with exclusive(path.parent):
         for each in (*_sidecar_paths(path), path):
             _unlink(each)
+        _drop_empty(sidecar_path(path).parent)
 
 
 def _unlink(path: Path) -> None:
@@ -288,6 +290,13 @@ def _unlink(path: Path) -> None:
         raise InputError(
             f"{path} cannot be removed: {cause.strerror}.\nMove it away, and type the command again."
         ) from cause
+
+
+def _drop_empty(folder: Path) -> None:
+    """Remove a folder of sidecars in which there is none any more."""
+    if folder.name == ASIDE:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def _described(artifact: Artifact, stack: ExitStack) -> tuple[Artifact, Path, Sidecar, Path]:

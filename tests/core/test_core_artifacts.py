@@ -290,7 +290,7 @@ def test_a_sidecar_that_an_earlier_version_wrote_is_read_and_replaced(tmp_path: 
     assert (read_sidecar(report), beside.exists()) == (second, False)
     sidecar_path(report).rename(beside)
     remove(report)
-    assert [path.name for path in tmp_path.iterdir()] == [ASIDE]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_of_sidecars_that_leads_elsewhere_is_refused(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from msn_deploy.pipeline.bench_load import load_of, threads_under_load
 from msn_deploy.pipeline.bench_request import BenchRequest
 from msn_deploy.pipeline.export import export_onnx
 
-QUICK = MeasureOptions(seconds=0.3, block_ms=5, warmup_seconds=0, warmup_queries=2)
+QUICK = MeasureOptions(seconds=1.5, block_ms=5, warmup_seconds=0, warmup_queries=2)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import onnx
 import pytest
 from onnx import ModelProto, numpy_helper
 
+from msn_deploy.core.artifacts import read_sidecar
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.model_info import ModelInfo
 from msn_deploy.model.matching import match
@@ -175,8 +175,8 @@ def test_the_picture_is_the_same_each_time_and_has_a_sidecar(tmp_path: Path) -> 
         assert first.startswith(start)
         write_plot(report, tmp_path / name)
         assert (tmp_path / name).read_bytes() == first
-    side = json.loads((tmp_path / "d.svg.json").read_text(encoding="utf-8"))
-    assert sorted(parent["file"] for parent in side["parents"]) == ["int8.onnx", "reference.onnx"]
+    side = read_sidecar(tmp_path / "d.svg")
+    assert sorted(parent.file for parent in side.parents) == ["int8.onnx", "reference.onnx"]
     with pytest.raises(InputError, match=r"does not end in \.svg or \.png"):
         write_plot(report, tmp_path / "d.jpg")
 
