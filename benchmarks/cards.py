@@ -64,6 +64,8 @@ def card(name: str, facts: dict[str, dict[str, Any]]) -> str:
 def _accuracies(recipe: Recipe) -> list[str]:
     rows = []
     for path in sorted(RESULTS.glob("*.json")):
+        if path.stem.endswith("-rates"):  # the same recipe with other rates: not what the card promises
+            continue
         result = read(path.stem)
         assert result is not None
         for row in rows_of(result):

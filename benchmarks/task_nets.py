@@ -91,7 +91,7 @@ def text() -> str:
             said = "; ".join(f"{row.arm}: {accuracy.said(row)[0]}" for row in accuracy.rows_of(rates))
             lines += [
                 "",
-                f"With MSN it is the learning rate that decides. U-Net with MSN, mIoU in %: {said}. Give `--lr 0.002`.",
+                f"With MSN it is the learning rate that decides. The U-Net's mIoU in %: {said}. Give `--lr 0.002`.",
             ]
     return "\n".join(lines)
 
