@@ -165,7 +165,9 @@ class _Quantiser:
 
     def _node(self, kind: str, inputs: list[str], output: str, *, axis: int | None = None) -> None:
         attributes: dict[str, Any] = {} if axis is None else {"axis": axis}
-        name = output if output not in self.taken else f"{output}_{kind}"  # a layer may be called as what it makes
+        name = output
+        while name in self.taken:  # a layer may be called as what it makes
+            name += f"_{kind}"
         self.taken.add(name)
         self.nodes.append(helper.make_node(kind, inputs, [output], name=name, **attributes))
 

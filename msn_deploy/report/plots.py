@@ -40,7 +40,7 @@ class Comparison:
     """One row of the ratio plot; colour: number of the arm whose colour it wears.
 
     where: said instead of what the arm is compared with, if that is the same in every row.
-    same_graph: both arms run the same graph: then the ratio is the noise of the run, and there is no verdict.
+    same_graph: whether both arms run the same graph. The ratio is then the noise of the run, without a verdict.
     """
 
     arm: str

@@ -144,11 +144,12 @@ def test_the_two_ways_of_running_it_agree(tmp_path: Path) -> None:
         assert np.abs(fused - plain).max() <= 0.02 * np.abs(plain).max(), name
 
 
-def test_a_layer_may_be_called_as_what_it_makes() -> None:
+@pytest.mark.parametrize("called", [("a", "y"), ("y", "y_DequantizeLinear"), ("x_quantized", "y_quantized")])
+def test_a_layer_may_be_called_as_what_it_makes(called: tuple[str, str]) -> None:
     model = graph("a = conv(x, w, b)  y = Relu(a)")
     wanted = outputs(laid_out(model))
-    for node in model.graph.node:
-        node.name = node.output[0]
+    for node, name in zip(model.graph.node, called, strict=True):
+        node.name = name
     made = laid_out(model)
     names = [node.name for node in made.graph.node]
     assert len(set(names)) == len(names)
