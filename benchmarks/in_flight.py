@@ -138,6 +138,8 @@ def compared(path: Path, batch: int, in_flight: int, options: MeasureOptions) ->
         "in_flight": in_flight,
         "threads": threads,
         "rounds": found["bench"].size // 2,
+        "seconds": options.seconds,
+        "block_ms": options.block_ms,
     }
     for arm, ns in found.items():
         mean, low, high = mean_interval(ns)
@@ -179,7 +181,7 @@ def main() -> None:
                     cases.append(row)
                     shown = {key: value for key, value in row.items() if not key.startswith("blocks")}
                     sys.stderr.write(f"{json.dumps(shown)}\n")
-    result = {"schema": 1, "seconds": asked.seconds, "environment": read_environment().to_json(), "cases": cases}
+    result = {"schema": 1, "environment": read_environment().to_json(), "cases": cases}
     if asked.out is not None and asked.out.exists():
         new = {_key(case) for case in cases}
         old = json.loads(asked.out.read_text(encoding="utf-8"))["cases"]
