@@ -65,8 +65,8 @@ def in_flight(recorded: Path) -> str:
             f"{result['environment']['cores_usable']} cores of {result['environment']['cpu']}, 32x32 images, 95 % "
             "intervals. The last column is the rate that `bench` counts over that of a loop of threads written by "
             f"hand: {within} of {len(result['cases'])} are within 5 % of 1, interval included. Each arm was "
-            f"measured for {usual:.0f} s; some were outside then and were measured again for longer ({again}), the last "
-            "in longer blocks, at the third attempt. By `make in-flight`, raw: "
+            f"measured for {usual:.0f} s; some were outside then and were measured again for longer ({again}), the "
+            "last in longer blocks, at the third attempt. By `make in-flight`, raw: "
             "`benchmarks/results/epyc-2-cores/in-flight.json`.",
         ]
     )
