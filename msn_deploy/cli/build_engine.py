@@ -20,6 +20,7 @@ from msn_deploy.cli.options import (
     Samples,
     Shapes,
     State,
+    Tune,
     new_file,
 )
 from msn_deploy.core.errors import size_text
@@ -56,6 +57,7 @@ def command(
     max_drop: MaxDrop = None,
     min_sqnr: MinSqnr = None,
     leave_out: LeaveOut = None,
+    tune: Tune = None,
     target: Annotated[str, typer.Option(help="Device; `msn-deploy targets` lists them.", metavar="NAME")] = "auto",
     backend: Annotated[
         str, typer.Option(help="Which TensorRT builds it.", metavar="auto|tensorrt|tensorrt-rtx")
@@ -192,6 +194,7 @@ def command(
             max_drop=None if max_drop is None else parse_drop(max_drop),
             min_sqnr=None if min_sqnr is None else parse_sqnr(min_sqnr),
             leave_out=leave_out or (),
+            tune=tune,
             options=options,
             progress=progress,
         )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from msn_deploy.cli import output
-from msn_deploy.cli.options import INT8, DataOrFeeds, Json, LeaveOut, MaxDrop, MinSqnr, State, new_file
+from msn_deploy.cli.options import INT8, DataOrFeeds, Json, LeaveOut, MaxDrop, MinSqnr, State, Tune, new_file
 from msn_deploy.core.errors import size_text
 from msn_deploy.core.model_info import DEFAULT_METHOD, DEFAULT_PERCENTILE, DEFAULT_SAMPLES
 from msn_deploy.engine.runner import parse_state
@@ -89,14 +89,7 @@ def command(
             help="What runs the file: engines, or ONNX Runtime on a CPU (what is left out stays in FP32 there).",
         ),
     ] = "tensorrt",
-    tune: Annotated[
-        str | None,
-        typer.Option(
-            help="Also leave out the layers that make the network slower in INT8 on this machine.",
-            metavar="latency",
-            rich_help_panel=INT8,
-        ),
-    ] = None,
+    tune: Tune = None,
     table: Annotated[
         str | None,
         typer.Option(
@@ -143,8 +136,6 @@ def command(
     output.say(f"  {report.scales} activation scales ({report.method}) from {report.samples} samples")
     show_fidelity(report)
     show_verdict(report)
-    if report.tuning is not None:
-        _show_tuning(report.tuning)
     if report.cache:
         output.say(f"  {report.cache}")
     if report.table is not None:
@@ -216,30 +207,36 @@ def show_verdict(report: PrecisionReport) -> None:
         )
     for name, why in (report.in_fp32 or {}).items():
         output.say(f"  {name} stays in FP32: {why}")
+    if report.tuning is not None:
+        _show_tuning(report.tuning)
 
 
 def _show_tuning(tuning: Tuning) -> None:
-    """Show what INT8 in each layer costs, and how long the network takes without; and say what was let out."""
+    """Show what a precision costs in each layer, and how long the network takes without; and say what was let out."""
+    name = tuning.precision.upper()
+    told = any(each.sqnr_db is not None for each in tuning.layers)
     output.say(
-        f"  timed on {tuning.timed_by}: the network without INT8 in one layer, as a share of what it took before"
+        f"  timed on {tuning.timed_by}: the network without {name} in one layer, as a share of what it took before"
     )
-    output.say("  (below 1: faster without); SQNR: what INT8 in this layer alone leaves of the outputs")
-    output.show_table(
+    sqnr = f"; SQNR: what {name} in this layer alone leaves of the outputs" if told else ""
+    output.say(f"  (below 1: faster without){sqnr}")
+    rows = [
         [
-            [
-                each.layer,
-                each.precision.upper(),
-                "-" if each.sqnr_db is None else f"{each.sqnr_db:.1f}",
-                *(("-", "") if each.time is None else _interval(each.time)),
-            ]
-            for each in tuning.layers
-        ],
-        head=["layer", "precision", "SQNR, dB", "time without INT8", "95 %"],
-        right=(2, 3),
+            each.layer,
+            each.precision.upper(),
+            "-" if each.sqnr_db is None else f"{each.sqnr_db:.1f}",
+            *(("-", "") if each.time is None else _interval(each.time)),
+        ]
+        for each in tuning.layers
+    ]
+    head = ["layer", "precision", "SQNR, dB", f"time without {name}", "95 %"]
+    shown = [at for at in range(len(head)) if told or at != 2]
+    output.show_table(
+        [[row[at] for at in shown] for row in rows], head=[head[at] for at in shown], right=(2, 3) if told else (2,)
     )
     names = ", ".join(tuning.slow)
     if tuning.together is None:
-        output.say("  INT8 makes the network slower in none of them")
+        output.say(f"  {name} makes the network slower in none of them")
         return
     ratio, interval = _interval(tuning.together)
     took = f"{ratio} of the time ({interval})"
@@ -247,7 +244,7 @@ def _show_tuning(tuning: Tuning) -> None:
         output.say(f"  let out: {names}; the network takes {took}")
     else:
         why = "not surely less" if tuning.together.verdict != "FASTER" else "but too little accuracy is left"
-        output.say(f"  slower in INT8: {names}; not let out, for without all of them the network takes {took}, {why}")
+        output.say(f"  slower in {name}: {names}; not let out, for without all of them the network takes {took}, {why}")
 
 
 def _interval(found: Ratio) -> tuple[str, str]:

@@ -150,6 +150,14 @@ MinSqnr = Annotated[
         rich_help_panel=INT8,
     ),
 ]
+Tune = Annotated[
+    str | None,
+    typer.Option(
+        "--tune",
+        metavar="latency",
+        help="Also leave out the layers that make the network slower, as timed on this machine.",
+    ),
+]
 LeaveOut = Annotated[
     list[str] | None,
     typer.Option("--leave-out", metavar="LAYER", help="A layer that stays in FP16; repeatable.", rich_help_panel=INT8),

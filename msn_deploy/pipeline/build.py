@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from msn_deploy.core.errors import InputError, did_you_mean
+from msn_deploy.core.errors import InputError, MissingDevice, did_you_mean
 from msn_deploy.core.model_info import PRECISIONS
 from msn_deploy.core.partials import claimed
 from msn_deploy.core.progress import Progress, silent
@@ -36,6 +36,7 @@ from msn_deploy.machine.jetpacks import numbers_of
 from msn_deploy.model.opened import OpenModel, open_model
 from msn_deploy.pipeline.calibrate import CalibrationOptions, PrecisionReport, calibrated
 from msn_deploy.pipeline.fp16 import cast
+from msn_deploy.pipeline.tune import engines_for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -77,7 +78,7 @@ def build_engine(
         out: The engine; the name ends in .engine. None: NAME.PRECISION.engine beside the ONNX file.
         precision: One of PRECISIONS.
         options: What is chosen about the build.
-        calibration: What is chosen about the calibration; for fp16 `data` and `state` alone count.
+        calibration: What is chosen about the calibration; for fp16 `data`, `state` and `tune` alone count.
         progress: Told how far it is.
         machine: Found out if not given.
         **settings: Fields of CalibrationOptions, over those of `calibration`: `data="mnist", samples=128`.
@@ -104,17 +105,21 @@ def build_engine(
     target, machine = options.target, machine or what_machine()
     if calibration.runtime != "tensorrt":
         raise InputError(f"an engine can't be built from what is laid out for {calibration.runtime}.\nLeave it out.")
-    budget = calibration.max_drop is not None or calibration.min_sqnr is not None
-    if (budget or calibration.leave_out or calibration.tune) and precision != "int8":
-        raise InputError(
-            "`--max-drop`, `--min-sqnr`, `--leave-out` and tuning are for INT8.\n"
-            "Give `--precision int8`, or leave them out."
-        )
+    places = _places(calibration)
+    places_in = ("int8", "fp16") if places == "--tune" else ("int8",)
+    if places is not None and precision not in places_in:
+        named = " and ".join(map(str.upper, places_in))
+        raise InputError(f"`{places}` is for {named}.\nGive `--precision int8`, or leave it out.")
     check_out(onnx, out)
     site = None
     if target is not None and must_build_elsewhere(target, options.backend, machine):
         check_precision(target, precision)
         check_portable(options, rtx=False, jetson=True)
+        if calibration.tune is not None:
+            raise MissingDevice(
+                f"`--tune latency` times engines of {target.title}, which this machine is not.\n"
+                "Run it on that device, or leave it out."
+            )
     else:
         site = choose_site(options, precision, machine=machine)
     with claimed(out):
@@ -128,7 +133,7 @@ def build_engine(
         quantised = None
         tensorrt = None if options.dla is None else _table_reader(model, options, precision, site)
         if tensorrt is None:
-            model, typed = _typed(model, out, precision, calibration, progress)
+            model, typed = _typed(model, out, options, precision, calibration, progress)
         else:
             options, typed = _with_table(model, out, options, calibration, tensorrt, progress)
             quantised = None if typed is None else typed.path
@@ -195,14 +200,7 @@ def _with_table(
 
     Raises InputError for a table that cannot be read, or for images beside it; and for what leaves layers in FP16.
     """
-    asked = {
-        "--max-drop": calibration.max_drop is not None,
-        "--min-sqnr": calibration.min_sqnr is not None,
-        "--leave-out": bool(calibration.leave_out),
-        "--tune": calibration.tune is not None,
-    }
-    given = next((name for name, is_asked in asked.items() if is_asked), None)
-    if given is not None:
+    if (given := _places(calibration)) is not None:
         raise InputError(
             f"`{given}` leaves layers in FP16; INT8 on the DLA of TensorRT {tensorrt} is a table of scales, without "
             f"layers.\nLeave `{given}` out, or build for the GPU."
@@ -219,16 +217,40 @@ def _with_table(
 
 
 def _typed(
-    model: OpenModel, out: Path, precision: str, calibration: CalibrationOptions, progress: Progress
+    model: OpenModel,
+    out: Path,
+    options: BuildOptions,
+    precision: str,
+    calibration: CalibrationOptions,
+    progress: Progress,
 ) -> tuple[OpenModel, PrecisionReport | None]:
     """Return the model in the precision asked for, and how it was made if it had to be: its file is next to `out`."""
     if model.precision == precision:
+        if (given := _places(calibration)) is not None:
+            raise InputError(
+                f"`{given}` chooses layers, and {model.path} is {precision.upper()} already.\nGive the FP32 file that "
+                "it was made from, or leave it out."
+            )
         return model, None
     if precision == "fp32":
         raise InputError(f"{model.path} is not FP32, and precision cannot be added to it.\nGive the FP32 file.")
     path = out.with_name(f"{model.path.stem}.{precision}.onnx")
     if precision == "fp16":
-        report, made = cast(model, path, data=calibration.data, state=calibration.state, progress=progress)
+        engines = None if calibration.tune is None else engines_for("fp16", options)
+        report, made = cast(
+            model, path, data=calibration.data, state=calibration.state, engines=engines, progress=progress
+        )
     else:
-        report, made = calibrated(model, path, calibration, progress=progress)
+        report, made = calibrated(model, path, calibration, build=options, progress=progress)
     return made, report
+
+
+def _places(calibration: CalibrationOptions) -> str | None:
+    """Return the first option given that chooses layers, which stay out of the precision."""
+    asked = {
+        "--max-drop": calibration.max_drop is not None,
+        "--min-sqnr": calibration.min_sqnr is not None,
+        "--leave-out": bool(calibration.leave_out),
+        "--tune": calibration.tune is not None,
+    }
+    return next((name for name, is_asked in asked.items() if is_asked), None)

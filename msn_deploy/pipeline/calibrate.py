@@ -25,7 +25,7 @@ from msn_deploy.core.progress import Progress, silent
 from msn_deploy.core.results import Result
 from msn_deploy.data.feeds import ImageSamples, is_feeds, runs_of
 from msn_deploy.data.preprocess import PreparedImages
-from msn_deploy.engine import OrtRunner
+from msn_deploy.engine import BuildOptions, OrtRunner
 from msn_deploy.engine.calibration_table import format_table, parse_release
 from msn_deploy.engine.ort import run_on_one_thread
 from msn_deploy.model.feeds import Array, joined, rows_of
@@ -44,7 +44,7 @@ from msn_deploy.pipeline.budget import (
 from msn_deploy.pipeline.evaluate import given_of, require_task
 from msn_deploy.pipeline.images import CalibrationInputs, calibration_inputs, preprocess_for, split_for
 from msn_deploy.pipeline.ranges import measured_ranges
-from msn_deploy.pipeline.tune import TIMED_FEEDS, Tuner, Tuning, timing_site
+from msn_deploy.pipeline.tune import TIMED_FEEDS, Tuner, Tuning, engines_for
 from msn_deploy.quant.calibration_checks import MINIMUM_SAMPLES
 from msn_deploy.quant.scales import check_method
 from msn_deploy.tasks import make_task
@@ -126,7 +126,7 @@ class CalibrationOptions:
     runtime: Runtime = "tensorrt"
     """What the file is laid out for: engines, or ONNX Runtime on a CPU. What is left out there stays in FP32."""
     tune: Literal["latency"] | None = None
-    """Also leave out the layers that make the network slower in INT8, as it is measured on this machine."""
+    """Also leave out the layers that make the network slower, as it is measured on this machine."""
 
     def __post_init__(self) -> None:
         check_method(self.method, self.percentile)
@@ -184,9 +184,17 @@ def calibrate(
 
 
 def calibrated(
-    model: OpenModel, out: Path, options: CalibrationOptions, *, progress: Progress
+    model: OpenModel,
+    out: Path,
+    options: CalibrationOptions,
+    *,
+    build: BuildOptions | None = None,
+    progress: Progress,
 ) -> tuple[PrecisionReport, OpenModel]:
-    """Do what `calibrate` does to an opened model; return the report, and the model that was written."""
+    """Do what `calibrate` does to an opened model; return the report, and the model that was written.
+
+    build: of the engines that `tune` times.
+    """
     from msn_deploy.model.graphs import activations  # late, as are the next: they import onnx
     from msn_deploy.quant.fp32_nodes import fold_constants
     from msn_deploy.quant.histograms import extremes
@@ -197,7 +205,8 @@ def calibrated(
     info = model.info
     if options.max_drop is not None:
         _require_metric(model)
-    site = None if options.tune is None else timing_site(options.runtime)
+    timed_as_engine = options.tune is not None and options.runtime == "tensorrt"
+    engines = engines_for("int8", build or BuildOptions()) if timed_as_engine else None
     proto = fold_constants(_at_least_13(model), load=run_on_one_thread)
     layout = Layout(runtime=options.runtime)
     placement = layout.place(proto, leave_out=options.leave_out)
@@ -230,7 +239,7 @@ def calibrated(
     tuner = None
     if options.tune is not None:
         timed = list(given.runs(TIMED_FEEDS, most=1))
-        tuner = Tuner(lambda names: int8(names)[0], layout.place(proto).layers, timed, site, progress)
+        tuner = Tuner("int8", lambda names: int8(names)[0], layout.place(proto).layers, timed, engines, progress)
     if options.max_drop is not None:
         graph, verdict = _within_drop(model, proto, ranges.values, maxima, layout, options, tuner, progress)
     elif options.min_sqnr is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ from msn_deploy.model.parity import classifies, rung
 from msn_deploy.pipeline.calibrate import VERSIONS, PrecisionReport, check_door, outputs_of
 from msn_deploy.pipeline.images import CalibrationInputs, calibration_inputs, has_inputs, random_inputs
 from msn_deploy.pipeline.ranges import measured_ranges
+from msn_deploy.pipeline.tune import TIMED_FEEDS, EngineSite, Tuner
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -49,10 +51,20 @@ def cast_to_fp16(
 
 
 def cast(
-    model: OpenModel, out: Path, *, data: str | None, state: Mapping[str, str] | None = None, progress: Progress
+    model: OpenModel,
+    out: Path,
+    *,
+    data: str | None,
+    state: Mapping[str, str] | None = None,
+    engines: EngineSite | None = None,
+    progress: Progress,
 ) -> tuple[PrecisionReport, OpenModel]:
-    """Do what `cast_to_fp16` does to an opened model; return the report, and the model that was written."""
-    from msn_deploy.quant.fp32_nodes import fold_constants, needs_fp32  # late, as is the next: they import onnx
+    """Do what `cast_to_fp16` does to an opened model; return the report, and the model that was written.
+
+    engines: from `engines_for`, to time them: layers that make the network slower in FP16 also stay in FP32.
+    """
+    from msn_deploy.quant.fp32_nodes import fold_constants, needs_fp32  # late, as are the next: they import onnx
+    from msn_deploy.quant.placement import WEIGHTED, name_of
     from msn_deploy.quant.precision import to_fp16
 
     check_door(model, out)
@@ -76,6 +88,16 @@ def cast(
     in_fp32 = needs_fp32(proto, maxima, minima)
     for name, why in in_fp32.items():
         _LOG.warning("%s stays in FP32: %s", name, why)
+    tuning = None
+    if engines is not None:
+        if given is None:
+            raise InputError(f"{model.path} runs on no random numbers, so nothing can be timed.\nGive `--data`.")
+        layers = [name_of(node) for node in proto.graph.node if node.op_type in WEIGHTED]
+        timed = list(given.runs(TIMED_FEEDS, most=1))
+        tuner = Tuner("fp16", lambda names: to_fp16(proto, keep_fp32=names), layers, timed, engines, progress)
+        left_out = tuner(tuple(in_fp32))
+        tuning = tuner.tuning(left_out, in_fp32)
+        in_fp32 |= dict.fromkeys(tuning.let_out, "the network is faster here with it in FP32")
     graph = to_fp16(proto, keep_fp32=in_fp32)
     content = with_info(graph, (info or ModelInfo(net="custom", norm="custom")).with_precision("fp16"))
     made = made_model(out, graph, content)
@@ -91,7 +113,7 @@ def cast(
         parents=parents,
         versions=VERSIONS,
         config={"precision": "fp16", "samples": samples, "recipe": {} if info is None else info.recipe},
-        facts={"maxima": maxima, "in_fp32": in_fp32},
+        facts={"maxima": maxima, "in_fp32": in_fp32, "tuning": None if tuning is None else asdict(tuning)},
     )
     report = PrecisionReport(
         path=out,
@@ -101,6 +123,7 @@ def cast(
         scales=0,
         parity=parity,
         in_fp32=in_fp32,
+        tuning=tuning,
     )
     return report, made
 

@@ -73,7 +73,7 @@ def test_an_engine_is_built_within_the_budget(ok, cli, onnx, tmp_path):
     outcome = ok("build-engine", onnx, "--precision", "int8", "--max-drop", "5pp", "--out", tmp_path / "y.engine")
     assert "verdict INT8" in outcome.out
     outcome = cli("build-engine", onnx, "--precision", "fp16", "--max-drop", "5pp", "--out", tmp_path / "z.engine")
-    assert (outcome.code, "are for INT8" in outcome.err) == (2, True), outcome
+    assert (outcome.code, "`--max-drop` is for INT8." in outcome.err) == (2, True), outcome
 
 
 def test_tuning_shows_each_layer_and_what_it_let_out(ok, onnx, tmp_path, monkeypatch):
@@ -97,5 +97,7 @@ def test_tuning_for_engines_needs_the_device(cli, onnx, tmp_path, monkeypatch):
     monkeypatch.setattr(tune, "what_machine", lambda: SimpleNamespace(has_gpu=False))
     for goal, code, words in (("latency", 3, "no GPU is here"), ("speed", 2, "`--tune speed` is not known")):
         outcome = cli("calibrate", onnx, "--tune", goal, "--out", tmp_path / "x.int8.onnx")
+        assert (outcome.code, words in outcome.err) == (code, True), outcome
+        outcome = cli("build-engine", onnx, "--precision", "fp16", "--tune", goal, "--out", tmp_path / "x.engine")
         assert (outcome.code, words in outcome.err) == (code, True), outcome
     assert not list(tmp_path.iterdir())

@@ -7,6 +7,8 @@ import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,14 +17,22 @@ import numpy as np
 import onnx
 import pytest
 from onnx import ModelProto, numpy_helper
+from trt_standin import Release
 
 from msn_deploy.core.artifacts import read_sidecar
 from msn_deploy.core.errors import GateError, InputError, InvalidMeasurement, MissingDependency, MissingDevice
+from msn_deploy.core.progress import silent
+from msn_deploy.engine import BuildOptions, what_machine
+from msn_deploy.engine.build import choose_site
 from msn_deploy.engine.cuda import Wait
 from msn_deploy.machine.state import Reading
-from msn_deploy.pipeline import tune
+from msn_deploy.machine.targets import find_target
+from msn_deploy.model.opened import open_model
+from msn_deploy.pipeline import build, tune
+from msn_deploy.pipeline.build import build_engine
 from msn_deploy.pipeline.calibrate import CalibrationOptions, calibrate
-from msn_deploy.pipeline.tune import find_slow, timing_site
+from msn_deploy.pipeline.fp16 import cast, cast_to_fp16
+from msn_deploy.pipeline.tune import EngineSite, engines_for, find_slow
 
 GAINS = {"a": -0.3, "b": 0.06, "c": -0.02, "d": 0.0, "e": 0.09, "f": -0.1}
 
@@ -160,13 +170,19 @@ def out_of_int8(graph: ModelProto) -> list[str]:
     return [layer for layer, weight in WEIGHTS.items() if f"{weight}_quantized" not in stored]
 
 
+def out_of_fp16(graph: ModelProto) -> list[str]:
+    """Return the layers whose weights are FP32."""
+    types = {tensor.name: tensor.data_type for tensor in graph.graph.initializer}
+    return [layer for layer, weight in WEIGHTS.items() if types[weight] == onnx.TensorProto.FLOAT]
+
+
 @pytest.fixture
 def timed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Machine]:
-    """Let candidates be timed on a simulated machine, by what is INT8 in their graphs."""
+    """Let candidates be timed on a simulated machine, by what is left out in their graphs."""
 
-    def on(**gains: float) -> Machine:
+    def on(left_out: Callable[[ModelProto], list[str]] = out_of_int8, **gains: float) -> Machine:
         machine = Machine(gains)
-        monkeypatch.setattr(tune, "loaded", lambda graph, feeds, site: machine.load(out_of_int8(graph)))
+        monkeypatch.setattr(tune, "loaded", lambda graph, feeds, engines: machine.load(left_out(graph)))
         monkeypatch.setitem(find_slow.__kwdefaults__, "clock", machine.clock)
         return machine
 
@@ -240,37 +256,154 @@ def test_engines_are_built_for_what_is_timed_and_closed(net: Path, monkeypatch: 
 
     def build(model: Any, path: Path, *, options: Any, site: Any) -> None:
         path.write_bytes(b"plan")
-        log.append([each.range for each in options.shapes])
+        log.append(([each.range for each in options.shapes], options.workspace_mib, site))
 
     def runner(path: Path, wait: Wait) -> Any:
         assert path.read_bytes() == b"plan"
         return SimpleNamespace(run=lambda feeds: log.append((wait, feeds["x"][0])), close=lambda: log.append(path))
 
     monkeypatch.setattr(tune, "build_engine_file", build)
-    monkeypatch.setattr(tune, "preflight", lambda path: path)
+    monkeypatch.setattr(tune, "preflight", lambda path, plugins: path)
     monkeypatch.setattr(tune, "runner_of", runner)
     site: Any = SimpleNamespace()
-    model = onnx.load(net)
-    for shape in ((1, 4, 16, 16),):
-        with tune.loaded(model, [{"x": np.full(shape, at)} for at in (0, 1)], site) as query:
-            for _ in range(3):
-                query()
+    engines = EngineSite(site=site, options=BuildOptions(workspace_mib=64))
+    model, shape = onnx.load(net), (1, 4, 16, 16)
+    with tune.loaded(model, [{"x": np.full(shape, at)} for at in (0, 1)], engines) as query:
+        for _ in range(3):
+            query()
     *seen, path = log
-    assert seen[0] == [((1, 4, 16, 16),) * 3]
+    assert seen[0] == ([(shape,) * 3], 64, site)
     assert [(wait, int(given.max())) for wait, given in seen[1:]] == [("spin", 0), ("spin", 1), ("spin", 0)]
     assert not path.exists()
 
 
-def test_engines_need_a_gpu_and_tensorrt(net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Release]:
+    """Let this machine have a GPU and a release of TensorRT."""
+
+    def with_tensorrt(release: str) -> Release:
+        trt = Release(release)
+        monkeypatch.setattr(tune, "what_machine", lambda: replace(what_machine(), gpu_nodes=("nvidia0",)))
+        monkeypatch.setattr(tune, "choose_site", partial(choose_site, backend=trt.backend))
+        return trt
+
+    return with_tensorrt
+
+
+def test_engines_need_a_gpu_and_tensorrt(
+    net: Path, device: Callable[[str], Release], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device("rtx-1.7.1")
+    with pytest.raises(MissingDependency, match=r"here is TensorRT-RTX"):
+        engines_for("int8", BuildOptions())
     monkeypatch.setattr(tune, "what_machine", lambda: SimpleNamespace(has_gpu=False))
     with pytest.raises(MissingDevice, match="no GPU is here"):
         calibrate(net, data=str(net.with_name("feeds.npz")), tune="latency")
-    rtx = SimpleNamespace(backend=SimpleNamespace(is_rtx=True, title="TensorRT-RTX 1.7"))
-    monkeypatch.setattr(tune, "what_machine", lambda: SimpleNamespace(has_gpu=True))
-    monkeypatch.setattr(tune, "choose_site", lambda *_, **__: rtx)
-    with pytest.raises(MissingDependency, match=r"here is TensorRT-RTX 1\.7"):
-        timing_site("tensorrt")
-    assert timing_site("onnxruntime") is None
+
+
+def test_engines_are_built_as_asked_for_but_of_one_size_and_with_kernels_found_anew(
+    net: Path, device: Callable[[str], Release]
+) -> None:
+    device("10.3.0")
+    asked = BuildOptions(precision="fp16", batch=8, opt_batch=2, workspace_mib=64, timing_cache=net, dla=None)
+    options = engines_for("fp16", asked).options
+    assert options == BuildOptions(workspace_mib=64)
+
+
+def test_fp16_is_not_tuned_where_tensorrt_chooses_itself_or_has_no_fp32(device: Callable[[str], Release]) -> None:
+    device("8.6.1")
+    assert engines_for("int8", BuildOptions()).site.backend.version == "8.6.1"
+    with pytest.raises(InputError, match="by its own times"):
+        engines_for("fp16", BuildOptions())
+    device("10.3.0")
+    with pytest.raises(InputError, match="a DLA has no FP32"):
+        engines_for("fp16", BuildOptions(dla=0))
+
+
+def tuned_in_fp16(net: Path) -> Any:
+    model, data = open_model(net, step="test"), str(net.with_name("feeds.npz"))
+    engines = engines_for("fp16", BuildOptions())
+    return cast(model, net.with_name("net.fp16.onnx"), data=data, engines=engines, progress=silent)[0]
+
+
+def test_what_is_slow_in_fp16_stays_in_fp32(
+    net: Path, timed: Callable[..., Machine], device: Callable[[str], Release]
+) -> None:
+    device("10.3.0")
+    timed(out_of_fp16, a=-0.2, b=0.1, c=0.08, y=0.0)
+    report = tuned_in_fp16(net)
+    assert sorted(report.in_fp32 or {}) == out_of_fp16(onnx.load(report.path)) == ["b", "c"]
+    assert report.tuning is not None
+    assert (report.tuning.precision, report.tuning.let_out) == ("fp16", ("b", "c"))
+    assert [each.precision for each in report.tuning.layers] == ["fp16", "fp32", "fp32", "fp16"]
+    side = read_sidecar(report.path)
+    assert side.facts["tuning"]["slow"] == ["b", "c"]
+
+
+def test_a_network_that_is_slower_in_fp16_as_a_whole_is_a_failed_gate(
+    net: Path, timed: Callable[..., Machine], device: Callable[[str], Release]
+) -> None:
+    device("10.3.0")
+    timed(out_of_fp16, a=0.1, b=0.1, c=0.1, y=0.1)
+    with pytest.raises(GateError, match="--precision fp32"):
+        tuned_in_fp16(net)
+    assert not net.with_name("net.fp16.onnx").exists()
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_build_engine_hands_its_options_to_what_is_timed(
+    net: Path, precision: str, device: Callable[[str], Release], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trt, timed = device("10.3.0"), list[EngineSite]()
+
+    def loaded(graph: ModelProto, feeds: Any, engines: EngineSite) -> Any:
+        timed.append(engines)
+        raise InvalidMeasurement("seen")
+
+    monkeypatch.setattr(tune, "loaded", loaded)
+    monkeypatch.setattr(build, "choose_site", tune.choose_site)
+    with pytest.raises(InvalidMeasurement, match="seen"):
+        build_engine(
+            net,
+            precision=precision,
+            options=BuildOptions(workspace_mib=64),
+            data=str(net.with_name("feeds.npz")),
+            tune="latency",
+        )
+    assert [(each.site.backend, each.options.workspace_mib) for each in timed] == [(trt.backend, 64)]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"precision": "fp32"}, InputError, "`--tune` is for INT8 and FP16"),
+        ({"precision": "int8", "options": BuildOptions(target=find_target("orin-nano"))}, MissingDevice, "Run it on"),
+    ],
+)
+def test_an_engine_that_is_not_timed_here_is_not_tuned(
+    net: Path, options: dict[str, Any], error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        build_engine(net, tune="latency", **options)
+
+
+@pytest.mark.parametrize(("precision", "options"), [("fp16", {"tune": "latency"}), ("int8", {"leave_out": ("b",)})])
+def test_a_file_of_the_precision_is_as_it_is(
+    net: Path,
+    precision: str,
+    options: dict[str, Any],
+    device: Callable[[str], Release],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    device("10.3.0")
+    monkeypatch.setattr(build, "choose_site", tune.choose_site)
+    made, data = net.with_name("typed.onnx"), str(net.with_name("feeds.npz"))
+    if precision == "fp16":
+        cast_to_fp16(net, made, data=data)
+    else:
+        calibrate(net, made, data=data)
+    with pytest.raises(InputError, match=f"is {precision.upper()} already"):
+        build_engine(made, precision=precision, **options)
 
 
 def test_other_goals_are_refused() -> None:
