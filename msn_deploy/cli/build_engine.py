@@ -24,7 +24,7 @@ from msn_deploy.cli.options import (
     new_file,
 )
 from msn_deploy.core.errors import size_text
-from msn_deploy.core.model_info import DEFAULT_METHOD, DEFAULT_SAMPLES
+from msn_deploy.core.model_info import DEFAULT_SAMPLES
 from msn_deploy.core.optional import install
 from msn_deploy.engine.build_options import DEFAULT_BATCH, BuildOptions, parse_mib
 from msn_deploy.engine.runner import parse_state, sizes_text
@@ -42,6 +42,7 @@ EXAMPLES = """
 msn-deploy build-engine runs/vgg7_msn.onnx
 msn-deploy build-engine runs/vgg7_msn.onnx --precision int8 --max-drop 0.5pp
 msn-deploy build-engine runs/vgg7_msn.int8.onnx --target orin-nano
+msn-deploy build-engine runs/vgg7_msn.onnx --precision fp8 --target rtx-sm89
 """
 _DEFAULT = BuildOptions()
 _ROWS = 12  # of the fallback table; the sidecar holds all
@@ -49,9 +50,9 @@ _ROWS = 12  # of the fallback table; the sidecar holds all
 
 def command(
     onnx: Annotated[Path, typer.Argument(help="ONNX file from `export` or `calibrate`.")],
-    precision: Annotated[str, typer.Option(help="Precision of the layers.", metavar="fp32|fp16|int8")] = "fp16",
+    precision: Annotated[str, typer.Option(help="Precision of the layers.", metavar="fp32|fp16|int8|fp8")] = "fp16",
     data: DataOrFeeds = None,
-    method: Method = DEFAULT_METHOD,
+    method: Method = None,
     samples: Samples = DEFAULT_SAMPLES,
     state: State = None,
     max_drop: MaxDrop = None,
@@ -224,16 +225,19 @@ def _show_engine(built: BuildReport, onnx: Path) -> None:
         output.say(f"  {what:10} {', '.join(named)}")
     for name, shapes in built.ranges.items():
         output.say(f"  takes      {name} of {', '.join(map(sizes_text, dict.fromkeys(shapes)))}")
+    convs, others, title = built.int8_convs, built.not_int8, "INT8"
+    if built.precision == "fp8":
+        convs, others, title = built.fp8_convs, built.not_fp8, "FP8"
     output.say(
-        f"  layers     {len(built.layers) or '-'}, INT8 convolutions "
-        f"{built.int8_convs if built.int8_convs is not None else '-'}; weights {size_text(built.weight_memory_bytes)}"
+        f"  layers     {len(built.layers) or '-'}, {title} convolutions {'-' if convs is None else convs}; "
+        f"weights {size_text(built.weight_memory_bytes)}"
     )
     if built.dla is not None:
         _show_dla(built.dla)
-    for layer in built.not_int8[:_ROWS]:
-        output.say(f"  not INT8   {layer.name} ({layer.kind}, {layer.precision or 'type not told'})")
-    if len(built.not_int8) > _ROWS:
-        output.say(f"             ... and {len(built.not_int8) - _ROWS} more")
+    for layer in others[:_ROWS]:
+        output.say(f"  {f'not {title}':10} {layer.name} ({layer.kind}, {layer.precision or 'type not told'})")
+    if len(others) > _ROWS:
+        output.say(f"             ... and {len(others) - _ROWS} more")
     for warning in built.warnings[:2]:
         output.say(f"  warning    {warning}")
 
@@ -262,7 +266,8 @@ def _show_elsewhere(report: EngineReport, there: DeviceBuild) -> None:
         seen = report.proxy
         output.say(
             f"  checked    with {seen.builder} for {seen.target} as a stand-in: {seen.layers} layers, "
-            f"{seen.int8_convs} INT8 convolutions, weights {size_text(seen.weight_memory_bytes)}"
+            f"{f'{seen.fp8_convs} FP8' if seen.fp8_convs else f'{seen.int8_convs} INT8'} convolutions, "
+            f"weights {size_text(seen.weight_memory_bytes)}"
         )
     if there.dla is not None:
         _show_dla(there.dla)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from msn_deploy.cli import output
-from msn_deploy.cli.options import INT8, DataOrFeeds, Json, LeaveOut, MaxDrop, MinSqnr, State, Tune, new_file
+from msn_deploy.cli.options import INT8, DataOrFeeds, Json, LeaveOut, MaxDrop, Method, MinSqnr, State, Tune, new_file
 from msn_deploy.core.errors import size_text
-from msn_deploy.core.model_info import DEFAULT_METHOD, DEFAULT_PERCENTILE, DEFAULT_SAMPLES
+from msn_deploy.core.model_info import DEFAULT_PERCENTILE, DEFAULT_SAMPLES
 from msn_deploy.engine.runner import parse_state
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ _CACHE = "Scales of other images"
 EXAMPLES = """
 msn-deploy calibrate runs/vgg7_msn.onnx
 msn-deploy calibrate net.onnx --data photos --max-drop 0.5pp
-msn-deploy calibrate net.onnx --data photos --runtime onnxruntime
 msn-deploy calibrate net.onnx --runtime onnxruntime --tune latency
+msn-deploy calibrate net.onnx --data photos --precision fp8
 """
 
 
@@ -36,15 +36,10 @@ def command(
             help="TOML file, or name of one: digits, mnist, fashion-mnist, image-folder.", metavar="FILE|NAME"
         ),
     ] = None,
-    method: Annotated[
-        str | None,
-        typer.Option(
-            help="entropy, minmax, percentile or mse.",
-            show_default=DEFAULT_METHOD,
-            metavar="NAME",
-            rich_help_panel=INT8,
-        ),
-    ] = None,
+    precision: Annotated[
+        str, typer.Option(help="What layers compute in; FP8 is for GPUs from Ada (SM89) on.", metavar="int8|fp8")
+    ] = "int8",
+    method: Method = None,
     percentile: Annotated[
         float | None,
         typer.Option(
@@ -98,11 +93,11 @@ def command(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", callback=new_file, help="File to write.", show_default="NAME.int8.onnx"),
+        typer.Option("--out", "-o", callback=new_file, help="File to write.", show_default="NAME.PRECISION.onnx"),
     ] = None,
     json: Json = None,
 ) -> None:
-    """Quantise an ONNX file to INT8 (explicit Q/DQ) on real data: training images, or arrays for any other network."""
+    """Quantise an ONNX file to INT8 or FP8 (explicit Q/DQ) on real data: training images, or arrays of any network."""
     from msn_deploy.core.recipes import load_calibration_recipe
     from msn_deploy.pipeline.budget import parse_drop, parse_sqnr
     from msn_deploy.pipeline.calibrate import calibrate
@@ -116,6 +111,7 @@ def command(
         report = calibrate(
             onnx,
             out,
+            precision=precision,
             **chosen,
             state=dict(map(parse_state, state or ())),
             max_drop=None if max_drop is None else parse_drop(max_drop),
@@ -129,7 +125,7 @@ def command(
             progress=progress,
         )
     for_engines = report.runtime == "tensorrt"
-    then = ("build-engine", report.path, "--precision", "int8") if for_engines else ("bench", onnx, report.path)
+    then = ("build-engine", report.path, "--precision", precision) if for_engines else ("bench", onnx, report.path)
     if output.emit(report, json, made_from=[report.path], then=then):
         return
     output.say(f"{report.path}: {size_text(report.bytes)}, {report.bytes / report.bytes_fp32:.2f} of FP32")
@@ -198,13 +194,15 @@ def show_verdict(report: PrecisionReport) -> None:
         for each in verdict.ranking[:4]:
             output.say(f"  {each.layer}: {each.sqnr_db:.1f} dB with INT8 in this layer alone")
     elif layers:
-        output.say(f"  left out of INT8, in {other}: {layers}")
+        output.say(f"  left out of {report.precision.upper()}, in {other}: {layers}")
     for name in report.dead:
         output.say(f"  {name} is 0 on all samples: it has the range 1, and zero stays exact")
     for name in report.transposed:
         output.say(
             f"  {name} is a ConvTranspose: TensorRT-RTX 1.7.1 runs it in FP32; `--leave-out {name}` makes it FP16"
         )
+    for name, why in (report.in_fp16 or {}).items():
+        output.say(f"  {name} stays in FP16: {why}")
     for name, why in (report.in_fp32 or {}).items():
         output.say(f"  {name} stays in FP32: {why}")
     if report.tuning is not None:

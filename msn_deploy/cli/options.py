@@ -12,11 +12,11 @@ import typer
 
 from msn_deploy.core.artifacts import owner_of, sidecar_path
 from msn_deploy.core.errors import InputError, did_you_mean
-from msn_deploy.core.model_info import INPUT_TYPES, TASKS, InputOption, TaskName
+from msn_deploy.core.model_info import DEFAULT_METHOD, FP8_METHOD, INPUT_TYPES, TASKS, InputOption, TaskName
 from msn_deploy.core.opening import read_input
 from msn_deploy.core.reader import decoded, parse_json
 
-INT8 = "INT8"  # the group of options that place it
+INT8 = "INT8 and FP8"  # the group of options that place it
 MINIMUM_SECONDS = 0.5  # ten rounds of two blocks of 25 ms: fewer give no interval
 
 
@@ -112,10 +112,11 @@ Plugins = Annotated[
 Out = Annotated[Path, typer.Option("--out", "-o", callback=new_file, help="File to write.")]
 Seconds = Annotated[float, typer.Option("--seconds", min=MINIMUM_SECONDS, help="Measured time per model, s.")]
 Method = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--method",
-        help="How ranges are chosen: entropy, minmax, percentile or mse.",
+        help="How ranges are chosen: minmax or percentile; for INT8 also entropy or mse.",
+        show_default=f"{DEFAULT_METHOD}; FP8: {FP8_METHOD}",
         metavar="NAME",
         rich_help_panel=INT8,
     ),

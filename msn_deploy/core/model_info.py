@@ -22,7 +22,8 @@ Align = Literal["centre", "corner"]
 Interpolation = Literal["bilinear", "bicubic", "nearest"]
 Colour = Literal["rgb", "bgr", "grey"]
 Layout = Literal["NCHW", "NHWC"]
-Precision = Literal["fp32", "fp16", "int8"]
+Precision = Literal["fp32", "fp16", "int8", "fp8"]
+Quantised = Literal["int8", "fp8"]
 Runtime = Literal["tensorrt", "onnxruntime"]
 TaskName = Literal[
     "classification",
@@ -40,9 +41,11 @@ FITS: tuple[Fit, ...] = get_args(Fit)
 INPUT_TYPES = ("float32", "float16", "uint8", "int8", "int32", "int64", "bool")
 RUNTIMES: tuple[Runtime, ...] = get_args(Runtime)
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+QUANTISED: tuple[Quantised, ...] = get_args(Quantised)
 
 # Of all methods of calibration the one that is never the worst: benchmarks/results/int8.json.
 DEFAULT_METHOD = "mse"
+FP8_METHOD = "minmax"  # a range that clips makes no step of FP8 finer, but near zero: benchmarks/results/fp8.json
 DEFAULT_PERCENTILE = 99.99
 DEFAULT_SAMPLES = 256
 DEFAULT_WORKSPACE_MIB = 256  # of TensorRT's builder
@@ -231,7 +234,7 @@ class ModelInfo:
     PRECISIONS. folded: no normalisation is left. data: name or folder it was trained on. recipe: the recipe as a
     dict, complete enough to rebuild the network. metrics: such as test_accuracy (0 to 1). graph: structural hash of an
     ONNX graph, equal where only weights differ; empty for a checkpoint.
-    runtime: of an INT8 graph, one of RUNTIMES: what its Q/DQ nodes are laid out for; else "".
+    runtime: of a quantised graph, one of RUNTIMES: what its Q/DQ nodes are laid out for; else "".
     task: one of TASKS, or "" where the file does not say what its outputs mean. reading: how the task reads them, such
     as {"head": "yolov8"}; what is usual is left out.
     """

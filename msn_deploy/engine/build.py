@@ -9,7 +9,7 @@ from pathlib import Path
 
 from msn_deploy.core.artifacts import Parent, publish, read_sidecar, require_names, sha256_of
 from msn_deploy.core.errors import InputError
-from msn_deploy.core.model_info import TensorSpec
+from msn_deploy.core.model_info import QUANTISED, TensorSpec
 from msn_deploy.core.progress import Progress, silent
 from msn_deploy.engine.backends import Backend, pick_backend
 from msn_deploy.engine.build_log import logger_of
@@ -17,11 +17,11 @@ from msn_deploy.engine.build_options import BuildOptions
 from msn_deploy.engine.dla import DlaPlan, check_int8
 from msn_deploy.engine.inspector import (
     Layer,
-    count_int8_convs,
+    count_convs,
     inspect_plan,
     layers_from_log,
     memory_from_log,
-    not_in_int8,
+    not_quantised,
 )
 from msn_deploy.engine.tensors import Range
 from msn_deploy.engine.trt_build import build_plan, is_weakly_typed
@@ -30,7 +30,8 @@ from msn_deploy.machine.device import DeviceFacts, first_gpu, target_of
 from msn_deploy.machine.targets import Target, check_dla, check_precision, find_target
 from msn_deploy.model.opened import OpenModel
 
-RTX_DEFAULT = "rtx-sm86"  # the nearest to Orin of the generations that TensorRT-RTX builds for
+_RTX_DEFAULT = "rtx-sm86"  # the nearest to Orin of the generations that TensorRT-RTX builds for
+_RTX_FP8 = "rtx-sm89"  # the first with FP8
 _KEPT_WARNINGS = 10
 
 
@@ -40,10 +41,11 @@ class BuildReport:
 
     precision: of the network. inputs, outputs: as the engine has them, None for an open size. ranges: the smallest, the
     best and the largest shape of each input with open sizes. compute_capability: such as "8.6". device: the GPU's
-    name, None ahead of time. layers: () if not told. int8_convs: convolutions that read INT8. not_int8: convolutions
-    and matrix products of an INT8 network that read something else. device_memory_bytes: of one execution context,
-    beside the weights. plugins: names of the libraries that it needs. dla: where each layer runs, None without DLA.
-    replicate: which of several, from 1. warnings: the builder's first ten.
+    name, None ahead of time. layers: () if not told. int8_convs, fp8_convs: convolutions that read INT8 and FP8.
+    not_int8, not_fp8: convolutions and matrix products of such a network that read something else.
+    device_memory_bytes: of one execution context, beside the weights. plugins: names of the libraries that it needs.
+    dla: where each layer runs, None without DLA. replicate: which of several, from 1. warnings: the builder's first
+    ten.
     """
 
     path: Path
@@ -62,6 +64,8 @@ class BuildReport:
     layers: tuple[Layer, ...]
     int8_convs: int | None
     not_int8: tuple[Layer, ...]
+    fp8_convs: int | None
+    not_fp8: tuple[Layer, ...]
     version_compatible: bool
     hardware_compatible: bool
     plugins: tuple[str, ...]
@@ -81,6 +85,11 @@ class Site:
     machine: DeviceFacts
 
 
+def rtx_default(precision: str) -> Target:
+    """Return the target that TensorRT-RTX builds for where none is asked for."""
+    return find_target(_RTX_FP8 if precision == "fp8" else _RTX_DEFAULT)
+
+
 def choose_site(options: BuildOptions, precision: str, *, machine: DeviceFacts, backend: Backend | None = None) -> Site:
     """Decide where to build, and refuse what cannot be built there, before any work. backend: chosen if not given.
 
@@ -92,7 +101,7 @@ def choose_site(options: BuildOptions, precision: str, *, machine: DeviceFacts, 
         check_precision(target, precision)
     backend = backend or pick_backend(options.backend, target, machine=machine)
     if target is None:
-        target = find_target(RTX_DEFAULT) if backend.is_rtx else target_of(machine)
+        target = rtx_default(precision) if backend.is_rtx else target_of(machine)
         if target is not None:
             check_precision(target, precision)
     if target is not None and options.dla is not None:
@@ -158,8 +167,10 @@ def build_engine_file(
         weight_memory_bytes=memory.weight_memory_bytes,
         device_memory_bytes=device_memory,
         layers=layers,
-        int8_convs=count_int8_convs(layers) if layers else None,
-        not_int8=not_in_int8(layers) if precision == "int8" else (),
+        int8_convs=count_convs(layers, "int8") if layers else None,
+        not_int8=not_quantised(layers, "int8") if precision == "int8" else (),
+        fp8_convs=count_convs(layers, "fp8") if layers else None,
+        not_fp8=not_quantised(layers, "fp8") if precision == "fp8" else (),
         version_compatible=options.version_compatible,
         hardware_compatible=options.hardware_compatible,
         plugins=tuple(path.name for path in options.plugins),
@@ -217,12 +228,13 @@ def check_typed(model: OpenModel, precision: str, *, weak: bool, title: str) -> 
 
     weak: the builder takes FP16 from a flag; INT8 without Q/DQ nodes would need a calibrator there too.
     """
-    if precision == model.precision or (weak and "int8" not in (precision, model.precision)):
+    if precision == model.precision or (weak and {precision, model.precision}.isdisjoint(QUANTISED)):
         return
+    how = {"int8": "calibrate", "fp8": "calibrate --precision fp8"}.get(precision, "export")
     raise InputError(
         f"{model.path} is an {model.precision.upper()} network; {precision.upper()} was asked for, and "
         f"{title} builds what the file says.\n"
-        f"Make that file first with `msn-deploy {'calibrate' if precision == 'int8' else 'export'}`."
+        f"Make that file first with `msn-deploy {how}`."
     )
 
 

@@ -27,7 +27,7 @@ from msn_deploy.engine.dla import (
     plan_of,
 )
 from msn_deploy.engine.tensors import check_types, trtexec_shapes, types_in
-from msn_deploy.engine.trtexec import ROUTES, lacking, lines_for, options_for, releases_for
+from msn_deploy.engine.trtexec import ROUTES, lacking, lines_for, options_for, releases_for, weak_route
 from msn_deploy.machine.containers import (
     CACHE,
     COPIES,
@@ -211,9 +211,12 @@ def with_options(engines: Mapping[str, tuple[OpenModel, str]], *, target: Target
 
 def _arm(route: str, shapes: list[str], precision: str, options: BuildOptions) -> str:
     """Return the words of sh that run trtexec with the options of a release, or refuse those that it lacks."""
-    missing = " and ".join(lacking(route, options))
-    if missing:
+    told: tuple[str, ...] = ()
+    if missing := " and ".join(lacking(route, options)):
         told = (f"{ROUTES[route].title}, which is here, lacks {missing}; 8.6 and later do not.", "Build without it.")
+    elif precision == "fp8" and weak_route(route):
+        told = (f"{ROUTES[route].title}, which is here, has no FP8; 10 and later do.", "Build in INT8 or FP16.")
+    if told:
         return f"fail 2 {shlex.join(told)}"
     return f'"$@" {shlex.join(options_for(route, shapes, precision, options))}'
 

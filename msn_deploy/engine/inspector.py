@@ -106,14 +106,14 @@ def _precision(text: str) -> str | None:
     return next((name for name, words in _PRECISIONS.items() if re.search(rf"\b(?:{words})\b", text, re.I)), None)
 
 
-def count_int8_convs(layers: Sequence[Layer]) -> int:
-    """Count the convolutions that read INT8: "correlation" in TensorRT-RTX, "...Convolution..." in TensorRT."""
-    return sum(row.precision == "int8" and bool(re.search("correlation|conv", row.kind, re.I)) for row in layers)
+def count_convs(layers: Sequence[Layer], precision: str) -> int:
+    """Count the convolutions that read it: "correlation" in TensorRT-RTX, "...Convolution..." in TensorRT."""
+    return sum(row.precision == precision and bool(re.search("correlation|conv", row.kind, re.I)) for row in layers)
 
 
-def not_in_int8(layers: Sequence[Layer]) -> tuple[Layer, ...]:
-    """Return the convolutions and matrix products whose arithmetic is not INT8."""
-    return tuple(row for row in layers if row.precision != "int8" and re.search(_HEAVY, row.kind, re.I))
+def not_quantised(layers: Sequence[Layer], precision: str) -> tuple[Layer, ...]:
+    """Return the convolutions and matrix products of an INT8 or FP8 network whose arithmetic is another."""
+    return tuple(row for row in layers if row.precision != precision and re.search(_HEAVY, row.kind, re.I))
 
 
 def memory_from_log(texts: Sequence[str]) -> Memory:

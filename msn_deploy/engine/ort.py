@@ -25,6 +25,8 @@ _PROVIDER = {
     "tensorrt": ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"],
 }
 # Graph passes that merge a normalisation, whole or taken apart into Mul and Add, into the layer before it.
+# Removes a ReLU in front of a QuantizeLinear with the zero point 0 of FP8, as if it were that of UINT8 (1.32).
+_WRONG_FOR_FP8 = ["ReluQuantRewrite"]
 _NORM_FUSIONS = ["ConvBNFusion", "ConvMulFusion", "ConvAddFusion", "MatMul_BatchNormalization_Fusion"]
 
 
@@ -77,10 +79,10 @@ class OrtRunner:
         if profile_to is not None:
             options.enable_profiling = True
             options.profile_file_prefix = str(profile_to)
-        off = {} if fuse_norms else {"disabled_optimizers": _NORM_FUSIONS}
+        off = [*([] if fuse_norms else _NORM_FUSIONS), *(_WRONG_FOR_FP8 if model.precision == "fp8" else [])]
         ort.set_default_logger_severity(_FATAL)  # warnings about the machine do not belong to a session's logger
         try:
-            session = ort.InferenceSession(model.data, options, providers=_PROVIDER[provider], **off)
+            session = ort.InferenceSession(model.data, options, providers=_PROVIDER[provider], disabled_optimizers=off)
         except Exception as cause:  # ONNX Runtime's classes share no base below Exception
             foreign = foreign_operators(model.proto)
             hint = "\nONNX does not have {}; TensorRT takes such operators by `--plugins`.".format(", ".join(foreign))

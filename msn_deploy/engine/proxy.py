@@ -1,6 +1,7 @@
 """Does NVIDIA's parser and builder take this file at all? Asked of TensorRT-RTX, which needs no GPU for it.
 
-Passing is necessary, not sufficient: it is another builder, for another GPU (SM86, the nearest to Orin's SM87).
+Passing is necessary, not sufficient: it is another builder, for another GPU (SM86, the nearest to Orin's SM87; with FP8
+SM89).
 """
 
 from __future__ import annotations
@@ -10,11 +11,10 @@ from dataclasses import dataclass
 from msn_deploy.core.errors import MissingDependency
 from msn_deploy.core.progress import Progress, silent
 from msn_deploy.engine.backends import pick_backend
-from msn_deploy.engine.build import RTX_DEFAULT
+from msn_deploy.engine.build import rtx_default
 from msn_deploy.engine.build_options import BuildOptions
-from msn_deploy.engine.inspector import count_int8_convs, layers_from_log, memory_from_log
+from msn_deploy.engine.inspector import count_convs, layers_from_log, memory_from_log
 from msn_deploy.engine.trt_build import build_plan
-from msn_deploy.machine.targets import find_target
 from msn_deploy.model.opened import OpenModel
 
 
@@ -26,6 +26,7 @@ class ProxyCheck:
     target: str
     layers: int
     int8_convs: int
+    fp8_convs: int
     weight_memory_bytes: int | None
 
 
@@ -36,7 +37,7 @@ def check_with_rtx(model: OpenModel, *, options: BuildOptions, progress: Progres
     """
     if options.plugins:  # it takes none
         return None
-    target = find_target(RTX_DEFAULT)
+    target = rtx_default(model.precision)
     try:
         backend = pick_backend("tensorrt-rtx", target)
     except MissingDependency:
@@ -52,6 +53,7 @@ def check_with_rtx(model: OpenModel, *, options: BuildOptions, progress: Progres
         builder=backend.title,
         target=target.name,
         layers=len(layers),
-        int8_convs=count_int8_convs(layers),
+        int8_convs=count_convs(layers, "int8"),
+        fp8_convs=count_convs(layers, "fp8"),
         weight_memory_bytes=memory_from_log(texts).weight_memory_bytes,
     )

@@ -71,6 +71,8 @@ def build_plan(
     load_plugins(trt, logger, options.plugins, title=backend.title)
     messages.start()
     # Up to TensorRT 10 the DLA takes its precision from flags, as all of TensorRT 8 does.
+    if is_weakly_typed(trt) and precision == "fp8":
+        raise InputError(f"{backend.title} has no FP8; TensorRT 10 and later do.\nBuild in INT8 or FP16.")
     weak = is_weakly_typed(trt) or (options.dla is not None and hasattr(trt.BuilderFlag, "FP16"))
     names = ("EXPLICIT_BATCH",) if weak else ("EXPLICIT_BATCH", "STRONGLY_TYPED")
     try:

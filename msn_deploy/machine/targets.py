@@ -189,10 +189,7 @@ def find_target(name: str) -> Target:
 
 
 def check_precision(target: Target, precision: str) -> None:
-    """Raise InputError, with the reason, if TensorRT cannot build that precision for the target.
-
-    precision: may also be "fp8", which some targets have and msn-deploy does not write yet.
-    """
+    """Raise InputError, with the reason, if TensorRT cannot build that precision for the target."""
     if precision in target.precisions:
         return
     why = {

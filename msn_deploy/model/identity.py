@@ -34,17 +34,22 @@ def structural_hash(model: ModelProto, *, weights: bool = False) -> str:
 
 
 def precision_of(model: ModelProto) -> str:
-    """Return "int8" for a graph with Q/DQ nodes or integer arithmetic, "fp16" for half-precision weights or casts.
+    """Return "int8" for a graph with Q/DQ nodes or integer arithmetic, "fp8" if some of those nodes are in FP8.
 
-    Else it is "fp32".
+    Else it is "fp16" for half-precision weights or casts, and "fp32" without.
     """
     half = TensorProto.FLOAT16
-    casts_to_half = False
+    casts_to_half = quantised = False
+    eights = {tensor.name for tensor in all_tensors(model) if tensor.data_type == TensorProto.FLOAT8E4M3FN}
     for node in nodes_of_model(model):
         if _INTEGER.search(node.op_type):
-            return "int8"
+            if eights.intersection(node.input):
+                return "fp8"
+            quantised = True
         if node.op_type == "Cast":
             casts_to_half |= any(each.name == "to" and each.i == half for each in node.attribute)
+    if quantised:
+        return "int8"
     return "fp16" if casts_to_half or any(tensor.data_type == half for tensor in all_tensors(model)) else "fp32"
 
 

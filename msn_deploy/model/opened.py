@@ -53,7 +53,7 @@ class OpenModel:
 
     @cached_property
     def precision(self) -> str:
-        """What it computes in: "int8" (it has Q/DQ nodes), "fp16" (half-precision weights or casts) or "fp32"."""
+        """What it computes in: "int8" or "fp8" (Q/DQ nodes), "fp16" (half-precision weights or casts) or "fp32"."""
         from msn_deploy.model.identity import precision_of
 
         return precision_of(self.proto)

@@ -12,12 +12,12 @@ from msn_deploy.core.errors import GateError, ParityError
 from msn_deploy.core.model_info import ModelInfo
 from msn_deploy.model.feeds import Array, Feeds, rows_of
 
-STAGES = ("layers folded", "onnx", "graph folded", "simplified", "fp16", "int8")
+STAGES = ("layers folded", "onnx", "graph folded", "simplified", "fp16", "int8", "fp8")
 FLOAT_LIMIT, LEAST_LARGEST = 1e-4, 1e-3  # of an output's largest value, which counts as the second at least
 _ROUNDINGS = 4  # of the source in float32, which another order of the same sums may be off by
 _FEWEST_EQUAL = 0.999  # of integers: an argmax of two that are equal but for rounding may fall either way
-# Half precision has 11 bits (66 dB), INT8 about 7 per tensor (42 dB) before errors add up over layers.
-LEAST_SQNR_DB = {"fp16": 40.0, "int8": 15.0}
+# Half precision has 11 bits (66 dB), INT8 about 7 per tensor (42 dB), FP8 4 (31 dB), before errors add up over layers.
+LEAST_SQNR_DB = {"fp16": 40.0, "int8": 15.0, "fp8": 15.0}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

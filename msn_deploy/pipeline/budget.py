@@ -150,31 +150,36 @@ def paired_drop(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> tuple[fl
     return (lost - won) / count, (p - q - half, p - q + half)
 
 
-def int8_graph(
+def quantised_graph(
     model: ModelProto,
     ranges: Mapping[str, float],
     maxima: Mapping[str, float],
     left_out: Collection[str],
     layout: Layout | None = None,
+    minima: Mapping[str, float] | None = None,
 ) -> tuple[ModelProto, dict[str, str]]:
-    """Return the INT8 graph whose `left_out` layers work in FP16, and those of them that stay in FP32, with the reason.
+    """Return the graph whose `left_out` layers work in FP16, and what stays in FP32 instead, with the reason.
 
-    ranges: of what is quantised; maxima: largest magnitudes of all activations, which FP16 has to hold. layout: None is
-    TensorRT's; on a CPU all that is left out stays in FP32, for ONNX Runtime has no kernels in FP16 there.
+    Around INT8 the rest is FP32. Around FP8 it is FP16, since TensorRT writes what a convolution in FP8 makes to memory
+    before it is rounded for the next. ranges: of what is quantised; maxima: largest magnitudes of all activations,
+    which FP16 has to hold; minima: see `needs_fp32`. layout: None is TensorRT's INT8; on a CPU all that is left out
+    stays in FP32, for ONNX Runtime has no kernels in FP16 there.
     """
     from msn_deploy.quant.fp32_nodes import needs_fp32
     from msn_deploy.quant.layout import TENSORRT
+    from msn_deploy.quant.placement import name_of
     from msn_deploy.quant.precision import in_fp16
     from msn_deploy.quant.quantize import quantize
 
     layout = layout or TENSORRT
     nothing = left_out and not layout.place(model, leave_out=left_out).layers
-    int8 = model if nothing else quantize(model, ranges, leave_out=left_out, layout=layout)
-    if not left_out or layout.runtime == "onnxruntime":
-        return int8, {}
-    kept = {name: why for name, why in needs_fp32(model, maxima).items() if name in left_out}
-    half = [name for name in left_out if name not in kept]
-    return (in_fp16(int8, half) if half else int8), kept
+    made = model if nothing else quantize(model, ranges, leave_out=left_out, layout=layout)
+    wanted = left_out if layout.precision == "int8" else [name_of(node) for node in model.graph.node]
+    if not wanted or layout.runtime == "onnxruntime":
+        return made, {}
+    kept = {name: why for name, why in needs_fp32(model, maxima, minima).items() if name in wanted}
+    half = [name for name in wanted if name not in kept]
+    return (in_fp16(made, half) if half else made), kept
 
 
 def parse_sqnr(text: str) -> float:
@@ -200,7 +205,7 @@ def within_budget(
     """Return the graph with the fewest layers left out whose metric drops by at most `max_drop`.
 
     runs: of all images; the first of them rank the layers. judge: from the outputs of each run to the metric. layout:
-    see `int8_graph`.
+    see `quantised_graph`.
     Raises GateError (exit 1) if no INT8 is within the budget, and says what FP16 loses.
     """
     return _DropBudget(model, ranges, maxima, layout, runs, judge, max_drop, progress).found(tune)
@@ -259,8 +264,8 @@ class _Search:
         self.layout, self.ranked_on = layout or TENSORRT, ranked_on
 
     def int8(self, left_out: Collection[str]) -> tuple[ModelProto, dict[str, str]]:
-        """See `int8_graph`."""
-        return int8_graph(self.model, self.ranges, self.maxima, left_out, self.layout)
+        """See `quantised_graph`."""
+        return quantised_graph(self.model, self.ranges, self.maxima, left_out, self.layout)
 
     def found(self, tune: Tune | None) -> tuple[ModelProto, Verdict]:
         left_out, ranking = self.for_the_budget()

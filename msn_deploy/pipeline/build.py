@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from msn_deploy.core.errors import InputError, MissingDevice, did_you_mean
-from msn_deploy.core.model_info import PRECISIONS
+from msn_deploy.core.model_info import PRECISIONS, QUANTISED
 from msn_deploy.core.partials import claimed
 from msn_deploy.core.progress import Progress, silent
 from msn_deploy.core.results import Result
@@ -67,7 +67,7 @@ def build_engine(
     machine: DeviceFacts | None = None,
     **settings: Any,
 ) -> EngineReport:
-    """Build `out` from an ONNX file in the given precision; fp16 and int8 first write NAME.fp16.onnx or NAME.int8.onnx.
+    """Build `out` from an ONNX file in the given precision; all but fp32 first write NAME.PRECISION.onnx.
 
     The typed file is written next to `out`. On a DLA whose TensorRT takes no Q/DQ nodes (up to 10.7), INT8 is built
     from the FP32 file and a calibration table, NAME.int8.cache, which is written with NAME.int8.onnx. For a Jetson that
@@ -97,7 +97,8 @@ def build_engine(
     onnx = Path(onnx)
     if precision not in PRECISIONS:
         raise InputError(f"unknown precision {precision!r}{did_you_mean(precision, PRECISIONS)}")
-    calibration = replace(calibration or CalibrationOptions(), **settings)
+    calibration = calibration or CalibrationOptions()
+    calibration = replace(calibration, **{"precision": precision if precision in QUANTISED else "int8"} | settings)
     options = replace(options or BuildOptions(), precision=precision)
     core = "" if options.dla is None else f".dla{options.dla}"
     named = f"{onnx.stem.removesuffix(f'.{precision}')}.{precision}{core}.engine"
@@ -106,7 +107,7 @@ def build_engine(
     if calibration.runtime != "tensorrt":
         raise InputError(f"an engine can't be built from what is laid out for {calibration.runtime}.\nLeave it out.")
     places = _places(calibration)
-    places_in = ("int8", "fp16") if places == "--tune" else ("int8",)
+    places_in = {"--tune": ("int8", "fp16"), "--leave-out": ("int8", "fp8")}.get(places or "", ("int8",))
     if places is not None and precision not in places_in:
         named = " and ".join(map(str.upper, places_in))
         raise InputError(f"`{places}` is for {named}.\nGive `--precision int8`, or leave it out.")
@@ -169,7 +170,7 @@ def _table_reader(model: OpenModel, options: BuildOptions, precision: str, site:
     """
     assert options.dla is not None
     table = options.calibration_table is not None
-    if precision == "fp32":
+    if precision in ("fp32", "fp8"):
         raise InputError("a DLA computes in FP16 and INT8 only.\nGive `--precision fp16`, or leave `--dla` out.")
     if precision != "int8":
         return None

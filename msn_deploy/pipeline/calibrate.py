@@ -1,4 +1,4 @@
-"""`calibrate`: an FP32 ONNX file to the INT8 file that an engine is built from."""
+"""`calibrate`: an FP32 ONNX file to the INT8 or FP8 file that an engine is built from."""
 
 from __future__ import annotations
 
@@ -16,8 +16,11 @@ from msn_deploy.core.model_info import (
     DEFAULT_METHOD,
     DEFAULT_PERCENTILE,
     DEFAULT_SAMPLES,
+    FP8_METHOD,
+    QUANTISED,
     RUNTIMES,
     ModelInfo,
+    Quantised,
     Runtime,
 )
 from msn_deploy.core.opening import is_same
@@ -36,17 +39,17 @@ from msn_deploy.pipeline.budget import (
     Allowed,
     Verdict,
     as_allowed,
-    int8_graph,
+    quantised_graph,
     ranked,
     within_budget,
     within_sqnr,
 )
 from msn_deploy.pipeline.evaluate import given_of, require_task
 from msn_deploy.pipeline.images import CalibrationInputs, calibration_inputs, preprocess_for, split_for
-from msn_deploy.pipeline.ranges import measured_ranges
+from msn_deploy.pipeline.ranges import measured_ranges, sizes_for_fp16
 from msn_deploy.pipeline.tune import TIMED_FEEDS, Tuner, Tuning, engines_for
 from msn_deploy.quant.calibration_checks import MINIMUM_SAMPLES
-from msn_deploy.quant.scales import check_method
+from msn_deploy.quant.scales import FOR_INT8, check_method
 from msn_deploy.tasks import make_task
 from msn_deploy.tasks.scoring import score_of
 
@@ -57,22 +60,23 @@ if TYPE_CHECKING:
     from msn_deploy.quant.sufficiency import Drift
 
 VERSIONS = ("onnx", "onnxruntime", "numpy", "pillow")
-OPSET_OF_QDQ = 13  # the first with an axis in DequantizeLinear
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class PrecisionReport(Result):
     """What a change of precision wrote, and how far its outputs are from FP32 on the samples (None: not measured).
 
-    left_out: layers that are not INT8, by choice or by the verdict of a budget (None: no budget). in_fp32: nodes that
-    FP16 is not enough for, each with the reason. dead: tensors that are 0 on all samples, and so have no scale of their
-    own. transposed: transposed convolutions in INT8, which not every TensorRT has a kernel for. warnings: what is
-    doubtful about the samples. cache: what the calibration cache said. drift: of the scales with fewer images, if asked
-    for. table: the calibration table for TensorRT, if asked for. runtime: what an INT8 file is laid out for. tuning: by
-    measured time, if asked for.
+    precision: of the file. left_out: layers that are not quantised, by choice or by the verdict of a budget (None: no
+    budget). in_fp16: layers without a kernel in FP8, and in_fp32: nodes that FP16 is not enough for, each with the
+    reason. dead: tensors that are 0 on all samples, and so have no scale of their own. transposed: transposed
+    convolutions in INT8, which not every TensorRT has a kernel for. warnings: what is doubtful about the samples.
+    cache: what the calibration cache said. drift: of the scales with fewer images, if asked for. table: the calibration
+    table for TensorRT, if asked for. runtime: what a quantised file is laid out for. tuning: by measured time, if asked
+    for.
     """
 
     path: Path
+    precision: str
     bytes: int
     bytes_fp32: int
     samples: int
@@ -81,6 +85,7 @@ class PrecisionReport(Result):
     method: str = ""
     verdict: Verdict | None = None
     left_out: tuple[str, ...] = ()
+    in_fp16: dict[str, str] | None = None
     in_fp32: dict[str, str] | None = None
     dead: tuple[str, ...] = ()
     transposed: tuple[str, ...] = ()
@@ -99,8 +104,10 @@ class CalibrationOptions:
     data: str | None = None
     """A known name or a folder of images, or feeds (.npz, .npy, a folder of them); None takes what the model was
     trained on."""
-    method: str = DEFAULT_METHOD
-    """How ranges are chosen: one of METHODS of `quant.scales`."""
+    precision: Quantised = "int8"
+    """What the file is in. FP8 (E4M3) runs on GPUs from Ada on; all around it is FP16, whatever is left out."""
+    method: str | None = None
+    """How ranges are chosen: one of METHODS of `quant.scales`; None: DEFAULT_METHOD, or FP8_METHOD."""
     percentile: float = DEFAULT_PERCENTILE
     """Of the values, percent, that the method "percentile" leaves unclipped."""
     samples: int = DEFAULT_SAMPLES
@@ -129,7 +136,13 @@ class CalibrationOptions:
     """Also leave out the layers that make the network slower, as it is measured on this machine."""
 
     def __post_init__(self) -> None:
-        check_method(self.method, self.percentile)
+        check_method(self.ranged_by, self.percentile)
+        if self.precision not in QUANTISED:
+            raise InputError(
+                f"`calibrate` writes INT8 and FP8, not {self.precision!r}{did_you_mean(self.precision, QUANTISED)}"
+            )
+        if self.precision == "fp8":
+            self._check_fp8()
         if self.runtime not in RUNTIMES:
             raise InputError(f"unknown runtime {self.runtime!r}{did_you_mean(self.runtime, RUNTIMES)}")
         if self.tune not in (None, "latency"):
@@ -145,6 +158,29 @@ class CalibrationOptions:
         if self.max_drop is not None and is_feeds(self.data):
             raise InputError(f"{self.data} holds no labels to measure a metric with.\nGive `--min-sqnr 30dB`.")
 
+    @property
+    def ranged_by(self) -> str:
+        """The method by which ranges are chosen."""
+        return self.method or (DEFAULT_METHOD if self.precision == "int8" else FP8_METHOD)
+
+    def _check_fp8(self) -> None:
+        """Raise InputError for what is of INT8 alone."""
+        if self.ranged_by in FOR_INT8:
+            raise InputError(
+                f"the method {self.ranged_by!r} weighs the even steps of INT8; those of FP8 are a share of the value.\n"
+                "Give `--method minmax` or `--method percentile`, or leave it out."
+            )
+        given = {
+            "--runtime": self.runtime != "tensorrt",
+            "--table": self.table is not None,
+            "--tune": self.tune is not None,
+            "--max-drop": self.max_drop is not None,
+            "--min-sqnr": self.min_sqnr is not None,
+        }
+        name = next((name for name, is_given in given.items() if is_given), None)
+        if name is not None:
+            raise InputError(f"`{name}` is for INT8.\nLeave it out, or leave out `--precision fp8`.")
+
 
 def calibrate(
     onnx: str | os.PathLike[str],
@@ -154,11 +190,11 @@ def calibrate(
     progress: Progress = silent,
     **settings: Any,
 ) -> PrecisionReport:
-    """Calibrate on training images or feeds (a generator: on latents) and write an INT8 Q/DQ file.
+    """Calibrate on training images or feeds (a generator: on latents) and write an INT8 or FP8 Q/DQ file.
 
     Args:
         onnx: The FP32 file.
-        out: Where to write; the name ends in .onnx. None: NAME.int8.onnx beside the FP32 file.
+        out: Where to write; the name ends in .onnx. None: NAME.PRECISION.onnx beside the FP32 file.
         options: What is chosen about the calibration.
         progress: Told how far it is.
         **settings: Fields of CalibrationOptions, over those of `options`: `samples=128, method="entropy"`.
@@ -179,7 +215,7 @@ def calibrate(
     """
     options = replace(options or CalibrationOptions(), **settings)
     path = Path(onnx)
-    out = path.with_name(f"{path.stem}.int8.onnx") if out is None else Path(out)
+    out = path.with_name(f"{path.stem}.{options.precision}.onnx") if out is None else Path(out)
     return calibrated(open_model(path, step="calibrate"), out, options, progress=progress)[0]
 
 
@@ -199,7 +235,7 @@ def calibrated(
     from msn_deploy.quant.fp32_nodes import fold_constants
     from msn_deploy.quant.histograms import extremes
     from msn_deploy.quant.layout import Layout
-    from msn_deploy.quant.placement import name_of, require_layers
+    from msn_deploy.quant.placement import name_of, require_layers, without_fp8
 
     check_door(model, out)
     info = model.info
@@ -207,20 +243,21 @@ def calibrated(
         _require_metric(model)
     timed_as_engine = options.tune is not None and options.runtime == "tensorrt"
     engines = engines_for("int8", build or BuildOptions()) if timed_as_engine else None
-    proto = fold_constants(_at_least_13(model), load=run_on_one_thread)
-    layout = Layout(runtime=options.runtime)
+    layout = Layout(precision=options.precision, runtime=options.runtime)
+    proto = fold_constants(_at_least(layout.opset, model), load=run_on_one_thread)
     placement = layout.place(proto, leave_out=options.leave_out)
     require_layers(placement, left_out=bool(options.leave_out))
     given = calibration_inputs(model, options.data, samples=options.samples, seed=options.seed, state=options.state)
     if len(given.samples) < MINIMUM_SAMPLES:
         raise InputError(f"{len(given.samples)} samples are too few to calibrate on; {MINIMUM_SAMPLES} are needed.")
     parents = (model.as_parent(), *given.parents)
+    key = {"model": parents[0].sha256, **given.key}
     measure = partial(
         measured_ranges,
         proto,
         given.samples,
-        key={"model": parents[0].sha256, **given.key},
-        method=options.method,
+        key=key,
+        method=options.ranged_by,
         percentile=options.percentile,
         use_cache=options.use_cache,
         progress=progress,
@@ -232,14 +269,18 @@ def calibrated(
         found = extremes(proto, given.samples, placement.tensors, load=run_on_one_thread, progress=progress)
         layout = replace(layout, extremes=found)
     budget = options.max_drop is not None or options.min_sqnr is not None
-    in_fp16 = (budget or options.leave_out or options.tune) and layout.runtime == "tensorrt"
-    maxima = measure(activations(proto), method="minmax").values if in_fp16 else {}
-    int8 = partial(int8_graph, proto, ranges.values, maxima, layout=layout)
+    maxima: dict[str, float] = {}
+    minima: dict[str, float] = {}
+    if layout.precision == "fp8":
+        maxima, minima = sizes_for_fp16(proto, given.samples, key=key, progress=progress)
+    elif (budget or options.leave_out or options.tune) and layout.runtime == "tensorrt":
+        maxima = measure(activations(proto), method="minmax").values
+    quantised = partial(quantised_graph, proto, ranges.values, maxima, layout=layout, minima=minima)
     verdict, left_out = None, tuple(options.leave_out)
     tuner = None
     if options.tune is not None:
         timed = list(given.runs(TIMED_FEEDS, most=1))
-        tuner = Tuner("int8", lambda names: int8(names)[0], layout.place(proto).layers, timed, engines, progress)
+        tuner = Tuner("int8", lambda names: quantised(names)[0], layout.place(proto).layers, timed, engines, progress)
     if options.max_drop is not None:
         graph, verdict = _within_drop(model, proto, ranges.values, maxima, layout, options, tuner, progress)
     elif options.min_sqnr is not None:
@@ -256,14 +297,14 @@ def calibrated(
         )
     else:
         left_out = left_out if tuner is None else tuner(left_out)
-        graph, in_fp32 = int8(left_out)
+        graph, in_fp32 = quantised(left_out)
     if verdict is not None:
         left_out, in_fp32 = verdict.left_out, verdict.in_fp32
-    content = with_info(graph, (info or ModelInfo(net="custom", norm="custom")).with_precision("int8"))
+    content = with_info(graph, (info or ModelInfo(net="custom", norm="custom")).with_precision(options.precision))
     made = made_model(out, graph, content)
     outputs = outputs_of(made, given, most=DEFAULT_SAMPLES)
     require_finite(outputs, source=made.name)
-    parity = rung("int8", truth, outputs, classifies=info is not None and classifies(info))
+    parity = rung(options.precision, truth, outputs, classifies=info is not None and classifies(info))
     table = None
     if options.table is not None:
         # The rest by itself: with more tensors as outputs, ONNX Runtime would fuse, and so round, in another way.
@@ -271,10 +312,10 @@ def calibrated(
         scales = {**ranges.values, **placement.shared(ranges.values), **measure(rest).values}
         table = format_table({name: size for name, size in scales.items() if size}, parse_release(options.table))
     config = {
-        "precision": "int8",
+        "precision": options.precision,
         "runtime": options.runtime,
         "data": given.source,
-        "method": options.method,
+        "method": options.ranged_by,
         "percentile": options.percentile,
         "samples": len(given.samples),
         "seed": given.seed,
@@ -288,6 +329,7 @@ def calibrated(
     if layout.runtime == "onnxruntime":
         transposed = (node for node in proto.graph.node if node.op_type == "ConvTranspose")
         in_fp32 |= {name_of(node): "ONNX Runtime has no INT8 kernel for a ConvTranspose" for node in transposed}
+    in_half = without_fp8(proto) if layout.precision == "fp8" else {}
     tuning = None
     if tuner is not None:
         ranking = () if verdict is None else verdict.ranking
@@ -303,6 +345,7 @@ def calibrated(
         "images": given.facts,
         "drift": [asdict(point) for point in ranges.drift],
         "left_out": list(left_out),
+        "in_fp16": in_half,
         "in_fp32": in_fp32,
         "dead": list(dead),
         "parity": asdict(parity),
@@ -329,14 +372,16 @@ def calibrated(
     layers = set(placement.layers) - set(left_out)
     report = PrecisionReport(
         path=out,
+        precision=options.precision,
         bytes=sidecar.bytes,
         bytes_fp32=len(model.data),
         samples=len(given.samples),
         scales=len(ranges.values),
         parity=parity,
-        method=options.method,
+        method=options.ranged_by,
         verdict=verdict,
         left_out=left_out,
+        in_fp16=in_half,
         in_fp32=in_fp32,
         dead=dead,
         transposed=tuple(
@@ -352,12 +397,12 @@ def calibrated(
     return report, made
 
 
-def _at_least_13(model: OpenModel) -> ModelProto:
-    """Return the graph in opset 13 at least, the first whose DequantizeLinear has an axis."""
+def _at_least(opset: int, model: OpenModel) -> ModelProto:
+    """Return the graph in that opset at least."""
     from msn_deploy.model.opset import to_opset
 
     written = next((entry.version for entry in model.proto.opset_import if entry.domain in ("", "ai.onnx")), 0)
-    return model.proto if written >= OPSET_OF_QDQ else to_opset(copy.deepcopy(model.proto), OPSET_OF_QDQ)
+    return model.proto if written >= opset else to_opset(copy.deepcopy(model.proto), opset)
 
 
 def _require_metric(model: OpenModel) -> None:

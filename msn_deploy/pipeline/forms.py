@@ -16,6 +16,7 @@ from msn_deploy import __version__
 from msn_deploy.core.artifacts import read_sidecar, sha256_of
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.home import home_folder
+from msn_deploy.core.model_info import QUANTISED
 from msn_deploy.core.optional import require
 from msn_deploy.core.progress import Progress, silent
 from msn_deploy.core.recipes import Recipe
@@ -50,7 +51,7 @@ class Form:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """One file to make. kind: "train", "export", "fp16", "int8" or "build". source: what it is made from."""
+    """One file to make. kind: "train", "export", "fp16", "int8", "fp8" or "build". source: what it is made from."""
 
     kind: str
     out: Path
@@ -159,10 +160,10 @@ def make(step: Step, *, threads: int | None = None, progress: Progress = silent)
         from msn_deploy.pipeline.export import export_onnx
 
         export_onnx(str(step.source), step.out, batch=form.batch, opset=form.opset, fold=form.fold, data=form.data)
-    elif step.kind == "int8":
+    elif step.kind in QUANTISED:
         from msn_deploy.pipeline.calibrate import calibrate
 
-        calibrate(step.source, step.out, data=form.data, progress=progress)
+        calibrate(step.source, step.out, data=form.data, precision=step.kind, progress=progress)
     elif step.kind == "fp16":
         from msn_deploy.pipeline.fp16 import cast_to_fp16
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,11 +20,8 @@ from msn_deploy.model.opened import OpenModel, made_model, open_model, with_info
 from msn_deploy.model.parity import classifies, rung
 from msn_deploy.pipeline.calibrate import VERSIONS, PrecisionReport, check_door, outputs_of
 from msn_deploy.pipeline.images import CalibrationInputs, calibration_inputs, has_inputs, random_inputs
-from msn_deploy.pipeline.ranges import measured_ranges
+from msn_deploy.pipeline.ranges import sizes_for_fp16
 from msn_deploy.pipeline.tune import TIMED_FEEDS, EngineSite, Tuner
-
-if TYPE_CHECKING:
-    from onnx import ModelProto
 
 _LOG = logging.getLogger(__name__)
 _SAMPLES = 128  # enough to see the order of magnitude, which is all that counts here
@@ -73,15 +70,16 @@ def cast(
     given = calibration_inputs(model, data, samples=_SAMPLES, state=state) if looks else None
     parents = [model.as_parent(), *(given.parents if given is not None else ())]
     samples = len(given.samples) if given is not None else 0
+    measured = partial(sizes_for_fp16, proto, progress=progress)
     maxima: dict[str, float] = {}
     minima: dict[str, float] = {}
     if given is not None:
-        maxima, minima = _sizes(proto, given, model.sha256, progress)
+        maxima, minima = measured(given.samples, key={"model": model.sha256, **given.key})
     else:
         _LOG.warning("no data to look at: %s is judged by its weights and on random numbers", model.path)
         try:
             given = random_inputs(model.inputs)
-            maxima, minima = _sizes(proto, given, model.sha256, progress)
+            maxima, minima = measured(given.samples, key={"model": model.sha256, **given.key})
         except InputError as cause:
             given = None
             _LOG.warning("it does not run on random numbers (%s): weights alone count", str(cause).splitlines()[0])
@@ -117,6 +115,7 @@ def cast(
     )
     report = PrecisionReport(
         path=out,
+        precision="fp16",
         bytes=len(content),
         bytes_fp32=len(model.data),
         samples=samples,
@@ -126,22 +125,6 @@ def cast(
         tuning=tuning,
     )
     return report, made
-
-
-def _sizes(
-    graph: ModelProto, given: CalibrationInputs, sha256: str, progress: Progress
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Return the largest magnitude of every activation, and the smallest of what is divided by."""
-    from msn_deploy.model.graphs import activations
-    from msn_deploy.quant.fp32_nodes import divisors
-    from msn_deploy.quant.histograms import smallest
-
-    maxima = measured_ranges(
-        graph, given.samples, activations(graph), key={"model": sha256, **given.key}, method="minmax",
-        percentile=100.0, progress=progress,
-    ).values  # fmt: skip
-    by = divisors(graph)
-    return maxima, smallest(graph, given.samples, by, load=run_on_one_thread) if by else {}
 
 
 def _require_finite(made: OpenModel, given: CalibrationInputs, truth: Feeds, outputs: Feeds) -> None:

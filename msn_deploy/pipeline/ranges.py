@@ -45,6 +45,21 @@ class Ranges:
     cache: str = ""
 
 
+def sizes_for_fp16(
+    model: ModelProto, samples: Samples, *, key: Mapping[str, Any], progress: Progress
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Return the largest magnitude of every activation, and the smallest of what is divided by. key: see below."""
+    from msn_deploy.model.graphs import activations  # late, as are the next: they import onnx
+    from msn_deploy.quant.fp32_nodes import divisors
+    from msn_deploy.quant.histograms import smallest
+
+    maxima = measured_ranges(
+        model, samples, activations(model), key=key, method="minmax", percentile=100.0, progress=progress
+    ).values
+    by = divisors(model)
+    return maxima, smallest(model, samples, by, load=run_on_one_thread) if by else {}
+
+
 def measured_ranges(
     model: ModelProto,
     samples: Samples,

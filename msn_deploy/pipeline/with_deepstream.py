@@ -63,6 +63,8 @@ def nvinfer_config(model: OpenModel) -> str:
     prep = preprocess_for(model.info, given.shape or (), model=str(model.path))
     if given.dtype != "float32" or len(model.inputs) > 1:
         raise _refused(model, f"nvinfer feeds one input of float32; {given.name} is {given.dtype}")
+    if model.precision not in _MODES:
+        raise _refused(model, f"nvinfer has no network-mode for {model.precision.upper()}")
     keys: list[tuple[str, object]] = [
         ("gpu-id", 0),
         ("gie-unique-id", 1),

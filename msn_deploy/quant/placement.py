@@ -1,4 +1,4 @@
-"""Where does INT8 go: which inputs are read through a Q/DQ pair, and which tensors have one scale?
+"""Where does INT8 or FP8 go: which inputs are read through a Q/DQ pair, and which tensors have one scale?
 
 The rules are those by which TensorRT fuses (its documentation, "Working with quantized types"; NVIDIA's
 Model-Optimizer places pairs alike):
@@ -7,20 +7,26 @@ Model-Optimizer places pairs alike):
 - of a residual Add one side, the shortcut: the other comes from a convolution, into which the Add is fused;
 - what a Concat or a MaxPool reads, with the scale of what it gives, so that it moves bytes and rounds nothing. Rounding
   twice with one scale changes no value, so this is free; but only where all that read its output read INT8.
+
+FP8 has fewer kernels (asked of TensorRT-RTX 1.7.1, for SM89 and SM120): none moves it, so nothing is said of what a
+Concat or a MaxPool reads, and `without_fp8` tells the layers that have none.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from onnx import ModelProto, NodeProto, TensorProto
 
 from msn_deploy.core.errors import InputError
+from msn_deploy.core.model_info import Quantised
 from msn_deploy.model.graphs import constants_of
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _TRANSPARENT = ("Concat", "MaxPool")
+_MOST_TAPS = 32  # of a convolution in FP8: 4x8 has a kernel, 3x11 and 6x6 have none
 
 Read = tuple[str, int]
 """One input of one node: the node's first output, which no other node has, and the input's index."""
@@ -30,7 +36,7 @@ Read = tuple[str, int]
 class Placement:
     """Where the pairs go in one graph.
 
-    layers: names of the nodes whose weights become INT8, in graph order. reads: the inputs that get a pair. scale_of:
+    layers: names of the nodes whose weights are quantised, in graph order. reads: the inputs that get a pair. scale_of:
     for each tensor with a pair, the name of the group that has one scale. made: those of them that are quantised where
     they are made, so that whoever reads them reads INT8; for TensorRT none.
     """
@@ -61,7 +67,7 @@ def name_of(node: NodeProto) -> str:
     return node.name or node.output[0]
 
 
-def place(model: ModelProto, *, leave_out: Collection[str] = ()) -> Placement:
+def place(model: ModelProto, *, leave_out: Collection[str] = (), precision: Quantised = "int8") -> Placement:
     """Decide where the pairs go; leave_out: names of layers that stay float. Raises InputError for an unknown one."""
     graph = model.graph
     constants = constants_of(graph)
@@ -74,13 +80,14 @@ def place(model: ModelProto, *, leave_out: Collection[str] = ()) -> Placement:
         if node.op_type in WEIGHTED and node.input[1] in floats and node.input[0] not in constants
     }
     check_leave_out(leave_out, weighted.values())
-    quantised = {output for output, name in weighted.items() if name not in leave_out}
+    floating = {*leave_out, *(without_fp8(model) if precision == "fp8" else ())}
+    quantised = {output for output, name in weighted.items() if name not in floating}
     reads: set[Read] = {(output, 0) for output in quantised}
     reads |= _shortcuts(graph.node, weighted, quantised, constants)
     readers = _readers(graph.node)
     kept = {value.name for value in graph.output}
     scale_of = Groups()
-    for node in reversed(graph.node):  # what reads a tensor stands behind what makes it
+    for node in reversed(graph.node) if precision == "int8" else ():  # what reads a tensor stands behind what makes it
         made = node.output[0]
         if (
             node.op_type not in _TRANSPARENT
@@ -101,6 +108,22 @@ def place(model: ModelProto, *, leave_out: Collection[str] = ()) -> Placement:
         reads=frozenset(reads),
         scale_of={name: scale_of.find(name) for name in tensors},
     )
+
+
+def without_fp8(model: ModelProto) -> dict[str, str]:
+    """Return the convolutions that TensorRT has no FP8 kernel for, by name, each with the reason."""
+    found: dict[str, str] = {}
+    constants = constants_of(model.graph)
+    for node in model.graph.node:
+        weight = constants.get(node.input[1]) if node.op_type in ("Conv", "ConvTranspose") else None
+        if weight is None:
+            continue
+        taps = math.prod(weight.dims[2:])
+        if node.op_type == "ConvTranspose":
+            found[name_of(node)] = "TensorRT has no FP8 kernel for a ConvTranspose"
+        elif taps > _MOST_TAPS:
+            found[name_of(node)] = f"its kernel has {taps} taps, and FP8 kernels of TensorRT have {_MOST_TAPS} at most"
+    return found
 
 
 def check_leave_out(leave_out: Collection[str], layers: Collection[str]) -> None:

@@ -1,8 +1,8 @@
-"""INT8 as explicit Q/DQ nodes, laid out for every TensorRT from 8.5 on, or for ONNX Runtime on a CPU.
+"""INT8 as explicit Q/DQ nodes, laid out for every TensorRT from 8.5 on, or for ONNX Runtime on a CPU; FP8 for TensorRT.
 
 Weights are stored as symmetric INT8, one scale per output channel; activations have one scale per tensor. For TensorRT
-they are symmetric too, and biases stay float (it rejects INT32 ones); for ONNX Runtime see layout.py. Where pairs go:
-placement.py and ort_placement.py.
+they are symmetric too, and biases stay float (it rejects INT32 ones). For ONNX Runtime and FP8 see layout.py. Where
+pairs go: placement.py and ort_placement.py.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper
 from msn_deploy.core.errors import InputError
 from msn_deploy.model.checks import check_valid
 from msn_deploy.model.graphs import constants_of, drop_unread_constants
-from msn_deploy.quant.layout import LARGEST, TENSORRT, Layout
+from msn_deploy.quant.layout import TENSORRT, Layout
 from msn_deploy.quant.placement import WEIGHTED, Placement, name_of, require_layers
 
 _MOST_BIAS = 2**30  # of INT32: the products that are added to it take the other half
@@ -32,13 +32,13 @@ def quantize(
     per_channel: bool = True,
     layout: Layout = TENSORRT,
 ) -> ModelProto:
-    """Return an INT8 Q/DQ copy of an FP32 graph.
+    """Return an INT8 or FP8 Q/DQ copy of an FP32 graph.
 
     ranges: largest magnitude per activation tensor, from `calibrate_ranges`; 0 for one that was never anything else,
-    which gets the range 1. leave_out: names of layers that stay
-    float, with their inputs. per_channel=False gives each weight one scale, for comparison. layout: what the file is
-    for. Raises InputError if the graph holds nothing to quantise, is quantised already, or a range is missing, negative
-    or infinite.
+    which gets the range 1. leave_out: names of layers that stay float, with their inputs. per_channel=False gives each
+    weight one scale, for comparison. layout: in what, and for what; its opset is the least that the graph may have.
+    Raises InputError if the graph holds nothing to quantise, is quantised already, or a range is missing, negative or
+    infinite.
     """
     if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.node):
         raise InputError("the graph is quantised already.\nCalibrate the FP32 file it was made from.")
@@ -63,12 +63,13 @@ class _Quantiser:
         *,
         per_channel: bool,
     ) -> None:
-        self.graph, self.layout, self.placement, self.per_channel = model.graph, layout, placement, per_channel
+        self.graph, self.layout, self.placement = model.graph, layout, placement
+        self.per_channel = per_channel and layout.per_channel
         self.grids = layout.grids(placement, ranges)
         self.weights = constants_of(model.graph)
         self.nodes: list[NodeProto] = []
         self.taken = {node.name for node in model.graph.node}
-        self.pairs: dict[str, str] = {}  # a tensor that goes through INT8, and its dequantised twin
+        self.pairs: dict[str, str] = {}  # a tensor that goes through eight bits, and its dequantised twin
         self.stored: dict[tuple[str, int | None, bytes], str] = {}  # a weight, by axis and scales, likewise
 
     def run(self) -> None:
@@ -87,10 +88,10 @@ class _Quantiser:
                     self._pair(name, node.output[index], name)
         del self.graph.node[:]
         self.graph.node.extend(self.nodes)
-        drop_unread_constants(self.graph)  # the float weights that are INT8 now
+        drop_unread_constants(self.graph)  # the float weights that are quantised now
 
     def _activation(self, name: str) -> str:
-        """Return the tensor that has gone through INT8; the pair is made before its first reader."""
+        """Return the tensor that has gone through eight bits; the pair is made before its first reader."""
         return self.pairs.get(name) or self._pair(name, name, f"{name}_dequantized")
 
     def _pair(self, name: str, given: str, made: str) -> str:
@@ -102,13 +103,13 @@ class _Quantiser:
         return made
 
     def _weigh(self, node: NodeProto, source: str) -> None:
-        """Store the weight of a layer that reads `source` as INT8, and its bias as INT32 if the layout has it so."""
+        """Store the weight of a layer that reads `source`, and its bias as INT32 if the layout has it so."""
         name = node.input[1]
         weight = numpy_helper.to_array(self.weights[name])
         axis = _output_axis(node, weight.ndim) if self.per_channel else None
         others = tuple(each for each in range(weight.ndim) if each != axis)
         largest = np.abs(weight).max(axis=None if axis is None else others, keepdims=axis is not None)
-        scale = largest / LARGEST
+        scale = largest / self.layout.largest
         bias = node.input[2] if self.layout.quantises_biases and len(node.input) > 2 else ""
         if bias:
             floats, step = numpy_helper.to_array(self.weights[bias]), self.grids[source].scale
@@ -133,14 +134,13 @@ class _Quantiser:
         return self.stored[key]
 
     def _weight(self, name: str, weight: NDArray[np.float32], scale: NDArray[np.float32], axis: int | None) -> str:
-        """Return a weight, stored as INT8, dequantised."""
+        """Return a weight, stored in eight bits, dequantised."""
         key = (name, axis, scale.tobytes())
         if key not in self.stored:
             label = self._label(name, f"axis{axis}")
-            stored = np.clip(np.rint(weight / scale), -LARGEST, LARGEST).astype(np.int8)
-            self._constant(f"{label}_quantized", stored)
+            self._constant(f"{label}_quantized", self.layout.rounded(weight / scale))
             flat = scale.reshape(-1 if axis is not None else ())
-            names = self._scale(label, flat, np.zeros(flat.shape, np.int8))
+            names = self._scale(label, flat, self.layout.rounded(np.zeros_like(flat)))
             self._node("DequantizeLinear", [f"{label}_quantized", *names], f"{label}_dequantized", axis=axis)
             self.stored[key] = f"{label}_dequantized"
         return self.stored[key]

@@ -1,7 +1,7 @@
-"""From a histogram of |x| to the largest magnitude that INT8 should represent: one pure function per method.
+"""From a histogram of |x| to the largest magnitude that INT8 or FP8 should represent: one pure function per method.
 
 All of them depend on counts alone, so a tensor k times as large has a range k times as large, and they never go beyond
-the true maximum. Symmetric, per tensor: the scale is the range over 127.
+the true maximum. Symmetric, per tensor: the scale is the range over 127, or over 448 in FP8.
 """
 
 from __future__ import annotations
@@ -115,6 +115,7 @@ def _x_log_x(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return values * np.log(np.where(values > 0, values, 1))
 
 
+FOR_INT8 = ("entropy", "mse")  # they weigh its steps
 METHODS: dict[str, Callable[[Counts, float], int]] = {
     "entropy": _entropy,
     "minmax": _minmax,

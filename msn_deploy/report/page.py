@@ -62,6 +62,7 @@ _SPELLED = {
     "cuda": "CUDA",
     "d2h": "copy from device",
     "fp16": "FP16",
+    "fp8": "FP8",
     "gpu": "GPU",
     "h2d": "copy to device",
     "int8": "INT8",

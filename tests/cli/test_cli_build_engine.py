@@ -165,6 +165,23 @@ def test_int8_for_a_nano_is_refused_before_anything_is_written(cli, run_folder, 
     assert not list(tmp_path.iterdir())
 
 
+def test_fp8_for_an_orin_is_refused_before_anything_is_written(cli, run_folder, tmp_path):
+    command = ["build-engine", run_folder / "cnn3_msn.onnx", "--precision", "fp8", "--target", "orin-nano"]
+    outcome = cli(*command, "--out", tmp_path / "net.engine")
+    assert outcome.code == 2
+    assert "Jetson Orin Nano 8GB (sm_87) has no FP8 in TensorRT: FP8 begins with Ada (8.9)" in outcome.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_fp8_for_a_thor_is_calibrated_checked_and_given_a_script(ok, run_folder, tmp_path):
+    outcome = build(ok, run_folder, tmp_path, "--target", "thor", precision="fp8")
+    assert "for rtx-sm89 as a stand-in" in outcome.out
+    assert "3 FP8 convolutions" in outcome.out
+    assert "--stronglyTyped   # TensorRT 10.13.3, 10.16.2" in outcome.out
+    script = (tmp_path / "net.fp8.build.sh").read_text(encoding="utf-8")
+    assert "engine:8.6) fail 2 " in script
+
+
 def test_replicates_are_engines_of_their_own(ok, run_folder, tmp_path):
     outcome = build(
         ok, run_folder, tmp_path, "--replicates", 2, "--backend", "tensorrt-rtx", "--workspace", "1GiB",

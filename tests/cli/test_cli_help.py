@@ -127,8 +127,8 @@ def test_help_names_what_is_typed_and_lists_options_in_groups(ok):
         assert words in " ".join(text.split()), words
     assert not re.search(r"<(str|int|path|float)", text)
     groups = dict(re.findall(r"^(\w[\w ]*):\n((?:  .*\n)+)", text, re.M))
-    assert list(groups) == ["Arguments", "Options", "INT8", "Sizes", "Builder", "DLA", "Examples"]
-    assert "--max-drop" in groups["INT8"]
+    assert list(groups) == ["Arguments", "Options", "INT8 and FP8", "Sizes", "Builder", "DLA", "Examples"]
+    assert "--max-drop" in groups["INT8 and FP8"]
     assert "--max-drop" not in groups["Options"]
     assert "msn-deploy recipes [NAME] [OPTIONS]" in ok("recipes", "-h").out
 

@@ -15,10 +15,14 @@ from msn_deploy.core.artifacts import read_sidecar, sha256_of
 from msn_deploy.core.errors import InputError, MissingDevice
 from msn_deploy.core.model_info import TensorSpec
 from msn_deploy.engine import BuildOptions, build_engine_file, find_target, load_runner, what_machine
-from msn_deploy.engine.build import check_out, choose_site
+from msn_deploy.engine.build import check_out, choose_site, rtx_default
 from msn_deploy.engine.build_options import parse_mib
 from msn_deploy.engine.tensors import parse_shapes
 from msn_deploy.model.opened import open_model
+from msn_deploy.model.opset import to_opset
+from msn_deploy.pipeline.budget import quantised_graph
+from msn_deploy.quant.layout import Layout
+from msn_deploy.quant.placement import place
 
 pytestmark = pytest.mark.slow
 
@@ -158,6 +162,25 @@ def test_layers_of_an_int8_network_that_are_built_in_floats_are_named(tmp_path):
     assert "up0" in kept.name
     assert kept.precision == "fp32"
     assert read_sidecar(report.path).facts["not_int8"] == [asdict(kept)]
+
+
+@needs_rtx
+@pytest.mark.parametrize("target", ["rtx-sm89", "rtx-sm120"])
+def test_convolutions_in_fp8_compute_in_fp8_and_not_with_its_weights_alone(save, target):
+    path = save(channels=16, size=16)
+    model = to_opset(onnx.load(path), 19)
+    ranges = dict.fromkeys(place(model, precision="fp8").tensors, 4.0)
+    graph, _ = quantised_graph(model, ranges, {}, (), Layout(precision="fp8"))
+    path.write_bytes(graph.SerializeToString())
+    report = build(path, options=replace(RTX, target=find_target(target)))
+    assert (report.precision, report.fp8_convs, report.int8_convs, report.not_fp8) == ("fp8", 1, 0, ())
+    for name in ("rtx-sm86", "agx-orin"):
+        with pytest.raises(InputError, match="has no FP8 in TensorRT"):
+            build(path, options=replace(RTX, target=find_target(name)))
+
+
+def test_without_a_target_fp8_is_built_for_the_first_that_has_it():
+    assert [rtx_default(precision).name for precision in ("int8", "fp8")] == ["rtx-sm86", "rtx-sm89"]
 
 
 @needs_rtx

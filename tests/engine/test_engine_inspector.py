@@ -4,7 +4,14 @@ import json
 
 import pytest
 
-from msn_deploy.engine.inspector import Layer, count_int8_convs, layers_from_json, layers_from_log, memory_from_log
+from msn_deploy.engine.inspector import (
+    Layer,
+    count_convs,
+    layers_from_json,
+    layers_from_log,
+    memory_from_log,
+    not_quantised,
+)
 
 ROWS = """Layers:
 Name: a, b, LayerType: correlation, Inputs: [ { Name: x, Datatype: Int8, Format: f }], Constants: [ ], Outputs: [ ]
@@ -32,7 +39,7 @@ def test_the_last_listing_of_the_log_is_read():
 
 def test_only_convolutions_that_read_int8_are_counted():
     """Not those whose weights alone are INT8, as for Turing, and no pooling."""
-    assert count_int8_convs(layers_from_log([ROWS])) == 2
+    assert count_convs(layers_from_log([ROWS]), "int8") == 2
 
 
 @pytest.mark.parametrize(
@@ -56,8 +63,8 @@ def test_types_are_read_in_the_words_of_every_release(tensor, precision):
 
 def test_a_convolution_under_another_name_is_told_by_its_parameters():
     row = {"Name": "n", "LayerType": "CaskGemm", "ParameterType": "Convolution", "Inputs": [{"Datatype": "Int8"}]}
-    assert count_int8_convs(layers_from_json(json.dumps({"Layers": [row]}))) == 1
-    assert count_int8_convs(layers_from_json(json.dumps({"Layers": [{**row, "ParameterType": "Gemm"}]}))) == 0
+    assert count_convs(layers_from_json(json.dumps({"Layers": [row]})), "int8") == 1
+    assert count_convs(layers_from_json(json.dumps({"Layers": [{**row, "ParameterType": "Gemm"}]})), "int8") == 0
 
 
 @pytest.mark.parametrize("text", ["", "null", "[]", '{"Layers": 3}', '{"Layers": [3]}', '{"Layer": []}'])
@@ -74,3 +81,13 @@ def test_memory_is_the_last_total():
     memory = memory_from_log(texts)
     assert (memory.weight_memory_bytes, memory.device_memory_bytes) == (97156, 77)
     assert memory_from_log(["Total Host Memory: 5 bytes"]).weight_memory_bytes is None
+
+
+def test_a_convolution_with_fp8_weights_alone_is_not_one_in_fp8():
+    rows = [
+        {"Name": name, "LayerType": "correlation", "Inputs": [{"Datatype": reads}], "Constants": [{"Datatype": "FP8"}]}
+        for name, reads in (("a", "FP8"), ("b", "Half"))
+    ]
+    layers = layers_from_json(json.dumps({"Layers": rows}))
+    assert (count_convs(layers, "fp8"), count_convs(layers, "int8")) == (1, 0)
+    assert [layer.name for layer in not_quantised(layers, "fp8")] == ["b"]

@@ -377,3 +377,14 @@ def test_a_number_by_itself_is_fed_and_returned_as_one() -> None:
     runner = OrtRunner(made_model(Path("m.onnx"), model, model.SerializeToString()))
     found = runner.run({"rate": np.array(16000)})
     assert (found["size"].shape, found["twice"].shape, int(found["twice"])) == ((0,), (), 32000)
+
+
+def test_a_relu_before_fp8_is_kept():
+    """ONNX Runtime's own optimisation takes the zero point of FP8 for the least number, as it is in UINT8."""
+    text = """<ir_version: 9, opset_import: ["" : 19]> g (float[4] x) => (float[4] y) <float s = {0.01}>
+        { r = Relu(x)  q = QuantizeLinear(r, s, z)  y = DequantizeLinear(q, s, z) }"""
+    model = onnx.parser.parse_model(text)
+    model.graph.initializer.append(helper.make_tensor("z", TensorProto.FLOAT8E4M3FN, [], [0.0]))
+    runner = OrtRunner(made_model(Path("fp8.onnx"), model, model.SerializeToString()))
+    found = runner.run({"x": np.array([-3, -0.5, 0.5, 9], np.float32)})["y"]
+    np.testing.assert_allclose(found, [0, 0, 0.48, 4.48], rtol=1e-6)

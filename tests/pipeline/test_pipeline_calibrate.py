@@ -320,3 +320,34 @@ def test_a_benchmark_says_what_a_file_for_tensorrt_cannot_tell_on_a_cpu(files: d
     assert [arm.facts.runtime for arm in result.arms] == [None, "tensorrt", "onnxruntime"]
     assert json.loads(to_json(result))["arms"][1]["facts"]["note"] == notes[1]
     assert render_html(result, title="t").count(str(notes[1]).split("`")[0]) >= 1
+
+
+def test_fp8_is_calibrated_by_the_largest_value_with_fp16_around_it(files: dict[str, Path], tmp_path: Path) -> None:
+    out = tmp_path / "net.fp8.onnx"
+    report = calibrate(files["1"], out, samples=110, precision="fp8")
+    assert (report.precision, report.method, report.runtime) == ("fp8", "minmax", "tensorrt")
+    assert report.parity is not None
+    assert report.parity.sqnr_db > 25
+    model = open_model(out, step="test")
+    assert model.stored_info is not None
+    assert model.precision == model.stored_info.precision == read_sidecar(out).config["precision"] == "fp8"
+    by_output = {name: node for node in model.proto.graph.node for name in node.output}
+    convolutions = [node for node in model.proto.graph.node if node.op_type == "Conv"]
+    assert len(convolutions) == 3
+    for node in convolutions:
+        for name in node.input[:2]:  # in FP8, then as FP16
+            cast = by_output[name]
+            assert (cast.op_type, by_output[cast.input[0]].op_type) == ("Cast", "DequantizeLinear")
+    kept = calibrate(files["1"], out, samples=110, precision="fp8", leave_out=[convolutions[1].name])
+    assert kept.left_out == (convolutions[1].name,)
+    assert kept.scales == report.scales - 1
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"method": "mse"}, {"table": "trt-8.6"}, {"runtime": "onnxruntime"}, {"tune": "latency"}, {"max_drop": 0.01}],
+)
+def test_what_is_for_int8_alone_is_refused_for_fp8(wrong: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=f"{next(iter(wrong)).replace('_', '-')}.*INT8"):
+        CalibrationOptions(precision="fp8", **wrong)
+    CalibrationOptions(precision="fp8", method="percentile", leave_out=["a"])

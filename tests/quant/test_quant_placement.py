@@ -14,7 +14,7 @@ from onnx import ModelProto, numpy_helper
 from text_graphs import graph
 
 from msn_deploy.core.errors import InputError
-from msn_deploy.quant.placement import place
+from msn_deploy.quant.placement import place, without_fp8
 from msn_deploy.quant.quantize import quantize
 
 
@@ -144,3 +144,28 @@ def test_pairs_before_a_concat_or_a_pool_change_no_value(run: Callable[..., Any]
     kernel = weights["wide_quantized"] * weights["wide_scale"].reshape(-1, 1, 1, 1)
     wanted = np.einsum("oc,nchw->nohw", kernel[:, :, 0, 0], np.concatenate([by_hand, by_hand], axis=1))
     np.testing.assert_allclose(run(int8, x)["y"], wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "body", ["a = conv(x, w)  p = pool(a)  y = conv(p, v)", "c = Concat<axis=1>(x, x)  y = Conv(c, wide)"]
+)
+def test_fp8_has_no_pairs_around_what_moves_bytes(body: str) -> None:
+    model = graph(body)
+    int8, fp8 = (place(model, precision=precision) for precision in ("int8", "fp8"))
+    assert fp8.layers == int8.layers
+    assert fp8.reads == {(layer, 0) for layer in fp8.layers} < int8.reads
+
+
+@pytest.mark.parametrize(("sizes", "refused"), [((4, 8), False), ((6, 6), True), ((3, 11), True), ((7, 7), True)])
+def test_a_convolution_of_more_than_32_taps_stays_out_of_fp8(sizes: tuple[int, int], refused: bool) -> None:
+    model = graph("a = conv(x, w)  y = Conv(a, large)")
+    model.graph.initializer.append(numpy_helper.from_array(np.ones((4, 4, *sizes), np.float32), "large"))
+    assert list(without_fp8(model)) == ["y"] * refused
+    assert place(model, precision="fp8").layers == ("a", "y")[: 2 - refused]
+    assert place(model).layers == ("a", "y")
+
+
+def test_a_transposed_convolution_stays_out_of_fp8() -> None:
+    model = graph("a = conv(x, w)  y = ConvTranspose(a, up)")
+    assert list(without_fp8(model)) == ["y"]
+    assert place(model, precision="fp8").reads == {("a", 0)}

@@ -15,7 +15,10 @@ from msn_deploy.core.errors import InputError
 from msn_deploy.data import load_split, to_input
 from msn_deploy.data.preprocess import measured_preprocess
 from msn_deploy.engine.ort import run_on_one_thread
+from msn_deploy.model.identity import precision_of
+from msn_deploy.model.opset import to_opset
 from msn_deploy.quant import calibrate
+from msn_deploy.quant.layout import Layout
 from msn_deploy.quant.placement import place
 from msn_deploy.quant.quantize import quantize
 
@@ -205,3 +208,25 @@ def test_a_layer_left_out_keeps_its_weight_and_reads_floats(quantised: dict[str,
     kept = next(node for node in int8.graph.node if node.name == second)
     assert list(kept.input) == list(next(node for node in graph.graph.node if node.name == second).input)
     assert sum(node.op_type == "DequantizeLinear" for node in int8.graph.node) == 6
+
+
+def test_fp8_has_one_scale_per_weight_and_is_nearly_the_same_network(
+    quantised: dict[str, Any], tensors: Callable[..., Any], digits: Callable[..., Any]
+) -> None:
+    made, layout = quantised["made"], Layout(precision="fp8")
+    model = quantize(to_opset(made.graph, layout.opset), quantised["ranges"], layout=layout)
+    assert (precision_of(made.graph), precision_of(quantised["int8"]), precision_of(model)) == ("fp32", "int8", "fp8")
+    stored = [each for each in model.graph.initializer if each.data_type == onnx.TensorProto.FLOAT8E4M3FN and each.dims]
+    assert len(stored) == 4
+    values, originals = tensors(model), tensors(made.graph)
+    for each in stored:
+        scale = values[each.name.replace("_quantized", "_scale")]
+        original = originals[each.name.removesuffix("_quantized")]
+        assert scale == pytest.approx(np.abs(original).max() / 448)
+        restored = values[each.name].astype(np.float32) * scale
+        assert (np.abs(restored - original) <= np.maximum(np.abs(original) / 16, scale * 2.0**-10) * 1.001).all()
+    images = digits(8)
+    truth, found = (run_on_one_thread(each).run({"input": images[:1]})["logits"] for each in (made.graph, model))
+    (expected,) = onnx.reference.ReferenceEvaluator(model).run(None, {"input": images[:1]})
+    assert 20 * np.log10(np.linalg.norm(truth) / np.linalg.norm(found - truth)) > 20
+    np.testing.assert_allclose(found, expected, atol=np.abs(truth).max() / 50)
