@@ -1,4 +1,4 @@
-"""What docs/results/networks.md says of benchmarks/networks/run.py."""
+"""What the docs say of benchmarks/networks: docs/results/networks.md of run.py, docs/guides/int8.md of diff.py."""
 
 from __future__ import annotations
 
@@ -34,6 +34,20 @@ def page(recorded: Path) -> str:
         parts += ["## What was refused, and what was left out", "\n".join(said)]
     parts += ["## What `export` costs", *_cost(json.loads((recorded / "export-cost.json").read_text(encoding="utf-8")))]
     return "\n\n".join(parts) + "\n"
+
+
+def injected(result: Path) -> str:
+    """Return what docs/guides/int8.md says of a result of diff.py."""
+    rows = json.loads(result.read_text(encoding="utf-8"))["rows"].values()
+    cases = [case for row in rows for case in row["cases"]]
+    named, draws = sum(case["named"] for case in cases), len(cases) // len(rows)
+    return (
+        f"`diff` names the layer in which an error was injected in {named} of {len(cases)} cases: {len(rows)} networks "
+        f"of [the networks suite](../results/networks.md), and from each a layer drawn at random, {draws} times. Its "
+        "weights are multiplied by 1.1 in a file in which every tensor has another name: it is the only one that is "
+        "off. The scale of its weight is multiplied by 1.5 in the INT8 file: it adds most. Raw, by `python "
+        f"benchmarks/networks/diff.py`: `benchmarks/results/{result.parent.name}/{result.name}`."
+    )
 
 
 def _cost(result: dict[str, Any]) -> list[str]:

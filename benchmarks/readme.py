@@ -74,6 +74,7 @@ def blocks() -> dict[str, str]:
         "task-peers": task_peers_text.block(json.loads((RECORDED / "task-peers.json").read_text(encoding="utf-8"))),
         "trained": task_nets.text(),
         "tune": tune_latency.text(RESULTS / "tune-latency.json"),
+        "diff": networks_text.injected(RESULTS / "diff.json"),
     }
 
 

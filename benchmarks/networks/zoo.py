@@ -59,8 +59,8 @@ _COMPILED = ("nms", "qnms", "qroi_align", *_POOLINGS, *(f"_{name}_backward" for 
 def shaken(net: nn.Module, inputs: Sequence[Tensor]) -> nn.Module:
     """Give a network of random weights what training leaves, in place; return it in evaluation mode.
 
-    Gains and shifts of every BatchNorm are random, some gains negative; its statistics are those of two random inputs,
-    and then moved, so that they normalise, but not perfectly. Weights of zeros become small numbers.
+    Gains and shifts of every BatchNorm are random, some gains negative; its statistics are those of the inputs, and
+    then moved, so that they normalise, but not perfectly. Weights of zeros become small numbers.
     """
     generator = torch.Generator().manual_seed(SEED)
     norms = [module for module in net.eval().modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
