@@ -43,10 +43,11 @@ from msn_deploy.report.gate_text import junit, markdown
 if TYPE_CHECKING:
     from msn_deploy.model.cost import Cost
 
-_FLOATS = (
-    "its INT8 is laid out for TensorRT; ONNX Runtime on a CPU computes such a file in floats, so this time says "
-    "nothing about INT8. For a CPU: `msn-deploy calibrate FP32.onnx --runtime onnxruntime`"
-)
+_FLOATS = {
+    "int8": "its INT8 is laid out for TensorRT; ONNX Runtime on a CPU computes such a file in floats, so this time "
+    "says nothing about INT8. For a CPU: `msn-deploy calibrate FP32.onnx --runtime onnxruntime`",
+    "fp8": "ONNX Runtime on a CPU computes an FP8 file in floats, so this time says nothing about FP8",
+}
 _VERSIONS = ("onnxruntime", "onnx", "numpy", "pillow")
 
 
@@ -79,7 +80,7 @@ class _Row:
             norm=info.norm if info else None,
             folded=info.folded if info else None,
             accuracy=accuracy,
-            note=_FLOATS if (told.runtime, self.provider) == ("tensorrt", "cpu") else None,
+            note=_FLOATS.get(told.precision or "") if (told.runtime, self.provider) == ("tensorrt", "cpu") else None,
         )
 
 

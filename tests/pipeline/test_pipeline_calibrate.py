@@ -312,12 +312,14 @@ def test_a_benchmark_says_what_a_file_for_tensorrt_cannot_tell_on_a_cpu(files: d
     made = [tmp_path / "tensorrt.onnx", tmp_path / "onnxruntime.onnx"]
     for out in made:
         calibrate(files["1"], out, samples=110, runtime=out.stem)
+    made.append(calibrate(files["1"], tmp_path / "fp8.onnx", samples=110, precision="fp8").path)
     options = MeasureOptions(seconds=0.05, block_ms=1.0, warmup_seconds=0.0)
     result = bench([files["1"], *made], options=options, threads=1)
     notes = [arm.facts.note for arm in result.arms]
-    assert [note is None for note in notes] == [True, False, True]
+    assert [note is None for note in notes] == [True, False, True, False]
     assert "--runtime onnxruntime" in str(notes[1])
-    assert [arm.facts.runtime for arm in result.arms] == [None, "tensorrt", "onnxruntime"]
+    assert "nothing about FP8" in str(notes[3])
+    assert [arm.facts.runtime for arm in result.arms] == [None, "tensorrt", "onnxruntime", "tensorrt"]
     assert json.loads(to_json(result))["arms"][1]["facts"]["note"] == notes[1]
     assert render_html(result, title="t").count(str(notes[1]).split("`")[0]) >= 1
 
