@@ -13,7 +13,7 @@ TORCH_WAIT ?= 15
 SCRIPTS := .ci/run $(wildcard benchmarks/*.sh msn_deploy/engine/*.sh msn_deploy/pipeline/bundle_scripts/* tests/container/*.sh)
 
 .PHONY: setup demo quick test gpu-test device-test cuda-test nightly check docs hooks fmt results train-step throughput in-flight overhead control fuzz offline long-run kills peers peers-tasks networks export-cost \
-	backend-tests sweep paper paper-tables tiny-batches norms int8 qat readme operators container-test jetson-wheels clean
+	backend-tests sweep paper paper-tables tiny-batches norms int8 fp8 qat readme operators container-test jetson-wheels clean
 
 setup: $(VENV)/.installed $(VENV)/.bindings
 
@@ -201,6 +201,12 @@ norms: setup
 # What FP16 and INT8 cost in accuracy, of the trainings that `make paper` left below runs/paper: an hour on two cores.
 int8: setup
 	$(BIN)/python benchmarks/int8.py $(PAPER)
+	$(BIN)/python benchmarks/readme.py
+
+# What FP8 costs in accuracy, and which convolutions compute in it by the listing of TensorRT-RTX: trains four networks, minutes
+# on an otherwise idle machine. One network alone: make fp8 FP8=VGG7
+fp8: setup
+	$(BIN)/python benchmarks/fp8.py $(FP8)
 	$(BIN)/python benchmarks/readme.py
 
 # What training under INT8 wins back on hard cases; trains for hours, and can be stopped and typed again. One case: make qat QAT=mobile

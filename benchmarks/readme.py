@@ -11,6 +11,7 @@ from pathlib import Path
 import accuracy
 import at_once_text
 import control
+import fp8
 import gap_text
 import graphs_text
 import int8_table
@@ -64,6 +65,7 @@ def blocks() -> dict[str, str]:
         "study": _study(),
         "gan": _gan(),
         "int8": int8_table.text(),
+        "fp8": fp8.text(),
         "qat": qat_table.text(),
         "suite": suite_table.text(),
         "control": control.text(RESULTS / "control.json"),
