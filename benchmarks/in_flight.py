@@ -1,17 +1,22 @@
 """How many images per second does ONNX Runtime take with 1, 2 and 4 queries in flight, and does `bench` say so?
 
-    python benchmarks/in_flight.py [--seconds S] [--block-ms MS] [--only NETWORK] [--batches 1,8,32]
-                                   [--in-flight 1,2,4] [--out FILE]
+    python benchmarks/in_flight.py [--only NETWORK] [--batches 1,8,32] [--in-flight 1,2,4] [--out FILE]
 
 bench      what `bench --profile throughput` counts: the sum of the lanes' rates over whole queries
 by hand    threads that call one session in a loop and note when they had each answer; after a while that is left out,
-           the answers of each thread over the time from its first to its last, added up
+           the answers of each thread from its first until its first after the block's end, over the time between those
+           two, added up (what ended at the last answer inside of the block would leave out long queries rather than
+           short ones)
 alone      one query at a time on all cores, as `--profile single-stream` measures it
 
 The first two call one session, since two of the same file and options differ by up to 4 %, which has nothing to do with
 counting. All take turns in rounds of randomised mirrored order, in ONNX Runtime on the CPU, for VGG7 and ResNet-18 on
 32x32 images. Networks are untrained: times do not hang on weights. The rate of `bench` has to lie within 5 % of that
 counted by hand, interval included.
+
+One rule for all cases says how long: a block is 150 ms, or as long as four queries of each thread take; each arm is
+measured for 20 s, and again for 20 s more, until the ratio's interval is at most 0.05 wide, wherever it lies, or 120 s
+are over. All that was measured counts.
 """
 
 from __future__ import annotations
@@ -19,9 +24,11 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import statistics
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,7 +38,7 @@ import numpy as np
 import torch
 
 from msn_deploy.bench.load import LoadedBlock, ThreadedLoad
-from msn_deploy.bench.measure import Arm, ArmFacts, MeasureOptions, Samples, measure
+from msn_deploy.bench.measure import Arm, ArmFacts, MeasureOptions, Samples, measure, time_queries
 from msn_deploy.bench.stats import mean_interval, ratio_to_baseline
 from msn_deploy.core.artifacts import write_json
 from msn_deploy.core.errors import InvalidMeasurement
@@ -52,8 +59,11 @@ NETWORKS = {
     "ResNet-18": resnet18_32,
 }
 WITHIN = 0.05
+PART_S, MOST_S = 20, 120  # of an arm
+WIDE = 0.05
+BLOCK_MS = 150
+EACH = 4  # queries of a thread in a block
 LOOK_S = 0.02
-FEWEST = 3  # answers of a thread
 FEEDS = 16
 
 
@@ -85,9 +95,10 @@ class ByHand:
             time.sleep(LOOK_S)  # one that looks all the time has its threads put back on a busy core sooner
         before = list(map(len, answers))
         time.sleep(queries * self._ns_per_query / 1e9)
-        while min(len(own) - skipped for own, skipped in zip(answers, before, strict=True)) < FEWEST:
+        ends = [max(len(own), skipped + 1) for own, skipped in zip(answers, before, strict=True)]
+        while any(len(own) <= end for own, end in zip(answers, ends, strict=True)):
             time.sleep(LOOK_S)
-        counted = [own[skipped:] for own, skipped in zip(answers, before, strict=True)]
+        counted = [own[skipped : end + 1] for own, skipped, end in zip(answers, before, ends, strict=True)]
         stop = True
         for worker in workers:
             worker.join()
@@ -102,16 +113,36 @@ def exported(network: str, batch: int, folder: Path) -> Path:
     return path
 
 
-def measured(arms: list[Arm], options: MeasureOptions) -> Samples:
-    """Measure for as long as ten rounds take, if that is longer than asked for."""
+def measured(arms: list[Arm]) -> tuple[Samples, ...]:
+    """Measure part by part until the ratio of the first two arms is known well enough, or for as long as is allowed."""
+    alone_ms = statistics.median(time_queries(arms[-1].run, 20, time.perf_counter_ns)[10:]) / 1e6
+    options = MeasureOptions(
+        seconds=PART_S,
+        block_ms=max(BLOCK_MS, EACH * arms[0].in_flight * alone_ms),
+        warmup_seconds=1,
+        warmup_queries=8,
+    )
+    parts = list[Samples]()
     while True:
         try:
-            return measure(arms, options=options)
-        except InvalidMeasurement:
-            options = replace(options, seconds=2 * options.seconds)
+            parts.append(measure(arms, options=replace(options, seed=len(parts))))
+        except InvalidMeasurement:  # ten rounds do not fit
+            options = replace(options, seconds=options.seconds + PART_S)
+            continue
+        ratio = ratio_to_baseline(rates_of(parts, 0), rates_of(parts, 1))
+        if ratio.high - ratio.low <= WIDE or (len(parts) + 1) * options.seconds > MOST_S:
+            return tuple(parts)
 
 
-def compared(path: Path, batch: int, in_flight: int, options: MeasureOptions) -> dict[str, Any]:
+def rates_of(parts: Sequence[Samples], at: int) -> Any:
+    """Return ns per query of each block of an arm, shape (1, blocks), in time order."""
+    arms = [part.arms[at] for part in parts]
+    return np.array(
+        [[ns for arm in arms for ns in ([block.ns_per_query for block in arm.loaded] or map(np.mean, arm.blocks))]]
+    )
+
+
+def compared(path: Path, batch: int, in_flight: int) -> dict[str, Any]:
     cores = len(usable_cores())
     threads = threads_under_load(None, in_flight)
     runner, alone = load_runner(path, threads=threads), load_runner(path, threads=cores)
@@ -126,20 +157,16 @@ def compared(path: Path, batch: int, in_flight: int, options: MeasureOptions) ->
         Arm(name="by hand", run=alone_query, load=by_hand),
         Arm(name="alone", run=alone_query),
     ]
-    taken = measured(arms, options)
-    found = {
-        each.name: np.array(
-            [[block.ns_per_query for block in each.loaded] or [np.mean(block) for block in each.blocks]]
-        )
-        for each in taken.arms
-    }
+    parts = measured(arms)
+    found = {arm.name: rates_of(parts, at) for at, arm in enumerate(arms)}
+    options = parts[0].options
     rows: dict[str, Any] = {
         "batch": batch,
         "in_flight": in_flight,
         "threads": threads,
         "rounds": found["bench"].size // 2,
-        "seconds": options.seconds,
-        "block_ms": options.block_ms,
+        "seconds": len(parts) * options.seconds,
+        "block_ms": round(options.block_ms, 1),
     }
     for arm, ns in found.items():
         mean, low, high = mean_interval(ns)
@@ -147,9 +174,9 @@ def compared(path: Path, batch: int, in_flight: int, options: MeasureOptions) ->
     for key, over in (("bench_to_by_hand", "by hand"), ("gain_over_alone", "alone")):
         ratio = ratio_to_baseline(found["bench"], found[over])
         rows[key] = [round(1 / each, 4) for each in (ratio.ratio, ratio.high, ratio.low)]
-    latencies = np.concatenate([np.asarray(block) for block in taken.arms[0].blocks]) / 1e6
+    latencies = np.concatenate([np.asarray(block) for part in parts for block in part.arms[0].blocks]) / 1e6
     rows["latency_ms"] = {f"p{each}": round(float(np.percentile(latencies, each)), 3) for each in (50, 95, 99)}
-    usage = [block.usage for block in taken.arms[0].loaded if block.usage is not None]
+    usage = [block.usage for part in parts for block in part.arms[0].loaded if block.usage is not None]
     rows["cores_busy"] = round(float(np.mean([each.cores for each in usage])), 3)
     _, low, high = rows["bench_to_by_hand"]
     rows["within_5_percent"] = bool(low >= 1 - WITHIN and high <= 1 + WITHIN)
@@ -157,36 +184,24 @@ def compared(path: Path, batch: int, in_flight: int, options: MeasureOptions) ->
     return rows
 
 
-def _key(case: dict[str, Any]) -> tuple[int, int, int]:
-    return list(NETWORKS).index(case["network"]), case["batch"], case["in_flight"]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=20, help="measured time per arm and case, s")
-    parser.add_argument("--block-ms", type=float, default=150)
     parser.add_argument("--only", default="", help="a network's name")
     parser.add_argument("--batches", default="1,8,32")
     parser.add_argument("--in-flight", default="1,2,4")
-    parser.add_argument("--out", type=Path, help="write the JSON here, not to stdout; other cases in it stay")
+    parser.add_argument("--out", type=Path, help="write the JSON here, not to stdout")
     asked = parser.parse_args()
-    options = MeasureOptions(seconds=asked.seconds, block_ms=asked.block_ms, warmup_seconds=1, warmup_queries=8)
     cases = []
     with TemporaryDirectory() as folder:
         for network in NETWORKS:
             for batch in map(int, asked.batches.split(",")) if asked.only in ("", network) else ():
                 path = exported(network, batch, Path(folder))
                 for in_flight in map(int, asked.in_flight.split(",")):
-                    row = {"network": network, **compared(path, batch, in_flight, options)}
+                    row = {"network": network, **compared(path, batch, in_flight)}
                     cases.append(row)
                     shown = {key: value for key, value in row.items() if not key.startswith("blocks")}
                     sys.stderr.write(f"{json.dumps(shown)}\n")
     result = {"schema": 1, "environment": read_environment().to_json(), "cases": cases}
-    if asked.out is not None and asked.out.exists():
-        new = {_key(case) for case in cases}
-        old = json.loads(asked.out.read_text(encoding="utf-8"))["cases"]
-        cases += [case for case in old if _key(case) not in new]
-        cases.sort(key=_key)
     if asked.out is None:
         sys.stdout.write(json.dumps(result) + "\n")
     else:

@@ -1,9 +1,10 @@
 """Train with batches of 1 to 32: VGG7 with 16 channels on Fashion-MNIST, one norm beside the other.
 
-    python benchmarks/tiny_batches.py [STAGE ...] [--work FOLDER] [--merge]
+    python benchmarks/tiny_batches.py [STAGE ...] [--work FOLDER] [--jobs N] [--merge]
 
 Stages, in this order, each training once and its result in a file of its own below `--work`, so that the command can be
-stopped at any time and typed again:
+stopped at any time and typed again. What results/tiny-batches.json holds is not trained again either, except that a new
+folder needs the checkpoints of `base`, and fine-tunes all of `field` from those:
 
 rate    batch 64, three learning rates: the one with the best mean over the norms is the base of the rule for all
 screen  10,000 images, 1 epoch, 2 seeds, batch 1 to 32, all norms
@@ -12,7 +13,7 @@ field   fine-tuning it on 2,000 other images from another camera, batch 1 to 4, 
 whole   60,000 images, 1 epoch, 5 seeds, batch 1 to 4
 
 The rule: Adam, one-cycle, peak learning rate base * sqrt(batch / 64); a tenth of it for fine-tuning. Seed by seed, so
-that whatever is there compares all norms. One thread. Budget: 12 CPU hours; a step of batch 1 takes 5 (BN, GN) to
+that whatever is there compares all norms. One thread each. Budget: 12 CPU hours; a step of batch 1 takes 5 (BN, GN) to
 10 ms (MSN) on a loaded core, all of it some 6 hours. `--merge` writes what is there to results/tiny-batches.json.
 
 The other camera has half of the contrast, a brighter black and noise; its images are drawn once, from a fixed seed.
@@ -23,9 +24,11 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import multiprocessing
 import shutil
 import statistics
 import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -62,7 +65,7 @@ _COLOURS = dict(
     )
 )
 SCREENED = ("bn", "bn-frozen", "gn", "msn", "msn-affine", "none")
-WHOLE = ("bn", "bn-frozen", "gn", "msn", "msn-affine")
+WHOLE = ("bn", "bn-frozen", "gn", "msn")
 FIELD = ("bn", "bn-frozen", "gn", "msn", "msn-affine", "msn-frozen", "bn-head", "msn-head")
 NORMS = ("bn", "gn", "msn", "msn-affine", "none")
 RATES = (0.001, 0.003, 0.01)
@@ -216,9 +219,14 @@ def write_data(work: Path) -> None:
     partial.rename(folder)
 
 
+def _path(run: Run, work: Path) -> Path:
+    """Return where a run's result lies."""
+    return work / "results" / f"{run.key}.json"
+
+
 def results(work: Path) -> list[dict[str, Any]]:
     """Return the results that are there, in the order of the runs."""
-    paths = [work / "results" / f"{run.key}.json" for run in runs()]
+    paths = [_path(run, work) for run in runs()]
     return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.is_file()]
 
 
@@ -269,31 +277,58 @@ def draw(found: list[dict[str, Any]]) -> None:
     figure.savefig(PLOT, dpi=110, metadata={"Software": None})
 
 
+def fill(work: Path) -> None:
+    """Take over what was trained into another folder, and is in the results' file."""
+    kept = json.loads(OUT.read_text(encoding="utf-8"))["runs"] if OUT.is_file() else []
+    by_key = {key_of(each): each for each in kept if each["stage"] not in ("base", "field")}
+    for run in runs():
+        path = _path(run, work)
+        if not path.is_file() and run.key in by_key:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, by_key[run.key])
+
+
+def key_of(result: dict[str, Any]) -> str:
+    """Return the key of the run that a result is of."""
+    names = {each: result[each] for each in ("stage", "arm", "batch", "seed", "images", "epochs")}
+    return Run(**names, rate=result["learning_rate"] if result["stage"] == "rate" else None).key
+
+
+def done(run: Run, base: float, work: Path) -> dict[str, Any]:
+    """Train one run in this process, and keep its result."""
+    import torch
+
+    from msn_deploy.training import keep_freed_memory
+
+    keep_freed_memory()
+    torch.set_num_threads(1)
+    result = trained(run, base, work)
+    path = _path(run, work)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, result)
+    return result
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stages", nargs="*", default=STAGES, help="all of them, unless named")
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "tiny-batches")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at the same time")
     parser.add_argument("--merge", action="store_true", help="train nothing; merge what is there")
     options = parser.parse_args()
+    fill(options.work)
     if not options.merge:
-        import torch
-
-        from msn_deploy.training import keep_freed_memory
-
-        keep_freed_memory()
-        torch.set_num_threads(1)
         write_data(options.work)
-        todo = [run for run in runs() if run.stage in options.stages]
-        for at, run in enumerate(todo, start=1):
-            path = options.work / "results" / f"{run.key}.json"
-            if path.is_file():
-                continue
-            base = base_rate(results(options.work)) if run.stage != "rate" else 0.0
-            result = trained(run, base, options.work)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(path, result)
-            said = result.get("diverged") or f"{result['test_accuracy']:.2%}"
-            print(f"{at}/{len(todo)}  {run.key}: {said}, {result['cpu_seconds']:.0f} s", flush=True)
+        start = multiprocessing.get_context("spawn")
+        for stage in options.stages:
+            todo = [run for run in runs() if run.stage == stage and not _path(run, options.work).is_file()]
+            base = base_rate(results(options.work)) if stage != "rate" else 0.0
+            with ProcessPoolExecutor(options.jobs, mp_context=start) as pool:
+                waiting = {pool.submit(done, run, base, options.work): run for run in todo}
+                for at, future in enumerate(as_completed(waiting), start=1):
+                    result = future.result()
+                    said = result.get("diverged") or f"{result['test_accuracy']:.2%}"
+                    print(f"{at}/{len(todo)}  {waiting[future].key}: {said}, {result['cpu_seconds']:.0f} s", flush=True)
     merge(options.work)
 
 

@@ -7,8 +7,9 @@ stack of convolutions whose first output is that brightness, untrained.
 
 infer    over the whole video: the brightness that it answers with must be that of the frame's number, and the resident
          memory is read every 100 frames
-work     decode, prepare, inference and drawing each repeat their own work until they are as long as the longest; one
-         thread for inference, all on this machine's cores
+work     decode, prepare, inference and drawing each repeat their own work until they are as long as the longest done
+         four times, so that whole repetitions come out nearly equal; one thread for inference, all on this machine's
+         cores
 wait     each of them waits until it has taken as long as 1.25 times the longest, as a stage does whose work is done by
          a camera, a GPU or a video decoder
 
@@ -134,7 +135,7 @@ def timed(model: Model, film: Path) -> dict[str, float]:
 
 def compared(model: Model, film: Path, count: int, *, waits: bool) -> dict[str, Any]:
     alone = timed(model, film)
-    length = max(alone.values()) * (1.25 if waits else 1.0)
+    length = max(alone.values()) * (1.25 if waits else 4.0)
     times = {name: max(1, round(length / each)) for name, each in alone.items()}
     never = Event()
 
