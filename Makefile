@@ -12,7 +12,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 TORCH_WAIT ?= 15
 SCRIPTS := .ci/run $(wildcard benchmarks/*.sh msn_deploy/engine/*.sh msn_deploy/pipeline/bundle_scripts/* tests/container/*.sh)
 
-.PHONY: setup demo quick test gpu-test device-test cuda-test nightly check docs hooks fmt results train-step throughput in-flight overhead control fuzz offline long-run kills peers peers-tasks networks export-cost \
+.PHONY: setup demo quick test gpu-test device-test cuda-test nightly check docs hooks fmt results train-step throughput in-flight overhead control fuzz offline long-run kills peers peers-tasks peers-quantisers networks export-cost \
 	backend-tests sweep paper paper-tables tiny-batches norms int8 fp8 qat readme operators container-test jetson-wheels clean
 
 setup: $(VENV)/.installed $(VENV)/.bindings
@@ -149,6 +149,12 @@ peers: setup
 # here, half an hour. What is trained below runs/task-peers is kept: remove it to train anew.
 peers-tasks: setup
 	$(BIN)/python benchmarks/tasks/peers.py
+	$(BIN)/python benchmarks/readme.py
+
+# `calibrate` and training under INT8 against the quantisers of ONNX Runtime and of NVIDIA's Model-Optimizer, which it installs
+# beside the project's own environment; trains on digits, half an hour. One alone: make peers-quantisers QUANTISERS=mobile
+peers-quantisers: setup
+	$(BIN)/python benchmarks/peers/quantisers.py $(QUANTISERS)
 	$(BIN)/python benchmarks/readme.py
 
 # Networks that others wrote, through everything: hours. Stop it at any time and type it again.

@@ -18,6 +18,7 @@ import int8_table
 import networks_text
 import pitch
 import qat_table
+import quantisers_text
 import reference
 import sigma_text
 import step_text
@@ -67,6 +68,7 @@ def blocks() -> dict[str, str]:
         "int8": int8_table.text(),
         "fp8": fp8.text(),
         "qat": qat_table.text(),
+        "quantisers": quantisers_text.text(RESULTS / "quantisers.json"),
         "suite": suite_table.text(),
         "control": control.text(RESULTS / "control.json"),
         "uint8-input": _uint8_input(),

@@ -111,9 +111,14 @@ def count_convs(layers: Sequence[Layer], precision: str) -> int:
     return sum(row.precision == precision and bool(re.search("correlation|conv", row.kind, re.I)) for row in layers)
 
 
+def heavy(layers: Sequence[Layer]) -> tuple[Layer, ...]:
+    """Return the convolutions and matrix products."""
+    return tuple(row for row in layers if re.search(_HEAVY, row.kind, re.I))
+
+
 def not_quantised(layers: Sequence[Layer], precision: str) -> tuple[Layer, ...]:
     """Return the convolutions and matrix products of an INT8 or FP8 network whose arithmetic is another."""
-    return tuple(row for row in layers if row.precision != precision and re.search(_HEAVY, row.kind, re.I))
+    return tuple(row for row in heavy(layers) if row.precision != precision)
 
 
 def memory_from_log(texts: Sequence[str]) -> Memory:
