@@ -195,6 +195,10 @@ def show_verdict(report: PrecisionReport) -> None:
             output.say(f"  {each.layer}: {each.sqnr_db:.1f} dB with INT8 in this layer alone")
     elif layers:
         output.say(f"  left out of {report.precision.upper()}, in {other}: {layers}")
+    for name, count in report.equalized.items():
+        output.say(
+            f"  {name}: {count} channels far larger than the others brought to their size, without changing any output"
+        )
     for name in report.dead:
         output.say(f"  {name} is 0 on all samples: it has the range 1, and zero stays exact")
     for name in report.transposed:

@@ -72,7 +72,7 @@ class PrecisionReport(Result):
     convolutions in INT8, which not every TensorRT has a kernel for. warnings: what is doubtful about the samples.
     cache: what the calibration cache said. drift: of the scales with fewer images, if asked for. table: the calibration
     table for TensorRT, if asked for. runtime: what a quantised file is laid out for. tuning: by measured time, if asked
-    for.
+    for. equalized: how many channels of a layer were far larger than its others, and were brought to their size.
     """
 
     path: Path
@@ -95,6 +95,7 @@ class PrecisionReport(Result):
     table: Path | None = None
     runtime: Runtime | None = None
     tuning: Tuning | None = None
+    equalized: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,6 +233,7 @@ def calibrated(
     build: of the engines that `tune` times.
     """
     from msn_deploy.model.graphs import activations  # late, as are the next: they import onnx
+    from msn_deploy.quant.equalize import equalize
     from msn_deploy.quant.fp32_nodes import fold_constants
     from msn_deploy.quant.histograms import extremes
     from msn_deploy.quant.layout import Layout
@@ -245,13 +247,16 @@ def calibrated(
     engines = engines_for("int8", build or BuildOptions()) if timed_as_engine else None
     layout = Layout(precision=options.precision, runtime=options.runtime)
     proto = fold_constants(_at_least(layout.opset, model), load=run_on_one_thread)
+    equalized: dict[str, int] = {}
+    if options.precision == "int8" and options.table is None:  # a table has the scales of the FP32 file as it is
+        proto, equalized = equalize(proto)
     placement = layout.place(proto, leave_out=options.leave_out)
     require_layers(placement, left_out=bool(options.leave_out))
     given = calibration_inputs(model, options.data, samples=options.samples, seed=options.seed, state=options.state)
     if len(given.samples) < MINIMUM_SAMPLES:
         raise InputError(f"{len(given.samples)} samples are too few to calibrate on; {MINIMUM_SAMPLES} are needed.")
     parents = (model.as_parent(), *given.parents)
-    key = {"model": parents[0].sha256, **given.key}
+    key = {"model": parents[0].sha256 + ", equalized" * bool(equalized), **given.key}
     measure = partial(
         measured_ranges,
         proto,
@@ -348,6 +353,7 @@ def calibrated(
         "in_fp16": in_half,
         "in_fp32": in_fp32,
         "dead": list(dead),
+        "equalized": equalized,
         "parity": asdict(parity),
         "verdict": None if verdict is None else asdict(verdict),
         "tuning": None if tuning is None else asdict(tuning),
@@ -393,6 +399,7 @@ def calibrated(
         table=table_path,
         runtime=options.runtime,
         tuning=tuning,
+        equalized=equalized,
     )
     return report, made
 

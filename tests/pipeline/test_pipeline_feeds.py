@@ -302,3 +302,18 @@ def test_state_that_does_not_fit_is_refused(tmp_path: Path) -> None:
         calibrate(path, out, data=data, state=STATE, seed=3)
     with pytest.raises(InputError, match="holds x, rate; the inputs are x, h0, rate"):
         calibrate(path, out, data=data)
+
+
+def test_a_channel_far_larger_than_the_others_does_not_cost_int8_its_steps(tmp_path: Path) -> None:
+    w, v = drawn(6, 2, 5), drawn(6, 5, seed=6)
+    w[1] *= 1000
+    v[1] /= 1000
+    path = saved(tmp_path, AUDIO.replace("y = MatMul(f, v)", "y = Gemm(f, v)"), w=w, v=v)
+    np.savez(tmp_path / "feeds.npz", wave=drawn(24, 2, 64))
+    told = {"data": str(tmp_path / "feeds.npz"), "use_cache": False}
+    found = calibrate(path, tmp_path / "net.int8.onnx", **told)
+    as_it_is = calibrate(path, tmp_path / "table.onnx", table="trt-8.6", **told)
+    assert (list(found.equalized.values()), as_it_is.equalized) == ([1], {})
+    assert found.parity is not None
+    assert as_it_is.parity is not None
+    assert found.parity.sqnr_db > 30 > as_it_is.parity.sqnr_db
