@@ -113,7 +113,7 @@ train-step: setup
 throughput: setup
 	$(BIN)/python benchmarks/throughput.py --out throughput.json
 
-# Images per second with 1, 2 and 4 queries in flight, by `bench` and by a loop of threads written by hand: a quarter of an
+# Images per second with 1, 2 and 4 queries in flight, by `bench` and by a loop of threads written by hand: half an
 # hour on an otherwise idle machine.
 in-flight: setup
 	$(BIN)/python benchmarks/in_flight.py --out in-flight.json

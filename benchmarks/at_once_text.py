@@ -61,8 +61,8 @@ def in_flight(recorded: Path) -> str:
             f"{result['environment']['cores_usable']} cores of {result['environment']['cpu']}, 32x32 images, 95 % "
             "intervals. The last column is the rate that `bench` counts over that of a loop of threads written by "
             f"hand: {within} of {len(result['cases'])} are within 5 % of 1, interval included. Each arm was "
-            f"measured for 20 s, and where the interval was wider than 0.05 then, for longer ({long} cases, up to "
-            f"{longest:.0f} s), all of which counts. By `make in-flight`, raw: "
+            f"measured for 20 s, and for longer where ten rounds did not fit or the interval was wider than 0.05 then "
+            f"({long} cases, up to {longest:.0f} s); all of it counts. By `make in-flight`, raw: "
             "`benchmarks/results/epyc-2-cores/in-flight.json`.",
         ]
     )

@@ -15,8 +15,8 @@ counting. All take turns in rounds of randomised mirrored order, in ONNX Runtime
 counted by hand, interval included.
 
 One rule for all cases says how long: a block is 150 ms, or as long as four queries of each thread take; each arm is
-measured for 20 s, and again for 20 s more, until the ratio's interval is at most 0.05 wide, wherever it lies, or 120 s
-are over. All that was measured counts.
+measured for 20 s (for as long as ten rounds take, if that is longer), and as long again, until the ratio's interval is
+at most 0.05 wide, wherever it lies, or 120 s are over. All that was measured counts.
 """
 
 from __future__ import annotations

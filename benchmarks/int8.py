@@ -14,6 +14,7 @@ import argparse
 import json
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -113,8 +114,9 @@ def hard(checkpoint: Path, factor: float, max_drop: float, data: dict[str, str])
 
     from onnx import numpy_helper
 
-    from msn_deploy.pipeline.budget import within_budget
+    from msn_deploy.pipeline.budget import as_allowed, within_budget
     from msn_deploy.quant.quantize import quantize
+    from msn_deploy.tasks.task import Score
 
     net = Network(checkpoint, data)
     first, second = [node for node in net.graph.graph.node if node.op_type == "Conv"][:2]
@@ -130,11 +132,19 @@ def hard(checkpoint: Path, factor: float, max_drop: float, data: dict[str, str])
     net.measure()
     plain = {name: net.against_fp32(quantize(net.graph, net.ranges[name])) for name in METHODS}
     ranges, maxima = net.ranges[DEFAULT_METHOD], net.maxima
-    verdict = within_budget(net.graph, ranges, maxima, images=net.images, labels=net.labels, max_drop=max_drop)[1]
+    name = net.graph.graph.input[0].name
+    runs = [{name: net.images[at : at + 256]} for at in range(0, len(net.images), 256)]
+
+    def accuracy(made: Iterable[dict[str, np.ndarray]]) -> Score:
+        logits = np.concatenate([next(iter(outputs.values())) for outputs in made])
+        right = logits.argmax(1) == net.labels
+        return Score(metric="accuracy", value=right.mean(), samples=len(right), each=right.astype(np.float64))
+
+    verdict = within_budget(net.graph, ranges, maxima, runs=runs, judge=accuracy, max_drop=as_allowed(max_drop))[1]
     record = asdict(verdict)
-    accuracy = record.pop("accuracy")
-    record |= {"accuracy_fp32": accuracy.pop("fp32"), "accuracy": accuracy.pop("int8")}
-    record |= {"max_drop": accuracy.pop("allowed"), **accuracy}
+    found = record.pop("metric")
+    record |= {"accuracy_fp32": found["fp32"], "accuracy": found["int8"], "max_drop": found["allowed"]}
+    record |= {"drop": found["drop"], "interval": found["interval"]}
     return {"factor": factor, "images": len(net.labels), "plain": plain, "verdict": record}
 
 

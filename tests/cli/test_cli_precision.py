@@ -38,6 +38,12 @@ def test_a_layer_left_out_is_said_and_recorded(ok, onnx, tmp_path):
     assert ok("eval", out).code == 0
 
 
+@pytest.mark.parametrize(("percentile", "is_far"), [("50", True), ("99.99", False)])
+def test_what_is_far_from_fp32_names_the_ways_out(ok, onnx, tmp_path, percentile, is_far):
+    text = ok("calibrate", onnx, "--method", "percentile", "--percentile", percentile, "--out", tmp_path / "x.onnx").out
+    assert all((option in text) == is_far for option in ("--max-drop", "--min-sqnr", "--method"))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
