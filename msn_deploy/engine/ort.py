@@ -24,9 +24,9 @@ _PROVIDER = {
     "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"],
     "tensorrt": ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"],
 }
-# Graph passes that merge a normalisation, whole or taken apart into Mul and Add, into the layer before it.
 # Removes a ReLU in front of a QuantizeLinear with the zero point 0 of FP8, as if it were that of UINT8 (1.32).
 _WRONG_FOR_FP8 = ["ReluQuantRewrite"]
+# Graph passes that merge a normalisation, whole or taken apart into Mul and Add, into the layer before it.
 _NORM_FUSIONS = ["ConvBNFusion", "ConvMulFusion", "ConvAddFusion", "MatMul_BatchNormalization_Fusion"]
 
 
