@@ -89,7 +89,7 @@ class Network:
         return {
             "lost": int((self.right & ~right).sum()),
             "won": int((~self.right & right).sum()),
-            "sqnr_db": round(rung("int8", self.logits, logits).sqnr_db, 2),
+            "sqnr_db": round(rung("int8", {"y": self.logits}, {"y": logits}).sqnr_db, 2),
         }
 
 

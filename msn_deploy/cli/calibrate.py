@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from msn_deploy.pipeline.tune import Tuning
 
 _CACHE = "Scales of other images"
-_FAR_DB = 15.0  # the error is a sixth of the output
 EXAMPLES = """
 msn-deploy calibrate runs/vgg7_msn.onnx
 msn-deploy calibrate net.onnx --data photos --max-drop 0.5pp
@@ -164,8 +163,7 @@ def show_fidelity(report: PrecisionReport) -> None:
     for each in report.parity.outputs:
         alike = f"SQNR {each.sqnr_db:.1f} dB, cosine {each.cosine:.6f}, max difference {each.worst:.3g}"
         output.say(f"  {each.name}: {alike if each.floats else f'{each.equal:.2%} equal'}")
-    is_far = any(each.floats and each.sqnr_db < _FAR_DB for each in report.parity.outputs)
-    if is_far and report.precision == "int8" and report.verdict is None:
+    if not report.parity.passed and report.precision == "int8" and report.verdict is None:
         output.say(
             "  this is far from FP32: `--max-drop` or `--min-sqnr` leaves the fewest layers out that it takes, and "
             "`--method` chooses other ranges"
