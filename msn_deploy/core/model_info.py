@@ -43,7 +43,7 @@ RUNTIMES: tuple[Runtime, ...] = get_args(Runtime)
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 QUANTISED: tuple[Quantised, ...] = get_args(Quantised)
 
-# The one that is never the worst in benchmarks/results/int8.json; on a DenseNet of quantisers.json it was.
+# The one that is never the worst in benchmarks/results/int8.json.
 DEFAULT_METHOD = "mse"
 FP8_METHOD = "minmax"  # a range that clips makes no step of FP8 finer, but near zero: benchmarks/results/fp8.json
 DEFAULT_PERCENTILE = 99.99

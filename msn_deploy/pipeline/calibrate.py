@@ -251,7 +251,8 @@ def calibrated(
     if options.precision == "int8" and options.table is None:  # a table has the scales of the FP32 file as it is
         proto, equalized = equalize(proto)
     placement = layout.place(proto, leave_out=options.leave_out)
-    require_layers(placement, left_out=bool(options.leave_out))
+    in_half = without_fp8(proto) if layout.precision == "fp8" else {}
+    require_layers(placement, left_out=bool(options.leave_out), without=in_half)
     given = calibration_inputs(model, options.data, samples=options.samples, seed=options.seed, state=options.state)
     if len(given.samples) < MINIMUM_SAMPLES:
         raise InputError(f"{len(given.samples)} samples are too few to calibrate on; {MINIMUM_SAMPLES} are needed.")
@@ -334,7 +335,6 @@ def calibrated(
     if layout.runtime == "onnxruntime":
         transposed = (node for node in proto.graph.node if node.op_type == "ConvTranspose")
         in_fp32 |= {name_of(node): "ONNX Runtime has no INT8 kernel for a ConvTranspose" for node in transposed}
-    in_half = without_fp8(proto) if layout.precision == "fp8" else {}
     tuning = None
     if tuner is not None:
         ranking = () if verdict is None else verdict.ranking

@@ -38,9 +38,8 @@ def equalize(model: ModelProto) -> tuple[ModelProto, dict[str, int]]:
     result.CopyFrom(model)
     weights = {tensor.name: tensor for tensor in result.graph.initializer}
     for first, second in _neighbours(result, weights):
-        own, other, *bias = (
-            numpy_helper.to_array(weights[name]) for name in (first.input[1], second.input[1], *first.input[2:3])
-        )
+        names = (first.input[1], second.input[1], *first.input[2:3])
+        own, other, *bias = values = [numpy_helper.to_array(weights[name]) for name in names]
         out = _output_axis(first)
         channels = own.shape[out]
         axis = _input_axis(second, channels)
@@ -49,11 +48,13 @@ def equalize(model: ModelProto) -> tuple[ModelProto, dict[str, int]]:
         factors = _factors(_largest(own, out, channels), _largest(other, axis, channels))
         if (count := int((factors > 1).sum())) == 0:
             continue
+        by = [1 / _along(factors, own, out), _along(factors, other, axis), *(1 / factors for _ in bias)]
+        scaled = [value * each for value, each in zip(values, by, strict=True)]
+        if not all(map(np.array_equal, (value / each for value, each in zip(scaled, by, strict=True)), values)):
+            continue  # of a weight or bias that is nearly nothing, the smaller one would be rounded
         moved[name_of(first)] = count
-        _store(weights[first.input[1]], own / _along(factors, own, out))
-        _store(weights[second.input[1]], other * _along(factors, other, axis))
-        for each in bias:
-            _store(weights[first.input[2]], each / factors)
+        for name, value in zip(names, scaled, strict=True):
+            weights[name].CopyFrom(numpy_helper.from_array(value, name))
     return (result, moved) if moved else (model, moved)
 
 
@@ -119,7 +120,3 @@ def _along(factors: NDArray[Any], weight: NDArray[Any], axis: int) -> NDArray[An
     shape = [1] * weight.ndim
     shape[axis] = -1
     return np.repeat(factors, weight.shape[axis] // len(factors)).reshape(shape)
-
-
-def _store(tensor: TensorProto, value: NDArray[Any]) -> None:
-    tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))

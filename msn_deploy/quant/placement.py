@@ -136,13 +136,19 @@ def check_leave_out(leave_out: Collection[str], layers: Collection[str]) -> None
         )
 
 
-def require_layers(placement: Placement, *, left_out: bool) -> None:
-    """Raise InputError for a graph in which nothing is quantised; left_out: whether layers stay float by choice."""
-    if not placement.layers:
-        raise InputError(
-            f"the graph holds no {', '.join(WEIGHTED)} with constant weights{' that is not left out' * left_out}: "
-            "nothing to quantise."
-        )
+def require_layers(placement: Placement, *, left_out: bool, without: Mapping[str, str] | None = None) -> None:
+    """Raise InputError for a graph in which nothing is quantised.
+
+    left_out: whether layers stay float by choice. without: see `without_fp8`, of a graph that is to be FP8.
+    """
+    if placement.layers:
+        return
+    for name, why in (without or {}).items():
+        raise InputError(f"no layer can be in FP8. {name}: {why}.\nTake `--precision int8`.")
+    raise InputError(
+        f"the graph holds no {', '.join(WEIGHTED)} with constant weights{' that is not left out' * left_out}: "
+        "nothing to quantise."
+    )
 
 
 def _shortcuts(

@@ -157,19 +157,20 @@ def test_the_fallback_from_dla_is_told_before_anything_is_built(ok, run_folder, 
     assert "--useDLACore=1 --allowGPUFallback" in outcome.out
 
 
-def test_int8_for_a_nano_is_refused_before_anything_is_written(cli, run_folder, tmp_path):
-    command = ["build-engine", run_folder / "cnn3_msn.onnx", "--precision", "int8", "--target", "nano"]
+@pytest.mark.parametrize(
+    ("precision", "target", "message"),
+    [
+        ("int8", "nano", "Jetson Nano (sm_53) has no INT8 in TensorRT: its GPU lacks the 8-bit units"),
+        ("fp8", "orin-nano", "Jetson Orin Nano 8GB (sm_87) has no FP8 in TensorRT: FP8 begins with Ada (8.9)"),
+    ],
+)
+def test_a_precision_that_the_board_lacks_is_refused_before_anything_is_written(
+    cli, run_folder, tmp_path, precision, target, message
+):
+    command = ["build-engine", run_folder / "cnn3_msn.onnx", "--precision", precision, "--target", target]
     outcome = cli(*command, "--out", tmp_path / "net.engine")
     assert outcome.code == 2
-    assert "Jetson Nano (sm_53) has no INT8 in TensorRT: its GPU lacks the 8-bit units" in outcome.err
-    assert not list(tmp_path.iterdir())
-
-
-def test_fp8_for_an_orin_is_refused_before_anything_is_written(cli, run_folder, tmp_path):
-    command = ["build-engine", run_folder / "cnn3_msn.onnx", "--precision", "fp8", "--target", "orin-nano"]
-    outcome = cli(*command, "--out", tmp_path / "net.engine")
-    assert outcome.code == 2
-    assert "Jetson Orin Nano 8GB (sm_87) has no FP8 in TensorRT: FP8 begins with Ada (8.9)" in outcome.err
+    assert message in outcome.err
     assert not list(tmp_path.iterdir())
 
 

@@ -310,10 +310,18 @@ def test_a_channel_far_larger_than_the_others_does_not_cost_int8_its_steps(tmp_p
     v[1] /= 1000
     path = saved(tmp_path, AUDIO.replace("y = MatMul(f, v)", "y = Gemm(f, v)"), w=w, v=v)
     np.savez(tmp_path / "feeds.npz", wave=drawn(24, 2, 64))
-    told = {"data": str(tmp_path / "feeds.npz"), "use_cache": False}
-    found = calibrate(path, tmp_path / "net.int8.onnx", **told)
-    as_it_is = calibrate(path, tmp_path / "table.onnx", table="trt-8.6", **told)
+    data = str(tmp_path / "feeds.npz")
+    as_it_is = calibrate(path, tmp_path / "table.onnx", data=data, table="trt-8.6")
+    found = calibrate(path, tmp_path / "net.int8.onnx", data=data)  # the scales in the cache are those of a table
     assert (list(found.equalized.values()), as_it_is.equalized) == ([1], {})
     assert found.parity is not None
     assert as_it_is.parity is not None
     assert found.parity.sqnr_db > 30 > as_it_is.parity.sqnr_db
+
+
+def test_a_network_without_a_layer_for_fp8_says_why(tmp_path: Path) -> None:
+    path = saved(tmp_path, "(float[1,2,8,8] x) => (float[1,3,2,2] y) { y = Conv(x, w) }", w=drawn(3, 2, 7, 7))
+    np.savez(tmp_path / "feeds.npz", x=drawn(24, 2, 8, 8))
+    with pytest.raises(InputError, match="49 taps"):
+        calibrate(path, data=str(tmp_path / "feeds.npz"), precision="fp8")
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["feeds.npz", "net.onnx"]

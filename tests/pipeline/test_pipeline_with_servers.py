@@ -13,6 +13,7 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from app_nets import ALIKE, DIGITS, classifier, detector, network, segmenter
 from bundle_devices import ORIN_NANO
@@ -24,6 +25,7 @@ from msn_deploy.engine import BuildOptions
 from msn_deploy.engine.tensors import parse_shapes
 from msn_deploy.model.opened import open_model
 from msn_deploy.pipeline.bundle import EXTRAS, bundle, find_extras
+from msn_deploy.pipeline.calibrate import calibrate
 from msn_deploy.pipeline.with_cpp import SOURCES
 from msn_deploy.pipeline.with_deepstream import deepstream_files, nvinfer_config
 from msn_deploy.pipeline.with_triton import model_config, triton_files
@@ -130,6 +132,15 @@ def test_what_nvinfer_cannot_do_is_refused(tmp_path, prep, words):
     path = network(tmp_path / "net.onnx", "classification", **given)
     with pytest.raises(InputError, match=words):
         deepstream_files([opened(path)], BuildOptions())
+
+
+def test_nvinfer_has_no_mode_for_fp8(tmp_path):
+    path = network(tmp_path / "net.onnx", "segmentation", **ALIKE)
+    shape = opened(path).inputs[0].shape
+    np.save(tmp_path / "feeds.npy", np.random.default_rng(0).random((16, *shape[1:]), dtype=np.float32))
+    made = calibrate(path, data=str(tmp_path / "feeds.npy"), precision="fp8")
+    with pytest.raises(InputError, match="FP8"):
+        deepstream_files([opened(made.path)], BuildOptions())
 
 
 def blocks(text: str) -> list[tuple[str, list[str]]]:

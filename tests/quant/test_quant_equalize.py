@@ -28,7 +28,8 @@ KEPT: dict[str, tuple[str, tuple[int, ...]]] = {
     "an upper bound": ("p = Clip(r, low, high) y = Conv(p, v)", (5, 8, 3, 3)),
     "a curve": ("p = Sigmoid(r) y = Conv(p, v)", (5, 8, 3, 3)),
     "another reader": ("z = Conv(r, v) m = ReduceMax<keepdims=1>(r) y = Add(z, m)", (5, 8, 3, 3)),
-    "an output": ("y = Conv(r, v) out = Identity(r)", (5, 8, 3, 3)),
+    "two readers": ("y = Conv(r, v) out = Identity(r)", (5, 8, 3, 3)),
+    "an output": ("out = Identity(r) y = Conv(out, v)", (5, 8, 3, 3)),
     "groups of several": ("y = Conv<group=2>(r, v)", (6, 4, 3, 3)),
     "a weight read twice": ("z = Conv(r, v) q = Conv<pads=[1,1,1,1]>(x, w) y = Concat<axis=1>(q, q)", (5, 8, 3, 3)),
     "rows of another axis": ("f = Flatten<axis=2>(r) y = Gemm(f, v)", (64, 5)),
@@ -78,6 +79,15 @@ def test_what_a_factor_does_not_pass_through_stays(kind: str) -> None:
     made, moved = equalize(model)
     assert made is model
     assert not moved
+
+
+def test_a_factor_that_would_round_a_weight_is_not_taken() -> None:
+    model = _model(*NEXT["a convolution"], factor=1e6)
+    tensor = next(each for each in model.graph.initializer if each.name == "w")
+    value = numpy_helper.to_array(tensor).copy()
+    value[2, 0, 0, 0] = 1e-44  # 7 times the least above 0
+    tensor.CopyFrom(numpy_helper.from_array(value, "w"))
+    assert equalize(model)[0] is model
 
 
 def test_usual_channels_stay_and_dead_ones_do_no_harm() -> None:
