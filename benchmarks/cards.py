@@ -2,23 +2,26 @@
 
     python benchmarks/cards.py [--measure]
 
-Numbers come from benchmarks/results/recipes.json (counted) and benchmarks/results/paper/ (trained, `make paper`).
+Numbers come from models/facts.json (counted; `recipes` shows them, too) and benchmarks/results/paper/ (trained, `make
+paper`), from which the metric on the default data goes into that file.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from accuracy import METRICS, RESULTS, read, rows_of, said
+from accuracy import METRICS, RESULTS, Row, read, rows_of, said
 
 from msn_deploy.core.recipes import Recipe, load_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = ROOT / "models"
-COUNTED = ROOT / "benchmarks" / "results" / "recipes.json"
+COUNTED = MODELS / "facts.json"
+COUNTS = ("parameters", "saved_mib")
 BATCH = 16
 
 
@@ -63,21 +66,36 @@ def card(name: str, facts: dict[str, dict[str, Any]]) -> str:
 
 def _accuracies(recipe: Recipe) -> list[str]:
     rows = []
+    for table, title, row in _trained(recipe):
+        accuracy, difference = said(row)
+        rows.append(f"| {title} | {accuracy} | {difference} | `make paper TABLES={table}` |")
+    if not rows:
+        return ["Not trained in a table of `benchmarks/results/paper/` yet: no accuracy is claimed."]
+    metric = METRICS[recipe.task].replace("_", " ")
+    head = f"| {metric}, % | mean ± deviation (seeds) | against BN, points (95 %) | reproduce |"
+    return [head, "|---|---|---|---|", *rows]
+
+
+def _trained(recipe: Recipe) -> Iterator[tuple[str, str, Row]]:
+    """Yield the tables that trained the recipe, on other data or for other epochs too: name, title and its row."""
+    same = ("net", "norm", "width", "init", "classifier", "input_shape")
     for path in sorted(RESULTS.glob("*.json")):
         if path.stem.endswith("-rates"):  # the same recipe with other rates: not what the card promises
             continue
         result = read(path.stem)
         assert result is not None
         for row in rows_of(result):
-            same = ("net", "norm", "width", "init", "classifier", "input_shape")
             if all(row.recipe[key] == recipe.to_dict()[key] for key in same) and _plain(row.recipe, recipe):
-                accuracy, difference = said(row)
-                rows.append(f"| {result['title']} | {accuracy} | {difference} | `make paper TABLES={path.stem}` |")
-    if not rows:
-        return ["Not trained in a table of `benchmarks/results/paper/` yet: no accuracy is claimed."]
-    metric = METRICS[recipe.task].replace("_", " ")
-    head = f"| {metric}, % | mean ± deviation (seeds) | against BN, points (95 %) | reproduce |"
-    return [head, "|---|---|---|---|", *rows]
+                yield path.stem, result["title"], row
+
+
+def measured(recipe: Recipe) -> dict[str, Any]:
+    """Return what the recipe as it is came to in a table; nothing if none has it."""
+    own = recipe.to_dict()
+    for _, _, row in () if recipe.gan else _trained(recipe):
+        if (row.recipe["data"], row.recipe["train"]["epochs"]) == (own["data"], own["train"]["epochs"]):
+            return {METRICS[recipe.task]: round(row.accuracy / 100, 4), "seeds": row.seeds}
+    return {}
 
 
 def _plain(trained: dict[str, Any], recipe: Recipe) -> bool:
@@ -88,10 +106,13 @@ def _plain(trained: dict[str, Any], recipe: Recipe) -> bool:
 
 
 def main() -> None:
-    if "--measure" in sys.argv[1:]:
-        facts = {name: counted(load_recipe(name)) for name in names()}
-        COUNTED.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    facts = json.loads(COUNTED.read_text(encoding="utf-8"))
+    known = {} if "--measure" in sys.argv[1:] else json.loads(COUNTED.read_text(encoding="utf-8"))
+    facts = {}
+    for name in names():
+        recipe = load_recipe(name)
+        count = {key: known[name][key] for key in COUNTS} if name in known else counted(recipe)
+        facts[name] = {**count, **measured(recipe)}
+    COUNTED.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     for name in names():
         (MODELS / f"{name}.md").write_text(card(name, facts), encoding="utf-8")
 

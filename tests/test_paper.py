@@ -193,4 +193,7 @@ def test_cards_say_what_is_counted_and_measured(scripts: Any) -> None:
         path = scripts.cards.MODELS / f"{name}.md"
         assert path.read_text(encoding="utf-8") == scripts.cards.card(name, facts), f"{path.name}: make readme"
     for name in ("cnn3_msn", "vgg7_bn", "gan_sn"):
-        assert scripts.cards.counted(load_recipe(name)) == facts[name]
+        recipe = load_recipe(name)
+        assert scripts.cards.counted(recipe) | scripts.cards.measured(recipe) == facts[name]
+    assert scripts.cards.measured(load_recipe("vgg7_msn"))["test_accuracy"] == pytest.approx(0.9908, abs=5e-5)
+    assert scripts.cards.measured(load_recipe("gan_sn")) == {}

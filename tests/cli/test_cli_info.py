@@ -89,8 +89,12 @@ def test_recipes_are_listed_and_one_is_a_file_to_start_from(ok, tmp_path):
     listed = json.loads(ok("recipes", "--json", "-").out)
     assert [each["name"] for each in listed] == sorted(each["name"] for each in listed)
     assert {"vgg7_msn", "unet_bn", "detector_msn"} <= {each["name"] for each in listed}
-    text = ok("recipes").out
-    assert all(each["name"] in text for each in listed)
+    lines = {line.split()[0]: line.split() for line in ok("recipes").out.splitlines() if line.strip()}
+    for each in listed:
+        value = next((f"{value:.1%}" for name, value in each.items() if name.startswith("test_")), None)
+        assert lines[each["name"]][3:] == [f"{each['parameters']:,}", *filter(None, [value])]
+    assert lines["vgg7_msn"][-2:] == ["584,170", "99.1%"]
+    assert lines["unet_bn"][-1].endswith("%")
     path = tmp_path / "vgg7_msn.toml"
     path.write_text(ok("recipes", "vgg7_msn").out, encoding="utf-8")
     assert load_recipe(str(path)) == load_recipe("vgg7_msn")
