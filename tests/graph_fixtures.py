@@ -18,6 +18,7 @@ from onnx import ModelProto, numpy_helper
 from torch import nn
 
 from msn_deploy.graph.export import to_onnx
+from msn_deploy.model.graphs import names_of
 from msn_deploy.msn import fold
 
 SIDE = {"cnn3": 28, "vgg7": 32}
@@ -145,3 +146,23 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Pat
         return folder
 
     return write
+
+
+@pytest.fixture(scope="session")
+def squat() -> Callable[[ModelProto, ModelProto], ModelProto]:
+    """Return a copy of a model in which a chain to one more output has all names that a stage adds to it."""
+
+    def add(model: ModelProto, made: ModelProto) -> ModelProto:
+        squatted = ModelProto()
+        squatted.CopyFrom(model)
+        graph, last = squatted.graph, model.graph.input[0].name
+        names = sorted(filter(None, names_of(made) - names_of(model)))
+        assert names
+        for name in names:
+            graph.node.add(op_type="Neg", input=[last], output=[name])
+            last = name
+        graph.output.add().CopyFrom(graph.input[0])
+        graph.output[-1].name = last
+        return squatted
+
+    return add

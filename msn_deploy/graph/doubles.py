@@ -14,6 +14,8 @@ import onnx_ir as ir
 from onnx import defs
 from onnx_ir.passes import common
 
+from msn_deploy.model.graphs import free_name
+
 _FLOAT, _DOUBLE = ir.DataType.FLOAT, ir.DataType.DOUBLE
 _LARGE = 1 << 16  # numbers of a constant, above which its doubles are not kept
 # Attributes that name the type of an output, and whether that is float32 where they are left out.
@@ -42,9 +44,10 @@ def to_double(model: ir.Model) -> None:
         for node in list(graph):
             _spell_out(node)
     _convert(model, _FLOAT, _DOUBLE, stays)
+    taken = {str(value.name) for value in _values(model)}
     for graph in model.graphs():
         for node in list(graph):
-            _cast_around(graph, node, model, stays, types)
+            _cast_around(graph, node, model, stays, types, taken)
 
 
 def to_single(model: ir.Model) -> None:
@@ -59,6 +62,13 @@ def to_single(model: ir.Model) -> None:
 def _constants(model: ir.Model) -> Iterator[ir.Value]:
     for graph in model.graphs():
         yield from graph.initializers.values()
+
+
+def _values(model: ir.Model) -> Iterator[ir.Value]:
+    for graph in model.graphs():
+        yield from (*graph.inputs, *graph.initializers.values())
+        for node in graph:
+            yield from node.outputs
 
 
 def _is_read_as_float32(value: ir.Value, model: ir.Model) -> bool:
@@ -106,11 +116,7 @@ def _types(model: ir.Model) -> Mapping[ir.Value, ir.DataType | None]:
         return {value: value.dtype for value in asked}
     other = model.clone()
     common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=False)(other)
-    told = {
-        str(value.name): value.dtype
-        for graph in other.graphs()
-        for value in (*graph.inputs, *graph.initializers.values(), *(each for node in graph for each in node.outputs))
-    }
+    told = {str(value.name): value.dtype for value in _values(other)}
     return {value: value.dtype or told.get(str(value.name)) for value in asked}
 
 
@@ -183,6 +189,7 @@ def _cast_around(
     model: ir.Model,
     stays: set[ir.Value],
     types: Mapping[ir.Value, ir.DataType | None],
+    taken: set[str],
 ) -> None:
     """Cast what a node reads and makes, where it has no float64."""
     reads, makes = _only_float32(node, model)
@@ -191,15 +198,15 @@ def _cast_around(
         value = node.inputs[at]
         if value is None or value in stays or types.get(value, _FLOAT) not in (_FLOAT, None):
             continue
-        cast = _cast(value, _FLOAT, f"{name}_in{at}")
+        cast = _cast(value, _FLOAT, free_name(f"{name}_in{at}", taken))
         graph.insert_before(node, cast)
         node.replace_input_with(at, cast.outputs[0])
     for at in sorted(makes):
         value = node.outputs[at]
         if not value.name or types.get(value, _FLOAT) not in (_FLOAT, None):
             continue
-        old, value.name = value.name, f"{value.name}_float32"
-        cast = _cast(value, _DOUBLE, f"{name}_out{at}")
+        old, value.name = value.name, free_name(f"{value.name}_float32", taken)
+        cast = _cast(value, _DOUBLE, free_name(f"{name}_out{at}", taken))
         wide = cast.outputs[0]
         wide.name, wide.shape = old, value.shape
         value.replace_all_uses_with(wide, replace_graph_outputs=True)

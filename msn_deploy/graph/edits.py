@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from msn_deploy.graph.affine import Affine, Array, affine_of, constant, present, shape_of
+from msn_deploy.model import graphs
 
 
 def scale_conv_outputs(node: ir.Node, of: Affine) -> None:
@@ -105,12 +106,8 @@ def spell_out(norm: ir.Node) -> None:
 
 def free_name(graph: ir.Graph, stem: str) -> str:
     """Return a name that no tensor of the graph has: the stem, or the stem and a number."""
-    taken = {value.name for node in graph for value in node.outputs}
-    taken |= {value.name for value in graph.inputs} | set(graph.initializers)
-    name, count = stem, 1
-    while name in taken:
-        name, count = f"{stem}.{count}", count + 1
-    return name
+    taken = {str(value.name) for node in graph for value in node.outputs}
+    return graphs.free_name(stem, taken | {str(value.name) for value in graph.inputs} | set(graph.initializers))
 
 
 def graph_of(node: ir.Node) -> ir.Graph:

@@ -17,6 +17,7 @@ from torch import nn
 from msn_deploy.core.errors import InputError, root_line
 from msn_deploy.graph.calls import INPUT_NAME, Call, returns_flat
 from msn_deploy.model.feeds import ExampleInput, fixed_input, random_feeds, with_open_batch
+from msn_deploy.model.graphs import free_name
 from msn_deploy.model.opset import DEFAULT_OPSET, to_opset
 from msn_deploy.msn.pairs import BATCH_NORMS
 from msn_deploy.msn.plain import copied
@@ -110,29 +111,20 @@ def _name_values(graph: ir.Graph, outputs: Sequence[str]) -> None:
 
     torch calls a parameter or buffer at the top of a network and a node alike, such as "mean"; ONNX wants one of each.
     """
-    taken = {value.name for value in graph.inputs}
+    taken = {str(value.name) for value in graph.inputs}
     for at, name in enumerate(outputs):
         if graph.outputs[at].is_graph_input():  # one tensor cannot be both
             given, node = graph.outputs[at], ir.Node("", "Identity", [graph.outputs[at]], num_outputs=1)
             node.outputs[0].type, node.outputs[0].shape = given.type, given.shape
             graph.append(node)
             graph.outputs[at] = node.outputs[0]
-        graph.outputs[at].name = _free(name, taken)
+        graph.outputs[at].name = free_name(name, taken)
     named = set(graph.outputs)
     made = (value for node in ir.traversal.RecursiveGraphIterator(graph) for value in node.outputs)
     for value in [*graph.initializers.values(), *made]:
         if value not in named and value.name:
             named.add(value)
-            value.name = _free(value.name, taken)
-
-
-def _free(name: str, taken: set[str | None]) -> str:
-    free, count = name, 0
-    while free in taken:
-        count += 1
-        free = f"{name}_{count}"
-    taken.add(free)
-    return free
+            value.name = free_name(value.name, taken)
 
 
 def _spell_out(model: nn.Module) -> None:

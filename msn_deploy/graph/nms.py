@@ -16,7 +16,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from msn_deploy.core.errors import InputError
 from msn_deploy.graph.clean import cleaned
 from msn_deploy.model.checks import check_valid
-from msn_deploy.model.graphs import all_nodes
+from msn_deploy.model.graphs import free_name, names_of
 from msn_deploy.model.opset import opset_of
 from msn_deploy.tasks.decoders import NO_FRAME, Way, cell_centres, cell_size, has_boxes_in_rows
 from msn_deploy.tasks.heads import Reader, make_reader
@@ -57,11 +57,11 @@ def with_nms(model: ModelProto, given: Given) -> tuple[ModelProto, dict[str, Any
     part = _Part(result)
     boxes, scores, count, classes = _READ[way.head](part, reader, sizes)
     rows = min(reader.most, count * classes)
-    _suppressed(part, boxes, scores, reader, (count, classes, rows))
+    made = _suppressed(part, boxes, scores, reader, (count, classes, rows))
     first = model.graph.output[0].type.tensor_type.shape.dim
     batch = (first[0].dim_param or first[0].dim_value or None) if first else None
     del result.graph.output[:]
-    result.graph.output.append(helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, (batch, rows, 6)))
+    result.graph.output.append(helper.make_tensor_value_info(made, TensorProto.FLOAT, (batch, rows, 6)))
     result = cleaned(result)
     check_valid(result, source="the graph with NMS")
     return result, {"head": "end-to-end"} | {key: given.reading[key] for key in _KEPT if key in given.reading}
@@ -72,11 +72,7 @@ class _Part:
 
     def __init__(self, model: ModelProto) -> None:
         self.graph = model.graph
-        taken = {name for node in all_nodes(model.graph) for name in (*node.input, *node.output)}
-        taken |= {tensor.name for tensor in model.graph.initializer}
-        if OUTPUT in taken:
-            raise InputError(f"the graph has a tensor called {OUTPUT}, as the boxes would be.\nRename it.")
-        self.stem = next(stem for at in range(len(taken) + 1) if not _starts(stem := f"nms{at or ''}_", taken))
+        self.taken = names_of(model)
         self.count = 0
 
     def add(
@@ -90,7 +86,7 @@ class _Part:
 
     def floats(self, name: str, role: str) -> str:
         """Return an output of the graph as float32."""
-        return self.add("Cast", name, to=TensorProto.FLOAT, made=f"{self.stem}{role}")
+        return self.add("Cast", name, to=TensorProto.FLOAT, made=self.free(f"nms_{role}"))
 
     def sliced(self, name: str, start: int, end: int, *, axis: int) -> str:
         """Return part of a tensor."""
@@ -103,11 +99,11 @@ class _Part:
 
     def _name(self) -> str:
         self.count += 1
-        return f"{self.stem}{self.count}"
+        return self.free(f"nms_{self.count}")
 
-
-def _starts(stem: str, names: set[str]) -> bool:
-    return any(name.startswith(stem) for name in names)
+    def free(self, like: str) -> str:
+        """Return a name that nobody has, and take it."""
+        return free_name(like, self.taken)
 
 
 Sizes = Mapping[str, tuple[int | None, ...]]
@@ -176,8 +172,8 @@ def _corners(part: _Part, boxes: str, way: Way) -> str:
     return boxes
 
 
-def _suppressed(part: _Part, boxes: str, scores: str, reader: Reader, sizes: tuple[int, int, int]) -> None:
-    """Append what makes (N, M, 6) of boxes and scores; sizes: B, classes, M."""
+def _suppressed(part: _Part, boxes: str, scores: str, reader: Reader, sizes: tuple[int, int, int]) -> str:
+    """Append what makes (N, M, 6) of boxes and scores, and return its name; sizes: B, classes, M."""
     count, classes, rows = sizes
     if reader.way.per_box == "best":
         best = part.add("TopK", scores, np.array([1]), axis=1, outputs=2)  # the index
@@ -195,7 +191,7 @@ def _suppressed(part: _Part, boxes: str, scores: str, reader: Reader, sizes: tup
     box = part.add("Reshape", part.add("Sub", at, part.add("Mul", label, np.array(count))), np.array([0, rows, 1]))
     corners = part.add("GatherElements", boxes, part.add("Expand", box, np.array([1, 1, 4])), axis=1)
     columns = [part.add("Reshape", each, np.array([0, rows, 1])) for each in (best, part.add("Cast", label, to=1))]
-    part.add("Concat", corners, *columns, axis=2, made=OUTPUT)
+    return part.add("Concat", corners, *columns, axis=2, made=part.free(OUTPUT))
 
 
 def _one(value: float) -> TensorProto:

@@ -125,6 +125,22 @@ def with_outputs(model: ModelProto, names: Iterable[str]) -> ModelProto:
     return copied
 
 
+def names_of(model: ModelProto) -> set[str]:
+    """Return what the tensors and nodes of a model are called, those of graphs inside too."""
+    graphs = list(all_graphs(model))
+    found = {name for graph in graphs for node in graph.node for name in (*node.input, *node.output, node.name)}
+    return found | {each.name for graph in graphs for each in (*graph.input, *graph.output, *graph.initializer)}
+
+
+def free_name(like: str, taken: set[str]) -> str:
+    """Return the name, or one like it where a foreign file has it already; it is taken then."""
+    name, count = like, 1
+    while name in taken:
+        name, count = f"{like}_{count}", count + 1
+    taken.add(name)
+    return name
+
+
 def drop_unread_constants(graph: GraphProto) -> None:
     """Take out, in place, the constants that no node reads any more, nor a graph inside a node."""
     read = {name for node in all_nodes(graph) for name in node.input} | {value.name for value in graph.output}

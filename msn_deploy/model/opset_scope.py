@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, TypeProto, helper, numpy_helper
 
 from msn_deploy.model.checks import small_constant
-from msn_deploy.model.graphs import all_graphs, constants_of, inner_graphs, without_weights
+from msn_deploy.model.graphs import all_graphs, constants_of, free_name, inner_graphs, names_of, without_weights
 
 Array = NDArray[Any]
 
@@ -48,10 +48,7 @@ class Scope:
 
     @cached_property
     def _names(self) -> set[str]:
-        graphs = list(all_graphs(self.model))
-        taken = {name for graph in graphs for node in graph.node for name in (*node.input, *node.output, node.name)}
-        taken.update(value.name for graph in graphs for value in (*graph.input, *graph.output))
-        return taken | {tensor.name for graph in graphs for tensor in graph.initializer}
+        return names_of(self.model)
 
     @cached_property
     def _makers(self) -> dict[str, NodeProto]:
@@ -104,11 +101,7 @@ class Scope:
 
     def fresh(self, like: str) -> str:
         """Return a name that no tensor and no node has."""
-        name, count = like, 1
-        while name in self._names:
-            name, count = f"{like}_{count}", count + 1
-        self._names.add(name)
-        return name
+        return free_name(like, self._names)
 
     def put(self, values: object, like: str, *, dtype: Any = np.int64) -> str:
         """Store a constant in the outermost graph, which every graph sees, and return its name."""

@@ -16,7 +16,7 @@ from msn_deploy.core.errors import InputError
 from msn_deploy.core.progress import Progress, silent
 from msn_deploy.data.feeds import Feeds, ImageSamples, Samples
 from msn_deploy.model.feeds import random_feeds
-from msn_deploy.model.graphs import constants_of, with_outputs
+from msn_deploy.model.graphs import constants_of, free_name, names_of, with_outputs
 from msn_deploy.model.opened import inputs_of, only_input
 from msn_deploy.quant.calibration_checks import Images
 from msn_deploy.quant.scales import BINS
@@ -222,12 +222,13 @@ def _at_batch_one(model: ModelProto, names: Collection[str], batch: int) -> Mode
             entry.type.tensor_type.shape.dim[0].dim_value = 1
     if batch == 1:
         return copied
-    constants = constants_of(graph)
-    for at, node in enumerate(graph.node):
+    constants, taken = constants_of(graph), names_of(copied)
+    for node in graph.node:
         if node.op_type == "Reshape" and node.input[1] in constants:
             shape = numpy_helper.to_array(constants[node.input[1]]).copy()
             if len(shape) and shape[0] == batch:
                 shape[0] = 1
-                node.input[1] = f"{node.input[1]}_single_{at}"  # a shape of its own: others may read the constant too
+                # A shape of its own: others may read the constant too.
+                node.input[1] = free_name(f"{node.input[1]}_single", taken)
                 graph.initializer.append(numpy_helper.from_array(shape, node.input[1]))
     return copied

@@ -15,8 +15,8 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from msn_deploy.core.errors import InputError
 from msn_deploy.model.checks import check_valid
-from msn_deploy.model.graphs import all_nodes, constants_of, drop_unread_constants, inner_graphs
-from msn_deploy.quant.fp32_nodes import FP16_MAX, Standard, names_in
+from msn_deploy.model.graphs import all_nodes, constants_of, drop_unread_constants, free_name, inner_graphs, names_of
+from msn_deploy.quant.fp32_nodes import FP16_MAX, Standard
 from msn_deploy.quant.placement import name_of
 
 
@@ -63,7 +63,7 @@ class _Caster:
         nothing = frozenset[int](), frozenset[int]()
         self.casts = [self.standard.halves(node) if name_of(node) in names else nothing for node in self.graph.node]
         self.nodes: list[NodeProto] = []
-        self.taken = {name for node in all_nodes(self.graph) for name in names_in(node)} | set(self.constants)
+        self.taken = names_of(model)
         self.half: dict[str, str] = {}  # the name of a tensor's FP16 form
         self.only_half: set[str] = set()
 
@@ -83,7 +83,7 @@ class _Caster:
                 self._as_full(name)
             for index in sorted(makes):
                 name = node.output[index]
-                node.output[index] = self.half[name] = self._free(f"{name}_fp16")
+                node.output[index] = self.half[name] = free_name(f"{name}_fp16", self.taken)
                 self.only_half.add(name)
             self.nodes.append(node)
         for value in self.graph.output:
@@ -99,8 +99,8 @@ class _Caster:
         tensor = self.constants.get(name)
         if tensor is None:
             if name not in self.half:
-                self.half[name] = self._free(f"{name}_fp16")
-                self.nodes.append(_cast(name, self.half[name], TensorProto.FLOAT16))
+                self.half[name] = free_name(f"{name}_fp16", self.taken)
+                self._cast(name, self.half[name], TensorProto.FLOAT16)
             return self.half[name]
         values = numpy_helper.to_array(tensor)
         if values.dtype == np.float32:  # it is not in its half form yet, or is read in both
@@ -108,7 +108,7 @@ class _Caster:
             if not largest <= FP16_MAX and not self.standard.saturates(node, index, values):
                 raise InputError(f"{name} holds {largest:.4g}; FP16 ends at {FP16_MAX:.0f}.\nStay with FP32 or INT8.")
         if name not in self.half:
-            self.half[name] = self._free(f"{name}_fp16") if name in self.shared else name
+            self.half[name] = free_name(f"{name}_fp16", self.taken) if name in self.shared else name
             values = np.where(np.isinf(values), values, values.clip(-FP16_MAX, FP16_MAX)).astype(np.float16)
             half = numpy_helper.from_array(values, self.half[name])
             if name in self.shared:
@@ -118,15 +118,12 @@ class _Caster:
         return self.half[name]
 
     def _as_full(self, name: str) -> None:
-        self.nodes.append(_cast(self.half[name], name, TensorProto.FLOAT))
+        self._cast(self.half[name], name, TensorProto.FLOAT)
         self.only_half.discard(name)
 
-    def _free(self, name: str) -> str:
-        """Return the name, or one like it where a foreign file has it already."""
-        while name in self.taken:
-            name += "_"
-        self.taken.add(name)
-        return name
+    def _cast(self, given: str, made: str, kind: int) -> None:
+        label = free_name(f"{made}_cast", self.taken)
+        self.nodes.append(helper.make_node("Cast", [given], [made], name=label, to=kind))
 
 
 def _captured(node: NodeProto) -> set[str]:
@@ -135,7 +132,3 @@ def _captured(node: NodeProto) -> set[str]:
     for graph in inner_graphs(node):
         found |= {name for each in all_nodes(graph) for name in each.input} | {value.name for value in graph.output}
     return found
-
-
-def _cast(name: str, made: str, kind: int) -> NodeProto:
-    return helper.make_node("Cast", [name], [made], name=f"{made}_cast", to=kind)

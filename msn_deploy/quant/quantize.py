@@ -17,7 +17,7 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from msn_deploy.core.errors import InputError
 from msn_deploy.model.checks import check_valid
-from msn_deploy.model.graphs import constants_of, drop_unread_constants
+from msn_deploy.model.graphs import constants_of, drop_unread_constants, free_name, names_of
 from msn_deploy.quant.layout import TENSORRT, Layout
 from msn_deploy.quant.placement import WEIGHTED, Placement, name_of, require_layers
 
@@ -68,7 +68,7 @@ class _Quantiser:
         self.grids = layout.grids(placement, ranges)
         self.weights = constants_of(model.graph)
         self.nodes: list[NodeProto] = []
-        self.taken = {node.name for node in model.graph.node}
+        self.taken = names_of(model)
         self.pairs: dict[str, str] = {}  # a tensor that goes through eight bits, and its dequantised twin
         self.stored: dict[tuple[str, int | None, bytes], str] = {}  # a weight, by axis and scales, likewise
 
@@ -84,7 +84,7 @@ class _Quantiser:
             self.nodes.append(node)
             for index, name in enumerate(node.output):
                 if name in self.placement.made & kept:  # the output is what was dequantised
-                    node.output[index] = f"{name}_unquantized"
+                    node.output[index] = self._free(f"{name}_unquantized")
                     self._pair(name, node.output[index], name)
         del self.graph.node[:]
         self.graph.node.extend(self.nodes)
@@ -92,13 +92,15 @@ class _Quantiser:
 
     def _activation(self, name: str) -> str:
         """Return the tensor that has gone through eight bits; the pair is made before its first reader."""
-        return self.pairs.get(name) or self._pair(name, name, f"{name}_dequantized")
+        return self.pairs.get(name) or self._pair(name, name, self._free(f"{name}_dequantized"))
 
     def _pair(self, name: str, given: str, made: str) -> str:
         grid = self.grids[name]
         scale, zero = self._scale(name, grid.scale, grid.zero)
-        self._node("QuantizeLinear", [given, scale, zero], f"{name}_quantized")
-        self._node("DequantizeLinear", [f"{name}_quantized", scale, zero], made)
+        quantised = self._free(f"{name}_quantized")
+        self._node("QuantizeLinear", [given, scale, zero], quantised)
+        label = self._free(f"{name}_dequantized") if made == name else made  # a layer may be called as what it makes
+        self._node("DequantizeLinear", [quantised, scale, zero], made, name=label)
         self.pairs[name] = made
         return made
 
@@ -125,51 +127,40 @@ class _Quantiser:
         """Return a bias, stored as INT32, dequantised."""
         key = (name, None, scale.tobytes())
         if key not in self.stored:
-            label = self._label(name, "bias")
-            self._constant(f"{label}_quantized", np.rint(floats / np.float64(scale)).astype(np.int32))
-            self._constant(f"{label}_scale", scale)
-            axis = 0 if scale.ndim else None
-            self._node("DequantizeLinear", [f"{label}_quantized", f"{label}_scale"], f"{label}_dequantized", axis=axis)
-            self.stored[key] = f"{label}_dequantized"
+            quantised = self._constant(f"{name}_quantized", np.rint(floats / np.float64(scale)).astype(np.int32))
+            names = [quantised, self._constant(f"{name}_scale", scale)]
+            self.stored[key] = self._dequantised(name, names, 0 if scale.ndim else None)
         return self.stored[key]
 
     def _weight(self, name: str, weight: NDArray[np.float32], scale: NDArray[np.float32], axis: int | None) -> str:
         """Return a weight, stored in eight bits, dequantised."""
         key = (name, axis, scale.tobytes())
         if key not in self.stored:
-            label = self._label(name, f"axis{axis}")
-            self._constant(f"{label}_quantized", self.layout.rounded(weight / scale))
+            quantised = self._constant(f"{name}_quantized", self.layout.rounded(weight / scale))
             flat = scale.reshape(-1 if axis is not None else ())
-            names = self._scale(label, flat, self.layout.rounded(np.zeros_like(flat)))
-            self._node("DequantizeLinear", [f"{label}_quantized", *names], f"{label}_dequantized", axis=axis)
-            self.stored[key] = f"{label}_dequantized"
+            names = [quantised, *self._scale(name, flat, self.layout.rounded(np.zeros_like(flat)))]
+            self.stored[key] = self._dequantised(name, names, axis)
         return self.stored[key]
 
-    def _label(self, name: str, kind: str) -> str:
-        """Return what the stored form of a constant is called: one that is read in several scales has several."""
-        forms = sum(each == name for each, _, _ in self.stored)
-        return name if not forms else f"{name}_{kind}{f'_{forms}' if forms > 1 else ''}"
-
     def _scale(self, name: str, scale: NDArray[np.float32], zero: NDArray[np.generic]) -> tuple[str, str]:
-        self._constant(f"{name}_scale", scale)
-        self._constant(f"{name}_zero_point", zero)
-        return f"{name}_scale", f"{name}_zero_point"
+        return self._constant(f"{name}_scale", scale), self._constant(f"{name}_zero_point", zero)
 
-    def _constant(self, name: str, value: NDArray[np.generic]) -> None:
-        if name in self.weights:
-            raise InputError(
-                f"the graph has a weight called {name} already.\nCalibrate a file of another exporter run."
-            )
-        self.weights[name] = tensor = numpy_helper.from_array(np.asarray(value), name)
-        self.graph.initializer.append(tensor)
+    def _constant(self, like: str, value: NDArray[np.generic]) -> str:
+        name = self._free(like)
+        self.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
+        return name
 
-    def _node(self, kind: str, inputs: list[str], output: str, *, axis: int | None = None) -> None:
+    def _dequantised(self, name: str, inputs: list[str], axis: int | None) -> str:
+        made = self._free(f"{name}_dequantized")
+        self._node("DequantizeLinear", inputs, made, axis=axis)
+        return made
+
+    def _node(self, kind: str, inputs: list[str], output: str, *, name: str = "", axis: int | None = None) -> None:
         attributes: dict[str, Any] = {} if axis is None else {"axis": axis}
-        name = output
-        while name in self.taken:  # a layer may be called as what it makes
-            name += f"_{kind}"
-        self.taken.add(name)
-        self.nodes.append(helper.make_node(kind, inputs, [output], name=name, **attributes))
+        self.nodes.append(helper.make_node(kind, inputs, [output], name=name or output, **attributes))
+
+    def _free(self, like: str) -> str:
+        return free_name(like, self.taken)
 
 
 def _output_axis(node: NodeProto, rank: int) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -135,3 +136,10 @@ def test_doubles_of_large_constants_are_not_kept_and_come_back_themselves() -> N
     np.testing.assert_array_equal(wide.const_value.numpy(), w.astype(np.float64))
     to_single(graph)
     assert graph.graph.initializers["w"].const_value is before
+
+
+def test_names_that_a_file_has_already_are_left_to_it(squat: Callable[..., ModelProto]) -> None:
+    nodes = [helper.make_node("Mul", ["a", "b"], ["s"]), helper.make_node("Resize", ["x", "", "s"], ["y"])]
+    model = _graph(nodes, {"y": TensorProto.FLOAT}, {"a": np.float32([1, 1, 2, 2]), "b": np.float32([1, 1, 0.5, 1])})
+    squatted = squat(model, ir.to_proto(_both_ways(model)[0]))
+    assert _nodes(_both_ways(squatted)[1]) == _nodes(squatted)

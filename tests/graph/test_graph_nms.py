@@ -143,17 +143,29 @@ def test_what_nms_does_not_fit_is_refused(head, reading, options, message):
         with_nms(identity(outputs), given(outputs, reading, **options))
 
 
-def test_old_opsets_open_sizes_and_a_taken_name_are_refused():
+def test_old_opsets_and_open_sizes_are_refused():
     outputs = outputs_of("yolov8")
     known = given(outputs, {"head": "yolov8"})
     with pytest.raises(InputError, match="needs opset 13; net has 11"):
         with_nms(identity(outputs, opset=11), known)
-    taken = {"detections": outputs["y"]}
-    with pytest.raises(InputError, match="a tensor called detections"):
-        with_nms(identity(taken), given(taken, {"head": "yolov8"}))
     known = Given(
         model="net", classes=CLASSES, named=True, reading={"head": "yolov8"}, endings=("logits",),
         outputs=(TensorSpec("y", "float32", (None, 7, None)),), frame=(128, 128),
     )  # fmt: skip
     with pytest.raises(InputError, match="leaves open how many boxes"):
         with_nms(identity(outputs), known)
+
+
+def test_names_that_a_file_has_already_are_left_to_it(squat):
+    outputs = {"detections": outputs_of("yolov8")["y"]}
+    model, known = identity(outputs), given(outputs, {"head": "yolov8"})
+    made, _ = with_nms(model, known)
+    other, _ = with_nms(squat(model, made), known)
+    assert [value.name for value in made.graph.output] == ["detections_1"]
+    one, same = (
+        ort.InferenceSession(each.SerializeToString(), providers=["CPUExecutionProvider"]).run(
+            None, {"in_detections": outputs["detections"]}
+        )
+        for each in (made, other)
+    )
+    np.testing.assert_array_equal(one[0], same[0])

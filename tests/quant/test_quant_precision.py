@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import ModelProto, TensorProto
+from text_graphs import graph
 
 from msn_deploy.core.errors import InputError
 from msn_deploy.model.graphs import activations
@@ -199,3 +200,12 @@ def test_max_is_cast_like_any_other(run: Callable[..., Any]) -> None:
     assert [node.op_type for node in half.graph.node] == ["Cast", "Max", "Mul", "Cast"]
     x = np.array([[0.25, 3.0]], np.float32)
     np.testing.assert_allclose(run(half, x)["y"], [[0.25, -4.5]])
+
+
+def test_names_that_a_file_has_already_are_left_to_it(
+    squat: Callable[..., ModelProto], run: Callable[..., Any]
+) -> None:
+    model = graph("a = conv(x, w, b)  c = conv(a, w, b)  y = Add(c, z)")
+    made = to_fp16(model)
+    x = np.random.default_rng(1).uniform(-1, 1, (1, 4, 8, 8)).astype(np.float32)
+    np.testing.assert_array_equal(run(to_fp16(squat(model, made)), x)["y"], run(made, x)["y"])

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import ModelProto
+from text_graphs import graph
 
 from msn_deploy.core.errors import InputError
 from msn_deploy.data import load_split, to_input
@@ -18,7 +19,7 @@ from msn_deploy.engine.ort import run_on_one_thread
 from msn_deploy.model.identity import precision_of
 from msn_deploy.model.opset import to_opset
 from msn_deploy.quant import calibrate
-from msn_deploy.quant.layout import Layout
+from msn_deploy.quant.layout import TENSORRT, Layout
 from msn_deploy.quant.placement import place
 from msn_deploy.quant.quantize import quantize
 
@@ -195,9 +196,9 @@ def test_a_weight_that_two_layers_read_is_stored_once_for_each_way_they_read_it(
     values = tensors(quantize(model, dict.fromkeys("xab", 1.0)))
     assert [name for name, value in values.items() if value.dtype == np.int8 and value.ndim == 2] == [
         "w_quantized",
-        "w_axis1_quantized",
+        "w_quantized_1",
     ]
-    np.testing.assert_allclose(values["w_axis1_scale"], np.abs(weight).max(0) / 127, rtol=1e-6)
+    np.testing.assert_allclose(values["w_scale_1"], np.abs(weight).max(0) / 127, rtol=1e-6)
     assert "w" in values  # the Mul reads it as it is
 
 
@@ -230,3 +231,17 @@ def test_fp8_has_one_scale_per_weight_and_is_nearly_the_same_network(
     (expected,) = onnx.reference.ReferenceEvaluator(model).run(None, {"input": images[:1]})
     assert 20 * np.log10(np.linalg.norm(truth) / np.linalg.norm(found - truth)) > 20
     np.testing.assert_allclose(found, expected, atol=np.abs(truth).max() / 50)
+
+
+@pytest.mark.parametrize(
+    "layout", [TENSORRT, Layout(runtime="onnxruntime"), Layout(precision="fp8")], ids=["int8", "for a CPU", "fp8"]
+)
+def test_names_that_a_file_has_already_are_left_to_it(
+    layout: Layout, squat: Callable[..., ModelProto], run: Callable[..., Any]
+) -> None:
+    model = to_opset(graph("a = conv(x, w, b)  r = Relu(a)  c = conv(r, w, b)  y = Relu(c)"), 19)
+    ranges = dict.fromkeys(layout.place(model).tensors, 2.0)
+    made = quantize(model, ranges, layout=layout)
+    x = np.random.default_rng(1).uniform(-1, 1, (1, 4, 8, 8)).astype(np.float32)
+    found = run(quantize(squat(model, made), ranges, layout=layout), x)
+    np.testing.assert_array_equal(found["y"], run(made, x)["y"])
