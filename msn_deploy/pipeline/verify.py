@@ -21,6 +21,7 @@ from msn_deploy.core.partials import is_partial
 from msn_deploy.model.opened import open_model
 
 _CAUSES = ("broken", "outdated")
+_EVENTS = "events.out.tfevents."  # TensorBoard's, of `train --tensorboard`: they grow, and nothing is made from them
 Verdict = Literal["ok", "broken", "outdated", "stale", "unknown"]
 DataCheck = Callable[[Parent], bool | None]
 """Whether data is what was recorded; None where that can't be said."""
@@ -259,13 +260,15 @@ def _peeled(names: Iterable[str], above: Mapping[str, set[str]], below: Mapping[
 
 
 def read_folder(folder: Path) -> list[Entry]:
-    """Return the files below a folder in name order, each with what became of it; not what is unfinished there.
+    """Return the files below a folder in name order, each with what became of it.
+
+    Left out is what is unfinished there, and TensorBoard's files.
 
     Raises InputError for a folder of sidecars.
     """
     if folder.absolute().name == ASIDE:
         raise InputError(f"{folder} holds the sidecars of the folder above it.\nName that one.")
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and not is_partial(path.relative_to(folder)))
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and not _is_left_out(path.relative_to(folder)))
     there = set(files)
     sidecars: dict[Path, Sidecar] = {}
     damaged: dict[Path, str] = {}
@@ -292,6 +295,10 @@ def read_folder(folder: Path) -> list[Entry]:
             entries.append(Entry(name=_name(folder, path), sha256=digests.get(path), verdict="unknown", why=why))
     entries += _odd_ones(folder, {entry.name for entry in entries})
     return sorted(entries, key=lambda entry: entry.name)
+
+
+def _is_left_out(path: Path) -> bool:
+    return path.name.startswith(_EVENTS) or is_partial(path)
 
 
 def _odd_ones(folder: Path, known: Collection[str]) -> Iterator[Entry]:

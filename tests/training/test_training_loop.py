@@ -372,3 +372,4 @@ def test_each_epoch_is_there_for_tensorboard_also_after_a_stop(
         told = [(event.step, event.value) for event in kept.Scalars(name)]
         assert told == [(entry["epoch"], pytest.approx(entry[name])) for entry in history], name
     assert "sigma_layer" not in kept.Tags()["scalars"]
+    assert {finding.verdict for finding in verify_folder(tmp_path)} == {"ok"}
