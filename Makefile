@@ -148,7 +148,7 @@ peers: setup
 # `eval` and boxes against an independent script: YOLOv8n of ultralytics and a segmentation network of torchvision, trained
 # here, half an hour. What is trained below runs/task-peers is kept: remove it to train anew.
 peers-tasks: setup
-	$(BIN)/python benchmarks/tasks/peers.py
+	$(BIN)/python benchmarks/tasks/peers.py --out benchmarks/results/xeon-2-cores/task-peers.json
 	$(BIN)/python benchmarks/readme.py
 
 # `calibrate` and training under INT8 against the quantisers of ONNX Runtime and of NVIDIA's Model-Optimizer, which it installs

@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from result import add_out, give
 
 from msn_deploy.bench import from_json
-from msn_deploy.core.artifacts import write_json
 from msn_deploy.core.optional import version_of
 from msn_deploy.machine.environment import read_environment
 
@@ -160,13 +160,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=5.0, help="per model and run")
-    parser.add_argument("--out", type=Path, help="write the JSON here instead of printing it")
+    add_out(parser)
     options = parser.parse_args()
     result = measured(options.runs, _LARGER_RUNS, options.seconds)
-    if options.out is None:
-        print(json.dumps(result, indent=1))
-    else:
-        write_json(options.out, result)
+    give(result, options.out)
 
 
 if __name__ == "__main__":

@@ -36,11 +36,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from result import add_out, give
 
 from msn_deploy.bench.load import LoadedBlock, ThreadedLoad
 from msn_deploy.bench.measure import Arm, ArmFacts, MeasureOptions, Samples, measure, time_queries
 from msn_deploy.bench.stats import mean_interval, ratio_to_baseline
-from msn_deploy.core.artifacts import write_json
 from msn_deploy.core.errors import InvalidMeasurement
 from msn_deploy.core.recipes import load_recipe
 from msn_deploy.engine import load_runner
@@ -189,7 +189,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="a network's name")
     parser.add_argument("--batches", default="1,8,32")
     parser.add_argument("--in-flight", default="1,2,4")
-    parser.add_argument("--out", type=Path, help="write the JSON here, not to stdout")
+    add_out(parser)
     asked = parser.parse_args()
     cases = []
     with TemporaryDirectory() as folder:
@@ -202,10 +202,7 @@ def main() -> None:
                     shown = {key: value for key, value in row.items() if not key.startswith("blocks")}
                     sys.stderr.write(f"{json.dumps(shown)}\n")
     result = {"schema": 1, "environment": read_environment().to_json(), "cases": cases}
-    if asked.out is None:
-        sys.stdout.write(json.dumps(result) + "\n")
-    else:
-        write_json(asked.out, result)
+    give(result, asked.out)
 
 
 if __name__ == "__main__":

@@ -24,11 +24,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from result import add_out, give
 
 from msn_deploy.bench.load import ThreadedLoad
 from msn_deploy.bench.measure import Arm, MeasureOptions, measure
 from msn_deploy.bench.stats import mean_interval, ratio_to_baseline
-from msn_deploy.core.artifacts import write_json
 from msn_deploy.core.recipes import load_recipe
 from msn_deploy.data.preparation import preparation
 from msn_deploy.machine.environment import read_environment
@@ -105,7 +105,7 @@ def compared(path: Path, network: str, threads: int | None, options: MeasureOpti
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=20, help="measured time per arm and case, s")
-    parser.add_argument("--out", type=Path, help="write the JSON here instead of printing it")
+    add_out(parser)
     asked = parser.parse_args()
     options = MeasureOptions(seconds=asked.seconds, block_ms=150, warmup_seconds=1, warmup_queries=16)
     rows = []
@@ -117,10 +117,7 @@ def main() -> None:
                 shown = {key: value for key, value in rows[-1].items() if not key.startswith("blocks")}
                 sys.stderr.write(f"{json.dumps(shown)}\n")
     result = {"schema": 1, "seconds": asked.seconds, "environment": read_environment().to_json(), "cases": rows}
-    if asked.out is None:
-        sys.stdout.write(json.dumps(result) + "\n")
-    else:
-        write_json(asked.out, result)
+    give(result, asked.out)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import logging
 import os
 import sys
@@ -37,10 +36,10 @@ import torch
 from int8 import checkpoint_of
 from numpy.typing import NDArray
 from paper import HERE, TABLES, runs_of
+from result import add_out, give
 
 from msn_deploy.bench.measure import Arm, MeasureOptions, measure
 from msn_deploy.bench.stats import block_medians, ratio_to_baseline
-from msn_deploy.core.artifacts import write_json
 from msn_deploy.core.model_info import Preprocess
 from msn_deploy.data import load_split, to_input
 from msn_deploy.data.preparation import preparation
@@ -244,7 +243,7 @@ def main() -> None:
     parser.add_argument("--only", choices=NETWORKS, action="append")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, len(os.sched_getaffinity(0))])
     parser.add_argument("--seconds", type=float, default=20, help="measured time per arm, s")
-    parser.add_argument("--out", type=Path, help="write the JSON here instead of printing it")
+    add_out(parser)
     options = parser.parse_args()
     result = {
         "schema": 1,
@@ -257,10 +256,7 @@ def main() -> None:
             for name in options.only or NETWORKS
         ],
     }
-    if options.out is None:
-        sys.stdout.write(json.dumps(result) + "\n")
-    else:
-        write_json(options.out, result)
+    give(result, options.out)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -26,10 +24,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+from result import add_out, give
 
 from msn_deploy.bench.bootstrap import single_draws, widened
 from msn_deploy.bench.measure import _block_order, time_queries
-from msn_deploy.core.artifacts import write_json
 from msn_deploy.engine import load_runner
 from msn_deploy.machine.environment import read_environment
 from msn_deploy.pipeline.bench import _query
@@ -122,13 +120,10 @@ def measured(seconds: float) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=20.0, help="of each case")
-    parser.add_argument("--out", type=Path, help="write the JSON here instead of printing it")
+    add_out(parser)
     options = parser.parse_args()
     result = measured(options.seconds)
-    if options.out is None:
-        sys.stdout.write(json.dumps(result, indent=2) + "\n")
-    else:
-        write_json(options.out, result)
+    give(result, options.out)
 
 
 if __name__ == "__main__":

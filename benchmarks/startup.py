@@ -9,14 +9,14 @@ result is JSON: the ratio of the medians, and the 10th to 90th percentile of the
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import random
 import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
+
+from result import add_out, give
 
 TARGET = 5.0
 WARM_UP = 3
@@ -61,15 +61,11 @@ def measured(pairs: int) -> dict[str, object]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=40, help="at least 20")
-    parser.add_argument("--out", type=Path, help="write the JSON here instead of printing it")
+    add_out(parser)
     options = parser.parse_args()
     if options.pairs < 20:
         parser.error("fewer than 20 pairs say little")
-    text = json.dumps(measured(options.pairs), indent=2) + "\n"
-    if options.out is None:
-        sys.stdout.write(text)
-    else:
-        options.out.write_text(text, encoding="utf-8")
+    give(measured(options.pairs), options.out)
 
 
 if __name__ == "__main__":

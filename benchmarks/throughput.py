@@ -13,7 +13,6 @@ Each query is one epoch; arms take turns in rounds of randomised mirrored order.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from dataclasses import replace
@@ -23,13 +22,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from result import add_out, give
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from msn_deploy.bench.measure import Arm, MeasureOptions, measure
 from msn_deploy.bench.stats import block_medians, ratio_to_baseline
-from msn_deploy.core.artifacts import write_json
 from msn_deploy.core.model_info import ModelInfo
 from msn_deploy.core.progress import silent
 from msn_deploy.core.recipes import load_recipe
@@ -136,7 +135,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--seconds", type=float, default=20, help="measured time per arm and case, s")
-    parser.add_argument("--out", type=Path, help="write the JSON here instead of printing it")
+    add_out(parser)
     options = parser.parse_args()
     keep_freed_memory()
     torch.set_num_threads(options.threads)
@@ -152,10 +151,7 @@ def main() -> None:
         "environment": read_environment().to_json(),
         "cases": cases,
     }
-    if options.out is None:
-        sys.stdout.write(json.dumps(result) + "\n")
-    else:
-        write_json(options.out, result)
+    give(result, options.out)
 
 
 if __name__ == "__main__":

@@ -23,9 +23,9 @@ import numpy as np
 import onnx
 from control import load
 from onnx import ModelProto, numpy_helper
+from result import add_out, give
 
 from msn_deploy.bench.stats import Ratio
-from msn_deploy.core.artifacts import write_json
 from msn_deploy.machine.environment import read_environment
 from msn_deploy.machine.state import Probe
 from msn_deploy.pipeline.calibrate import calibrate
@@ -149,13 +149,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--slow", type=int, default=2)
     parser.add_argument("--same", type=int, default=20)
-    parser.add_argument("--out", type=Path, help="write the JSON here instead of printing it")
+    add_out(parser)
     options = parser.parse_args()
     result = measured(options.slow, options.same)
-    if options.out is None:
-        sys.stdout.write(json.dumps(result) + "\n")
-    else:
-        write_json(options.out, result)
+    give(result, options.out)
 
 
 if __name__ == "__main__":

@@ -36,9 +36,9 @@ import cv2
 import numpy as np
 import torch
 from PIL import Image
+from result import add_out, give
 from torch import nn
 
-from msn_deploy.core.artifacts import write_json
 from msn_deploy.data.preparation import preparation
 from msn_deploy.data.video import frames, video_source
 from msn_deploy.machine.environment import read_environment
@@ -193,7 +193,7 @@ def compared(model: Model, film: Path, count: int, *, waits: bool) -> dict[str, 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--frames", type=int, default=2000)
-    parser.add_argument("--out", type=Path, help="write the JSON here instead of printing it")
+    add_out(parser)
     asked = parser.parse_args()
     with TemporaryDirectory() as folder:
         film, model = Path(folder) / "film.avi", Path(folder) / "net.onnx"
@@ -211,10 +211,7 @@ def main() -> None:
             for name in ("work", "wait"):
                 result[name] = compared(loaded, film, asked.frames, waits=name == "wait")
                 sys.stderr.write(f"{name}: {json.dumps(result[name])}\n")
-    if asked.out is None:
-        sys.stdout.write(json.dumps(result) + "\n")
-    else:
-        write_json(asked.out, result)
+    give(result, asked.out)
 
 
 if __name__ == "__main__":

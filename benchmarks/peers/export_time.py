@@ -12,7 +12,6 @@ is torch.onnx.export alone. As a process of its own, with all that is imported: 
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import random
 import subprocess
@@ -32,6 +31,9 @@ from msn_deploy.graph.export import _quiet
 from msn_deploy.machine.environment import read_environment
 from msn_deploy.nets.registry import net_from_file
 from msn_deploy.pipeline.export import export_onnx
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from result import add_out, give
 
 SCHEMA = "msn-deploy-export-time/2"
 _LEAST_ROUNDS = 7
@@ -102,7 +104,7 @@ def _turns(arms: Arms, source: str, side_px: int, rounds: int) -> dict[str, list
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=_LEAST_ROUNDS, help=f"at least {_LEAST_ROUNDS}")
-    parser.add_argument("--out", type=Path, help="write the JSON here instead of printing it")
+    add_out(parser)
     options = parser.parse_args()
     if options.rounds < _LEAST_ROUNDS:
         parser.error(f"an interval needs {_LEAST_ROUNDS} rounds")
@@ -114,11 +116,7 @@ def main() -> None:
         "environment": read_environment().to_json(),
         "cases": [one_size(side_px, options.rounds) for side_px in (32, 224)],
     }
-    text = json.dumps(result) + "\n"
-    if options.out is None:
-        sys.stdout.write(text)
-    else:
-        options.out.write_text(text, encoding="utf-8")
+    give(result, options.out)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ A profiler makes small operations look longer than they are: the ratios of steps
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections import defaultdict
@@ -20,9 +19,11 @@ from torch.profiler import ProfilerActivity, profile
 from train_step import BATCH, LAYOUTS
 from train_step_arms import Trainer
 
-from msn_deploy.core.artifacts import write_json
 from msn_deploy.machine.environment import read_environment
 from msn_deploy.training import keep_freed_memory
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from result import add_out, give
 
 ARMS = ("none", "bn", "msn")
 GROUPS = {
@@ -79,7 +80,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--only", default="", help="networks, by comma; all by default")
-    parser.add_argument("--out", type=Path, help="write the JSON here instead of printing it")
+    add_out(parser)
     options = parser.parse_args()
     keep_freed_memory()
     torch.set_num_threads(options.threads)
@@ -96,10 +97,7 @@ def main() -> None:
             for layout in LAYOUTS
         ],
     }
-    if options.out is None:
-        sys.stdout.write(json.dumps(result, indent=1) + "\n")
-    else:
-        write_json(options.out, result)
+    give(result, options.out)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,9 @@ from msn_deploy.pipeline.images import split_for
 from msn_deploy.tasks.boxes import iou
 from msn_deploy.tasks.scoring import placements_of
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from result import add_out, give
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 PACKAGES = (
@@ -222,8 +225,7 @@ def _independent(kind: str, model: Path, data: Path, how: str, out: Path) -> Any
 def main() -> None:
     """Train what is not there, compare, and write the result; exit code 1 if something wanted does not hold."""
     parser = argparse.ArgumentParser(description=__doc__)
-    results = ROOT / "benchmarks" / "results" / "xeon-2-cores"
-    parser.add_argument("--out", type=Path, default=results / "task-peers.json")
+    add_out(parser)
     parser.add_argument("--work", type=Path, default=Path("runs/task-peers"))
     parser.add_argument("--environment", type=Path, default=ROOT / ".venv" / "task-peers")
     options = parser.parse_args()
@@ -247,7 +249,7 @@ def main() -> None:
         "detection": detection(work / "data", work),
         "segmentation": masks(work / "data", work),
     }
-    options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    give(result, options.out)
     if failed := failures(result):
         raise SystemExit("does not hold: " + "; ".join(failed))
 
