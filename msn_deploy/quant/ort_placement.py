@@ -97,10 +97,18 @@ class _Placer:
                     found.add(output)
             made = self._made(found)
             for output, step in self.steps.items():
-                if step.node.op_type in _MOVES and step.node.input[0] in made:
+                if self._follows(step, made):
                     found.add(output)
                     made.update(step.makes)
         return found
+
+    def _follows(self, step: _Step, made: Collection[str]) -> bool:
+        """Tell whether a step is in INT8 for what it reads alone, whoever reads what it makes.
+
+        The sum of two convolutions is, as they are: in floats it would read two tensors that are four times as large.
+        """
+        kinds = _MOVES if self.kept.intersection(step.makes) else (*_MOVES, "Add")
+        return step.node.op_type in kinds and all(step.node.input[at] in made for at in step.reads)
 
     def _made(self, found: Collection[str]) -> set[str]:
         """Return the tensors that are quantised where they are made."""

@@ -68,6 +68,11 @@ _RULES = {
         "a = conv(x, w, b)  r = Relu(a)  c = conv(r, v)  s = Add(c, r)  t = Relu(s)  y = conv(t, w)",
         {"QLinearConv": 3, "QLinearAdd": 1},
     ),
+    "sum for floats": (
+        "a = conv(x, w, b)  c = conv(x, v)  s = Add(a, c)  t = Relu(s)  y = Neg(t)",
+        {"QLinearConv": 2, "QLinearAdd": 1, "Neg": 1},
+    ),
+    "sum for the user": ("a = conv(x, w, b)  c = conv(x, v)  y = Add(a, c)", {"QLinearConv": 2, "Add": 1}),
     "concat": (
         "a = conv(x, w, b)  r = Relu(a)  c = conv(r, v)  q = Relu(c)  j = Concat<axis=1>(r, q)  y = Conv(j, wide)",
         {"QLinearConv": 3, "QLinearConcat": 1},
