@@ -201,9 +201,8 @@ def show_verdict(report: PrecisionReport) -> None:
     elif layers:
         output.say(f"  left out of {report.precision.upper()}, in {other}: {layers}")
     for name, count in report.equalized.items():
-        output.say(
-            f"  {name}: {count} channels far larger than the others brought to their size, without changing any output"
-        )
+        channels = f"{count} channel{'s' * (count != 1)} that it reads"
+        output.say(f"  {name}: {channels} brought to the size of the others, without changing any output")
     for name in report.dead:
         output.say(f"  {name} is 0 on all samples: it has the range 1, and zero stays exact")
     for name in report.transposed:

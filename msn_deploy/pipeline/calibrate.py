@@ -72,7 +72,7 @@ class PrecisionReport(Result):
     convolutions in INT8, which not every TensorRT has a kernel for. warnings: what is doubtful about the samples.
     cache: what the calibration cache said. drift: of the scales with fewer images, if asked for. table: the calibration
     table for TensorRT, if asked for. runtime: what a quantised file is laid out for. tuning: by measured time, if asked
-    for. equalized: how many channels of a layer were far larger than its others, and were brought to their size.
+    for. equalized: how many channels in front of a layer were brought to another size, for INT8's steps.
     """
 
     path: Path
@@ -247,9 +247,6 @@ def calibrated(
     engines = engines_for("int8", build or BuildOptions()) if timed_as_engine else None
     layout = Layout(precision=options.precision, runtime=options.runtime)
     proto = fold_constants(_at_least(layout.opset, model), load=run_on_one_thread)
-    equalized: dict[str, int] = {}
-    if options.precision == "int8" and options.table is None:  # a table has the scales of the FP32 file as it is
-        proto, equalized = equalize(proto)
     placement = layout.place(proto, leave_out=options.leave_out)
     in_half = without_fp8(proto) if layout.precision == "fp8" else {}
     require_layers(placement, left_out=bool(options.leave_out), without=in_half)
@@ -257,7 +254,13 @@ def calibrated(
     if len(given.samples) < MINIMUM_SAMPLES:
         raise InputError(f"{len(given.samples)} samples are too few to calibrate on; {MINIMUM_SAMPLES} are needed.")
     parents = (model.as_parent(), *given.parents)
-    key = {"model": parents[0].sha256 + ", equalized" * bool(equalized), **given.key}
+    key = {"model": parents[0].sha256, **given.key}
+    equalized: dict[str, int] = {}
+    if options.precision == "int8" and options.table is None:  # a table has the scales of the FP32 file as it is
+        before = proto
+        proto, equalized = equalize(before, given.samples, load=run_on_one_thread)
+        placement = layout.place(proto, leave_out=options.leave_out)
+        key["model"] += ", equalized" * (proto is not before)
     measure = partial(
         measured_ranges,
         proto,

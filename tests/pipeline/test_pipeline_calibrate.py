@@ -99,7 +99,7 @@ def test_the_second_time_the_scales_come_from_the_cache(
     ):
         assert words in calibrate(files["1"], out, **other).cache
     monkeypatch.setattr("msn_deploy.quant.calibrate.CALIBRATOR", 99)
-    assert calibrate(files["1"], out, samples=110).cache.endswith("versions changed (calibrator 2 -> 99)")
+    assert calibrate(files["1"], out, samples=110).cache.endswith("versions changed (calibrator 3 -> 99)")
 
 
 def test_a_changed_preprocessing_is_another_key(files: dict[str, Path], tmp_path: Path) -> None:

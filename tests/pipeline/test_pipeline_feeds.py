@@ -313,7 +313,7 @@ def test_a_channel_far_larger_than_the_others_does_not_cost_int8_its_steps(tmp_p
     data = str(tmp_path / "feeds.npz")
     as_it_is = calibrate(path, tmp_path / "table.onnx", data=data, table="trt-8.6")
     found = calibrate(path, tmp_path / "net.int8.onnx", data=data)  # the scales in the cache are those of a table
-    assert (list(found.equalized.values()), as_it_is.equalized) == ([1], {})
+    assert (len(found.equalized), as_it_is.equalized) == (1, {})
     assert found.parity is not None
     assert as_it_is.parity is not None
     assert found.parity.sqnr_db > 30 > as_it_is.parity.sqnr_db
