@@ -75,7 +75,8 @@ def metric_of(run: dict[str, Any]) -> float:
 
 def said(row: Row) -> tuple[str, str]:
     """Return how accuracy and difference are written in a table."""
-    accuracy = f"{row.accuracy:.2f} ± {row.deviation:.2f} ({row.seeds})"
+    spread = f" ± {row.deviation:.2f}" if row.seeds > 1 else ""
+    accuracy = f"{row.accuracy:.2f}{spread} ({row.seeds})"
     if row.difference is None:
         return accuracy, ""
     return accuracy, "{:+.2f} ({:+.2f} to {:+.2f})".format(*row.difference)

@@ -24,7 +24,7 @@ its convolution gave it.
 Below is what was tried, in small. `make paper TABLES="{tables}"`
 trains what is missing and resumes what was stopped; `make readme` fills this page. Where a name does not
 mention BN, the arm is MSN with Kaiming's start, changed as the name says. The variants are in
-`benchmarks/gap_nets.py`.
+`benchmarks/gap_nets.py`. One of the 364 test images of digits is 0.27 points.
 """
 
 
