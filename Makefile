@@ -51,11 +51,11 @@ demo: $(VENV)/.demo
 
 # Before every commit: what `make test` checks, less the tests that take long.
 quick: check
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow'
 
 # Two workers whatever the machine: tests that read clocks and memory want a core of their own.
 test: check
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # Builds and runs engines, on a machine with an NVIDIA GPU; elsewhere every test is skipped.
 gpu-test: setup

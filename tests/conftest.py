@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import hashlib
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from warm_simplifier import WarmSimplifiers
 
 import msn_deploy  # noqa: F401 - before any test imports onnxruntime: it switches the telemetry of that off
 
@@ -49,7 +51,20 @@ PLAN_FACTS: dict[str, Any] = {
         "container": False,
     },
 }
+# Files that take longest, so that they start first and no worker waits for the other in the end (Makefile).
+LONGEST = (
+    "test_docs.py", "test_pipeline_sweep.py", "test_benchmarks.py", "test_pipeline_tasks.py", "test_cli_kill.py",
+    "test_cli_wheel.py", "test_pipeline_with_cpp.py", "test_cli_suite.py", "test_cli_bad_input.py", "test_cli_demo.py",
+    "test_fuzz.py", "test_kills.py", "test_offline.py", "test_pipeline_bench.py", "test_graph_fold_random.py",
+    "test_model_opset_nodes.py", "test_paper.py", "test_peers_graphs.py", "test_training_distributed.py",
+)  # fmt: skip
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before anything imports torch: small tensors only lose by more
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -95,6 +110,21 @@ def operators_parsed_once() -> None:
     lists._materialize_cpp_cia_ops = functools.cache(lists._materialize_cpp_cia_ops)
 
 
+@pytest.fixture(scope="session")
+def warm_simplifiers() -> Iterator[WarmSimplifiers]:
+    """Simplifiers that need not load onnxsim."""
+    with contextlib.closing(WarmSimplifiers()) as warm:
+        yield warm
+
+
+@pytest.fixture(autouse=True)
+def onnxsim_loaded_once(warm_simplifiers: WarmSimplifiers) -> None:
+    """An export starts a process that loads onnxsim, for a second; its own tests start it as it is."""
+    simplify = sys.modules.get("msn_deploy.graph.simplify")
+    if simplify is not None:
+        simplify._worker = warm_simplifiers.start
+
+
 @pytest.fixture
 def ctrl_c() -> Iterator[None]:
     """Let SIGINT interrupt: what a shell has started in the background ignores it, and so would the tests."""
@@ -110,17 +140,17 @@ def _forget_logging() -> None:
 
 
 @pytest.fixture(scope="session")
-def steady_clock() -> Callable[[], AbstractContextManager[None]]:
-    """Return a context in which `bench` takes about 1 ms for each query, however busy the machine is."""
+def steady_clock() -> Callable[..., AbstractContextManager[None]]:
+    """Return a context in which `bench` takes about 1 ms, or as told, for each query, however busy the machine is."""
     from msn_deploy.bench import measure
 
     @contextmanager
-    def steady() -> Iterator[None]:
+    def steady(query_ms: int = 1) -> Iterator[None]:
         draw, now = random.Random(0), 0
 
         def clock() -> int:
             nonlocal now
-            now += draw.randrange(900_000, 1_100_000)
+            now += query_ms * draw.randrange(900_000, 1_100_000)
             return now
 
         with pytest.MonkeyPatch.context() as patch:

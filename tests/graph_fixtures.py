@@ -17,11 +17,13 @@ from numpy.typing import NDArray
 from onnx import ModelProto, numpy_helper
 from torch import nn
 
+from msn_deploy.graph import simplify
 from msn_deploy.graph.export import to_onnx
 from msn_deploy.model.graphs import names_of
 from msn_deploy.msn import fold
 
 SIDE = {"cnn3": 28, "vgg7": 32}
+COLD_SIMPLIFIER = simplify._worker  # before another takes its place
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +138,8 @@ def saved(tmp_path: Path) -> Callable[[ModelProto], Path]:
 
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
-    """Put a module of that text where onnxsim is imported from."""
+    """Put a module of that text where onnxsim is imported from, by a process that has not loaded it yet."""
+    monkeypatch.setattr(simplify, "_worker", COLD_SIMPLIFIER)
     folder = tmp_path / "fake"
     folder.mkdir()
     monkeypatch.syspath_prepend(str(folder))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
-import os
 import re
 import shlex
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from functools import cache, partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import product
@@ -20,6 +22,7 @@ from typing import Any, get_args
 import pytest
 from bench_results import contrast
 from browser import BLENDED, Watched, a_browser, needs_chromium
+from command_line import Outcome, call, one_thread
 
 from msn_deploy.cli.app import COMMANDS
 
@@ -45,14 +48,23 @@ def blocks_of(page: Path, *languages: str) -> Iterator[tuple[str, str]]:
             yield before, text
 
 
-def run(command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run one line with this interpreter in place of `python` and of the console script."""
-    words = shlex.split(command)
-    program = {"msn-deploy": [sys.executable, "-m", "msn_deploy"], "python": [sys.executable]}[words[0]]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [*program, *words[1:]], cwd=cwd, capture_output=True, text=True, timeout=300, env=environment, check=False
-    )
+def run(command: str, cwd: Path) -> Outcome:
+    """Run one line in this process: `msn-deploy ...`, `python FILE` or `python -c CODE`."""
+    program, *words = shlex.split(command)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(cwd)
+        if program == "msn-deploy":
+            return call(*words)
+        patch.syspath_prepend(str(cwd))
+        known = set(sys.modules)
+        source = words[1] if words[0] == "-c" else (cwd / words[0]).read_text(encoding="utf-8")
+        out = io.StringIO()
+        with one_thread(), contextlib.redirect_stdout(out):
+            exec(compile(source, words[0], "exec", dont_inherit=True), {"__name__": "__main__"})
+        for name in set(sys.modules) - known:
+            if (getattr(sys.modules[name], "__file__", None) or "").startswith(str(cwd)):
+                del sys.modules[name]
+        return Outcome(code=0, out=out.getvalue(), err="")
 
 
 @pytest.fixture(scope="module")
@@ -78,20 +90,21 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def commands(desk: Path) -> list[tuple[str, subprocess.CompletedProcess[str]]]:
+def commands(desk: Path, steady_clock: Callable[..., AbstractContextManager[None]]) -> list[tuple[str, Outcome]]:
     """Every command of a console block with what came of it, run on the desk in the order of the pages.
 
     Trainings take one epoch; what they say and write is that of all.
     """
     lines = [line[2:] for page in PAGES for _, text in blocks_of(page, "console") for line in text.splitlines()]
-    return [(line, run(re.sub(r"--epochs \d+", "--epochs 1", line), desk)) for line in lines]
+    with steady_clock(10):
+        return [(line, run(re.sub(r"--epochs \d+", "--epochs 1", line), desk)) for line in lines]
 
 
 def test_every_console_command_runs(desk: Path, commands: list[tuple[str, Any]]) -> None:
     assert len(commands) >= 12
     for command, done in commands:
-        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-        assert "Traceback" not in done.stderr
+        assert done.code == 0, f"{command}\n{done.out}\n{done.err}"
+        assert "Traceback" not in done.err
     for name in ("runs/vgg7_msn.int8.engine", "runs/report.html", "my_net.fp16.engine"):
         assert (desk / name).stat().st_size > 0
 
@@ -99,12 +112,14 @@ def test_every_console_command_runs(desk: Path, commands: list[tuple[str, Any]])
 @pytest.mark.usefixtures("commands")
 def test_the_same_in_python(desk: Path) -> None:
     done = run("python chain.py", desk)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip()
+    assert done.code == 0, done.err
+    assert done.out.strip()
     assert (desk / "net.int8.engine").stat().st_size > 0
 
 
-def test_the_notebook_runs_from_its_first_cell_to_its_last(tmp_path: Path) -> None:
+def test_the_notebook_runs_from_its_first_cell_to_its_last(
+    tmp_path: Path, steady_clock: Callable[..., AbstractContextManager[None]]
+) -> None:
     book = json.loads((DOCS / "getting-started" / "notebook.ipynb").read_text(encoding="utf-8"))
     assert book["nbformat"] == 4
     cells = ["".join(cell["source"]) for cell in book["cells"] if cell["cell_type"] == "code"]
@@ -112,8 +127,9 @@ def test_the_notebook_runs_from_its_first_cell_to_its_last(tmp_path: Path) -> No
     lasts = [cell.splitlines()[-1] for cell in cells]  # a notebook shows what stands there
     cells = [f"{cell}\nprint({last})" if last.isidentifier() else cell for cell, last in zip(cells, lasts, strict=True)]
     (tmp_path / "notebook.py").write_text("\n".join(cells), encoding="utf-8")
-    done = run("python notebook.py", tmp_path)
-    assert done.returncode == 0, done.stderr
+    with steady_clock():
+        done = run("python notebook.py", tmp_path)
+    assert done.code == 0, done.err
     for what in (
         "TrainResult(checkpoint=",
         "ExportReport(",
@@ -121,16 +137,16 @@ def test_the_notebook_runs_from_its_first_cell_to_its_last(tmp_path: Path) -> No
         "BenchResult(cnn3_msn=",
         "of 364 test images",
     ):
-        assert what in done.stdout
+        assert what in done.out
 
 
 def test_msn_in_your_own_network_is_twenty_lines_that_run(desk: Path) -> None:
     lines = [line for line in (desk / "fine_tune.py").read_text(encoding="utf-8").splitlines() if line.strip()]
     assert len(lines) <= 21  # with the name of the file
     done = run("python fine_tune.py", desk)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("{'0': 'MSNConv2d', '4': 'MSNConv2d'} {} Sequential")
-    plain = done.stdout.partition("Sequential")[2]
+    assert done.code == 0, done.err
+    assert done.out.startswith("{'0': 'MSNConv2d', '4': 'MSNConv2d'} {} Sequential")
+    plain = done.out.partition("Sequential")[2]
     assert "Norm" not in plain
     assert "MSN" not in plain
 
@@ -144,7 +160,7 @@ def test_the_way_from_photos_to_an_application_is_short_and_its_program_is_right
     (program,) = [text for _, text in blocks_of(page, "python")]
     assert len([line for line in program.splitlines() if line.strip()]) <= 21  # with the name of the file
     (done,) = [done for line, done in commands if line == "python photo_app.py"]
-    first, told = done.stdout.splitlines()
+    first, told = done.out.splitlines()
     assert json.loads(first)["photo"] == "my_images/cat/0.png"
     right, total = map(int, re.findall(r"\d+", told))
     assert total == 120
@@ -159,8 +175,8 @@ def test_the_jetson_command_says_what_the_page_shows(desk: Path) -> None:
     (shown,) = [text for _, text in blocks_of(DOCS / "guides" / "engines.md", "text") if "--target orin-nano" in text]
     command, *text = shown.splitlines()
     done = run(command.removeprefix("$ "), desk)
-    assert done.returncode == 0, done.stderr
-    said = [line.rstrip() for line in done.stdout.strip().splitlines()]
+    assert done.code == 0, done.err
+    said = [line.rstrip() for line in done.out.strip().splitlines()]
     # What another builder makes of the network differs from release to release of it.
     assert [line for line in said if "checked" not in line] == [line for line in text if "checked" not in line]
     assert sum("checked" in line for line in text) == 1
@@ -169,8 +185,8 @@ def test_the_jetson_command_says_what_the_page_shows(desk: Path) -> None:
 @cache
 def options_of(command: str) -> set[str]:
     help_text = run(f"msn-deploy {command} --help", ROOT)
-    assert help_text.returncode == 0, command
-    return set(re.findall(r"--[a-z][a-z0-9-]*|(?<=\W)-[a-z]\b", help_text.stdout)) | {"--json"}
+    assert help_text.code == 0, command
+    return set(re.findall(r"--[a-z][a-z0-9-]*|(?<=\W)-[a-z]\b", help_text.out)) | {"--json"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -1,25 +1,20 @@
 """A small finished run that the command-line tests share, and how they call the command line."""
 
-import contextlib
 import hashlib
 import importlib.util
-import io
-import logging
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import Outcome, call, one_thread
 from PIL import Image
 
 import msn_deploy
-from msn_deploy.cli import output
-from msn_deploy.cli.app import main
 from msn_deploy.data import load_split
 
 REPO = Path(msn_deploy.__file__).resolve().parent.parent
@@ -33,43 +28,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What one command line did."""
-
-    code: int
-    out: str
-    err: str
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Networks this small train ten times slower with two threads on a busy machine."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def _call(*args: object) -> Outcome:
-    """Run a command line in this process and leave the process as it was."""
-    logger = logging.getLogger("msn_deploy")
-    before = logger.handlers, logger.propagate, logger.level
-    out, err = io.StringIO(), io.StringIO()
-    try:
-        with _one_thread(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            code = main([str(arg) for arg in args])
-    finally:
-        logger.handlers, logger.propagate = before[:2]
-        logger.setLevel(before[2])
-        output._state = output._State()
-    return Outcome(code=code, out=out.getvalue(), err=err.getvalue())
-
-
 def _succeed(*args: object) -> Outcome:
-    outcome = _call(*args)
+    outcome = call(*args)
     assert outcome.code == 0, f"{' '.join(map(str, args))}: {outcome}"
     return outcome
 
@@ -90,7 +50,7 @@ def no_real_time(steady_clock: Callable[[], AbstractContextManager[None]]) -> It
 @pytest.fixture
 def cli() -> Callable[..., Outcome]:
     """Run a command line in this process: `cli("eval", path)`."""
-    return _call
+    return call
 
 
 @pytest.fixture(scope="session")
@@ -171,7 +131,7 @@ def whole_run(
         _succeed("build-engine", int8, "--precision", "int8")
     _succeed("eval", int8, "--threads", 1, "--json", folder / "accuracy.json")
     quick = MeasureOptions(seconds=0.1, block_ms=2, warmup_seconds=0, warmup_queries=1)
-    with _one_thread(), steady_clock():
+    with one_thread(), steady_clock():
         result = bench([onnx, int8], threads=1, options=quick)
     write_json(result, folder / "bench.json", [onnx, int8])
     write_html(result, folder / "report.html", [onnx, int8], title="a run")

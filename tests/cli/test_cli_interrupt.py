@@ -17,14 +17,10 @@ def _ctrl_c_works():
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory, process_env):
+def undisturbed(tmp_path_factory, ok):
     """The checkpoint of a run that nobody interrupts."""
-    import subprocess
-    import sys
-
     out = tmp_path_factory.mktemp("undisturbed")
-    command = [sys.executable, "-m", "msn_deploy", *map(str, OPTIONS), "--out", str(out)]
-    subprocess.run(command, env=process_env, check=True, capture_output=True, timeout=DEADLINE_S)
+    ok(*OPTIONS, "--out", out)
     assert sorted(path.name for path in out.iterdir()) == [
         ".msn-deploy",
         "cnn3_msn.curves.png",
@@ -69,10 +65,7 @@ def test_an_interrupted_training_resumes_to_the_same_weights(cli, start, ok, und
     wrong = cli(*OPTIONS[:2], "--epochs", 9, "--limit-train", 256, "--out", out, "--resume")
     assert (wrong.code, "other options" in wrong.err) == (2, True)
 
-    process = start("-m", "msn_deploy", *OPTIONS, "--out", out, "--resume")
-    stdout, stderr = process.communicate(timeout=DEADLINE_S)
-    assert process.returncode == 0, stderr
-    assert "8 epochs" in stdout
+    assert "8 epochs" in ok(*OPTIONS, "--out", out, "--resume").out
     assert checkpoint.read_bytes() == undisturbed.read_bytes()
     history = (out / "cnn3_msn.history.jsonl").read_text().splitlines()
     assert len(history) == 8

@@ -44,6 +44,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     assert tops == {"msn_deploy", f"msn_deploy-{msn_deploy.__version__}.dist-info"}
     unwanted = ("__pycache__", "tests/", ".safetensors", ".engine", ".partial", ".pyc", "results/")
     assert [name for name in names if any(part in name for part in unwanted)] == []
+    assert "msn_deploy/_recipes/models/facts.json" in names
     recipes = {name for name in names if name.startswith("msn_deploy/_recipes/models/") and name.endswith(".toml")}
     assert {Path(name).name for name in recipes} == {path.name for path in (REPO / "models").glob("*.toml")} != set()
     suites = {Path(name).name for name in names if name.startswith("msn_deploy/_recipes/suites/")}

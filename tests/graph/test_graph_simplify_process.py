@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from graph_fixtures import COLD_SIMPLIFIER
 from onnx import ModelProto
 
 from msn_deploy.core.errors import MissingDependency
@@ -17,6 +18,12 @@ from msn_deploy.core.partials import partial_folder
 from msn_deploy.graph.simplify import simplify
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def cold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process as users start it."""
+    monkeypatch.setattr("msn_deploy.graph.simplify._worker", COLD_SIMPLIFIER)
 
 
 def test_a_simplifier_that_hangs_is_ended_with_all_that_it_started(
