@@ -1,10 +1,10 @@
-"""Do PyTorch and ONNX Runtime compute the same of an INT8 file? With steps of four bits, and with any steps.
+"""Do PyTorch and ONNX Runtime compute the same of an INT8 file? With steps of few bits, and with any steps.
 
     python benchmarks/qat_steps.py [--work FOLDER]
 
 Takes the float checkpoints that `benchmarks/paper.py` and `benchmarks/qat.py` left below `--work`, calibrates each, and
-compares the outputs of both on test images, with step sizes of 4, 3 and 24 significant bits, and with four bits and
-biases that are no multiples of them. Result: benchmarks/results/qat-steps.json.
+compares the outputs of both on test images: as training under INT8 rounds step sizes, with four bits for weights as
+well, with steps of 24 bits, and with biases that are no multiples of them. Result: benchmarks/results/qat-steps.json.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ NETWORKS = (
     "qat/mobile/BN-0/cnn3_bn",
     "qat/cnn3/BN-0/cnn3_bn",
 )
-STEPS = ((4, True), (3, True), (24, True), (4, False))
+STEPS = ((1, 4, 2, True), (4, 4, 4, True), (24, 24, 24, True), (1, 4, 2, False))
+"""Bits of the steps of weights, of activations, and of those whose layers are averaged; are biases on their grid?"""
 IMAGES, LIMIT = 200, 1e-4
 
 
@@ -53,10 +54,10 @@ def measured(checkpoint: Path) -> list[dict[str, Any]]:
     seen = collect(graph, samples_of(graph, calibration), place(graph).tensors, load=run_on_one_thread)
     ranges = ranges_from(seen, method="mse")
     images, found = to_input(test.first(IMAGES).images, info.preprocess), []
-    usual = fake_quant._BITS, graph_net.on_grid
-    for bits, grid in STEPS:
-        fake_quant._BITS = bits
-        graph_net.on_grid = usual[1] if grid else lambda bias, unit: bias
+    usual = graph_net.on_grid
+    for *bits, grid in STEPS:
+        fake_quant._WEIGHT_BITS, fake_quant._BITS, fake_quant._BITS_AVERAGED = bits
+        graph_net.on_grid = usual if grid else lambda bias, unit: bias
         net = graph_net.quantised_net(graph, ranges).eval()
         runner = run_on_one_thread(net.to_onnx())
         ours = logits_of(net, images, chunk=50)
@@ -70,7 +71,7 @@ def measured(checkpoint: Path) -> list[dict[str, Any]]:
             "median": float(np.median(apart)),
             "share_beyond_1e-4": float((apart > LIMIT).mean()),
         })  # fmt: skip
-        fake_quant._BITS, graph_net.on_grid = usual
+        graph_net.on_grid = usual
     return found
 
 

@@ -3,11 +3,12 @@
 LSQ (Esser et al., 2020, arXiv 1902.08153): a value within the range passes its gradient on, one beyond it does not;
 the step size learns from how far each value was rounded (equation 3), times 1 / sqrt(N * 127) (section 2.2).
 
-Step sizes have four significant bits, biases are multiples of the product of the steps that they are added to. All
-products and sums of a layer are then exact in float32 as well, up to 2^24, and every runtime makes the same numbers of
-the same file. With any other step a value in the middle between two levels, summed up in another order, becomes another
-level in one runtime than in the next; and ONNX Runtime (1.32) rounds biases to those multiples itself. How far outputs
-are apart then: benchmarks/results/qat-steps.json.
+The steps of activations have four significant bits, those of weights are powers of two, and biases are multiples of the
+product of the steps that they are added to. The products and sums of a layer are then exact in float32: as integers
+they have four bits more than the sums of the levels themselves, two more where a mean adds up many of them, and float32
+holds 24. So every runtime makes the same numbers of the same file. Else a value in the middle between two levels,
+summed up in another order, becomes another level in one runtime than in the next; and ONNX Runtime (1.32) rounds biases
+to those multiples itself. How far outputs are apart then: benchmarks/results/qat-steps.json.
 """
 
 from __future__ import annotations
@@ -20,14 +21,17 @@ from torch import Tensor, nn
 
 LARGEST = 127
 """Of INT8; weights have it on both sides."""
-_BITS = 4  # significant ones of a step size: it is off by 1/16 at most
+_BITS = 4  # significant ones of an activation's step size: it is off by 1/16 at most
+_BITS_AVERAGED = 2  # where the layer that reads it is averaged over many positions: it is off by 1/5 at most
+_WEIGHT_BITS = 1
+_FINE = 12  # bits behind the first of the largest number of a constant that sums and bounds read
 _LEAST = 1e-30  # of a step size, which is positive
 
 
-def rounded_step(scale: Tensor) -> Tensor:
-    """Return the nearest number with four significant bits, for each."""
+def rounded_step(scale: Tensor, bits: int) -> Tensor:
+    """Return the nearest number with that many significant bits, for each."""
     mantissa, exponent = torch.frexp(scale)
-    return torch.ldexp(torch.round(mantissa * 2**_BITS) / 2**_BITS, exponent)
+    return torch.ldexp(torch.round(mantissa * 2**bits) / 2**bits, exponent)
 
 
 def on_grid(bias: Tensor, unit: Tensor) -> Tensor:
@@ -57,27 +61,35 @@ class _Rounding(torch.autograd.Function):
         return gradient * inside, of_step.sum_to_size(scale.shape) * ctx.share, None, None
 
 
+def fine_unit(size: Tensor) -> Tensor:
+    """Return what a constant of that size is a multiple of: far finer than INT8, and as coarse as sums stay exact."""
+    _, exponent = torch.frexp(size)
+    return torch.ldexp(torch.ones_like(size), exponent - 1 - _FINE)
+
+
 class Step(nn.Module):
     """A step size, or one for each channel, learned as its logarithm: it stays positive, and moves in proportion."""
 
-    def __init__(self, scale: Tensor) -> None:
+    def __init__(self, scale: Tensor, bits: int) -> None:
         super().__init__()
+        self._bits = bits
         self.log = nn.Parameter(scale.clamp_min(_LEAST).log())
 
     def forward(self) -> Tensor:
         """Return the step, with gradients of the exact one."""
         exact = self.log.exp()
         with torch.no_grad():
-            moved = rounded_step(exact) - exact
+            moved = rounded_step(exact, self._bits) - exact
         return exact + moved
 
 
 class Activation(nn.Module):
-    """Tensors with one scale, as their Q/DQ pairs give them on."""
+    """Tensors with one scale, as their Q/DQ pairs give them on. averaged: so is what a layer makes of them."""
 
-    def __init__(self, scale: Tensor) -> None:
+    def __init__(self, scale: Tensor, *, averaged: bool = False) -> None:
         super().__init__()
-        self.step = Step(rounded_step(scale))
+        bits = _BITS_AVERAGED if averaged else _BITS
+        self.step = Step(rounded_step(scale, bits), bits)
 
     def forward(self, x: Tensor) -> Tensor:
         """Round a batch (N, ...)."""
@@ -113,9 +125,10 @@ class Weight(nn.Module):
         dims = [at for at in range(weight.dim()) if scale.dim() == 0 or scale.shape[at] == 1]
         largest = weight.abs().amax(dims, keepdim=scale.dim() > 0)
         self.exact = Learned(weight, largest)
-        step = rounded_step(scale)
-        # Rounded up where the largest weight would not fit: to the next of four bits.
-        self.step = Step(torch.where(step < scale, rounded_step(scale * (1 + 2.0**-_BITS)), step))
+        step = rounded_step(scale, _WEIGHT_BITS)
+        # Rounded up where the largest weight would not fit: to the next of as many bits.
+        up = rounded_step(step * (1 + 2.0 ** (1 - _WEIGHT_BITS)), _WEIGHT_BITS)
+        self.step = Step(torch.where(step < scale, up, step), _WEIGHT_BITS)
 
     def stored(self) -> Tensor:
         """Return what INT8 keeps of it, in steps."""

@@ -28,7 +28,8 @@ from msn_deploy.model.opset import opset_of
 from msn_deploy.model.reading import refuse_external
 from msn_deploy.quant.placement import place
 from msn_deploy.quant.quantize import quantize
-from msn_deploy.training.fake_quant import Activation, Learned, Weight, on_grid
+from msn_deploy.training.alike import scales_of_averaged, spelled_out, with_biases_apart
+from msn_deploy.training.fake_quant import Activation, Learned, Weight, fine_unit, on_grid
 from msn_deploy.training.operators import OPERATORS
 
 GRAPH = "graph"
@@ -40,6 +41,8 @@ _LEARNED = {
     **dict.fromkeys((f"{kind}Normalization" for kind in ("Batch", "Layer", "Instance", "Group")), (1, 2)),
     **dict.fromkeys(("MatMul", "Add", "Sub", "Mul", "Div", "Max", "Min"), (0, 1)),
 }
+
+_SUMMED = ("Add", "Sub", "Max", "Min")  # what they make may be averaged, and is as fine as their constants
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +81,15 @@ class GraphNet(nn.Module):
         self._constants = {name: numpy_helper.to_array(each) for name, each in constants_of(model.graph).items()}
         self._fixed: dict[str, Tensor] = {}  # sizes and indices
         self._grids: dict[str, tuple[str, str]] = {}  # of a bias: what rounds its layer's input and its weight
+        self._fine: set[str] = set()
+        self._averaged = scales_of_averaged(model)
         self._nodes: list[_Node] = []
         self._version, self._makers = opset_of(model), {out: node for node in model.graph.node for out in node.output}
         readers = Counter(name for node in model.graph.node for name in node.input)
         for node in model.graph.node:
             self._add(node, weights or {}, readers)
         self._nodes = _freed(self._nodes, self._outputs)
-        del self._makers, self._constants
+        del self._makers, self._constants, self._averaged
 
     @property
     def is_quantised(self) -> bool:
@@ -104,6 +109,8 @@ class GraphNet(nn.Module):
         for at, each in enumerate(reads):
             if each in self._constants:
                 self._constant(each, learns=self._learns(kind, at, self._constants[each]))
+                if kind in _SUMMED:
+                    self._fine.add(each)
         self._nodes.append(_Node(call, reads, makes))
         if kind in _LAYERS and len(reads) > 2 and readers[reads[2]] == 1 and _key(reads[2]) in self.learned:
             before = [self._makers[each] for each in reads[:2] if each in self._makers]
@@ -126,7 +133,8 @@ class GraphNet(nn.Module):
             if node.op_type == "DequantizeLinear":
                 return ""
             if key not in self.activations:
-                self.activations[key] = Activation(torch.tensor(float(scale)))
+                averaged = node.input[1] in self._averaged
+                self.activations[key] = Activation(torch.tensor(float(scale)), averaged=averaged)
             return key
         key, kept = _key(name), self._constants[name]
         axis = next((each.i for each in node.attribute if each.name == "axis"), 1)
@@ -137,7 +145,9 @@ class GraphNet(nn.Module):
 
     def _learns(self, kind: str, at: int, value: NDArray[Any]) -> bool:
         layer = kind in (*_LAYERS, "PRelu") or kind.endswith("Normalization")
-        return value.dtype == np.float32 and at in _LEARNED.get(kind, ()) and (layer or value.size > 1)
+        if value.dtype != np.float32 or at not in _LEARNED.get(kind, ()):
+            return False
+        return layer or (value.size > 1 and bool(value.any()))
 
     def _constant(self, name: str, *, learns: bool) -> None:
         value = torch.from_numpy(np.array(self._constants[name]))
@@ -178,18 +188,25 @@ class GraphNet(nn.Module):
         if name in values:
             return values[name]
         if _key(name) in self.learned:
+            unit = self._unit(name)
             value = self.learned[_key(name)]()
-            return on_grid(value, self._unit(name)) if name in self._grids else value
+            return value if unit is None else on_grid(value, unit)
         if name in self._fixed:
             return self._fixed[name]
         return getattr(self, f"constant {_key(name)}")
 
-    def _unit(self, bias: str) -> Tensor:
-        """Return what a bias is a multiple of: (C,), or a single number."""
-        activation, weight = self._grids[bias]
-        with torch.no_grad():
+    @torch.no_grad()
+    def _unit(self, name: str) -> Tensor | None:
+        """Return what a constant that learns is a multiple of, (C,) or a single number; None for any number."""
+        if name in self._grids:
+            activation, weight = self._grids[name]
             scales: Tensor = self._weight(weight).step() * self._step(activation)
-        return scales.reshape(-1) if scales.dim() else scales
+            return scales.reshape(-1) if scales.dim() else scales
+        if name in self._fine and self.is_quantised:
+            learned = self.learned[_key(name)]
+            assert isinstance(learned, Learned)
+            return fine_unit(learned.size)
+        return None
 
     def _weight(self, key: str) -> Weight:
         made = self.weights[key]
@@ -226,8 +243,10 @@ class GraphNet(nn.Module):
 def quantised_net(model: ModelProto, ranges: Mapping[str, float], *, per_channel: bool = True) -> GraphNet:
     """Return the network of a float graph with Q/DQ pairs, as `quantize` makes it of the same ranges.
 
-    Tensors that have to share one scale read one constant. Raises InputError as `quantize` and GraphNet.
+    Tensors that have to share one scale read one constant; what `alike` rewrites is rewritten. Raises InputError as
+    `quantize` and GraphNet.
     """
+    model = spelled_out(model)
     int8 = quantize(model, ranges, per_channel=per_channel)
     scales: dict[str, tuple[str, ...]] = {}  # of the pairs, by group
     scale_of = place(model).scale_of
@@ -247,7 +266,7 @@ def quantised_net(model: ModelProto, ranges: Mapping[str, float], *, per_channel
             maker = makers.get(name)
             if maker is not None and maker.op_type == "DequantizeLinear" and maker.input[0] not in groups:
                 weights[maker.input[0]] = numpy_helper.to_array(floats[before[node.output[0]].input[at]])
-    return GraphNet(int8, weights)
+    return GraphNet(with_biases_apart(int8), weights)
 
 
 def net_of_state(tensors: Mapping[str, Tensor], source: str) -> GraphNet:

@@ -1,4 +1,4 @@
-"""Rounding in training: the numbers of Q/DQ, the gradients of LSQ, steps of four bits."""
+"""Rounding in training: the numbers of Q/DQ, the gradients of LSQ, steps of few bits."""
 
 from __future__ import annotations
 
@@ -7,21 +7,28 @@ import math
 import pytest
 import torch
 
-from msn_deploy.training.fake_quant import LARGEST, Activation, Learned, Weight, on_grid, rounded_step
+from msn_deploy.training.fake_quant import LARGEST, Activation, Learned, Weight, fine_unit, on_grid, rounded_step
 
 
 def _random(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def test_a_step_is_the_nearest_number_of_four_bits() -> None:
+def test_a_step_is_the_nearest_number_of_so_many_bits() -> None:
     given = torch.tensor([1.0, 1.06, 1.07, 15.4, 15.6, 0.0123, 3e-9])
-    made = rounded_step(given)
+    made = rounded_step(given, 4)
     assert made[:5].tolist() == [1.0, 1.0, 1.125, 15.0, 16.0]
     mantissa, _ = torch.frexp(made)
     assert torch.equal(mantissa * 16, (mantissa * 16).round())
     assert bool(((made / given - 1).abs() <= 1 / 16).all())
-    assert torch.equal(rounded_step(made), made)
+    assert torch.equal(rounded_step(made, 4), made)
+    assert rounded_step(torch.tensor([1.4, 1.6, 2.9, 3.1]), 1).tolist() == [1, 2, 2, 4]
+    for averaged, step in ((False, 1.125), (True, 1.0)):  # where the sums are longer, the step has fewer bits
+        assert Activation(torch.tensor(1.13), averaged=averaged).step().item() == step
+
+
+def test_the_unit_of_a_constant_is_far_finer_than_int8() -> None:
+    assert fine_unit(torch.tensor([1.0, 1.9, 2.0])).tolist() == [2.0**-12, 2.0**-12, 2.0**-11]
 
 
 def test_a_bias_is_a_multiple_of_the_unit_and_passes_gradients() -> None:
@@ -63,7 +70,8 @@ def test_a_weight_starts_unclipped_and_each_channel_has_its_step() -> None:
     step = module.step()
     assert step.shape == (4, 1, 1, 1)
     assert bool((step >= scale * (1 - 1e-6)).all())
-    assert bool((step <= scale * 1.13).all())
+    assert bool((step < scale * 2).all())
+    assert torch.equal(step.log2(), step.log2().round())
     made = module()
     assert bool(((made - weight).abs() <= step / 2 * (1 + 1e-5)).all())
     assert torch.equal(module.stored().float() * step, made)
