@@ -31,7 +31,7 @@ ROOMS = [
     "msn",
     "core",
 ]
-MOST_FILES = 272
+MOST_FILES = 276
 WIDEST = 500  # lines of a file: beyond, look for the second concept
 
 

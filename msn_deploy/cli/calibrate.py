@@ -174,6 +174,7 @@ def show_verdict(report: PrecisionReport) -> None:
     """Say which layers are not INT8, and what the budget came to."""
     layers = ", ".join(report.left_out[:4]) + (", ..." if len(report.left_out) > 4 else "")
     other = "FP32" if report.runtime == "onnxruntime" else "FP16"
+    from msn_deploy.pipeline.quantisable import equalized_text
     from msn_deploy.tasks.task import metric_text
 
     verdict = report.verdict
@@ -201,8 +202,7 @@ def show_verdict(report: PrecisionReport) -> None:
     elif layers:
         output.say(f"  left out of {report.precision.upper()}, in {other}: {layers}")
     for name, count in report.equalized.items():
-        channels = f"{count} channel{'s' * (count != 1)} that it reads"
-        output.say(f"  {name}: {channels} brought to the size of the others, without changing any output")
+        output.say(f"  {equalized_text(name, count)}")
     for name in report.dead:
         output.say(f"  {name} is 0 on all samples: it has the range 1, and zero stays exact")
     for name in report.transposed:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -46,6 +45,7 @@ from msn_deploy.pipeline.budget import (
 )
 from msn_deploy.pipeline.evaluate import given_of, require_task
 from msn_deploy.pipeline.images import CalibrationInputs, calibration_inputs, preprocess_for, split_for
+from msn_deploy.pipeline.quantisable import constants_computed, quantisable
 from msn_deploy.pipeline.ranges import measured_ranges, sizes_for_fp16
 from msn_deploy.pipeline.tune import TIMED_FEEDS, Tuner, Tuning, engines_for
 from msn_deploy.quant.calibration_checks import MINIMUM_SAMPLES
@@ -233,8 +233,6 @@ def calibrated(
     build: of the engines that `tune` times.
     """
     from msn_deploy.model.graphs import activations  # late, as are the next: they import onnx
-    from msn_deploy.quant.equalize import equalize
-    from msn_deploy.quant.fp32_nodes import fold_constants
     from msn_deploy.quant.histograms import extremes
     from msn_deploy.quant.layout import Layout
     from msn_deploy.quant.placement import name_of, require_layers, without_fp8
@@ -246,7 +244,7 @@ def calibrated(
     timed_as_engine = options.tune is not None and options.runtime == "tensorrt"
     engines = engines_for("int8", build or BuildOptions()) if timed_as_engine else None
     layout = Layout(precision=options.precision, runtime=options.runtime)
-    proto = fold_constants(_at_least(layout.opset, model), load=run_on_one_thread)
+    proto = constants_computed(model, opset=layout.opset)
     placement = layout.place(proto, leave_out=options.leave_out)
     in_half = without_fp8(proto) if layout.precision == "fp8" else {}
     require_layers(placement, left_out=bool(options.leave_out), without=in_half)
@@ -254,13 +252,12 @@ def calibrated(
     if len(given.samples) < MINIMUM_SAMPLES:
         raise InputError(f"{len(given.samples)} samples are too few to calibrate on; {MINIMUM_SAMPLES} are needed.")
     parents = (model.as_parent(), *given.parents)
-    key = {"model": parents[0].sha256, **given.key}
+    key = {"model": model.sha256, **given.key}
     equalized: dict[str, int] = {}
     if options.precision == "int8" and options.table is None:  # a table has the scales of the FP32 file as it is
-        before = proto
-        proto, equalized = equalize(before, given.samples, load=run_on_one_thread)
+        ready = quantisable(model, given.samples)
+        proto, equalized, key["model"] = ready.graph, ready.equalized, ready.key
         placement = layout.place(proto, leave_out=options.leave_out)
-        key["model"] += ", equalized" * (proto is not before)
     measure = partial(
         measured_ranges,
         proto,
@@ -405,14 +402,6 @@ def calibrated(
         equalized=equalized,
     )
     return report, made
-
-
-def _at_least(opset: int, model: OpenModel) -> ModelProto:
-    """Return the graph in that opset at least."""
-    from msn_deploy.model.opset import to_opset
-
-    written = next((entry.version for entry in model.proto.opset_import if entry.domain in ("", "ai.onnx")), 0)
-    return model.proto if written >= opset else to_opset(copy.deepcopy(model.proto), opset)
 
 
 def _require_metric(model: OpenModel) -> None:

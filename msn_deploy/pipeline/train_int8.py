@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,9 +12,9 @@ from msn_deploy.core.model_info import DEFAULT_METHOD, DEFAULT_PERCENTILE, DEFAU
 from msn_deploy.core.partials import partial_folder
 from msn_deploy.core.progress import Progress, silent
 from msn_deploy.core.recipes import Recipe, recipe_from_dict
-from msn_deploy.engine.ort import run_on_one_thread
 from msn_deploy.model.opened import open_model
 from msn_deploy.pipeline.images import calibration_inputs, own_data
+from msn_deploy.pipeline.quantisable import equalized_text, quantisable
 from msn_deploy.pipeline.ranges import measured_ranges
 from msn_deploy.quant.calibration_checks import MINIMUM_SAMPLES
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from msn_deploy.core.model_info import ModelInfo
     from msn_deploy.training import TrainResult
 
+_LOG = logging.getLogger(__name__)
 _CHOSEN = ("name", "data", "train")  # of a recipe; all else is the checkpoint's
 
 
@@ -55,7 +57,6 @@ def train_int8(
         MissingDevice, MissingDependency: What is not here (exit 3).
     """
     from msn_deploy.pipeline.export import export_onnx  # late, as are the next: they import torch and onnx
-    from msn_deploy.quant.fp32_nodes import fold_constants
     from msn_deploy.quant.placement import place
     from msn_deploy.training.graph_net import GraphNet, quantised_net
     from msn_deploy.training.qat import check_options
@@ -72,22 +73,24 @@ def train_int8(
         exported = folder / "float.onnx"
         export_onnx(str(checkpoint), exported, dynamic_batch=True, simplify=False)
         model = open_model(exported, step="train")
-    graph = fold_constants(model.proto, load=run_on_one_thread)
     given = calibration_inputs(model, chosen.data, samples=DEFAULT_SAMPLES)
     if len(given.samples) < MINIMUM_SAMPLES:
         raise InputError(f"{len(given.samples)} samples are too few to calibrate on; {MINIMUM_SAMPLES} are needed.")
+    ready = quantisable(model, given.samples)
+    for layer, count in ready.equalized.items():
+        _LOG.info("%s", equalized_text(layer, count), extra={"note": True})
     ranges = measured_ranges(
-        graph,
+        ready.graph,
         given.samples,
-        place(graph).tensors,
-        key={"model": model.sha256, **given.key},
+        place(ready.graph).tensors,
+        key={"model": ready.key, **given.key},
         method=DEFAULT_METHOD,
         percentile=DEFAULT_PERCENTILE,
     )
     return trained(
         chosen,
-        quantised_net(graph, ranges.values, per_channel=per_channel),
-        GraphNet(graph),
+        quantised_net(ready.graph, ranges.values, per_channel=per_channel),
+        GraphNet(ready.graph),
         info=info,
         weights=checkpoint,
         out=out,

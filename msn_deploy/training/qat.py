@@ -31,6 +31,7 @@ from msn_deploy.model.opset import DEFAULT_OPSET, lowered
 from msn_deploy.msn import fold_layers
 from msn_deploy.quant.calibrate import ranges_from
 from msn_deploy.quant.calibration_checks import MINIMUM_SAMPLES
+from msn_deploy.quant.equalize import equalize
 from msn_deploy.quant.histograms import collect
 from msn_deploy.quant.placement import place
 from msn_deploy.quant.scales import check_method
@@ -93,6 +94,7 @@ def quantize_aware(
         raise InputError(f"{len(images)} samples are too few to calibrate on; {MINIMUM_SAMPLES} are needed.")
     graph = folded_graph(module, (1, *images.shape[1:]))
     samples = ImageSamples(inputs_of(graph)[0].name, images)
+    graph, _ = equalize(graph, samples, load=run_on_one_thread)
     seen = collect(graph, samples, place(graph).tensors, load=run_on_one_thread)
     return quantised_net(graph, ranges_from(seen, method=method, percentile=percentile), per_channel=per_channel)
 

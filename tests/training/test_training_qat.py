@@ -19,7 +19,7 @@ import msn_deploy
 from msn_deploy.core.artifacts import read_sidecar
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.progress import silent
-from msn_deploy.core.recipes import Recipe, load_recipe
+from msn_deploy.core.recipes import Recipe, load_recipe, recipe_from_dict
 from msn_deploy.data import load_split, to_input
 from msn_deploy.engine.ort import OrtRunner
 from msn_deploy.model.opened import made_model, open_model
@@ -216,6 +216,24 @@ def test_a_module_of_ones_own_in_a_loop_of_ones_own() -> None:
     assert np.abs(made["logits"] - wanted).max() <= 1e-4 * np.ptp(wanted)
     with pytest.raises(InputError, match="too few"):
         quantize_aware(net, images[:3])
+
+
+def test_a_channel_far_larger_than_the_others_gets_their_size_before_the_training(
+    float_net: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "benchmarks"))
+    benchmark = pytest.importorskip("qat", reason="needs the source tree")
+    info = load_checkpoint(float_net)[1]
+    spoiled = benchmark.spoiled(float_net, recipe_from_dict(info.recipe, source="test"), tmp_path)
+    with caplog.at_level("INFO"):
+        result = train_int8(spoiled, tmp_path / "int8", recipe_for(spoiled).override(epochs=1), **OPTIONS)
+    assert result.history[0]["test_accuracy"] == pytest.approx(evaluate(float_net).value, abs=0.03)
+    assert "channels that it reads brought to the size" in caplog.text
+    model = load_checkpoint(spoiled)[0]
+    images = load_split("digits", "train", height_px=28, width_px=28, channels=1).first(64).images
+    x = to_input(images, info.preprocess)
+    wanted, made = (logits_of(each, x) for each in (model, quantize_aware(model.eval(), x)))
+    assert np.square(made - wanted).sum() < 0.01 * np.square(wanted).sum()
 
 
 def test_what_does_not_fit_is_a_message(float_net: Path, trained: TrainResult, tmp_path: Path) -> None:
