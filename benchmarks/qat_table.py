@@ -65,7 +65,8 @@ def text(folder: Path = RESULTS) -> str:
         is_hard = before[0] > ENOUGH and before[0] > (before[1] or 0.0)
         share = 100 * (1 - after[0] / before[0]) if is_hard else None
         too_little = share is not None and share < WANTED
-        if len(each) > 2 and (too_little or after[0] - before[0] > (after[1] or 0.0)):
+        beyond = max(before[1] or 0.0, after[1] or 0.0)
+        if len(each) > 2 and (too_little or after[0] - before[0] > beyond):
             missed.append(f"{title}, {arm}")
         epochs = ", ".join(str(run["epoch"]) for run in each)
         minutes = statistics.mean(run["cpu_minutes"] for run in each)
