@@ -207,6 +207,7 @@ norms: setup
 # What FP16 and INT8 cost in accuracy, of the trainings that `make paper` left below runs/paper: an hour on two cores.
 int8: setup
 	$(BIN)/python benchmarks/int8.py $(PAPER)
+	$(BIN)/python benchmarks/int8_steps.py
 	$(BIN)/python benchmarks/readme.py
 
 # What FP8 costs in accuracy, and which convolutions compute in it by the listing of TensorRT-RTX: trains four networks, minutes

@@ -22,7 +22,6 @@ import numpy as np
 from paper import HERE, TABLES, Run, runs_of
 
 from msn_deploy.core.artifacts import sha256_of, write_json
-from msn_deploy.core.model_info import DEFAULT_METHOD
 from msn_deploy.data import load_split, to_input
 from msn_deploy.engine import OrtRunner, run_images
 from msn_deploy.engine.ort import run_on_one_thread
@@ -31,6 +30,7 @@ from msn_deploy.model.opened import made_model
 
 RESULT = HERE / "results" / "int8.json"
 METHODS = ("entropy", "minmax", "percentile", "mse")
+METHOD = "mse"  # where one is taken
 SAMPLES = 256
 TABLES_MEASURED = ("digits-cnn3", "digits-vgg7", "digits-densenet-bc-22", "mnist-cnn3", "mnist-vgg7", "fashion-vgg7")
 ARMS = ("BN", "MSN")
@@ -104,7 +104,7 @@ def measured(checkpoint: Path, data: dict[str, str]) -> dict[str, Any]:
         "fp32_right": int(net.right.sum()),
         "fp16": net.against_fp32(to_fp16(net.graph)),
         "per_channel": {name: net.against_fp32(quantize(net.graph, net.ranges[name])) for name in METHODS},
-        "per_tensor": net.against_fp32(quantize(net.graph, net.ranges[DEFAULT_METHOD], per_channel=False)),
+        "per_tensor": net.against_fp32(quantize(net.graph, net.ranges[METHOD], per_channel=False)),
     }
 
 
@@ -131,7 +131,7 @@ def hard(checkpoint: Path, factor: float, max_drop: float, data: dict[str, str])
         tensors[name].CopyFrom(numpy_helper.from_array(value, name))
     net.measure()
     plain = {name: net.against_fp32(quantize(net.graph, net.ranges[name])) for name in METHODS}
-    ranges, maxima = net.ranges[DEFAULT_METHOD], net.maxima
+    ranges, maxima = net.ranges[METHOD], net.maxima
     name = net.graph.graph.input[0].name
     runs = [{name: net.images[at : at + 256]} for at in range(0, len(net.images), 256)]
 

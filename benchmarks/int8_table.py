@@ -9,10 +9,10 @@ from typing import Any
 
 from paper import TABLES
 
-from msn_deploy.core.model_info import DEFAULT_METHOD
 from msn_deploy.core.reader import tomllib
 
 RESULT = Path(__file__).resolve().parent / "results" / "int8.json"
+_METHOD = "mse"
 _KINDS = ("per_channel", "per_tensor")
 HEAD = [
     "| points of accuracy lost against FP32, mean (95 % over seeds) | norm | FP32 | FP16 | INT8 "
@@ -33,10 +33,10 @@ def _hard(found: dict[str, Any]) -> str:
         plain = {name: 100 * (of["lost"] - of["won"]) / hard["images"] for name, of in hard["plain"].items()}
         verdict = hard["verdict"]
         low, high = (100 * each for each in verdict["interval"])
-        others = ", ".join(f"{name} {lost:.1f}" for name, lost in plain.items() if name != DEFAULT_METHOD)
+        others = ", ".join(f"{name} {lost:.1f}" for name, lost in plain.items() if name != _METHOD)
         layers = len(verdict["left_out"])
         said.append(
-            f"{arm}: plain INT8 loses {plain[DEFAULT_METHOD]:.1f} points ({others}); verdict {verdict['kind']} with "
+            f"{arm}: plain INT8 loses {plain[_METHOD]:.1f} points ({others}); verdict {verdict['kind']} with "
             f"{layers} layer{'s' * (layers > 1)} in FP16, drop {100 * verdict['drop']:.2f} ({low:+.2f} to {high:+.2f})"
         )
     return (
@@ -80,7 +80,7 @@ def _against(arms: dict[str, list[dict[str, Any]]]) -> str:
 
 
 def _found(run: dict[str, Any], kind: str) -> dict[str, Any]:
-    return run[kind][DEFAULT_METHOD] if kind == "per_channel" else run[kind]
+    return run[kind][_METHOD] if kind == "per_channel" else run[kind]
 
 
 def _lost(run: dict[str, Any], of: dict[str, Any]) -> float:

@@ -14,6 +14,7 @@ import control
 import fp8
 import gap_text
 import graphs_text
+import int8_steps
 import int8_table
 import networks_text
 import pitch
@@ -66,6 +67,7 @@ def blocks() -> dict[str, str]:
         "study": _study(),
         "gan": _gan(),
         "int8": int8_table.text(),
+        "int8-steps": int8_steps.text(),
         "fp8": fp8.text(),
         "qat": qat_table.text(),
         "quantisers": quantisers_text.text(RESULTS / "quantisers.json"),

@@ -129,7 +129,8 @@ def command(
     if output.emit(report, json, made_from=[report.path], then=then):
         return
     output.say(f"{report.path}: {size_text(report.bytes)}, {report.bytes / report.bytes_fp32:.2f} of FP32")
-    output.say(f"  {report.scales} activation scales ({report.method}) from {report.samples} samples")
+    best_of = f", the best of {len(report.sqnr_db_by_method)} methods" if report.sqnr_db_by_method else ""
+    output.say(f"  {report.scales} activation scales ({report.method}{best_of}) from {report.samples} samples")
     show_fidelity(report)
     show_verdict(report)
     if report.cache:

@@ -115,7 +115,7 @@ Method = Annotated[
     str | None,
     typer.Option(
         "--method",
-        help="How ranges are chosen: minmax or percentile; for INT8 also entropy or mse.",
+        help="How ranges are chosen: minmax or percentile; for INT8 also entropy, mse, or auto: the best of the four.",
         show_default=f"{DEFAULT_METHOD}; FP8: {FP8_METHOD}",
         metavar="NAME",
         rich_help_panel=INT8,

@@ -43,8 +43,9 @@ RUNTIMES: tuple[Runtime, ...] = get_args(Runtime)
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 QUANTISED: tuple[Quantised, ...] = get_args(Quantised)
 
-# The one that is never the worst in benchmarks/results/int8.json.
-DEFAULT_METHOD = "mse"
+AUTO = "auto"
+"""The method of `quant.scales` whose INT8 keeps the most of the outputs, see `quant.calibrate`."""
+DEFAULT_METHOD = AUTO  # what it is worth: benchmarks/results/int8-steps.json
 FP8_METHOD = "minmax"  # a range that clips makes no step of FP8 finer, but near zero: benchmarks/results/fp8.json
 DEFAULT_PERCENTILE = 99.99
 DEFAULT_SAMPLES = 256

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from msn_deploy.core.artifacts import Artifact, publish_together
 from msn_deploy.core.errors import InputError, did_you_mean
 from msn_deploy.core.model_info import (
+    AUTO,
     DEFAULT_METHOD,
     DEFAULT_PERCENTILE,
     DEFAULT_SAMPLES,
@@ -73,6 +74,7 @@ class PrecisionReport(Result):
     cache: what the calibration cache said. drift: of the scales with fewer images, if asked for. table: the calibration
     table for TensorRT, if asked for. runtime: what a quantised file is laid out for. tuning: by measured time, if asked
     for. equalized: how many channels in front of a layer were brought to another size, for INT8's steps.
+    sqnr_db_by_method: what each method kept of the worst output, where one was chosen by that.
     """
 
     path: Path
@@ -83,6 +85,7 @@ class PrecisionReport(Result):
     scales: int
     parity: Rung | None
     method: str = ""
+    sqnr_db_by_method: dict[str, float] = field(default_factory=dict)
     verdict: Verdict | None = None
     left_out: tuple[str, ...] = ()
     in_fp16: dict[str, str] | None = None
@@ -108,7 +111,8 @@ class CalibrationOptions:
     precision: Quantised = "int8"
     """What the file is in. FP8 (E4M3) runs on GPUs from Ada on; all around it is FP16, whatever is left out."""
     method: str | None = None
-    """How ranges are chosen: one of METHODS of `quant.scales`; None: DEFAULT_METHOD, or FP8_METHOD."""
+    """How ranges are chosen: one of METHODS of `quant.scales`, or AUTO for the one that keeps the most of the outputs
+    (in FP8: FP8_METHOD); None: DEFAULT_METHOD."""
     percentile: float = DEFAULT_PERCENTILE
     """Of the values, percent, that the method "percentile" leaves unclipped."""
     samples: int = DEFAULT_SAMPLES
@@ -162,7 +166,8 @@ class CalibrationOptions:
     @property
     def ranged_by(self) -> str:
         """The method by which ranges are chosen."""
-        return self.method or (DEFAULT_METHOD if self.precision == "int8" else FP8_METHOD)
+        method = self.method or DEFAULT_METHOD
+        return FP8_METHOD if method == AUTO and self.precision == "fp8" else method
 
     def _check_fp8(self) -> None:
         """Raise InputError for what is of INT8 alone."""
@@ -270,10 +275,10 @@ def calibrated(
     )
     truth = outputs_of(model, given, most=DEFAULT_SAMPLES)
     require_finite(truth, source=str(model.path))
-    ranges = measure(placement.tensors, sufficiency=options.sufficiency)
     if layout.runtime == "onnxruntime":
         found = extremes(proto, given.samples, placement.tensors, load=run_on_one_thread, progress=progress)
         layout = replace(layout, extremes=found)
+    ranges = measure(placement.tensors, layout=layout, leave_out=options.leave_out, sufficiency=options.sufficiency)
     budget = options.max_drop is not None or options.min_sqnr is not None
     maxima: dict[str, float] = {}
     minima: dict[str, float] = {}
@@ -315,7 +320,7 @@ def calibrated(
     if options.table is not None:
         # The rest by itself: with more tensors as outputs, ONNX Runtime would fuse, and so round, in another way.
         rest = [name for name in activations(proto) if name not in ranges.values]
-        scales = {**ranges.values, **placement.shared(ranges.values), **measure(rest).values}
+        scales = {**ranges.values, **placement.shared(ranges.values), **measure(rest, method=ranges.method).values}
         table = format_table({name: size for name, size in scales.items() if size}, parse_release(options.table))
     config = {
         "precision": options.precision,
@@ -353,6 +358,8 @@ def calibrated(
         "in_fp16": in_half,
         "in_fp32": in_fp32,
         "dead": list(dead),
+        "method": ranges.method,
+        "sqnr_db_by_method": ranges.sqnr_db,
         "equalized": equalized,
         "parity": asdict(parity),
         "verdict": None if verdict is None else asdict(verdict),
@@ -384,7 +391,8 @@ def calibrated(
         samples=len(given.samples),
         scales=len(ranges.values),
         parity=parity,
-        method=options.ranged_by,
+        method=ranges.method,
+        sqnr_db_by_method=ranges.sqnr_db,
         verdict=verdict,
         left_out=left_out,
         in_fp16=in_half,

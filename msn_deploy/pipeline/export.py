@@ -344,7 +344,8 @@ def _simplified(
 
 def _lower_rungs(file: OpenModel, info: ModelInfo, compared: Callable[..., Rung], feeds: Sequence[Feeds]) -> list[Rung]:
     """Return the rungs of FP16 and, where there are images to calibrate on, of INT8."""
-    from msn_deploy.quant.calibrate import quantised_tensors, ranges_from
+    from msn_deploy.quant.calibrate import chosen, quantised_tensors
+    from msn_deploy.quant.equalize import equalize
     from msn_deploy.quant.fp32_nodes import needs_fp32
     from msn_deploy.quant.histograms import collect
     from msn_deploy.quant.precision import to_fp16
@@ -356,8 +357,9 @@ def _lower_rungs(file: OpenModel, info: ModelInfo, compared: Callable[..., Rung]
         _LOG.warning("no rung for INT8: there are no images of this network's to calibrate on")
         return rungs
     given = calibration_inputs(file, None, samples=_CALIBRATION_SAMPLES)
+    graph, _ = equalize(graph, given.samples, load=run_on_one_thread)
     seen = collect(graph, given.samples, quantised_tensors(graph), load=run_on_one_thread)
-    ranges = ranges_from(seen, method=DEFAULT_METHOD)
+    ranges = chosen(graph, given.samples, seen, load=run_on_one_thread, method=DEFAULT_METHOD).ranges
     return [*rungs, compared("int8", outputs=in_ort(in_memory(quantize(graph, ranges)))(feeds))]
 
 

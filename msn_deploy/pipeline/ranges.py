@@ -10,14 +10,15 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msn_deploy.core.artifacts import write_json
 from msn_deploy.core.errors import InputError, first_line
 from msn_deploy.core.home import home_folder
+from msn_deploy.core.model_info import AUTO
 from msn_deploy.core.opening import MOST_BYTES, read_input
 from msn_deploy.core.optional import version_of
 from msn_deploy.core.progress import Progress, silent
@@ -28,6 +29,7 @@ from msn_deploy.engine.ort import run_on_one_thread
 if TYPE_CHECKING:
     from onnx import ModelProto
 
+    from msn_deploy.quant.layout import Layout
     from msn_deploy.quant.sufficiency import Drift
 
 _LOG = logging.getLogger(__name__)
@@ -38,9 +40,14 @@ PARTS = ("model", "images", "samples", "preprocessing", "method", "tensors", "ve
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ranges:
-    """Largest magnitude to represent per tensor; the drift with fewer images, if asked for; what the cache said."""
+    """Largest magnitude to represent per tensor, by `method`; the drift with fewer images, if asked for.
+
+    sqnr_db: what each method kept of the outputs, where one was chosen. cache: what the cache said.
+    """
 
     values: dict[str, float]
+    method: str
+    sqnr_db: dict[str, float] = field(default_factory=dict)
     drift: tuple[Drift, ...] = ()
     cache: str = ""
 
@@ -68,6 +75,8 @@ def measured_ranges(
     key: Mapping[str, Any],
     method: str,
     percentile: float,
+    layout: Layout | None = None,
+    leave_out: Collection[str] = (),
     sufficiency: bool = False,
     use_cache: bool = True,
     progress: Progress = silent,
@@ -75,15 +84,21 @@ def measured_ranges(
     """Return the ranges of the tensors on the samples, by a method of `quant.scales`; 0 for one that is always zero.
 
     key: the parts "model", "images", "samples" and "preprocessing" of the cache's key; the others are added here.
-    sufficiency: measure the drift.
+    method: AUTO takes the best for INT8 in `layout` (None: for TensorRT) without the layers in `leave_out`; the tensors
+    are those that get a pair then. sufficiency: measure the drift.
     """
-    from msn_deploy.quant.calibrate import CALIBRATOR, ranges_from  # late: these import onnx
+    from msn_deploy.quant.calibrate import CALIBRATOR, chosen  # late: these import onnx
     from msn_deploy.quant.histograms import collect
+    from msn_deploy.quant.layout import TENSORRT
     from msn_deploy.quant.sufficiency import Drift, drift_curve, shuffled_groups
 
+    layout = layout or TENSORRT
+    by: dict[str, Any] = {"name": method, **({"percentile": percentile} if method in ("percentile", AUTO) else {})}
+    if method == AUTO:
+        by |= {"runtime": layout.runtime, "leave_out": sorted(leave_out)}
     parts = {
         **key,
-        "method": {"name": method, **({"percentile": percentile} if method == "percentile" else {})},
+        "method": by,
         "tensors": list(tensors),
         "versions": {"calibrator": CALIBRATOR, **{name: version_of(name) for name in ("onnxruntime", "numpy")}},
     }
@@ -94,27 +109,49 @@ def measured_ranges(
         if found.entry is not None and (not sufficiency or found.entry.drift is not None):
             points = (found.entry.drift or ()) if sufficiency else ()
             drift = tuple(record(Drift, point, source="the cached drift") for point in points)
-            return Ranges(values=found.entry.ranges, drift=drift, cache=said)
+            by_cache = found.entry
+            return Ranges(
+                values=by_cache.ranges,
+                method=by_cache.method or method,
+                sqnr_db=by_cache.sqnr_db,
+                drift=drift,
+                cache=said,
+            )
         if found.entry is not None:
             said = "cached scales come without a sufficiency curve: measured again"
     groups = shuffled_groups(len(samples)) if sufficiency else None
     histograms = collect(model, samples, tensors, load=run_on_one_thread, groups=groups, progress=progress)
-    values = ranges_from(histograms, method=method, percentile=percentile)
+    choice = chosen(
+        model,
+        samples,
+        histograms,
+        load=run_on_one_thread,
+        method=method,
+        percentile=percentile,
+        layout=layout,
+        leave_out=leave_out,
+        progress=progress,
+    )
     curve: list[Drift] = []
     if sufficiency:
-        curve = drift_curve(histograms, values, images=len(samples), method=method, percentile=percentile)
+        curve = drift_curve(histograms, choice.ranges, images=len(samples), method=choice.method, percentile=percentile)
     if use_cache:
         kept = {"drift": [asdict(point) for point in curve]} if sufficiency else {}
-        store(parts, {"ranges": values, **kept})
-    return Ranges(values=values, drift=tuple(curve), cache=said)
+        store(parts, {**asdict(choice), **kept})
+    return Ranges(values=choice.ranges, method=choice.method, sqnr_db=choice.sqnr_db, drift=tuple(curve), cache=said)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """What one file of the cache holds: the key's parts, the ranges by tensor, and the drift where it was measured."""
+    """What one file of the cache holds: the key's parts, the ranges by tensor, and the drift where it was measured.
+
+    method, sqnr_db: see Ranges.
+    """
 
     parts: dict[str, Any]
     ranges: dict[str, float]
+    method: str = ""
+    sqnr_db: dict[str, float] = field(default_factory=dict)
     drift: tuple[dict[str, int | float], ...] | None = None
     schema: int = _SCHEMA
 

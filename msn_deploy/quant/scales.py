@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msn_deploy.core.errors import InputError, did_you_mean
-from msn_deploy.core.model_info import DEFAULT_PERCENTILE
+from msn_deploy.core.model_info import AUTO, DEFAULT_PERCENTILE
 
 BINS = 2048  # as in NVIDIA's calibrators
 LEVELS = 128  # magnitudes that INT8 tells apart
@@ -25,8 +25,8 @@ Counts = NDArray[np.int64]
 
 def check_method(method: str, percentile: float) -> None:
     """Raise InputError for an unknown method, and for a percentile that keeps nothing or is none."""
-    if method not in METHODS:
-        raise InputError(f"unknown calibration method {method!r}{did_you_mean(method, list(METHODS))}")
+    if method not in (known := [AUTO, *METHODS]):
+        raise InputError(f"unknown calibration method {method!r}{did_you_mean(method, known)}")
     if not 50 <= percentile <= 100:
         raise InputError(f"percentile {percentile:g} is out of reach; 50 to 100 is possible, 99.9 to 99.9999 usual.")
 

@@ -29,7 +29,7 @@ from msn_deploy.graph.fold import fold_graph
 from msn_deploy.model.opened import inputs_of
 from msn_deploy.model.opset import DEFAULT_OPSET, lowered
 from msn_deploy.msn import fold_layers
-from msn_deploy.quant.calibrate import ranges_from
+from msn_deploy.quant.calibrate import chosen
 from msn_deploy.quant.calibration_checks import MINIMUM_SAMPLES
 from msn_deploy.quant.equalize import equalize
 from msn_deploy.quant.histograms import collect
@@ -72,7 +72,7 @@ def quantize_aware(
     Args:
         module: In evaluation mode, of float32, with one input.
         calibration: What the first ranges are measured on, (N, ...), prepared as in the training.
-        method: How the first ranges are chosen, one of `quant.scales`.
+        method: How the first ranges are chosen, see `CalibrationOptions`.
         percentile: Of the values, percent, that the method "percentile" leaves unclipped.
         per_channel: False gives each weight one scale.
 
@@ -96,7 +96,8 @@ def quantize_aware(
     samples = ImageSamples(inputs_of(graph)[0].name, images)
     graph, _ = equalize(graph, samples, load=run_on_one_thread)
     seen = collect(graph, samples, place(graph).tensors, load=run_on_one_thread)
-    return quantised_net(graph, ranges_from(seen, method=method, percentile=percentile), per_channel=per_channel)
+    choice = chosen(graph, samples, seen, load=run_on_one_thread, method=method, percentile=percentile)
+    return quantised_net(graph, choice.ranges, per_channel=per_channel)
 
 
 def folded_graph(module: nn.Module, shape: tuple[int, ...]) -> ModelProto:

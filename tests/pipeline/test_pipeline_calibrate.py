@@ -94,7 +94,7 @@ def test_the_second_time_the_scales_come_from_the_cache(
     for other, words in (
         ({"samples": 120}, "images changed"),
         ({"samples": 110, "seed": 1}, "samples changed (count 120 -> 110, seed None -> 1)"),
-        ({"samples": 110, "method": "minmax"}, "method changed (name mse -> minmax)"),
+        ({"samples": 110, "method": "minmax"}, "method changed (leave_out [] -> None, name auto -> minmax, "),
         ({"samples": 110, "method": "percentile", "percentile": 99.0}, "method changed"),
     ):
         assert words in calibrate(files["1"], out, **other).cache

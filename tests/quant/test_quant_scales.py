@@ -181,7 +181,7 @@ def test_few_levels_in_use_are_kept_as_they_are() -> None:
 @pytest.mark.parametrize(
     ("method", "percentile", "words"),
     [
-        ("magic", 99.9, "unknown calibration method 'magic'; known are: entropy, minmax, percentile, mse"),
+        ("magic", 99.9, "unknown calibration method 'magic'; known are: auto, entropy, minmax, percentile, mse"),
         ("entrpy", 99.9, "did you mean 'entropy'"),
         ("percentile", 100.5, "percentile 100.5 is out of reach; 50 to 100"),
         ("percentile", 0.99, "percentile 0.99 is out of reach"),
