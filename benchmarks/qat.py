@@ -23,7 +23,6 @@ import numpy as np
 from paper import HERE
 
 from msn_deploy.core.artifacts import sha256_of, write_json
-from msn_deploy.core.model_info import DEFAULT_METHOD
 from msn_deploy.core.recipes import Recipe, load_recipe
 from msn_deploy.machine.environment import read_environment
 
@@ -157,7 +156,7 @@ def measured(
     from msn_deploy.pipeline.images import calibration_inputs
     from msn_deploy.pipeline.quantisable import quantisable
     from msn_deploy.pipeline.train_int8 import recipe_for, train_int8
-    from msn_deploy.quant.calibrate import quantised_tensors, ranges_from
+    from msn_deploy.quant.calibrate import chosen, quantised_tensors
     from msn_deploy.quant.histograms import collect
     from msn_deploy.quant.quantize import quantize
 
@@ -169,7 +168,8 @@ def measured(
     given = calibration_inputs(model, data, samples=256)
     graph = quantisable(model, given.samples).graph
     seen = collect(graph, given.samples, quantised_tensors(graph), load=run_on_one_thread)
-    ptq = quantize(graph, ranges_from(seen, method=DEFAULT_METHOD), per_channel=case.per_channel)
+    ranges = chosen(graph, given.samples, seen, load=run_on_one_thread).ranges
+    ptq = quantize(graph, ranges, per_channel=case.per_channel)
     files["ptq"].write_bytes(with_info(ptq, model.info.with_precision("int8")))
     recipe = recipe_for(checkpoint, data=data)
     recipe = recipe.override(seed=recipe.train.seed, distill=0.5 if distill else None)

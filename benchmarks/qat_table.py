@@ -65,8 +65,8 @@ def text(folder: Path = RESULTS) -> str:
         is_hard = before[0] > ENOUGH and before[0] > (before[1] or 0.0)
         share = 100 * (1 - after[0] / before[0]) if is_hard else None
         too_little = share is not None and share < WANTED
-        beyond = max(before[1] or 0.0, after[1] or 0.0)
-        if len(each) > 2 and (too_little or after[0] - before[0] > beyond):
+        worse, half = interval([100 * (run["ptq"] - run["qat"]) for run in each])
+        if too_little or (half is not None and worse > half):
             missed.append(f"{title}, {arm}")
         epochs = ", ".join(str(run["epoch"]) for run in each)
         minutes = statistics.mean(run["cpu_minutes"] for run in each)
@@ -79,13 +79,13 @@ def text(folder: Path = RESULTS) -> str:
         if arm == "MSN":
             lines += filter(None, [difference({name: runs.get((title, name), []) for name in ("BN", "MSN")})])
     worst = max(run["apart"] for each in runs.values() for run in each)
+    how = f" within {worst:.0e} of their range" if worst else ", bit for bit"
     images = {run["images"] for each in runs.values() for run in each}
     lines += [
         "",
         "Points of the metric, mean over the seeds (95 % interval from three seeds on). Won back: where calibration "
         f"loses more than {ENOUGH} points and more than its interval. Epoch 0 is the calibrated start. MSN - BN: below "
-        "0 MSN loses less. The exported "
-        f"files differ from the training's own outputs by {worst:.0e} of their range at most, on whole test splits of "
+        f"0 MSN loses less. The exported files give the training's own outputs{how}, on whole test splits of "
         f"{min(images)} images or more.",
     ]
     engines = [run["engine"] for each in runs.values() for run in each if "engine" in run]

@@ -25,10 +25,11 @@ def test_a_share_is_told_where_calibration_loses_and_what_misses_is_named(tmp_pa
     _write(tmp_path, "noise", [(3.0, 0.0), (-2.0, 0.0), (1.0, 0.0)])
     _write(tmp_path, "missed", [(10.0, 4.0), (11.0, 4.1), (12.0, 4.2)])
     _write(tmp_path, "worse", [(0.0, 2.0), (0.0, 2.1), (0.0, 1.9)])
+    _write(tmp_path, "worse in each", [(0.0, 1.0), (5.0, 6.1), (-5.0, -4.1)])
     text = qat_table.text(tmp_path)
     shares = {line.split(" (")[0].strip("| "): line.split(" | ")[5] for line in text.splitlines() if " | BN, 3" in line}
-    assert shares == {"hard": "90 %", "easy": "-", "noise": "-", "missed": "63 %", "worse": "-"}
-    assert text.rstrip(".").rpartition(": ")[2] == "missed, BN; worse, BN"
+    assert shares == {"hard": "90 %", "easy": "-", "noise": "-", "missed": "63 %", "worse": "-", "worse in each": "-"}
+    assert text.rstrip(".").rpartition(": ")[2] == "missed, BN; worse in each, BN; worse, BN"
     assert "2e-07" in text
     assert "11.00 (+8.52 to +13.48)" in text  # 4.303 * 1 / sqrt(3)
 
