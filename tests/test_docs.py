@@ -177,7 +177,7 @@ def test_the_jetson_command_says_what_the_page_shows(desk: Path) -> None:
     done = run(command.removeprefix("$ "), desk)
     assert done.code == 0, done.err
     said = [line.rstrip() for line in done.out.strip().splitlines()]
-    # What another builder makes of the network differs from release to release of it, and its channels with its training.
+    # What another builder makes of it differs from release to release, and its channels from training to training.
     assert [line for line in said if not re.search("checked|channels", line)] == [
         line for line in text if "checked" not in line
     ]

@@ -237,7 +237,7 @@ def test_a_value_that_is_not_finite(
 
 
 def test_an_unknown_method(exported: Callable[..., Any], digits: Callable[..., Any]) -> None:
-    with pytest.raises(InputError, match=r"unknown calibration method 'magic'; known are: entropy, minmax, p"):
+    with pytest.raises(InputError, match=r"unknown calibration method 'magic'; known are: auto, entropy, minmax, p"):
         calibrate_ranges(exported("cnn3", "msn").graph, digits(16), method="magic")
 
 
