@@ -12,10 +12,10 @@ ours        `calibrate --runtime onnxruntime`
 theirs      `quantize_static`, in Q/DQ nodes or its own operators, UINT8 or INT8 activations and weights, weights
             with one scale or one per channel
 
-A first, short run times all of theirs, and the fastest two go into the second, which is the result. Each file is opened
-RUNNERS times, and the intervals hold what another opening would give. Their ranges are the smallest and largest values,
-as is their default. Metric: of the files in the second run, on the whole test split. SQNR: of the worst output, on the
-first test images.
+A first, short run times all of theirs, and the fastest two go into the second, which is the result. There each file is
+opened RUNNERS times, and the intervals hold what another opening would give. Their ranges are the smallest and largest
+values, as is their default. Metric: of the files in the second run, on the whole test split. SQNR: of the worst output,
+on the first test images.
 """
 
 from __future__ import annotations
@@ -173,15 +173,15 @@ class Case:
         OrtRunner(model, optimized_to=path).close()
         return dict(Counter(node.op_type for node in onnx.load(str(path)).graph.node).most_common())
 
-    def timed(self, names: list[str], *, threads: int, seconds: float) -> dict[str, NDArray[np.float64]]:
-        """Return the block medians of every arm, ns, (RUNNERS, blocks)."""
+    def timed(self, names: list[str], *, threads: int, seconds: float, runners: int) -> dict[str, NDArray[np.float64]]:
+        """Return the block medians of every arm, ns, (runners, blocks)."""
 
         def arm(name: str, build: int) -> Arm:
             runner, turn = OrtRunner(self.files[name], threads=threads), itertools.cycle(self.images[:16])
             return Arm(name=name, build=build, run=lambda: runner.run({self.input: next(turn)[None]}))
 
         options = MeasureOptions(seconds=seconds, warmup_seconds=0.3, block_ms=50, settle_queries=3)
-        taken = measure([arm(name, build) for build in range(RUNNERS) for name in names], options=options).arms
+        taken = measure([arm(name, build) for build in range(runners) for name in names], options=options).arms
         return {name: np.stack([block_medians(each.blocks) for each in taken if each.name == name]) for name in names}
 
 
@@ -203,9 +203,9 @@ def measured(name: str, work: Path, *, threads: list[int], seconds: float) -> di
         times = {}
         for count in threads:
             theirs = [key for key in case.files if key.startswith("theirs")]
-            first = case.timed(theirs, threads=count, seconds=seconds / 4)
+            first = case.timed(theirs, threads=count, seconds=seconds / 4, runners=1)
             best = sorted(theirs, key=lambda key: float(np.median(first[key])))[:2]
-            found = case.timed(["fp32", "tensorrt", "ours", *best], threads=count, seconds=seconds)
+            found = case.timed(["fp32", "tensorrt", "ours", *best], threads=count, seconds=seconds, runners=RUNNERS)
             times[str(count)] = {
                 "all_of_theirs_ms": {key: round(float(np.median(each)) / 1e6, 4) for key, each in first.items()},
                 "rows": {key: row(key, found, best[0]) for key in found},
