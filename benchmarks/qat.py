@@ -154,7 +154,7 @@ def measured(
     from msn_deploy.pipeline.evaluate import evaluate
     from msn_deploy.pipeline.export import export_onnx
     from msn_deploy.pipeline.images import calibration_inputs
-    from msn_deploy.pipeline.quantisable import quantisable
+    from msn_deploy.pipeline.quantisable import constants_computed, quantisable
     from msn_deploy.pipeline.train_int8 import recipe_for, train_int8
     from msn_deploy.quant.calibrate import chosen, quantised_tensors
     from msn_deploy.quant.histograms import collect
@@ -166,7 +166,7 @@ def measured(
     model = open_model(files["float"], step="benchmarks/qat.py")
     assert model.info is not None
     given = calibration_inputs(model, data, samples=256)
-    graph = quantisable(model, given.samples).graph
+    graph = quantisable(constants_computed(model), given.samples, sha256=model.sha256).graph
     seen = collect(graph, given.samples, quantised_tensors(graph), load=run_on_one_thread)
     ranges = chosen(graph, given.samples, seen, load=run_on_one_thread).ranges
     ptq = quantize(graph, ranges, per_channel=case.per_channel)

@@ -249,7 +249,7 @@ def calibrated(
     timed_as_engine = options.tune is not None and options.runtime == "tensorrt"
     engines = engines_for("int8", build or BuildOptions()) if timed_as_engine else None
     layout = Layout(precision=options.precision, runtime=options.runtime)
-    proto = constants_computed(model, opset=layout.opset)
+    proto = constants_computed(model, layout)
     placement = layout.place(proto, leave_out=options.leave_out)
     in_half = without_fp8(proto) if layout.precision == "fp8" else {}
     require_layers(placement, left_out=bool(options.leave_out), without=in_half)
@@ -260,7 +260,7 @@ def calibrated(
     key = {"model": model.sha256, **given.key}
     equalized: dict[str, int] = {}
     if options.precision == "int8" and options.table is None:  # a table has the scales of the FP32 file as it is
-        ready = quantisable(model, given.samples)
+        ready = quantisable(proto, given.samples, sha256=model.sha256)
         proto, equalized, key["model"] = ready.graph, ready.equalized, ready.key
         placement = layout.place(proto, leave_out=options.leave_out)
     measure = partial(

@@ -13,8 +13,7 @@ if TYPE_CHECKING:
 
     from msn_deploy.data.feeds import Samples
     from msn_deploy.model.opened import OpenModel
-
-FIRST_OPSET = 13  # with a scale per channel
+    from msn_deploy.quant.layout import Layout
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,26 +27,30 @@ class Quantisable:
     """What the calibration cache calls the graph."""
 
 
-def constants_computed(model: OpenModel, *, opset: int = FIRST_OPSET) -> ModelProto:
-    """Return the graph of a model without constants that are computed, in that opset at least."""
-    from msn_deploy.model.opset import to_opset  # late, as is the next: they import onnx
-    from msn_deploy.quant.fp32_nodes import fold_constants
+def constants_computed(model: OpenModel, layout: Layout | None = None) -> ModelProto:
+    """Return the graph of a model without constants that are computed, in an opset that the layout can be written in.
 
+    layout: None is INT8 for TensorRT.
+    """
+    from msn_deploy.model.opset import to_opset  # late, as are the next: they import onnx
+    from msn_deploy.quant.fp32_nodes import fold_constants
+    from msn_deploy.quant.layout import TENSORRT
+
+    opset = (layout or TENSORRT).opset
     written = next((entry.version for entry in model.proto.opset_import if entry.domain in ("", "ai.onnx")), 0)
     graph = model.proto if written >= opset else to_opset(copy.deepcopy(model.proto), opset)
     return fold_constants(graph, load=run_on_one_thread)
 
 
-def quantisable(model: OpenModel, samples: Samples) -> Quantisable:
-    """Return the graph of a model with its constants computed and its channels of a size that suits INT8.
+def quantisable(graph: ModelProto, samples: Samples, *, sha256: str) -> Quantisable:
+    """Return a graph with its channels of a size that suits INT8.
 
-    samples: what it is calibrated on.
+    graph: of `constants_computed`. samples: what it is calibrated on. sha256: of the model that it is of.
     """
     from msn_deploy.quant.equalize import equalize
 
-    before = constants_computed(model)
-    graph, equalized = equalize(before, samples, load=run_on_one_thread)
-    return Quantisable(graph=graph, equalized=equalized, key=model.sha256 + ", equalized" * (graph is not before))
+    made, equalized = equalize(graph, samples, load=run_on_one_thread)
+    return Quantisable(graph=made, equalized=equalized, key=sha256 + ", equalized" * (made is not graph))
 
 
 def equalized_text(layer: str, count: int) -> str:

@@ -14,7 +14,7 @@ from msn_deploy.core.progress import Progress, silent
 from msn_deploy.core.recipes import Recipe, recipe_from_dict
 from msn_deploy.model.opened import open_model
 from msn_deploy.pipeline.images import calibration_inputs, own_data
-from msn_deploy.pipeline.quantisable import equalized_text, quantisable
+from msn_deploy.pipeline.quantisable import constants_computed, equalized_text, quantisable
 from msn_deploy.pipeline.ranges import measured_ranges
 from msn_deploy.quant.calibration_checks import MINIMUM_SAMPLES
 
@@ -76,7 +76,7 @@ def train_int8(
     given = calibration_inputs(model, chosen.data, samples=DEFAULT_SAMPLES)
     if len(given.samples) < MINIMUM_SAMPLES:
         raise InputError(f"{len(given.samples)} samples are too few to calibrate on; {MINIMUM_SAMPLES} are needed.")
-    ready = quantisable(model, given.samples)
+    ready = quantisable(constants_computed(model), given.samples, sha256=model.sha256)
     for layer, count in ready.equalized.items():
         _LOG.info("%s", equalized_text(layer, count), extra={"note": True})
     ranges = measured_ranges(

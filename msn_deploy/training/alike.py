@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from msn_deploy.model.graphs import constants_of, drop_unread_constants, sized
+from msn_deploy.model.graphs import constants_of, drop_unread_constants, free_name, names_of, sized
 
 _MOVES = ("Flatten", "Identity", "MaxPool", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze")
 """ONNX Runtime takes rounding from behind them to before them."""
@@ -37,7 +37,7 @@ def spelled_out(model: ModelProto) -> ModelProto:
     result = ModelProto()
     result.CopyFrom(model)
     graph, constants = result.graph, constants_of(model.graph)
-    shapes = sized(model, batch=1)
+    shapes, taken = sized(model, batch=1), names_of(model)
     known = (*shapes.input, *shapes.value_info, *shapes.output)
     ranks = {
         each.name: len(each.type.tensor_type.shape.dim) for each in known if each.type.tensor_type.HasField("shape")
@@ -45,7 +45,7 @@ def spelled_out(model: ModelProto) -> ModelProto:
     nodes = list(graph.node)
     del graph.node[:]
     for node in nodes:
-        _put(graph, node, _steps(node, constants, ranks))
+        _put(graph, node, _steps(node, constants, ranks), taken)
     drop_unread_constants(graph)
     return result
 
@@ -56,7 +56,7 @@ def with_biases_apart(model: ModelProto) -> ModelProto:
     result.CopyFrom(model)
     graph, constants = result.graph, constants_of(model.graph)
     makers = {name: node for node in graph.node for name in node.output}
-    rounded = {id(node) for node in _rounded_layers(graph, makers)}
+    rounded, taken = {id(node) for node in _rounded_layers(graph, makers)}, names_of(model)
     nodes = list(graph.node)
     del graph.node[:]
     for node in nodes:
@@ -70,9 +70,9 @@ def with_biases_apart(model: ModelProto) -> ModelProto:
         layer = NodeProto()
         layer.CopyFrom(node)
         del layer.input[2:]
-        layer.output[0] += "_product"
+        layer.output[0] = free_name(f"{layer.output[0]}_product", taken)
         graph.node.append(layer)
-        _put(graph, node, [("Add", np.broadcast_to(bias, shape[:1]).reshape(shape))], source=layer.output[0])
+        _put(graph, node, [("Add", np.broadcast_to(bias, shape[:1]).reshape(shape))], taken, source=layer.output[0])
     drop_unread_constants(graph)
     return result
 
@@ -117,22 +117,25 @@ def _steps(node: NodeProto, constants: Mapping[str, TensorProto], ranks: Mapping
     return [("Mul", scale.reshape(shape)), ("Add", (bias - mean * scale).reshape(shape))]
 
 
-def _put(graph: GraphProto, node: NodeProto, steps: Sequence[Step], *, source: str = "") -> None:
-    """Append the steps of a node, from what it reads (or `source`) to what it makes; the node itself if it has none."""
+def _put(graph: GraphProto, node: NodeProto, steps: Sequence[Step], taken: set[str], *, source: str = "") -> None:
+    """Append the steps of a node, from what it reads (or `source`) to what it makes; the node itself if it has none.
+
+    taken: names that are not free; those that the steps get are added.
+    """
     if not steps:
         graph.node.append(node)
         return
     made, before = node.output[0], source or node.input[0]
     for at, (kind, others) in enumerate(steps):
         last = at == len(steps) - 1
-        output = made if last else f"{made}_step{at}"
+        output = made if last else free_name(f"{made}_step{at}", taken)
         names = [others] if isinstance(others, str) else []
         values = [] if isinstance(others, str) else list(others) if kind == "Clip" else [np.asarray(others)]
         for value in values:
-            names.append(f"{output}_{kind.lower()}{len(names)}")
+            names.append(free_name(f"{output}_{kind.lower()}{len(names)}", taken))
             each = np.asarray(value, np.float32)
             graph.initializer.append(numpy_helper.from_array(each.reshape(()) if each.size == 1 else each, names[-1]))
-        graph.node.append(helper.make_node(kind, [before, *names], [output], name=f"{output}_{kind}"))
+        graph.node.append(helper.make_node(kind, [before, *names], [output], name=free_name(f"{output}_{kind}", taken)))
         before = output
 
 

@@ -28,6 +28,8 @@ BETWEEN: dict[str, str] = {
         "n = BatchNormalization(c, gain2, shift2, mean2, var2) r = Relu(n) y = Conv(r, w2, bb)"
     ),
     "HardSwish": "h = HardSwish(a) " + LAST.format("h"),
+    "a product whose name is taken": "c_product = Relu(a) c = Conv(c_product, w1) " + LAST.format("c"),
+    "a step whose name is taken": "h_step0 = Relu(a) h = HardSwish(h_step0) " + LAST.format("h"),
     "a gate": "h = HardSigmoid(a) g = Mul(a, h) " + LAST.format("g"),
     "an average by 3": "m = Add(a, bound) p = AveragePool<kernel_shape = [3, 3]>(m) " + LAST.format("p"),
     "a residual": "r = Relu(a) c = Conv<pads = [1, 1, 1, 1]>(r, wr, br) s = Add(c, r) q = Relu(s) " + LAST.format("q"),
