@@ -89,6 +89,14 @@ def logging_as_at_first() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def threads_as_at_first() -> Iterator[None]:
+    """A run with torch sets its threads for the whole process, and other threads give a training other bits."""
+    yield
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+@pytest.fixture(autouse=True)
 def operators_parsed_once() -> None:
     """torch.onnx.export parses the source of 500 functions each time, and lists torch's operators 50 times over.
 

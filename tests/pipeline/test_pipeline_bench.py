@@ -31,16 +31,6 @@ def onnx(checkpoint):
     return path
 
 
-@pytest.fixture
-def one_thread():
-    """Torch keeps the number of threads of a run for the whole process."""
-    import torch
-
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 def test_facts_hold_what_the_report_plots(onnx):
     (arm,) = bench([onnx], threads=1, options=QUICK, accuracies={onnx: 0.875}).arms
     assert (arm.facts.accuracy, arm.facts.bytes) == (0.875, onnx.stat().st_size)
@@ -71,7 +61,7 @@ def test_replicates_are_builds_of_one_row(onnx, tmp_path, monkeypatch):
         bench(files[:2] + files[3:4], threads=1, options=QUICK)
 
 
-def test_a_checkpoint_runs_in_torch_beside_its_onnx_file(checkpoint, onnx, one_thread):
+def test_a_checkpoint_runs_in_torch_beside_its_onnx_file(checkpoint, onnx):
     result = bench([checkpoint, onnx], threads=1, batch=3, options=QUICK)
     torch_arm, onnx_arm = result.arms
     assert (result.baseline, result.profile.provider, result.profile.h2d) == ("net", "cpu and torch", None)
@@ -82,7 +72,7 @@ def test_a_checkpoint_runs_in_torch_beside_its_onnx_file(checkpoint, onnx, one_t
         judge_regression(bench([onnx], threads=1, batch=3, options=QUICK), result, limit=0.03, source="base.json")
 
 
-def test_a_compiled_checkpoint_is_a_row_of_its_own_and_compiled_before_it_is_timed(checkpoint, one_thread, monkeypatch):
+def test_a_compiled_checkpoint_is_a_row_of_its_own_and_compiled_before_it_is_timed(checkpoint, monkeypatch):
     compiled_with = []
     compile_it = TorchRunner._compile
 
@@ -103,7 +93,7 @@ def test_a_compiled_checkpoint_is_a_row_of_its_own_and_compiled_before_it_is_tim
     assert compiled_with == [((2, 1, 28, 28), checkpoint)]
 
 
-def test_torch_eager_and_compiled_give_the_logits_of_the_checkpoint(checkpoint, digits, one_thread):
+def test_torch_eager_and_compiled_give_the_logits_of_the_checkpoint(checkpoint, digits):
     images = digits(2)
     (truth,) = open_image_model(checkpoint, 1).run(images).values()
     for provider in ("torch", "torch-compile"):
@@ -115,7 +105,7 @@ def test_torch_eager_and_compiled_give_the_logits_of_the_checkpoint(checkpoint, 
         runner.close()
 
 
-def test_torch_without_its_compiler_or_gpu_says_so(checkpoint, monkeypatch, one_thread):
+def test_torch_without_its_compiler_or_gpu_says_so(checkpoint, monkeypatch):
     import torch
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from task_data import write_rectangles
 
 from msn_deploy.core.errors import GateError, InputError
@@ -46,7 +45,6 @@ def _recipe(net: str, data: str, **train: Any) -> Recipe:
 
 @pytest.fixture(scope="module")
 def trained(data: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, TrainResult]:
-    torch.set_num_threads(1)
     return {net: train(_recipe(net, data), out=tmp_path_factory.mktemp(net), device="cpu") for net in NETS}
 
 
