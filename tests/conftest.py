@@ -89,9 +89,15 @@ def logging_as_at_first() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def threads_as_at_first() -> Iterator[None]:
-    """A run with torch sets its threads for the whole process, and other threads give a training other bits."""
+def process_as_at_first() -> Iterator[None]:
+    """What a test leaves must not reach those that come later in its process, which differ from run to run.
+
+    A run with torch sets its threads for the whole process, and other threads give a training other bits; mypy sets
+    how deep Python may nest.
+    """
+    deepest = sys.getrecursionlimit()
     yield
+    sys.setrecursionlimit(deepest)
     if (torch := sys.modules.get("torch")) is not None:
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 

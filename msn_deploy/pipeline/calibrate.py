@@ -252,7 +252,7 @@ def calibrated(
     proto = constants_computed(model, layout)
     placement = layout.place(proto, leave_out=options.leave_out)
     in_half = without_fp8(proto) if layout.precision == "fp8" else {}
-    require_layers(placement, left_out=bool(options.leave_out), without=in_half)
+    require_layers(placement, runtime=layout.runtime, left_out=bool(options.leave_out), without=in_half)
     given = calibration_inputs(model, options.data, samples=options.samples, seed=options.seed, state=options.state)
     if len(given.samples) < MINIMUM_SAMPLES:
         raise InputError(f"{len(given.samples)} samples are too few to calibrate on; {MINIMUM_SAMPLES} are needed.")

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from onnx import ModelProto, NodeProto, TensorProto
 
 from msn_deploy.core.errors import InputError
-from msn_deploy.core.model_info import Quantised
+from msn_deploy.core.model_info import Quantised, Runtime
 from msn_deploy.model.graphs import constants_of
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -136,17 +136,21 @@ def check_leave_out(leave_out: Collection[str], layers: Collection[str]) -> None
         )
 
 
-def require_layers(placement: Placement, *, left_out: bool, without: Mapping[str, str] | None = None) -> None:
+def require_layers(
+    placement: Placement, *, runtime: Runtime, left_out: bool, without: Mapping[str, str] | None = None
+) -> None:
     """Raise InputError for a graph in which nothing is quantised.
 
-    left_out: whether layers stay float by choice. without: see `without_fp8`, of a graph that is to be FP8.
+    runtime: what it was placed for. left_out: whether layers stay float by choice. without: see `without_fp8`, of a
+    graph that is to be FP8.
     """
     if placement.layers:
         return
     for name, why in (without or {}).items():
         raise InputError(f"no layer can be in FP8. {name}: {why}.\nTake `--precision int8`.")
+    kernels = " that ONNX Runtime has an INT8 kernel for on a CPU" if runtime == "onnxruntime" else ""
     raise InputError(
-        f"the graph holds no {', '.join(WEIGHTED)} with constant weights{' that is not left out' * left_out}: "
+        f"the graph holds no {', '.join(WEIGHTED)} with constant weights{kernels}{' that is not left out' * left_out}: "
         "nothing to quantise."
     )
 

@@ -43,7 +43,7 @@ def quantize(
     if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.node):
         raise InputError("the graph is quantised already.\nCalibrate the FP32 file it was made from.")
     placement = layout.place(model, leave_out=leave_out)
-    require_layers(placement, left_out=bool(leave_out))
+    require_layers(placement, runtime=layout.runtime, left_out=bool(leave_out))
     result = onnx.ModelProto()
     result.CopyFrom(model)
     _Quantiser(result, layout, placement, ranges, per_channel=per_channel).run()

@@ -175,6 +175,14 @@ def test_a_layer_that_is_left_out_and_a_transposed_one_stay_in_floats(tmp_path: 
         ORT.place(model, leave_out=["t"])
 
 
+@pytest.mark.parametrize(
+    "text", ["y = ConvTranspose<strides=[2,2]>(x, up)", "f = Flatten(x)  y = Gemm<transA=1>(f, fc)"]
+)
+def test_a_graph_whose_layers_have_no_kernel_in_int8_says_so(text: str) -> None:
+    with pytest.raises(InputError, match=r"no Conv, .* that ONNX Runtime has an INT8 kernel for"):
+        quantize(graph(text), {}, layout=ORT)
+
+
 def test_activations_have_the_numbers_of_their_signs(tensors: Callable[..., Any]) -> None:
     values = tensors(laid_out(rule("leaky")))
     found = inside(rule("leaky"))
