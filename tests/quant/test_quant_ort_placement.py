@@ -176,7 +176,11 @@ def test_a_layer_that_is_left_out_and_a_transposed_one_stay_in_floats(tmp_path: 
 
 
 @pytest.mark.parametrize(
-    "text", ["y = ConvTranspose<strides=[2,2]>(x, up)", "f = Flatten(x)  y = Gemm<transA=1>(f, fc)"]
+    "text",
+    [
+        "y = ConvTranspose<strides=[2,2]>(x, up)",
+        "f = Flatten(x)  t = Transpose<perm=[1,0]>(f)  y = Gemm<transA=1>(t, m)",
+    ],
 )
 def test_a_graph_whose_layers_have_no_kernel_in_int8_says_so(text: str) -> None:
     with pytest.raises(InputError, match=r"no Conv, .* that ONNX Runtime has an INT8 kernel for"):
