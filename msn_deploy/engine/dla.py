@@ -166,11 +166,10 @@ def ask_builder(
 
 def documented(model: OpenModel, *, precision: str, ranges: Mapping[str, Range], site: DlaSite) -> list[DlaLayer]:
     """Judge every node by the documented limits alone; no TensorRT needed. ranges: of inputs with open sizes."""
-    from onnx.helper import get_attribute_value  # late, as are the next: importing engine/ must stay light
-    from onnx.numpy_helper import to_array
+    from onnx.numpy_helper import to_array  # late, as are the next: importing engine/ must stay light
 
     from msn_deploy.model.cost import macs_of
-    from msn_deploy.model.graphs import constants_of, sized
+    from msn_deploy.model.graphs import attributes_of, constants_of, sized
 
     graph = sized(model.proto, batch=1, shapes={name: most for name, (_, _, most) in ranges.items()})
     constants = constants_of(graph)
@@ -184,12 +183,11 @@ def documented(model: OpenModel, *, precision: str, ranges: Mapping[str, Range],
         if node.op_type in _FREE:
             fixed |= set(node.output) if fixed.issuperset(node.input) else set()
             continue
-        attributes = {each.name: get_attribute_value(each) for each in node.attribute}
         ins = [shapes.get(name, ()) for name in node.input]
         outs = [shapes.get(name, ()) for name in node.output]
         facts = Node(
             kind=node.op_type,
-            attributes=attributes,
+            attributes=attributes_of(node),
             ins=ins,
             outs=outs,
             values=[values.get(name) for name in node.input],

@@ -34,6 +34,16 @@ def inner_graphs(node: NodeProto) -> Iterator[GraphProto]:
         yield from attribute.graphs
 
 
+def attributes_of(node: NodeProto) -> dict[str, Any]:
+    """Return the attributes that a node states, strings as bytes."""
+    return {each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}
+
+
+def attribute_of(node: NodeProto, name: str, default: Any = None) -> Any:
+    """Return the value of one attribute, a string as bytes."""
+    return next((onnx.helper.get_attribute_value(each) for each in node.attribute if each.name == name), default)
+
+
 def all_nodes(holder: GraphProto | FunctionProto) -> Iterator[NodeProto]:
     """The nodes of a graph or function and of the graphs inside it."""
     for node in holder.node:

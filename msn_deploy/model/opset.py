@@ -22,9 +22,9 @@ from onnx.defs import OpSchema
 
 from msn_deploy.core.errors import InputError, first_line, shorten
 from msn_deploy.model.checks import check_valid
-from msn_deploy.model.graphs import all_graphs, inner_graphs, nodes_of_model
+from msn_deploy.model.graphs import all_graphs, attribute_of, inner_graphs, nodes_of_model
 from msn_deploy.model.opset_rules import RULES, drop_idle_ceil
-from msn_deploy.model.opset_scope import NotSaid, Scope, attribute_of, set_attribute
+from msn_deploy.model.opset_scope import NotSaid, Scope, set_attribute
 
 DEFAULT_OPSET = 17  # what TensorRT 8.6 still reads
 LOWEST = 11  # below, an axis counted from the back means nothing to many operators

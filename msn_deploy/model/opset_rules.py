@@ -12,8 +12,8 @@ from collections.abc import Callable
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
-from msn_deploy.model.graphs import all_graphs, constants_of
-from msn_deploy.model.opset_scope import Chain, NotSaid, Scope, attribute_of, set_attribute
+from msn_deploy.model.graphs import all_graphs, attribute_of, constants_of
+from msn_deploy.model.opset_scope import Chain, NotSaid, Scope, set_attribute
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
 

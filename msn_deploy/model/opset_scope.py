@@ -12,7 +12,15 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, TypeProto, helper, numpy_helper
 
 from msn_deploy.model.checks import small_constant
-from msn_deploy.model.graphs import all_graphs, constants_of, free_name, inner_graphs, names_of, without_weights
+from msn_deploy.model.graphs import (
+    all_graphs,
+    attribute_of,
+    constants_of,
+    free_name,
+    inner_graphs,
+    names_of,
+    without_weights,
+)
 
 Array = NDArray[Any]
 
@@ -108,11 +116,6 @@ class Scope:
         tensor = numpy_helper.from_array(np.asarray(values, dtype), self.fresh(like))
         self.made.append(tensor)
         return tensor.name
-
-
-def attribute_of(node: NodeProto, name: str, default: Any = None) -> Any:
-    """Return the value of an attribute, strings as bytes."""
-    return next((helper.get_attribute_value(each) for each in node.attribute if each.name == name), default)
 
 
 def set_attribute(node: NodeProto, name: str, value: Any) -> None:

@@ -25,10 +25,10 @@ from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from msn_deploy.data.feeds import Samples
-from msn_deploy.model.graphs import free_name, names_of
+from msn_deploy.model.graphs import attribute_of, free_name, names_of
 from msn_deploy.quant.histograms import Load, SingleSample
 from msn_deploy.quant.placement import name_of
-from msn_deploy.quant.relus import given, only_reader, with_relus
+from msn_deploy.quant.relus import only_reader, with_relus
 
 LEAST_GAIN = 2.0  # times less squared error; below it, the networks measured gain and lose by chance
 _STRENGTHS = (0.25, 0.5, 0.75, 1.0)  # of the tensor's channels, against those of the weights
@@ -106,14 +106,14 @@ def _reads(graph: GraphProto, weights: Mapping[str, TensorProto]) -> Iterator[_R
         own = node.input[1:]  # read by no other node
         return node.op_type in ("Conv", "Gemm") and all(name in weights and name in reader_of for name in own)
 
-    layers = {node.output[0]: node for node in graph.node if is_layer(node) and not given(node).get("transA", 0)}
+    layers = {node.output[0]: node for node in graph.node if is_layer(node) and not attribute_of(node, "transA", 0)}
     made_by: dict[str, NodeProto] = {}
     for first in layers.values():
         made = first.output[0]
         while (node := reader_of.get(made)) is not None and node.input[0] == made:
             if node.output[0] in layers:
                 made_by[node.output[0]] = first
-            if node.op_type not in _PASSED or given(node).get("axis", 1) != 1:  # that of Flatten
+            if node.op_type not in _PASSED or attribute_of(node, "axis", 1) != 1:  # that of Flatten
                 break
             made = node.output[0]
     for output, layer in layers.items():
@@ -144,12 +144,12 @@ def _sizes(model: ModelProto, samples: Samples, tensors: list[str], load: Load) 
 
 def _output_axis(node: NodeProto) -> int:
     """Return the axis of a layer's weight that its outputs lie on."""
-    return 0 if node.op_type == "Conv" or given(node).get("transB", 0) else 1
+    return 0 if node.op_type == "Conv" or attribute_of(node, "transB", 0) else 1
 
 
 def _input_axis(node: NodeProto, channels: int) -> int | None:
     """Return the axis of a layer's weight that its inputs lie on, in order; None where there is none."""
-    groups = given(node).get("group", 1)
+    groups = attribute_of(node, "group", 1)
     if node.op_type == "Gemm":
         return 1 - _output_axis(node)
     return 1 if groups == 1 else 0 if groups == channels else None

@@ -15,10 +15,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-import onnx
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
-from msn_deploy.model.graphs import activations, constants_of
+from msn_deploy.model.graphs import activations, attributes_of, constants_of
 from msn_deploy.quant.placement import Groups, Placement, Read, check_leave_out, name_of
 
 _PRODUCTS = ("Gemm", "MatMul")  # they can make floats of what they read in INT8
@@ -130,7 +129,7 @@ class _Placer:
         weight = self.constants.get(node.input[1])
         if weight is None or weight.data_type != TensorProto.FLOAT or len(weight.dims) < 2:
             return False
-        given = {each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}
+        given = attributes_of(node)
         if node.op_type == "MatMul":
             return len(weight.dims) == 2
         scaled = {given.get("alpha", 1.0), given.get("beta", 1.0)} != {1.0}
@@ -147,7 +146,7 @@ class _Placer:
             return None
         if any(name not in self.floats for name in node.output) or (len(node.output) > 1 and node.op_type != "Split"):
             return None
-        given = {each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}
+        given = attributes_of(node)
         if node.op_type == "Resize" and given.get("mode", b"nearest") != b"nearest":
             return None  # in between, ONNX Runtime cuts the fractions of bytes off
         if node.op_type in _MOVES:

@@ -8,14 +8,21 @@ relu(x - bound), and the layer gets what the bound gave it in its bias. Exact in
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from msn_deploy.model.graphs import all_nodes, constants_of, drop_unread_constants, free_name, names_of
+from msn_deploy.model.graphs import (
+    all_nodes,
+    attribute_of,
+    attributes_of,
+    constants_of,
+    drop_unread_constants,
+    free_name,
+    names_of,
+)
 
 Array = NDArray[np.float32]
 
@@ -66,15 +73,10 @@ def only_reader(graph: GraphProto) -> dict[str, NodeProto]:
     return {name: nodes[0] for name, nodes in readers.items() if len(nodes) == 1 and name not in kept}
 
 
-def given(node: NodeProto) -> dict[str, Any]:
-    """Return the attributes of a node."""
-    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
-
-
 def _weight_by_input(layer: NodeProto, constants: Mapping[str, TensorProto]) -> Array:
     """Return the weight of a Conv or Gemm as (outputs, inputs, taps)."""
     weight = numpy_helper.to_array(constants[layer.input[1]])
-    if layer.op_type == "Gemm" and not given(layer).get("transB", 0):
+    if layer.op_type == "Gemm" and not attribute_of(layer, "transB", 0):
         weight = weight.T
     return weight.reshape(*weight.shape[:2], -1)
 
@@ -102,7 +104,7 @@ def _layer_behind(
 
 def _takes_a_shift(layer: NodeProto, bound: Array, constants: Mapping[str, TensorProto]) -> bool:
     """Whether a layer sees a shift of its input as a bias: it has no border of zeros, and reads all channels."""
-    told = given(layer)
+    told = attributes_of(layer)
     plain = told.get("group", 1) == 1 and not any(told.get("pads", ())) and told.get("auto_pad", b"NOTSET") == b"NOTSET"
     plain &= not told.get("transA", 0) and told.get("alpha", 1.0) == told.get("beta", 1.0) == 1.0
     if not plain or any(name not in constants for name in layer.input[1:]):
@@ -115,7 +117,7 @@ def _takes_a_shift(layer: NodeProto, bound: Array, constants: Mapping[str, Tenso
 
 def _keeps_constants(node: NodeProto, sides: int, constants: Mapping[str, TensorProto]) -> bool:
     """Whether a channel of one value stays one, of that value, whatever else is there: poolings without a border."""
-    told = given(node)
+    told = attributes_of(node)
     if node.op_type == "AveragePool":
         return not any(told.get("pads", ())) and not told.get("ceil_mode", 0) and "auto_pad" not in told
     if node.op_type != "ReduceMean":

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from msn_deploy.model.graphs import constants_of, drop_unread_constants, free_name, names_of, sized
+from msn_deploy.model.graphs import attribute_of, constants_of, drop_unread_constants, free_name, names_of, sized
 
 _MOVES = ("Flatten", "Identity", "MaxPool", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze")
 """ONNX Runtime takes rounding from behind them to before them."""
@@ -104,7 +104,11 @@ def _is_mean(node: NodeProto) -> bool:
 def _steps(node: NodeProto, constants: Mapping[str, TensorProto], ranks: Mapping[str, int]) -> list[Step]:
     """Return what a node consists of; nothing for one that is a single step, or not known."""
     if node.op_type == "HardSigmoid":
-        return [("Mul", [_given(node, "alpha", 0.2)]), ("Add", [_given(node, "beta", 0.5)]), ("Clip", _CLIPPED)]
+        return [
+            ("Mul", [attribute_of(node, "alpha", 0.2)]),
+            ("Add", [attribute_of(node, "beta", 0.5)]),
+            ("Clip", _CLIPPED),
+        ]
     if node.op_type == "HardSwish":
         return [("Mul", [1 / 6]), ("Add", [0.5]), ("Clip", _CLIPPED), ("Mul", node.input[0])]
     if node.op_type != "BatchNormalization" or node.input[0] not in ranks or len(node.output) > 1:
@@ -112,7 +116,7 @@ def _steps(node: NodeProto, constants: Mapping[str, TensorProto], ranks: Mapping
     if not all(name in constants for name in node.input[1:5]):
         return []
     gain, bias, mean, var = (numpy_helper.to_array(constants[name]).astype(np.float64) for name in node.input[1:5])
-    scale = gain / np.sqrt(var + _given(node, "epsilon", 1e-5))
+    scale = gain / np.sqrt(var + attribute_of(node, "epsilon", 1e-5))
     shape = (-1, *[1] * (ranks[node.input[0]] - 2))
     return [("Mul", scale.reshape(shape)), ("Add", (bias - mean * scale).reshape(shape))]
 
@@ -148,17 +152,12 @@ def _rounded_layers(graph: GraphProto, makers: Mapping[str, NodeProto]) -> Itera
         layer = makers.get(name)
         if layer is None or layer.op_type not in _LAYERS or layer.input[1] not in makers:
             continue
-        if _given(layer, "alpha", 1.0) == _given(layer, "beta", 1.0) == 1:
+        if attribute_of(layer, "alpha", 1.0) == attribute_of(layer, "beta", 1.0) == 1:
             yield layer
 
 
 def _bias_shape(node: NodeProto, weight: tuple[int, ...]) -> tuple[int, ...]:
     if node.op_type == "Gemm":
-        return (weight[0 if _given(node, "transB", 0) else 1],)
-    channels = weight[0] if node.op_type == "Conv" else weight[1] * int(_given(node, "group", 1))
+        return (weight[0 if attribute_of(node, "transB", 0) else 1],)
+    channels = weight[0] if node.op_type == "Conv" else weight[1] * attribute_of(node, "group", 1)
     return channels, *[1] * (len(weight) - 2)
-
-
-def _given(node: NodeProto, name: str, default: float) -> float:
-    found = next((helper.get_attribute_value(each) for each in node.attribute if each.name == name), default)
-    return float(found)

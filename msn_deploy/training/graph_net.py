@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from msn_deploy.core.errors import InputError, first_line
 from msn_deploy.graph.kernels import Call
 from msn_deploy.model.checks import check_model
-from msn_deploy.model.graphs import constants_of, drop_unread_constants
+from msn_deploy.model.graphs import attributes_of, constants_of, drop_unread_constants
 from msn_deploy.model.opened import inputs_of
 from msn_deploy.model.opset import opset_of
 from msn_deploy.model.reading import refuse_external
@@ -100,7 +100,9 @@ class GraphNet(nn.Module):
         kind, name = node.op_type, node.name or node.output[0]
         if node.domain not in ("", "ai.onnx") or kind not in (*OPERATORS, "QuantizeLinear", "DequantizeLinear"):
             raise InputError(f"{name} is a {kind}, which is not trained here.\nLeave it out of the graph.")
-        call = Call(kind, self._version, {each.name: _given(each) for each in node.attribute}, len(node.output))
+        call = Call(
+            kind, self._version, {key: _plain(value) for key, value in attributes_of(node).items()}, len(node.output)
+        )
         reads, makes = tuple(node.input), tuple(node.output)
         if kind in ("QuantizeLinear", "DequantizeLinear"):
             module = self._rounding(node, weights)
@@ -317,8 +319,7 @@ def _freed(nodes: list[_Node], outputs: tuple[str, ...]) -> list[_Node]:
     return found[::-1]
 
 
-def _given(attribute: Any) -> Any:
-    value = onnx.helper.get_attribute_value(attribute)
+def _plain(value: Any) -> Any:
     if isinstance(value, TensorProto):
         return numpy_helper.to_array(value)
     return value.decode() if isinstance(value, bytes) else value
