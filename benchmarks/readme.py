@@ -17,6 +17,7 @@ import graphs_text
 import int8_steps
 import int8_table
 import networks_text
+import ort_int8_text
 import pitch
 import qat_table
 import quantisers_text
@@ -71,6 +72,7 @@ def blocks() -> dict[str, str]:
         "fp8": fp8.text(),
         "qat": qat_table.text(),
         "quantisers": quantisers_text.text(RESULTS / "quantisers.json"),
+        "ort-int8": ort_int8_text.block(RESULTS / "ort-int8.json"),
         "suite": suite_table.text(),
         "control": control.text(RESULTS / "control.json"),
         "uint8-input": _uint8_input(),
