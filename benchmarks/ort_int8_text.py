@@ -26,7 +26,7 @@ def block(path: Path) -> str:
             *rows,
             "",
             "Ratios of times with 95 % intervals, one sample at a time, on "
-            f"{environment['cores_usable']} idle cores of {environment['cpu']} ({', '.join(result['instructions'])}), "
+            f"{environment['cores_usable']} cores of {environment['cpu']} ({', '.join(result['instructions'])}), "
             f"ONNX Runtime {environment['versions']['onnxruntime']}. Each file was opened three times, in turns with "
             "the others. Theirs: the faster of the two fastest files, of all combinations of their formats and types. "
             "Ranges of both come from the same training images. Raw, by "
