@@ -176,7 +176,8 @@ class _ConvOverSigma(torch.autograd.Function):
             needed = [*ctx.needs_input_grad[:2], False]
             of_x, of_weight, _ = torch.ops.aten.convolution_backward(*given, needed)
             if of_weight is not None:
-                matrix = widened(by_rows(of_weight)).flatten(1)
+                # As the weight lies: its gradient lies as the activations do, which may be otherwise.
+                matrix = widened(of_weight if rows is weight else of_weight.movedim(1, -1)).flatten(1)
                 left = u * (torch.dot(matrix.flatten(), widened(rows).flatten()) / sigma)
                 matrix = torch.addr(matrix, left, v, alpha=-1) if twice else matrix.addr_(left, v, alpha=-1)
                 of_weight = matrix.view(rows.shape).to(weight.dtype)

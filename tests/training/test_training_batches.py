@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
 from msn_deploy.core.errors import InputError
 from msn_deploy.core.model_info import Preprocess
-from msn_deploy.core.recipes import TrainOptions
+from msn_deploy.core.recipes import TrainOptions, load_recipe
 from msn_deploy.data import Split, to_input
+from msn_deploy.msn import layers
+from msn_deploy.nets import build_net
 from msn_deploy.training.batches import Batches, divided
 
 COUNT = 23
@@ -52,6 +57,36 @@ def test_an_epoch_sees_no_image_twice_and_the_next_one_another_order() -> None:
     assert torch.equal(first, again)
     assert not torch.equal(first, second)
     assert not torch.equal(first, torch.cat([labels for _, labels in _batches(_split(), seed=4).epoch(0)]))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_gradients_are_those_of_plain_operations_however_a_small_batch_lies(
+    channels: int, channels_last: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Images of one channel lie in both formats at once, and torch then takes channels_last for what follows."""
+    split = _split(channels, height=32, width=32)
+    images, labels = next(_batches(split, batch_size=2, channels_last=channels_last).epoch(0))
+    torch.manual_seed(4)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    recipe = replace(load_recipe("vgg7_msn"), input_shape=(1, channels, 32, 32), width=8)
+    model = build_net(recipe, classes=COUNT).to(memory_format=layout)
+    divided_later: list[int] = []
+    exact = layers.conv_over_sigma
+    monkeypatch.setattr(
+        layers, "conv_over_sigma", lambda *given, **named: divided_later.append(1) or exact(*given, **named)
+    )
+    found = _gradients(model, images, labels)
+    monkeypatch.setattr(layers, "traced", lambda: True)
+    assert len(divided_later) == 3
+    for one, other in zip(found, _gradients(model, images, labels), strict=True):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-5 * float(other.abs().max()))
+
+
+def _gradients(model: nn.Module, images: Tensor, labels: Tensor) -> list[Tensor]:
+    model = copy.deepcopy(model)
+    nn.functional.cross_entropy(model(images), labels).backward()
+    return [each.grad for each in model.parameters()]
 
 
 def _moves(augment: str, epochs: int = 12) -> set[tuple[int, int, bool]]:
