@@ -1,9 +1,9 @@
 """How large features are where a DenseNet-BC reads them, with depth: of the networks that `make paper` left.
 
-    python benchmarks/deviation.py [--table fashion-densenet-bc-22] [--work FOLDER] [--data NAME=FOLDER] [--out FILE]
+    python benchmarks/deviation.py [TABLE ...] [--work FOLDER] [--data NAME=FOLDER] [--out FILE]
 
-For seed 0 of every arm of the table: the deviation of each feature over the first 512 test images, before the norm of a
-reader and before its ReLU.
+For seed 0 of BN and MSN of each table, otherwise of gap-digits-densenet-bc-22: the deviation of each feature over up to
+512 test images, before the norm of a reader and before its ReLU.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from msn_deploy.data import load_split, to_input
 
 OUT = paper.HERE / "results" / "gap-deviations.json"
 IMAGES = 512
+ARMS = ("BN", "MSN")
 
 
 def deviations(checkpoint: Path, recipe: Any) -> list[dict[str, Any]]:
@@ -62,7 +63,7 @@ def deviations(checkpoint: Path, recipe: Any) -> list[dict[str, Any]]:
 def main() -> None:
     assert __doc__ is not None
     parser = paper.parser_of(__doc__, paper.TABLES, paper.HERE.parent / "runs" / "paper")
-    parser.set_defaults(tables=["fashion-densenet-bc-22"])
+    parser.set_defaults(tables=["gap-digits-densenet-bc-22"])
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
     data, _ = paper.settings_of(options)
@@ -70,10 +71,9 @@ def main() -> None:
     for table in options.tables:
         arms: dict[str, Any] = {}
         for run in paper.runs_of(paper.TABLES / f"{table}.toml"):
-            checkpoint = run.folder(options.work) / f"{run.recipe.name}.safetensors"
-            if run.recipe.train.seed == 0 and checkpoint.is_file():
+            if run.recipe.train.seed == 0 and run.arm in ARMS:
                 recipe = replace(run.recipe, data=data.get(run.recipe.data, run.recipe.data))
-                arms[run.arm] = deviations(checkpoint, recipe)
+                arms[run.arm] = deviations(run.folder(options.work) / f"{run.recipe.name}.safetensors", recipe)
         found[table] = arms
     write_json(options.out, {"schema": 1, "images": IMAGES, "tables": found})
     print(json.dumps({table: list(arms) for table, arms in found.items()}))

@@ -19,7 +19,7 @@ HEAD = """# DenseNet: what BatchNorm has there and MSN lacks
 Against BatchNorm, in points of accuracy (means of the README's table), MSN has {fashion-vgg7} on Fashion-MNIST and
 {digits-vgg7} on digits with VGG7, but {fashion-densenet-bc-22} and {digits-densenet-bc-22} with DenseNet-BC-22.
 There, with BatchNorm, each reader divides each feature by its deviation again; with MSN a feature keeps the size that
-its convolution gave it.
+its convolution gave it, and sizes grow with depth (last table).
 
 Below is what was tried, in small. `make paper TABLES="{tables}"`
 trains what is missing and resumes what was stopped; `make readme` fills this page. Where a name does not
@@ -68,16 +68,19 @@ def _table(name: str) -> str:
 def _deviations(found: dict[str, Any]) -> str:
     lines = ["## How large features are where they are read", ""]
     for table, arms in found["tables"].items():
-        first = next(iter(arms.values()))
+        title = tomllib.loads((HERE / "tables" / f"{table}.toml").read_text(encoding="utf-8"))["title"]
         lines += [
-            f"{table}, seed 0, {found['images']} test images: least, median and largest deviation of a channel.",
+            f"{title.partition(': ')[2]}; seed 0, up to {found['images']} test images.",
+            "Made by `python benchmarks/deviation.py`.",
+            "Least, median and largest deviation of a channel. With MSN it is the same before and behind the norm of a",
+            "reader, which is a shift alone.",
             "",
+            "| read by | BN, before the norm | BN, before the ReLU | MSN |",
+            "|---|---|---|---|",
         ]
-        lines += [f"| read by | {' | '.join(f'{arm}, before the norm | {arm}, before the ReLU' for arm in arms)} |"]
-        lines += ["|---" * (1 + 2 * len(arms)) + "|"]
-        for at, row in enumerate(first):
-            cells = [_spread(rows[at][key]) for rows in arms.values() for key in ("read", "before the ReLU")]
-            lines.append(f"| {row['reader']} | {' | '.join(cells)} |")
+        for bn, msn in zip(arms["BN"], arms["MSN"], strict=True):
+            cells = [_spread(each) for each in (bn["read"], bn["before the ReLU"], msn["before the ReLU"])]
+            lines.append(f"| {bn['reader']} | {' | '.join(cells)} |")
         lines.append("")
     return "\n".join(lines)
 
