@@ -8,6 +8,7 @@ from typing import Any
 
 import accuracy
 import step_text
+import tiny_text
 
 from msn_deploy.core.reader import tomllib
 from msn_deploy.report.suite import SuiteArm, index_from
@@ -25,13 +26,14 @@ _PRODUCER = "MSN folded, producer"
 
 
 def why(recorded: Path, suite: Path) -> str:
-    """Return three measured sentences. recorded: the folder of train-step.json; suite: that of the suite `paper`."""
+    """Return four measured sentences. recorded: the folder of train-step.json; suite: that of the suite `paper`."""
     differences, seeds = [], []
     for path in sorted(accuracy.RESULTS.glob("*.json")):
         if not path.stem.startswith(("gap-", "scenes-")):
             row = _msn(path.stem)
             differences.append(row.difference[0])
             seeds.append(row.seeds)
+    tiny = json.loads((ROOT / "benchmarks" / "results" / "tiny-batches.json").read_text(encoding="utf-8"))
     arms = _folded(suite)
     same = [arm.to_reference.ratio for arm in arms if arm.same_graph and arm.norm == "msn" and arm.row != _PRODUCER]
     return "\n".join(
@@ -40,6 +42,7 @@ def why(recorded: Path, suite: Path) -> str:
             "BatchNorm (cnn3, VGG7 and a small DenseNet-BC on digits, MNIST and Fashion-MNIST; means over "
             f"{min(seeds)} to {max(seeds)} seeds).",
             f"- **Training memory.** {step_text.summary(recorded)}",
+            f"- **Tiny batches.** {tiny_text.why(tiny)} [Fine-tuning](docs/guides/fine-tuning.md)",
             "- **Deployment.** Folded, MSN and BatchNorm are the same plain convolutions with the same latency "
             f"(ratio {min(same):.3f} to {max(same):.3f}, ONNX Runtime, CPU, FP32).",
         ]

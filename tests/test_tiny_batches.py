@@ -70,3 +70,18 @@ def test_the_page_pairs_seeds_and_names_what_diverged(scripts: Any) -> None:
     assert "| MSN | 82.50 ± 2.12 (2) |" in text  # two pairs are too few for an interval
     assert "| GroupNorm | 83.00 ± 2.65 (3) +1.00 (-1.48 to +3.48) |" in text
     assert "Diverged, and left out of the means: MSN at batch 1, seed 2." in text
+
+
+def test_what_msn_has_over_another_norm_is_of_pairs_of_seeds(scripts: Any) -> None:
+    accuracies = {"bn": (0.80, 0.82, 0.84), "gn": (0.86, 0.85, 0.84), "msn": (0.82, 0.83, 0.87)}
+    runs = [
+        {"stage": stage, "arm": arm, "batch": batch, "seed": seed, "test_accuracy": value}
+        for stage in ("whole", "field")
+        for batch in (1, 2)
+        for arm, values in accuracies.items()
+        for seed, value in enumerate(values[: 3 if batch == 1 or stage == "field" else 2])
+    ]
+    said = "+2.00 (-0.48 to +4.48)"
+    assert f"from scratch {said}; fine-tuned {said}, {said}." in scripts.text.why({"runs": runs})
+    over = scripts.text._over([run for run in runs if run["stage"] == "whole"], "gn")
+    assert over == {1: pytest.approx((-1.0, -1.0 - 8.957, -1.0 + 8.957), abs=0.01)}

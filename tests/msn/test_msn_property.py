@@ -18,6 +18,7 @@ from msn_deploy import msn
 from msn_deploy.msn import centring, fold
 
 RANKS = {"Linear": 0, **{f"{kind}{rank}d": rank for kind in ("Conv", "ConvTranspose") for rank in (1, 2, 3)}}
+LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 EXACT, SINGLE, FOLDED = 1e-9, 1e-4, 1e-12
 FLOOR = 0.1  # inputs and weights are of the order of 1: what is far smaller than this is cancelled, and rounding
 MANY = settings(
@@ -36,7 +37,8 @@ class Case:
     bias: bool
     input_shape: tuple[int, ...]
     options: dict[str, Any] = field(default_factory=dict)
-    channels_last: bool = False
+    weight_last: bool = False  # whether its channels come last in memory
+    input_last: bool = False
     steps: int = 1
     seed: int = 0
 
@@ -64,12 +66,12 @@ class Case:
                     sign = torch.where(torch.rand(tensor.shape) < 0.3, -1.0, 1.0)
                     size = torch.where(torch.rand(tensor.shape) < 0.5, 0.3, 1.3) + torch.rand(tensor.shape) * 0.4
                     tensor.copy_(sign * size)
-        return layer.to(memory_format=torch.channels_last) if self.channels_last else layer
+        return layer.to(memory_format=LAST[layer.weight.dim()]) if self.weight_last else layer
 
     def input(self, step: int, dtype: torch.dtype) -> Tensor:
         rng = torch.Generator().manual_seed(self.seed + step)
         x = (torch.randn(self.input_shape, generator=rng) * 1.5 + 0.7).to(dtype)
-        return x.contiguous(memory_format=torch.channels_last) if self.channels_last else x
+        return x.contiguous(memory_format=LAST[x.dim()]) if self.input_last else x
 
 
 def _per_dim(draw: Any, rank: int, low: int, high: int) -> tuple[int, ...]:
@@ -135,8 +137,36 @@ def cases(draw: Any) -> Case:
         bias=draw(st.booleans()),
         input_shape=input_shape,
         options=options,
-        channels_last=RANKS[torch_name] == 2 and draw(st.booleans()),
+        weight_last=RANKS[torch_name] > 1 and draw(st.booleans()),
+        input_last=RANKS[torch_name] > 1 and draw(st.booleans()),
         steps=draw(st.integers(1, 2)),
+        seed=draw(st.integers(0, 10_000)),
+    )
+
+
+@st.composite
+def late_cases(draw: Any) -> Case:
+    """Draw a convolution whose weight is larger than its output, which then is what is divided by sigma."""
+    rank, groups = draw(st.sampled_from([1, 2, 2, 3])), draw(st.integers(1, 2))
+    kernel, dilation = _per_dim(draw, rank, 2, 3), _per_dim(draw, rank, 1, 2)
+    shape = {
+        "in_channels": groups * draw(st.integers(2, 6)),
+        "out_channels": groups * draw(st.integers(1, 4)),
+        "groups": groups,
+        "kernel_size": kernel,
+        "stride": _per_dim(draw, rank, 1, 2),
+        "dilation": dilation,
+    }
+    sizes = [d * (k - 1) + 1 + draw(st.integers(0, 2)) for d, k in zip(dilation, kernel, strict=True)]
+    return Case(
+        torch_name=f"Conv{rank}d",
+        norm="MSN",
+        shape=shape,
+        bias=draw(st.booleans()),
+        input_shape=(1, shape["in_channels"], *sizes),
+        options={"power_iterations": 1, "affine": False, "momentum": 0.1},
+        weight_last=rank > 1 and draw(st.booleans()),
+        input_last=rank > 1 and draw(st.booleans()),
         seed=draw(st.integers(0, 10_000)),
     )
 
@@ -206,7 +236,8 @@ def compare(case: Case, dtype: torch.dtype = torch.float64, within: float = EXAC
         assert {name for name, _ in layer.named_buffers()} == definition.buffers.keys()
 
         rng = torch.Generator().manual_seed(case.seed + 77 + step)
-        upstream = (torch.randn(wanted.shape, generator=rng) + 0.4).to(dtype)
+        # As the output lies, which is what a layer behind it would hand back.
+        upstream = torch.empty_like(got).copy_(torch.randn(wanted.shape, generator=rng) + 0.4)
         leaves = definition.leaves
         found = torch.autograd.grad(got, [ours, *layer.parameters()], upstream, allow_unused=True)
         right = torch.autograd.grad(wanted, [theirs, *leaves.values()], upstream.double())
@@ -229,6 +260,12 @@ def test_any_layer_is_its_definition(case: Case) -> None:
 @MANY
 @given(case=cases())
 def test_any_layer_in_float32_is_near_its_definition(case: Case) -> None:
+    compare(case, torch.float32, SINGLE)
+
+
+@settings(MANY, max_examples=100)
+@given(case=late_cases())
+def test_a_layer_that_divides_its_output_is_its_definition_however_both_lie(case: Case) -> None:
     compare(case, torch.float32, SINGLE)
 
 
