@@ -185,7 +185,8 @@ def why(result: dict[str, Any]) -> str:
     said = []
     for stage, how in _STAGES.items():
         over = _over([run for run in result["runs"] if run["stage"] == stage], "bn")
-        said.append(f"{how} {', '.join(_points(over[batch]) for batch in sorted(over))}")
+        if over:
+            said.append(f"{how} {', '.join(_points(over[batch]) for batch in sorted(over))}")
     return (
         "MSN over BatchNorm in points of accuracy, with batches of 1, 2 and 4 (VGG7 on Fashion-MNIST, 95 % intervals): "
         f"{'; '.join(said)}."
