@@ -248,13 +248,18 @@ def merge(work: Path) -> None:
 
 
 def draw(found: list[dict[str, Any]]) -> None:
-    """Draw accuracy against batch size: each training a dot, each norm's mean a line."""
+    """Draw accuracy against batch size: each training a dot, each norm's mean a line.
+
+    Without the classifier alone: it is so far below the others that these would be one line.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9.0, 3.4), layout="constrained")
     for at, (stage, title) in enumerate(_PANELS.items()):
         axes = figure.add_subplot(1, len(_PANELS), at + 1)
         for arm, colour in _COLOURS.items():
+            if arm.endswith("-head"):
+                continue
             dots = [
                 (run["batch"], 100 * run["test_accuracy"])
                 for run in found
