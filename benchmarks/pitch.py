@@ -42,7 +42,7 @@ def why(recorded: Path, suite: Path) -> str:
             "BatchNorm (cnn3, VGG7 and a small DenseNet-BC on digits, MNIST and Fashion-MNIST; means over "
             f"{min(seeds)} to {max(seeds)} seeds).",
             f"- **Training memory.** {step_text.summary(recorded)}",
-            f"- **Tiny batches.** {tiny_text.why(tiny)} [Fine-tuning](docs/guides/fine-tuning.md)",
+            f"- **Tiny batches.** {tiny_text.why(tiny)}",
             "- **Deployment.** Folded, MSN and BatchNorm are the same plain convolutions with the same latency "
             f"(ratio {min(same):.3f} to {max(same):.3f}, ONNX Runtime, CPU, FP32).",
         ]

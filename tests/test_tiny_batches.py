@@ -82,6 +82,8 @@ def test_what_msn_has_over_another_norm_is_of_pairs_of_seeds(scripts: Any) -> No
         for seed, value in enumerate(values[: 3 if batch == 1 or stage == "field" else 2])
     ]
     said = "+2.00 (-0.48 to +4.48)"
-    assert f"from scratch {said}; fine-tuned {said}, {said}." in scripts.text.why({"runs": runs})
+    why = scripts.text.why({"runs": runs})
+    assert f"{said} from scratch and {said} fine-tuned" in why
+    assert "with 2, +2.00 to +2.00" in why
     over = scripts.text._over([run for run in runs if run["stage"] == "whole"], "gn")
     assert over == {1: pytest.approx((-1.0, -1.0 - 8.957, -1.0 + 8.957), abs=0.01)}
