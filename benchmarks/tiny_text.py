@@ -189,7 +189,7 @@ def why(result: dict[str, Any]) -> str:
         others |= {(stage, batch): over[batch][0] for batch in over if batch > 1}
     batches = " and ".join(str(batch) for batch in sorted({batch for _, batch in others}))
     return (
-        f"With a batch of 1, MSN over BatchNorm has {' and '.join(single)}, in points of accuracy; with {batches} it has "
+        f"With a batch of 1, MSN over BatchNorm has {' and '.join(single)}, in points of accuracy; with {batches}, "
         f"{min(others.values()):+.2f} to {max(others.values()):+.2f} (VGG7 on Fashion-MNIST, 95 % intervals)."
     )
 
