@@ -4,7 +4,7 @@
 
 Stages, in this order, each training once and its result in a file of its own below `--work`, so that the command can be
 stopped at any time and typed again. What results/tiny-batches.json holds is not trained again either, except that a new
-folder needs the checkpoints of `base`, and fine-tunes all of `field` from those:
+folder that is to train `field` needs the checkpoints of `base`, and trains all of both:
 
 rate    batch 64, three learning rates: the one with the best mean over the norms is the base of the rule for all
 screen  10,000 images, 1 epoch, 2 seeds, batch 1 to 32, all norms
@@ -28,6 +28,7 @@ import multiprocessing
 import shutil
 import statistics
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -282,10 +283,14 @@ def draw(found: list[dict[str, Any]]) -> None:
     figure.savefig(PLOT, dpi=110, metadata={"Software": None})
 
 
-def fill(work: Path) -> None:
-    """Take over what was trained into another folder, and is in the results' file."""
+def fill(work: Path, stages: Sequence[str]) -> None:
+    """Take over what was trained into another folder, and is in the results' file.
+
+    Not `base` and `field` where they are among the stages to train: those need checkpoints.
+    """
     kept = json.loads(OUT.read_text(encoding="utf-8"))["runs"] if OUT.is_file() else []
-    by_key = {key_of(each): each for each in kept if each["stage"] not in ("base", "field")}
+    anew = {"base", "field"} if "field" in stages else {"base"} & set(stages)
+    by_key = {key_of(each): each for each in kept if each["stage"] not in anew}
     for run in runs():
         path = _path(run, work)
         if not path.is_file() and run.key in by_key:
@@ -321,7 +326,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="trainings at the same time")
     parser.add_argument("--merge", action="store_true", help="train nothing; merge what is there")
     options = parser.parse_args()
-    fill(options.work)
+    fill(options.work, [] if options.merge else options.stages)
     if not options.merge:
         write_data(options.work)
         start = multiprocessing.get_context("spawn")

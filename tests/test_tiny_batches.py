@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from collections.abc import Iterator
@@ -87,3 +88,15 @@ def test_what_msn_has_over_another_norm_is_of_pairs_of_seeds(scripts: Any) -> No
     assert "with 2, +2.00 to +2.00" in why
     over = scripts.text._over([run for run in runs if run["stage"] == "whole"], "gn")
     assert over == {1: pytest.approx((-1.0, -1.0 - 8.957, -1.0 + 8.957), abs=0.01)}
+
+
+@pytest.mark.parametrize(
+    ("stages", "left_out"), [([], set()), (["whole"], set()), (["base", "field"], {"base", "field"})]
+)
+def test_a_new_folder_takes_over_all_that_is_not_trained_anew(
+    scripts: Any, stages: list[str], left_out: set[str], tmp_path: Path
+) -> None:
+    scripts.batches.fill(tmp_path, stages)
+    found = scripts.batches.results(tmp_path)
+    kept = json.loads(scripts.batches.OUT.read_text(encoding="utf-8"))["runs"]
+    assert found == [run for run in kept if run["stage"] not in left_out]
